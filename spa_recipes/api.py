@@ -1,0 +1,218 @@
+"""The package from Python: what the command line does, as functions. Importing it loads no heavy library."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from spa_recipes.errors import RecipeError
+from spa_recipes.plan import External, Plan, Stage, compile_judge_plan, compile_plan
+from spa_recipes.recipe.load import load_recipe
+from spa_recipes.recipe.schema import DatasetSource, ImplicitRewardJudge, JudgeJob, Model
+from spa_recipes.run.rundir import RunDir, all_runs, find_reusable
+from spa_recipes.run.runner import Outcome, Reporter, execute, plan_changes
+from spa_recipes.state import atomic
+from spa_recipes.state.digests import DigestMemo
+from spa_recipes.state.stagedir import Manifest
+
+DIGEST_MEMO = ".digests.json"
+
+
+class Prepared(NamedTuple):
+    """A recipe that was read and planned, and the folder it would run in."""
+
+    plan: Plan
+    run: RunDir
+    text: str
+
+
+def prepare(recipe_path: Path, *, overrides: Sequence[str] = (), run_dir: Path | None = None) -> Prepared:
+    """Read a recipe and plan it; nothing runs and nothing is written but the memo of digests.
+
+    Raises:
+        RecipeError: the recipe is wrong. DataError: a local file or model is missing.
+    """
+    loaded = load_recipe(recipe_path, overrides)
+    recipe = loaded.recipe
+    folder = run_dir if run_dir is not None else Path(recipe.storage.runs_dir) / recipe.name
+    return Prepared(compile_plan(recipe, _memo(folder)), RunDir(folder), loaded.text)
+
+
+def run_recipe(prepared: Prepared, reporter: Reporter, *, until: str | None = None, accept: bool = False) -> Outcome:
+    """Run what is not done yet, up to and including the stage `until`.
+
+    Raises:
+        SpaError: with the exit code of what went wrong.
+    """
+    return execute(prepared.plan, prepared.run, prepared.text, until=until, accept=accept, reporter=reporter)
+
+
+def prepare_resume(run: str | None, runs_dir: Path) -> Prepared:
+    """The stored recipe and plan of a run: a name below `runs_dir`, a folder, or None for the newest unfinished one.
+
+    Raises:
+        RecipeError: there is no such run, or nothing to resume.
+    """
+    folder = _newest_unfinished(runs_dir) if run is None else find_run(run, runs_dir)
+    recipe = folder.recipe()
+    if recipe is None:
+        raise RecipeError("no run is there", where=str(folder.path), fix="see `spa status`")
+    return Prepared(compile_plan(recipe, _memo(folder.path)), folder, (folder.path / "recipe.yaml").read_text())
+
+
+def find_run(run: str, runs_dir: Path) -> RunDir:
+    """A run by its name or folder.
+
+    Raises:
+        RecipeError: there is no such run; names those there are.
+    """
+    for path in (runs_dir / run, Path(run)):
+        if (path / "resolved.json").is_file():
+            return RunDir(path)
+    names = ", ".join(found.name for found in all_runs(runs_dir)) or "none"
+    raise RecipeError(f"no run {run!r} in {runs_dir}", fix=f"runs there: {names}")
+
+
+def _newest_unfinished(runs_dir: Path) -> RunDir:
+    runs = all_runs(runs_dir)
+    for run in runs:
+        try:
+            recipe = run.recipe()
+        except RecipeError:
+            continue
+        if recipe is not None and unfinished(compile_plan(recipe, _memo(run.path)), run):
+            return run
+    if runs:
+        raise RecipeError(
+            f"every run in {runs_dir} is finished", fix="name one to look at it again, or see `spa status`"
+        )
+    raise RecipeError(f"no runs in {runs_dir}", fix="start one with `spa run RECIPE`")
+
+
+def unfinished(plan: Plan, run: RunDir) -> list[Stage]:
+    """Stages that are not committed yet."""
+    return [stage for stage in plan.stages if not run.is_done(stage, plan)]
+
+
+def manifests(plan: Plan, run: RunDir) -> dict[str, Manifest]:
+    """Manifests of the committed stages, by id, in the plan's order."""
+    found = {stage.id: run.stage_dir(stage, plan).manifest() for stage in plan.stages if run.is_done(stage, plan)}
+    return {name: manifest for name, manifest in found.items() if manifest is not None}
+
+
+class StageView(NamedTuple):
+    """A line of `spa plan`: is the stage's result there, and if not, why not."""
+
+    stage: Stage
+    state: str
+    why: str
+
+
+def plan_view(prepared: Prepared) -> list[StageView]:
+    """For each stage: `done`, `in RUN` (another run has it), or `to do` with the reason."""
+    plan, run, _ = prepared
+    changes: dict[str, list[str]] = {}
+    for line in plan_changes(plan, run):
+        name, _, change = line.partition(": ")
+        changes.setdefault(name, []).append(change)
+    views, stale = [], set[str]()
+    for stage in plan.stages:
+        if run.is_done(stage, plan):
+            views.append(StageView(stage, "done", ""))
+            continue
+        other = find_reusable(run.path.parent, stage, besides=run)
+        if other is not None:
+            views.append(StageView(stage, f"in {other[0]}", ""))
+            continue
+        stale.add(stage.id)
+        upstream = [str(v).split("/")[0] for v in stage.inputs.values() if not isinstance(v, External)]
+        reasons = changes.get(stage.id, []) or sorted({f"needs {name}" for name in upstream if name in stale})
+        views.append(StageView(stage, "to do", "; ".join(reasons) or "never run"))
+    return views
+
+
+class JudgeRequest(NamedTuple):
+    """What `spa judge` is asked to do; names are those of the command's options."""
+
+    policy: str
+    reference: str
+    pairs: str
+    out: Path
+    beta: float = 0.1
+    dtype: str = "auto"
+    max_length: int = 2048
+    max_prompt_length: int = 1024
+    columns: dict[str, str | None] | None = None
+    split: str | None = None
+    on_bad_row: str = "error"
+    seed: int = 42
+    overwrite: bool = False
+    trust_remote_code: bool = False
+
+
+def judge_pairs(request: JudgeRequest, reporter: Reporter) -> Manifest:
+    """Label pairs that a user already has, with the implicit reward of a policy against its reference.
+
+    Work in progress lives in `OUT.spa/` beside the output until the output is written, so a stopped call goes on where
+    it was when it is made again.
+
+    Raises:
+        SpaError: with the exit code of what went wrong.
+    """
+    if request.out.exists() and not request.overwrite:
+        raise RecipeError(
+            "the output file is there already", where=str(request.out), fix="choose another, or --overwrite"
+        )
+    if not request.out.parent.is_dir():
+        raise RecipeError("no such folder", where=str(request.out.parent), fix="make it first")
+    job = _judge_job(request)
+    run = RunDir(request.out.with_name(request.out.name + ".spa"))
+    plan = compile_judge_plan(job, DigestMemo(run.path / DIGEST_MEMO))
+    text = json.dumps(job.model_dump(mode="json"), indent=2)
+    outcome = execute(plan, run, text, until=None, accept=True, reporter=reporter)
+    pairs = run.stage_dir(plan.stage("judge"), plan).output / "pairs.jsonl"
+    atomic.write_bytes(request.out, pairs.read_bytes())
+    shutil.rmtree(run.path)
+    return outcome.manifests["judge"]
+
+
+def _judge_job(request: JudgeRequest) -> JudgeJob:
+    model: dict[str, Any] = {
+        "model_name_or_path": request.policy,
+        "dtype": request.dtype,
+        "max_length": request.max_length,
+        "max_prompt_length": request.max_prompt_length,
+        "trust_remote_code": request.trust_remote_code,
+    }
+    try:
+        return JudgeJob(
+            name=request.out.stem or "judge",
+            model=Model.model_validate(model),
+            reference=request.reference,
+            pairs=DatasetSource.model_validate(
+                {
+                    "source": request.pairs,
+                    "split": request.split,
+                    "columns": request.columns or {},
+                    "on_bad_row": request.on_bad_row,
+                }
+            ),
+            judge=ImplicitRewardJudge(beta=request.beta),
+            seed=request.seed,
+        )
+    except ValueError as error:
+        details = error.errors() if hasattr(error, "errors") else []
+        first = details[0] if details else {"loc": (), "msg": str(error)}
+        raise RecipeError(f"{first['msg']}", where="--" + "-".join(str(part) for part in first["loc"])) from None
+
+
+def final_model(prepared: Prepared) -> Path | None:
+    """Folder of the newest policy that the run has made so far."""
+    plan, run, _ = prepared
+    made = [s for s in plan.stages if s.kind in ("sft", "dpo", "refine") and run.is_done(s, plan)]
+    return run.stage_dir(made[-1], plan).output / "model" if made else None
+
+
+def _memo(run_folder: Path) -> DigestMemo:
+    return DigestMemo(run_folder.parent / DIGEST_MEMO)

@@ -1,0 +1,88 @@
+"""`spa doctor`: what this machine can do, and what is missing. The one command that may import torch to look."""
+
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import NamedTuple
+
+from packaging.requirements import Requirement
+
+from spa_recipes.cli.render import out
+from spa_recipes.estimates import human_bytes
+
+
+class Finding(NamedTuple):
+    """One line of the report; `problem` says what to do, empty if all is well."""
+
+    what: str
+    value: str
+    problem: str = ""
+
+
+def findings() -> Iterator[Finding]:
+    """Everything that is worth a line."""
+    yield Finding("python", f"{platform.python_version()} on {platform.platform()}")
+    yield from _packages()
+    yield from _devices()
+    yield from _hub()
+    yield Finding("disk", f"{human_bytes(shutil.disk_usage(Path.cwd()).free)} free here")
+
+
+def _packages() -> Iterator[Finding]:
+    """Each declared requirement: installed, missing, or outside the bounds that this version was tested with."""
+    for line in requires("spa-recipes") or []:
+        requirement = Requirement(line)
+        extra = str(requirement.marker).partition("extra == ")[2].strip("\"'") if requirement.marker else ""
+        if extra == "dev":
+            continue
+        name = requirement.name
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            if extra:
+                yield Finding(name, f"not installed (optional: extra `{extra}`)")
+            else:
+                yield Finding(name, "not installed", f"pip install '{name}{requirement.specifier}'")
+            continue
+        fits = requirement.specifier.contains(found, prereleases=True)
+        yield Finding(name, found, "" if fits else f"needs {requirement.specifier}")
+
+
+def _devices() -> Iterator[Finding]:
+    try:
+        import torch
+    except ImportError:
+        yield Finding("devices", "unknown", "install torch")
+        return
+    yield Finding("cpu threads", str(torch.get_num_threads()))
+    if not torch.cuda.is_available():
+        driver = Path("/proc/driver/nvidia/version").exists()
+        problem = "a GPU driver is there, but this torch is built for the CPU: install a CUDA build" if driver else ""
+        yield Finding("gpu", "none", problem)
+        return
+    for index in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(index)
+        bf16 = "bfloat16" if torch.cuda.is_bf16_supported() else "no bfloat16"
+        yield Finding(f"gpu {index}", f"{facts.name}, {human_bytes(facts.total_memory)}, {bf16}")
+
+
+def _hub() -> Iterator[Finding]:
+    offline = [name for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE") if os.environ.get(name, "0") not in ("0", "")]
+    yield Finding("hub", "offline: " + ", ".join(offline) if offline else "online mode")
+    cache = os.environ.get("HF_HOME", "~/.cache/huggingface")
+    yield Finding("hub cache", cache)
+    token = "HF_TOKEN" in os.environ or (Path(cache).expanduser() / "token").exists()
+    yield Finding("hub token", "found" if token else "none (needed for gated models only: `hf auth login`)")
+
+
+def print_report() -> None:
+    """Print the findings; problems stand out."""
+    problems = 0
+    for what, value, problem in findings():
+        mark = "[red]![/]" if problem else " "
+        out.print(f"{mark} {what:<16} {value}" + (f"  [red]{problem}[/]" if problem else ""), soft_wrap=True)
+        problems += bool(problem)
+    out.print(f"\n{problems} problems" if problems else "\nready: try `spa run recipes/quickstart.yaml`")

@@ -1,0 +1,180 @@
+"""The rows that every stage reads and writes, and their JSONL files. Standard library only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, NotRequired, TypedDict
+
+from spa_recipes.errors import DataError
+
+BOM = b"\xef\xbb\xbf"
+
+
+class Message(TypedDict):
+    """One turn; `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+class PairRow(TypedDict):
+    """A labelled pair; `chosen` and `rejected` hold exactly one assistant message each."""
+
+    prompt_id: str
+    prompt: list[Message]
+    chosen: list[Message]
+    rejected: list[Message]
+    row: int
+    score_chosen: NotRequired[float]
+    score_rejected: NotRequired[float]
+    gold_chosen: NotRequired[float]
+    gold_rejected: NotRequired[float]
+
+
+class PromptRow(TypedDict):
+    """A prompt to answer; its last message is the user's."""
+
+    prompt_id: str
+    prompt: list[Message]
+    row: int
+
+
+class CandidatesRow(TypedDict):
+    """Responses to judge; `label` is the index of the one that is known to be better."""
+
+    prompt_id: str
+    prompt: list[Message]
+    responses: list[str]
+    label: int | None
+    row: int
+
+
+class ConversationRow(TypedDict):
+    """A demonstration; its last message is the assistant's."""
+
+    messages: list[Message]
+    row: int
+
+
+class Line(NamedTuple):
+    """A line of a JSONL file: an object, or what is wrong with it."""
+
+    number: int
+    value: dict[str, Any] | None
+    error: DataError | None
+
+
+def prompt_id(messages: Iterable[Message]) -> str:
+    """Name a prompt by its content: the first 16 hex digits of the SHA-256 of its canonical JSON."""
+    plain = [{"role": message["role"], "content": message["content"]} for message in messages]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
+
+
+def write_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Write one JSON object per line, all or nothing, and return the number of rows.
+
+    The file is complete under its name or not there: rows go to a temporary file beside it, which is renamed.
+
+    Raises:
+        DataError: a row holds NaN or infinity, which JSON does not have, or half a surrogate pair.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count = 0
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            for count, row in enumerate(rows, start=1):
+                file.write(_encode(row, f"{path}, row {count}"))
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files that only their owner may read; results get the usual permissions.
+        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return count
+
+
+def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
+    """Read the objects of a JSONL file; blank lines are passed over.
+
+    Raises:
+        DataError: the file is missing, or a line is not a JSON object.
+    """
+    rows = []
+    for line in read_lines(path):
+        if line.error is not None:
+            raise line.error
+        if line.value is not None:
+            rows.append(line.value)
+    return rows
+
+
+def read_lines(path: Path | str) -> Iterator[Line]:
+    """Go through a JSONL file, a bad line being an item and not the end.
+
+    Only `\\n` ends a line (JSON text may hold U+2028 and its like); a BOM and CRLF are tolerated.
+
+    Raises:
+        DataError: the file cannot be opened.
+    """
+    path = Path(path)
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise DataError(f"cannot be opened ({error.strerror or error})", where=str(path)) from error
+    with file:
+        offset = 0
+        for number, raw in enumerate(file, start=1):
+            line = _parse_line(raw, number, offset, path)
+            offset += len(raw)
+            if line is not None:
+                yield line
+
+
+def _parse_line(raw: bytes, number: int, offset: int, path: Path) -> Line | None:
+    where = f"{path}:{number}"
+    if number == 1 and raw.startswith(BOM):
+        raw, offset = raw[len(BOM) :], offset + len(BOM)
+    if not raw.strip():
+        return None
+    try:
+        value = json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return Line(number, None, not_utf8(error, offset, where))
+    except RecursionError:
+        return Line(number, None, DataError("JSON is nested too deeply", where=where))
+    except ValueError as error:
+        cut = "the line is cut off or not JSON" if not raw.endswith(b"\n") else "not JSON"
+        return Line(number, None, DataError(f"{cut} ({error})", where=where, fix="write one JSON object per line"))
+    if not isinstance(value, dict):
+        what = f"not a JSON object but a {type(value).__name__}"
+        return Line(number, None, DataError(what, where=where, fix="write one JSON object per line"))
+    return Line(number, value, None)
+
+
+def not_utf8(error: UnicodeDecodeError, offset: int, where: str) -> DataError:
+    """The error for bytes that are not UTF-8; `offset` is where the decoded part begins in its file."""
+    return DataError(f"not UTF-8 at byte {offset + error.start}", where=where, fix="save the file as UTF-8")
+
+
+def _encode(row: Mapping[str, Any], where: str) -> bytes:
+    try:
+        return json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n"
+    except UnicodeEncodeError as error:
+        raise DataError("text holds half a surrogate pair, which UTF-8 cannot write", where=where) from error
+    except ValueError as error:
+        raise DataError(f"cannot be written as JSON ({error})", where=where) from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,298 @@
+"""Reading of data: any accepted form in any kind of file becomes the canonical rows of `spa_recipes.data.rows`.
+
+loaded = read_pairs(recipe.data.pairs)
+loaded.rows, loaded.form, loaded.columns, loaded.skipped
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from spa_recipes.data import forms
+from spa_recipes.data.files import JSONL_SUFFIXES, PARQUET_SUFFIXES, RawRow, existing_path, read_raw
+from spa_recipes.data.forms import BadRowError, Form, Raw
+from spa_recipes.data.rows import CandidatesRow, ConversationRow, PairRow, PromptRow
+from spa_recipes.errors import DataError
+from spa_recipes.recipe.schema import Columns, DatasetSource, SandboxSource
+
+Row = TypeVar("Row", PairRow, PromptRow, ConversationRow, CandidatesRow)
+AnySource = DatasetSource | SandboxSource
+# The form of a dataset is that of most of its first rows.
+_ROWS_TO_DETECT_BY = 20
+_PAIRS_ACCEPTED = (
+    "prompt, chosen, rejected (strings or message lists); chosen, rejected (whole conversations); "
+    "instruction, input?, chosen, rejected; instruction, output: [chosen, rejected]; conversations, chosen, rejected"
+)
+_PROMPTS_ACCEPTED = "prompt (string or message list); messages; conversations; any form of labelled pairs"
+_CONVERSATIONS_ACCEPTED = "messages; conversations; prompt, completion (strings or message lists)"
+_CANDIDATES_ACCEPTED = f"prompt, responses: [...]; prompt, response_a, response_b; {_PAIRS_ACCEPTED}"
+
+
+class Loaded(NamedTuple, Generic[Row]):
+    """Rows of a source.
+
+    Attributes:
+        rows: canonical rows, in the order of the source.
+        form: name of the form that was detected, for people.
+        columns: columns that were read, by their names in the source.
+        skipped: number and fault of each malformed row (`on_bad_row: skip`).
+    """
+
+    rows: list[Row]
+    form: str
+    columns: list[str]
+    skipped: list[tuple[int, str]]
+
+
+def read_pairs(source: AnySource) -> Loaded[PairRow]:
+    """Read labelled pairs.
+
+    Raises:
+        DataError: the source is missing or unreadable, its form is unknown, or a row is malformed.
+        TryAgainError: the network failed.
+    """
+    return _read(source, forms.PAIR_FORMS, _PAIRS_ACCEPTED, forms.pair_row)
+
+
+def read_prompts(source: AnySource) -> Loaded[PromptRow]:
+    """Read prompts without responses; of conversations, what stands before the last answer.
+
+    Raises:
+        DataError, TryAgainError: as `read_pairs`.
+    """
+
+    def finish(prompt: Any, raw: Raw, row: int) -> PromptRow:
+        return forms.prompt_row(prompt, row)
+
+    return _read(source, forms.PROMPT_FORMS, _PROMPTS_ACCEPTED, finish)
+
+
+def read_conversations(source: AnySource) -> Loaded[ConversationRow]:
+    """Read demonstrations for supervised fine-tuning.
+
+    `columns.prompt` alone names the column of whole conversations; with `columns.chosen`, that one is the completion.
+
+    Raises:
+        DataError, TryAgainError: as `read_pairs`.
+    """
+
+    def finish(messages: Any, raw: Raw, row: int) -> ConversationRow:
+        return forms.conversation_row(messages, row)
+
+    return _read(
+        source, forms.CONVERSATION_FORMS, _CONVERSATIONS_ACCEPTED, finish, adapt=_adapt_conversation, sandbox_sft=True
+    )
+
+
+def read_candidates(source: AnySource | str | Path) -> Loaded[CandidatesRow]:
+    """Read responses to judge: labelled pairs in any form (label 0, the chosen one), or `responses` lists, or
+    `response_a` and `response_b` (with a label where a column `label` or `preference` clearly gives one).
+
+    Raises:
+        DataError, TryAgainError: as `read_pairs`.
+    """
+    if isinstance(source, str | Path):
+        source = DatasetSource(source=str(source))
+    raws: list[Raw] = []
+
+    def finish(found: Any, raw: Raw, row: int) -> CandidatesRow:
+        candidates = forms.candidates_row(found.prompt, found.responses, found.label, row)
+        raws.append(raw)
+        return candidates
+
+    loaded = _read(source, forms.CANDIDATE_FORMS, _CANDIDATES_ACCEPTED, finish)
+    # What a label column means shows only over all of its values.
+    for candidates, label in zip(loaded.rows, forms.read_labels(raws), strict=True):
+        if candidates["label"] is None and len(candidates["responses"]) == 2:
+            candidates["label"] = label
+    return loaded
+
+
+def count_rows(source: AnySource) -> int | None:
+    """Count the rows of a source where that is cheap (sandbox, JSONL, Parquet); else None.
+
+    Raises:
+        DataError: a local source is missing, or not what its name says.
+    """
+    if isinstance(source, SandboxSource):
+        return source.rows
+    path = existing_path(source.source)
+    if path is None or not path.is_file():
+        return None
+    if path.suffix.lower() in JSONL_SUFFIXES:
+        return _jsonl_rows(path)
+    if path.suffix.lower() in PARQUET_SUFFIXES:
+        return _parquet_rows(path)
+    return None
+
+
+def content_fingerprint(source: AnySource) -> str:
+    """Name the content of a source, for the key of a stage.
+
+    A local file or folder by its bytes; a Hub dataset by its id, revision and configuration; the sandbox by its
+    settings.
+
+    Raises:
+        DataError: a local source is missing or cannot be read.
+    """
+    if isinstance(source, SandboxSource):
+        return f"sandbox:rows={source.rows},seed={source.seed}"
+    path = existing_path(source.source)
+    if path is None:
+        config = f"#{source.config_name}" if source.config_name else ""
+        return f"hub:{source.source}@{source.revision or 'main'}{config}"
+    try:
+        if path.is_file():
+            return f"sha256:{_file_digest(path)}"
+        files = sorted((file.relative_to(path).as_posix(), file) for file in path.rglob("*") if file.is_file())
+        lines = "".join(f"{_file_digest(file)}  {name}\n" for name, file in files)
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror or error})", where=source.source) from error
+    return f"sha256:{hashlib.sha256(lines.encode('utf-8', 'surrogateescape')).hexdigest()}"
+
+
+def _read(
+    source: AnySource,
+    known: Sequence[Form],
+    accepted: str,
+    finish: Callable[[Any, Raw, int], Row],
+    *,
+    adapt: Callable[[Raw, Columns], Raw] | None = None,
+    sandbox_sft: bool = False,
+) -> Loaded[Row]:
+    """Read a source: find the form of its rows, translate each, and collect what is malformed.
+
+    `finish` checks what a form's parser found and gives it its canonical form.
+    """
+    if isinstance(source, SandboxSource):
+        raw_rows, columns, skip, name = _sandbox_rows(source, sft=sandbox_sft), Columns(), False, "sandbox"
+    else:
+        raw_rows, columns, skip, name = (
+            list(read_raw(source)),
+            source.columns,
+            source.on_bad_row == "skip",
+            source.source,
+        )
+    if not raw_rows:
+        raise DataError("no rows", where=name, fix="give a dataset that is not empty")
+    adapt = adapt or _adapt_pair
+    form: Form | None = None
+    used: list[str] = []
+    rows: list[Row] = []
+    skipped: list[tuple[int, str]] = []
+    for raw in raw_rows:
+        try:
+            if raw.error is not None:
+                raise raw.error
+            assert raw.value is not None
+            if form is None:
+                form = _detect(raw_rows, columns, known, accepted, name, adapt)
+            view = adapt(raw.value, columns)
+            if mismatch := form.mismatch(view):
+                raise BadRowError(mismatch)
+            rows.append(finish(form.parse(view), view, raw.row))
+            used += [column for column in form.columns(view) if column not in used]
+        except BadRowError as error:
+            fault = DataError(str(error), where=raw.where, fix="correct the row, or set on_bad_row: skip")
+            if not skip:
+                raise fault from error
+            skipped.append((raw.row, fault.what))
+        except DataError as error:
+            # A file-level fault has no row to skip.
+            if not skip or raw.error is None:
+                raise
+            skipped.append((raw.row, error.what))
+    if form is None or not rows:
+        row, reason = skipped[0]
+        raise DataError(f"none of the {len(skipped):,} rows is usable; row {row}: {reason}", where=name)
+    return Loaded(rows, form.name, [_source_name(column, columns) for column in used], skipped)
+
+
+def _detect(
+    raw_rows: Sequence[RawRow],
+    columns: Columns,
+    known: Sequence[Form],
+    accepted: str,
+    name: str,
+    adapt: Callable[[Raw, Columns], Raw],
+) -> Form:
+    """The form of the first rows, or an error that lists what they have."""
+    first: list[Raw] = []
+    missing = ""
+    values = (raw.value for raw in raw_rows if raw.value is not None)
+    for _, value in zip(range(_ROWS_TO_DETECT_BY), values, strict=False):
+        try:
+            first.append(adapt(value, columns))
+        except BadRowError as error:
+            missing = missing or f"{error}; found: {forms.describe(value)}"
+    if not first:
+        raise DataError(missing, where=name, fix="correct `columns`")
+    form = forms.detect(first, known)
+    if form is None:
+        raise DataError(
+            f"columns of no known form: {forms.describe(first[0])}",
+            where=name,
+            fix=f"accepted are: {accepted}; or name the columns with `columns`",
+        )
+    return form
+
+
+def _adapt_pair(row: Raw, columns: Columns) -> Raw:
+    return forms.rename(row, columns, rivals=("instruction", "conversations", "messages"))
+
+
+def _adapt_conversation(row: Raw, columns: Columns) -> Raw:
+    view = forms.rename(row, columns, rivals=("messages", "conversations"))
+    if columns.prompt is None and columns.chosen is None:
+        return view
+    view = dict(view)
+    if columns.chosen is not None:
+        view["completion"] = view.pop("chosen")
+    elif not isinstance(view["prompt"], str):
+        view["messages"] = view.pop("prompt")
+    return view
+
+
+def _source_name(column: str, columns: Columns) -> str:
+    """The name in the source of a column that `columns` may have renamed."""
+    if column == "messages" and columns.prompt is not None:
+        return columns.prompt
+    if column == "completion" and columns.chosen is not None:
+        return columns.chosen
+    return getattr(columns, column, None) or column
+
+
+def _sandbox_rows(source: SandboxSource, *, sft: bool) -> list[RawRow]:
+    from spa_recipes.sandbox.rows import preference_rows, sft_rows
+
+    try:
+        values = sft_rows(source.rows, source.seed) if sft else preference_rows(source.rows, source.seed)
+    except ValueError as error:
+        raise DataError(str(error), where="sandbox", fix="lower rows") from error
+    return [RawRow(number, f"sandbox, row {number}", value) for number, value in enumerate(values, start=1)]
+
+
+def _jsonl_rows(path: Path) -> int:
+    try:
+        with path.open("rb") as file:
+            return sum(1 for line in file if line.strip())
+    except OSError as error:
+        raise DataError(f"cannot be opened ({error.strerror or error})", where=str(path)) from error
+
+
+def _parquet_rows(path: Path) -> int:
+    import pyarrow.parquet as pq
+
+    try:
+        count: int = pq.read_metadata(path).num_rows
+    except Exception as error:  # pyarrow raises its own kinds and OSError
+        raise DataError("not a Parquet file, or damaged or cut off", where=str(path)) from error
+    return count
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,130 @@
+"""What a stage will need, before it runs: upper bounds for tokens, memory and disk, from sizes alone."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from spa_recipes.plan import Plan, Stage
+from spa_recipes.recipe.schema import SANDBOX_MODEL, JudgeJob, Recipe
+
+ADAMW_BYTES = 16
+"""Per trained parameter: float32 weight, gradient and two moments."""
+SANDBOX_PARAMETERS = 282_000
+
+
+class Need(NamedTuple):
+    """Upper bounds; None where the recipe does not tell.
+
+    Attributes:
+        tokens: tokens generated, scored or trained on.
+        memory: bytes for weights, gradients and optimizer on all devices together, without activations.
+        disk: bytes that the stage leaves, and at most has while it runs.
+    """
+
+    tokens: int | None
+    memory: int | None
+    disk: int | None
+
+
+def parameters_of(recipe: Recipe | JudgeJob) -> int | None:
+    """Number of parameters: from the recipe, the sandbox, or the model's config.json on this disk."""
+    model = recipe.model
+    if model.num_parameters is not None:
+        return int(model.num_parameters)
+    if model.model_name_or_path == SANDBOX_MODEL:
+        return SANDBOX_PARAMETERS
+    try:
+        config = json.loads((Path(model.model_name_or_path).expanduser() / "config.json").read_text())
+        return _llama_like_parameters(config)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _llama_like_parameters(config: dict[str, int]) -> int:
+    """Weights of a Llama-like decoder: attention with grouped heads, gated feed-forward, norms, embeddings."""
+    width, layers, inner = config["hidden_size"], config["num_hidden_layers"], config["intermediate_size"]
+    heads = config["num_attention_heads"]
+    head = config.get("head_dim") or width // heads
+    kv = config.get("num_key_value_heads") or heads
+    attention = width * head * (2 * heads + 2 * kv)
+    embeddings = config["vocab_size"] * width * (1 if config.get("tie_word_embeddings") else 2)
+    return layers * (attention + 3 * width * inner + 2 * width) + embeddings + width
+
+
+def weight_bytes(dtype: str) -> int:
+    """Bytes per weight; auto is bfloat16 where a GPU driver is."""
+    if dtype == "auto":
+        dtype = "bfloat16" if Path("/proc/driver/nvidia/version").exists() else "float32"
+    return 4 if dtype == "float32" else 2
+
+
+def needs(stage: Stage, plan: Plan) -> Need:
+    """Upper bounds for one stage of a plan."""
+    recipe = plan.recipe
+    size, each = parameters_of(recipe), weight_bytes(recipe.model.dtype)
+    weights = None if size is None else size * each
+    if stage.kind in ("sft", "dpo", "refine"):
+        return Need(
+            _train_tokens(stage, recipe), _train_memory(stage, recipe, size, weights), _train_disk(size, weights)
+        )
+    if stage.kind in ("generate", "evaluate"):
+        assert isinstance(recipe, Recipe)
+        tokens = None if stage.rows is None else stage.rows * recipe.sampling.max_tokens
+        return Need(tokens, weights, None if tokens is None else tokens * 8)
+    if stage.kind == "score":
+        return Need(None if stage.rows is None else stage.rows * recipe.model.max_length, weights, None)
+    return Need(None, None, weights if stage.kind == "init_model" else None)
+
+
+def _train_tokens(stage: Stage, recipe: Recipe | JudgeJob) -> int | None:
+    if stage.rows is None:
+        return None
+    sides = 1 if stage.kind == "sft" else 2
+    return stage.rows * sides * recipe.model.max_length * int(stage.settings["training"].num_train_epochs)
+
+
+def _train_memory(stage: Stage, recipe: Recipe | JudgeJob, size: int | None, weights: int | None) -> int | None:
+    if size is None or weights is None:
+        return None
+    reference = weights if stage.settings.get("lambda", 0) else 0
+    if recipe.model.lora is not None:
+        base = size // 2 if recipe.model.lora.load_in_4bit else weights
+        return base + reference
+    return size * ADAMW_BYTES + reference
+
+
+def _train_disk(size: int | None, weights: int | None) -> int | None:
+    """The saved model, and two checkpoints (weights in float32 and two moments) while the stage runs."""
+    return None if size is None or weights is None else weights + 2 * size * 12
+
+
+def human_bytes(number: float | None) -> str:
+    """Such as `14.5 GB`; a dash for None."""
+    if number is None:
+        return "-"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if number < 1000 or unit == "TB":
+            return f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}"
+        number /= 1000
+    raise AssertionError("unreachable")
+
+
+def human_count(number: float | None) -> str:
+    """Such as `61.4M`; a dash for None."""
+    if number is None:
+        return "-"
+    for unit in ("", "k", "M", "B", "T"):
+        if number < 1000 or unit == "T":
+            return f"{number:.0f}" if unit == "" else f"{number:.1f}{unit}"
+        number /= 1000
+    raise AssertionError("unreachable")
+
+
+def human_seconds(seconds: float) -> str:
+    """Such as `42 s`, `3 min 20 s`, `5 h 10 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,0 +1,1 @@
+"""Recipes: `schema` says what one may hold, `load` reads and checks one, `starter` is the one to begin with."""

@@ -1,0 +1,437 @@
+"""What a recipe says. Defaults are the paper's (arXiv 2406.04412) unless a description says otherwise.
+
+Nothing in here changes a value: a validator accepts or refuses. A field marked `RUNTIME` changes how or where the
+work is done but not its result; stage keys leave such fields out.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+RUNTIME: dict[str, Any] = {"runtime": True}
+"""Marks a field that does not change the result of a stage (see `spa_recipes.keys`)."""
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+SANDBOX_MODEL = "sandbox"
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are refused, values are frozen and never coerced from another type."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=(), allow_inf_nan=False)
+
+
+class Lora(Section):
+    """Train low-rank adapters instead of all weights; they are merged when a stage saves its model."""
+
+    lora_r: PositiveInt = Field(16, description="Rank of the adapters.")
+    lora_alpha: PositiveInt = Field(32, description="Scale of the adapters.")
+    lora_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="Dropout on the adapters' input.")
+    lora_target_modules: list[str] | Literal["all-linear"] = Field(
+        "all-linear", description="Modules that get an adapter; not lm_head."
+    )
+    load_in_4bit: bool = Field(False, description="QLoRA: keep the frozen weights in 4 bits (needs a GPU).")
+
+    @model_validator(mode="after")
+    def _no_adapter_on_the_head(self) -> Lora:
+        if isinstance(self.lora_target_modules, list) and any("lm_head" in m for m in self.lora_target_modules):
+            raise ValueError("lora_target_modules must not name lm_head: log-probs are read from its weight directly")
+        return self
+
+
+class Model(Section):
+    """The model to align: the SFT model, or the base model when the recipe has an `sft` section."""
+
+    model_name_or_path: str = Field(
+        min_length=1, description="Hub id or local folder; `sandbox` is the sandbox's tiny Llama, freshly initialised."
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="Precision of the computation and of saved models; auto: bfloat16 on a GPU that has it, else "
+        "float32. Trained weights are held in float32 while they train.",
+    )
+    attn_implementation: str | None = Field(None, description="Passed to transformers, e.g. flash_attention_2.")
+    trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
+    chat_template: str | None = Field(
+        None, description="File with a Jinja chat template, for a model that has none of its own."
+    )
+    max_length: PositiveInt = Field(2048, description="Tokens of prompt and response together.")
+    max_prompt_length: PositiveInt = Field(1024, description="Tokens of the prompt; a longer one loses its beginning.")
+    lora: Lora | None = Field(None, description="LoRA settings; null trains all weights.")
+    num_parameters: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="Parameters of the model, e.g. 7.24e9, for the estimates of `spa plan` where the model is not on "
+        "this disk yet.",
+        json_schema_extra=RUNTIME,
+    )
+
+    @model_validator(mode="after")
+    def _prompt_fits(self) -> Model:
+        if self.max_prompt_length >= self.max_length:
+            raise ValueError(
+                f"max_prompt_length ({self.max_prompt_length}) must be smaller than max_length ({self.max_length})"
+            )
+        return self
+
+
+class Columns(Section):
+    """Which columns hold what, where the detection should not decide."""
+
+    prompt: str | None = Field(None, description="Column of the prompt.")
+    chosen: str | None = Field(None, description="Column of the preferred response.")
+    rejected: str | None = Field(None, description="Column of the dispreferred response.")
+
+
+class DatasetSource(Section):
+    """A dataset on this disk or on the Hub."""
+
+    type: Literal["dataset"] = "dataset"
+    source: str = Field(
+        min_length=1, description="JSONL, JSON, Parquet or CSV file, folder made by save_to_disk, or Hub id."
+    )
+    config_name: str | None = Field(None, description="Configuration of a Hub dataset.")
+    split: str | None = Field(None, description="Split; null takes the only one, or train_prefs, train_sft, train.")
+    revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
+    columns: Columns = Field(Columns(), description="Overrides the detected columns.")
+    on_bad_row: Literal["error", "skip"] = Field("error", description="Stop at a malformed row, or count and skip it.")
+
+
+class SandboxSource(Section):
+    """Rows of the sandbox world, generated on the spot."""
+
+    type: Literal["sandbox"]
+    rows: PositiveInt = Field(9000, description="Rows to generate.")
+    seed: int = Field(0, ge=0, description="Seed of the rows; rows of different uses never share a random stream.")
+
+
+Source = Annotated[DatasetSource | SandboxSource, Field(discriminator="type")]
+
+
+class Data(Section):
+    """Labelled pairs, and how their rows are shared out.
+
+    Rows are shuffled with `shuffle_seed`; the first ones are the seed labels, the following ones lend their prompts to
+    iteration 1, 2, ..., the ones after that are held out. A row whose prompt stands in an earlier part is dropped.
+    """
+
+    pairs: Source = Field(description="Labelled preference pairs.")
+    prompts: Source | None = Field(None, description="Prompts for the iterations; null takes those of `pairs`.")
+    shuffle_seed: int = Field(42, ge=0, description="Seed of the shuffle (the authors' 42).")
+    seed_labels: Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        2000, description="Labelled pairs of the seed stage: a count, or a fraction such as 0.033; 0 for no labels."
+    )
+    prompts_per_iteration: list[PositiveInt] = Field(
+        [8000, 20000], description="Fresh prompts of each iteration; its length is the number of iterations."
+    )
+    heldout: Annotated[int, Field(ge=0)] = Field(0, description="Labelled pairs held out for evaluation.")
+
+
+class Training(Section):
+    """Settings of one training stage, in TRL's names."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = Field(5e-7, description="Peak learning rate.")
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = Field(
+        "cosine", description="Shape of the learning rate over the steps."
+    )
+    warmup_ratio: Fraction = Field(0.1, description="Share of the steps in which the learning rate rises.")
+    num_train_epochs: PositiveInt = Field(1, description="Passes over the data.")
+    global_batch_size: PositiveInt = Field(
+        32, description="Rows per optimizer step over all devices; the gradient accumulation follows from it."
+    )
+    per_device_train_batch_size: PositiveInt = Field(
+        1, description="Rows per device and forward pass.", json_schema_extra=RUNTIME
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="AdamW weight decay.")
+    adam_epsilon: Annotated[float, Field(gt=0)] = Field(1e-8, description="AdamW epsilon.")
+    max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="Gradients are clipped to this norm.")
+    gradient_checkpointing: bool = Field(
+        False, description="Trade time for memory in the backward pass.", json_schema_extra=RUNTIME
+    )
+    logging_steps: PositiveInt = Field(10, description="Optimizer steps between log lines.", json_schema_extra=RUNTIME)
+    save_steps: PositiveInt = Field(
+        200, description="Optimizer steps between checkpoints of a running stage.", json_schema_extra=RUNTIME
+    )
+
+    @model_validator(mode="after")
+    def _batch_splits(self) -> Training:
+        if self.global_batch_size % self.per_device_train_batch_size:
+            raise ValueError(
+                f"global_batch_size ({self.global_batch_size}) must be a multiple of per_device_train_batch_size "
+                f"({self.per_device_train_batch_size})"
+            )
+        return self
+
+
+class SftTraining(Training):
+    """Supervised fine-tuning of the base model, before anything else."""
+
+    data: Source = Field(description="Conversations (`messages`, or `prompt` and `completion`).")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(2e-5, description="Peak learning rate (not the paper's).")
+
+
+class PreferenceTraining(Training):
+    """DPO, on seed labels or on judged pairs."""
+
+    beta: Annotated[float, Field(gt=0)] = Field(0.1, description="DPO temperature.")
+
+
+class TransformersBackend(Section):
+    """Sampling with transformers: prompts of equal length in one batch, finished rows dropped."""
+
+    type: Literal["transformers"] = "transformers"
+    batch_size: PositiveInt = Field(64, description="Sequences decoded together.", json_schema_extra=RUNTIME)
+    shard_size: PositiveInt = Field(
+        512, description="Prompts per file on disk: what an interrupted stage loses at most.", json_schema_extra=RUNTIME
+    )
+
+
+class VllmBackend(Section):
+    """Sampling with vLLM (extra `vllm`)."""
+
+    type: Literal["vllm"]
+    tensor_parallel_size: PositiveInt = Field(1, description="GPUs per model.", json_schema_extra=RUNTIME)
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.9, description="Share of each GPU's memory.", json_schema_extra=RUNTIME
+    )
+    max_model_len: PositiveInt | None = Field(
+        None, description="Longest sequence; null: the model's max_length.", json_schema_extra=RUNTIME
+    )
+    enforce_eager: bool = Field(False, description="No CUDA graphs.", json_schema_extra=RUNTIME)
+    shard_size: PositiveInt = Field(
+        512, description="Prompts per file on disk: what an interrupted stage loses at most.", json_schema_extra=RUNTIME
+    )
+
+
+Backend = Annotated[TransformersBackend | VllmBackend, Field(discriminator="type")]
+
+
+class Sampling(Section):
+    """How answers are sampled, for judging and for evaluation."""
+
+    n: Annotated[int, Field(ge=2)] = Field(2, description="Responses per prompt; above 2, the best and the worst pair.")
+    temperature: Annotated[float, Field(ge=0)] = Field(0.7, description="0 is greedy.")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus.")
+    max_tokens: PositiveInt = Field(300, description="New tokens per response.")
+    backend: Backend = Field(TransformersBackend(), description="Engine that samples.")
+
+
+class ImplicitRewardJudge(Section):
+    """r(x, y) = beta * [log pi_{i-1}(y|x) - log pi_ref(y|x)]: the policy judges its own answers."""
+
+    type: Literal["implicit_reward"] = "implicit_reward"
+    beta: Annotated[float, Field(gt=0)] = Field(
+        0.1, description="Scale of the reward; the order does not depend on it."
+    )
+    reference: str = Field(
+        "init",
+        min_length=1,
+        description="The judge's reference: init (pi_init, the method), base (the model before `sft`), or a folder or "
+        "Hub id.",
+    )
+    recompute_policy_logps: bool = Field(
+        False, description="Score the policy again instead of using the log-probs kept by the generation."
+    )
+
+
+class GoldJudge(Section):
+    """The sandbox's gold reward labels the pairs: a control, the ceiling of every judge."""
+
+    type: Literal["gold"]
+
+
+class RandomJudge(Section):
+    """A coin labels the pairs: a control, the floor of every judge."""
+
+    type: Literal["random"]
+
+
+Judge = Annotated[ImplicitRewardJudge | GoldJudge | RandomJudge, Field(discriminator="type")]
+
+
+class PercentileThreshold(Section):
+    """tau = the k-th percentile of p~ over the most recent pairs.
+
+    The window holds the pairs of earlier optimizer steps only, over all processes; until `min_pairs` are in it, no
+    pair is flagged.
+    """
+
+    type: Literal["percentile"] = "percentile"
+    k: Annotated[float, Field(gt=0, lt=100)] = Field(10.0, description="Percentile (the paper's K).")
+    window: PositiveInt = Field(512, description="Pairs in the window (the paper names no size).")
+    min_pairs: PositiveInt = Field(32, description="Pairs needed before any is flagged.")
+
+    @model_validator(mode="after")
+    def _window_can_fill(self) -> PercentileThreshold:
+        if self.min_pairs > self.window:
+            raise ValueError(f"min_pairs ({self.min_pairs}) must not exceed window ({self.window})")
+        return self
+
+
+class FixedThreshold(Section):
+    """A constant tau."""
+
+    type: Literal["fixed"]
+    tau: Annotated[float, Field(gt=0, lt=1)] = Field(description="Pairs with p~ below it are flagged.")
+
+
+Threshold = Annotated[PercentileThreshold | FixedThreshold, Field(discriminator="type")]
+
+
+class Noise(Section):
+    """Self-refinement: flagged pairs are learned with softened labels."""
+
+    enabled: bool = Field(True, description="false is plain DPO on the judged pairs.")
+    alpha: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        0.1, description="Weight of the flipped label of a flagged pair."
+    )
+    lambdas: list[Annotated[float, Field(ge=0)]] | None = Field(
+        None,
+        description="De-coupled detection per iteration; null halves: 0.5, 0.25, 0.125, ... 0 is the plain detector.",
+    )
+    threshold: Threshold = Field(PercentileThreshold(), description="How tau is set.")
+    warmup_ratio: Fraction = Field(0.2, description="Share of the optimizer steps with alpha = 0.")
+
+
+class Evaluation(Section):
+    """What is measured of pi_init and of every model after it, on held-out prompts and pairs."""
+
+    enabled: bool = Field(True, description="false leaves the evaluation stages out.")
+    max_prompts: PositiveInt = Field(250, description="Held-out prompts that are answered.")
+    responses_per_prompt: PositiveInt = Field(1, description="Answers per held-out prompt.")
+    reward: Literal["gold", "none"] = Field(
+        "none", description="Judge of the win rate against pi_init: the sandbox's gold reward, or none."
+    )
+    num_samples: Annotated[int, Field(ge=0)] = Field(
+        3, description="Sample answers shown in the summary.", json_schema_extra=RUNTIME
+    )
+
+
+class Tracking(Section):
+    """Experiment trackers."""
+
+    report_to: list[Literal["wandb", "tensorboard", "mlflow", "trackio"]] = Field(
+        [], description="Trackers that transformers reports to."
+    )
+
+
+class LocalExecutor(Section):
+    """Each stage is a fresh Python process on this machine."""
+
+    type: Literal["local"] = "local"
+
+
+class ForkExecutor(Section):
+    """Stages fork from one process that has imported the libraries: no GPU, quick starts."""
+
+    type: Literal["fork"]
+
+
+class AccelerateExecutor(Section):
+    """Stages that load a model run under `accelerate launch`."""
+
+    type: Literal["accelerate"]
+    num_processes: PositiveInt = Field(description="Processes, one per device.")
+    config_file: str | None = Field(None, description="accelerate config (DeepSpeed, FSDP, several nodes).")
+
+
+Executor = Annotated[LocalExecutor | ForkExecutor | AccelerateExecutor, Field(discriminator="type")]
+
+
+class Compute(Section):
+    """Where and how the stages run; nothing in here changes a result."""
+
+    executor: Executor = Field(LocalExecutor(), description="How stage processes are started.")
+    cpu_threads: PositiveInt | None = Field(None, description="Threads per process on the CPU; null: torch decides.")
+    score_tokens_per_batch: PositiveInt = Field(16384, description="Tokens per forward pass when log-probs are scored.")
+
+
+class Storage(Section):
+    """What stays on disk."""
+
+    runs_dir: str = Field("runs", min_length=1, description="Folder of all runs; stages are reused among its runs.")
+    keep_checkpoints: bool = Field(False, description="Keep a finished stage's training checkpoints.")
+    keep_shards: bool = Field(False, description="Keep a finished stage's shards beside its merged output.")
+
+
+class JudgeJob(Section):
+    """What `spa judge` does: the judge of the method on answers that are there already."""
+
+    name: str
+    model: Model
+    reference: str
+    reference_revision: str | None = None
+    pairs: DatasetSource
+    judge: ImplicitRewardJudge
+    seed: int = Field(42, ge=0)
+    compute: Compute = Compute()
+    storage: Storage = Storage()
+    tracking: Tracking = Tracking()
+
+
+class Recipe(Section):
+    """One run, from a model and a few labels to an aligned model."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$", description="Name of the run and of its folder.")
+    description: str = Field("", description="For people.")
+    seed: int = Field(42, ge=0, description="Seed of sampling, training order and ties.")
+    model: Model
+    data: Data
+    sft: SftTraining | None = Field(None, description="Fine-tune the base model first; null: the model is pi_init.")
+    seed_training: PreferenceTraining = Field(PreferenceTraining(), description="DPO on the seed labels.")
+    sampling: Sampling = Field(Sampling(), description="How the policy answers fresh prompts.")
+    judge: Judge = Field(ImplicitRewardJudge(), description="Who labels the sampled pairs.")
+    refine: PreferenceTraining = Field(PreferenceTraining(), description="Training on the judged pairs.")
+    noise: Noise = Field(Noise(), description="Discounting of doubtful labels in the refine stages.")
+    evaluation: Evaluation = Field(Evaluation(), description="Measurements on held-out rows.")
+    tracking: Tracking = Field(Tracking(), description="Experiment trackers.")
+    compute: Compute = Field(Compute(), description="Where the stages run.")
+    storage: Storage = Field(Storage(), description="What stays on disk.")
+
+    @property
+    def iterations(self) -> int:
+        """Number T of generate, judge, refine rounds."""
+        return len(self.data.prompts_per_iteration)
+
+    def lambda_of(self, iteration: int) -> float:
+        """lambda of an iteration (1-based); 0 when the noise handling is off."""
+        if not self.noise.enabled:
+            return 0.0
+        return 0.5**iteration if self.noise.lambdas is None else self.noise.lambdas[iteration - 1]
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Recipe:
+        sandbox = self.data.pairs.type == "sandbox"
+        lambdas = self.noise.lambdas
+        if lambdas is not None and len(lambdas) != self.iterations:
+            raise ValueError(
+                f"noise.lambdas has {len(lambdas)} entries for {self.iterations} iterations "
+                "(data.prompts_per_iteration); give one per iteration"
+            )
+        if self.model.max_prompt_length + self.sampling.max_tokens > self.model.max_length:
+            raise ValueError(
+                f"model.max_prompt_length ({self.model.max_prompt_length}) + sampling.max_tokens "
+                f"({self.sampling.max_tokens}) must not exceed model.max_length ({self.model.max_length})"
+            )
+        if not sandbox and (self.judge.type == "gold" or self.evaluation.reward == "gold"):
+            raise ValueError("judge.type gold and evaluation.reward gold need data.pairs.type sandbox")
+        if self.data.seed_labels == 0 and self.iterations and self.judge.type == "implicit_reward":
+            if self.judge.reference == "init":
+                raise ValueError(
+                    "data.seed_labels is 0, so pi_0 is pi_init and judge.reference init would compare it with itself; "
+                    "set judge.reference to base, a folder or a Hub id"
+                )
+        if self.judge.type == "implicit_reward" and self.judge.reference == "base" and self.sft is None:
+            raise ValueError("judge.reference base needs an sft section: without one the model is pi_init itself")
+        if self.data.seed_labels == 0 and not self.iterations and self.sft is None:
+            raise ValueError(
+                "nothing to do: no sft section, data.seed_labels is 0 and data.prompts_per_iteration is []"
+            )
+        if self.model.model_name_or_path == SANDBOX_MODEL and self.sft is None:
+            raise ValueError("model_name_or_path sandbox is freshly initialised and needs an sft section")
+        if self.sampling.temperature == 0 and self.iterations:
+            raise ValueError("sampling.temperature 0 gives n equal responses and no pair to judge; set it above 0")
+        return self

@@ -1,0 +1,94 @@
+"""A process that imports the heavy libraries once and forks a child for every stage.
+
+Importing torch, transformers and trl takes several seconds; a small run has more than ten stages. The parent imports
+and never computes: no threads, no CUDA context, so its children start clean. Not for GPUs, where a context must not
+be forked and seconds do not matter.
+
+Protocol, one JSON object a line: in `{"spec": path, "log": path}`, out `{"exit": code}` when that stage has ended.
+When standard input ends, the child is killed and the process exits.
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import sys
+from pathlib import Path
+
+POLL_SECONDS = 0.02
+
+
+def preload() -> None:
+    """Import what stages need, without creating a thread or touching a device."""
+    import transformers  # noqa: F401
+    import trl.trainer.dpo_trainer
+    import trl.trainer.sft_trainer  # noqa: F401
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: F401
+
+    import spa_recipes.generation.scoring
+    import spa_recipes.generation.transformers
+    import spa_recipes.training.run  # noqa: F401
+
+
+def fork_stage(spec: Path, log: Path) -> int:
+    """Fork a child that runs the stage with its output in `log`; returns its process id."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        os.dup2(nothing, 0)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        from spa_recipes.run.worker import run_stage
+        from spa_recipes.stages.context import StageSpec
+
+        code = run_stage(StageSpec.read(spec))
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # no clean-up of what belongs to the parent
+
+
+def wait_or_stop(child: int) -> int | None:
+    """Exit code of the child; None (and no child any more) when standard input ends first."""
+    while True:
+        finished, status = os.waitpid(child, os.WNOHANG)
+        if finished:
+            return os.waitstatus_to_exitcode(status)
+        readable, _, _ = select.select([0], [], [], POLL_SECONDS)
+        if readable and not os.read(0, 4096):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return None
+
+
+def main() -> None:
+    """Serve until standard input ends."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    preload()
+    while line := _read_line():
+        request = json.loads(line)
+        code = wait_or_stop(fork_stage(Path(request["spec"]), Path(request["log"])))
+        if code is None:
+            return
+        print(json.dumps({"exit": code}), flush=True)
+
+
+def _read_line() -> str:
+    """A line of standard input read byte by byte: a buffer would hide the end of input from `select`."""
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = os.read(0, 1)
+        if not byte:
+            return ""
+        line += byte
+    return line.decode()
+
+
+if __name__ == "__main__":
+    main()

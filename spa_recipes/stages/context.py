@@ -1,0 +1,101 @@
+"""What a stage gets (a frozen spec, folders, a way to report progress) and what it gives back."""
+
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from spa_recipes.state import atomic
+from spa_recipes.state.stagedir import StageDir
+
+
+class Result(NamedTuple):
+    """Rows produced, tokens processed, and key figures by name (JSON values)."""
+
+    rows: int
+    tokens: int
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """Everything a stage process knows, as written by the runner.
+
+    Attributes:
+        settings: sections of the recipe, with their runtime fields, in JSON form.
+        inputs: paths (or Hub ids) by role.
+        revisions: Hub revisions of inputs that have one.
+        runtime: the recipe's compute, storage and tracking sections, and the run's name.
+    """
+
+    id: str
+    kind: str
+    key: str
+    material: dict[str, Any]
+    stage_dir: str
+    attempt: int
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    revisions: dict[str, str | None]
+    runtime: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> "StageSpec":
+        """Read a spec file."""
+        return cls(**json.loads(path.read_text()))
+
+    def write(self, path: Path) -> None:
+        """Write a spec file."""
+        atomic.write_json(path, self.__dict__)
+
+
+@dataclass
+class Context:
+    """A stage's view of the world. With several processes, each has its own rank."""
+
+    spec: StageSpec
+    rank: int = 0
+    world_size: int = 1
+    _last_report: float = field(default=0.0, repr=False)
+
+    @property
+    def folder(self) -> StageDir:
+        """The stage's folder."""
+        return StageDir(Path(self.spec.stage_dir))
+
+    @property
+    def draft(self) -> Path:
+        """Where output goes; it becomes `output/` at the commit."""
+        return self.folder.draft
+
+    @property
+    def work(self) -> Path:
+        """Where progress goes that another attempt can continue from."""
+        folder = self.folder.work
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @property
+    def attempt_dir(self) -> Path:
+        """Logs, progress and error of this attempt."""
+        return self.folder.path / "attempts" / str(self.spec.attempt)
+
+    def input(self, name: str) -> Path:
+        """Path of an input on this disk."""
+        return Path(self.spec.inputs[name])
+
+    def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
+        """Tell the runner how far the stage is; at most ten lines a second reach the file."""
+        now = time.monotonic()
+        if self.rank != 0 or (now - self._last_report < 0.1 and done < total):
+            return
+        self._last_report = now
+        with (self.attempt_dir / "progress.jsonl").open("a") as handle:
+            handle.write(json.dumps({"done": done, "total": total, "unit": unit, "note": note}) + "\n")
+
+    @classmethod
+    def from_environment(cls, spec: StageSpec) -> "Context":
+        """Rank and world size as torch's launchers set them."""
+        return cls(spec, int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))

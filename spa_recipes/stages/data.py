@@ -1,0 +1,42 @@
+"""Reads the labelled pairs (and prompts), shares them out, and writes each part as JSONL."""
+
+from typing import Any
+
+from spa_recipes.data.rows import write_jsonl
+from spa_recipes.data.sources import read_pairs, read_prompts
+from spa_recipes.data.split import split_rows
+from spa_recipes.recipe.schema import Data
+from spa_recipes.stages.context import Context, Result
+
+
+def run(context: Context) -> Result:
+    """Write `seed.jsonl`, `prompts-1.jsonl`, ..., `heldout.jsonl`."""
+    settings: dict[str, Any] = dict(context.spec.settings["data"])
+    for name in ("pairs", "prompts"):
+        if settings[name] is not None and "source" in settings[name]:
+            settings[name] = {**settings[name], "source": context.spec.inputs[name]}
+    data = Data.model_validate(settings)
+    pairs = read_pairs(data.pairs)
+    print(f"{len(pairs.rows)} pairs, read as {pairs.form}; skipped {len(pairs.skipped)}", flush=True)
+    prompts = read_prompts(data.prompts) if data.prompts is not None else None
+    parts = split_rows(
+        pairs.rows,
+        prompts.rows if prompts else None,
+        data,
+        skipped_pairs=[row for row, _ in pairs.skipped],
+        skipped_prompts=[row for row, _ in prompts.skipped] if prompts else [],
+    )
+    write_jsonl(context.draft / "seed.jsonl", parts.seed)
+    for i, rows in enumerate(parts.prompts, start=1):
+        write_jsonl(context.draft / f"prompts-{i}.jsonl", rows)
+    write_jsonl(context.draft / "heldout.jsonl", parts.heldout)
+    metrics = {
+        "form": pairs.form,
+        "pairs": len(pairs.rows),
+        "skipped": len(pairs.skipped),
+        "seed": len(parts.seed),
+        "prompts": [len(rows) for rows in parts.prompts],
+        "heldout": len(parts.heldout),
+        "dropped": parts.dropped,
+    }
+    return Result(rows=len(pairs.rows), tokens=0, metrics=metrics)

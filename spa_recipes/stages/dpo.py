@@ -1,0 +1,30 @@
+"""DPO on the seed labels: makes pi_0 from pi_init, with pi_init as the reference.
+
+Policy and reference start as the same model, so the reference's log-probs are scored once before training and no
+second model is kept in memory.
+"""
+
+from spa_recipes.data.rows import read_jsonl
+from spa_recipes.generation.scoring import Scored
+from spa_recipes.recipe.schema import PreferenceTraining
+from spa_recipes.stages.common import model_section, renderer_of
+from spa_recipes.stages.context import Context, Result
+from spa_recipes.stages.score import score
+from spa_recipes.stages.training import preference_row, stage_result, train_env
+from spa_recipes.training.run import train_preference
+
+
+def run(context: Context) -> Result:
+    """Write `model/`."""
+    model = model_section(context, "policy")
+    renderer = renderer_of(model)
+    rows = [preference_row(renderer, pair) for pair in read_jsonl(context.input("pairs"))]
+    items = [Scored(row["prompt_ids"], row[name]) for row in rows for name in ("chosen_ids", "rejected_ids")]
+    logps = score(context, "reference", model_section(context, "reference"), items, every_rank=True)
+    assert logps is not None
+    for i, row in enumerate(rows):
+        row["ref_chosen_logps"], row["ref_rejected_logps"] = logps[2 * i], logps[2 * i + 1]
+    training = PreferenceTraining.model_validate(context.spec.settings["training"])
+    env = train_env(context, model, renderer)
+    result = train_preference(model.model_name_or_path, rows, training, env, reference_path=None, refinement=None)
+    return stage_result(result)

@@ -1,0 +1,111 @@
+"""What a policy is worth on rows that no training saw: sampled answers, rewards, and agreement with human labels."""
+
+from typing import Any
+
+from spa_recipes.algo.judgment import implicit_reward
+from spa_recipes.data.rows import read_jsonl, write_jsonl
+from spa_recipes.generation.scoring import Scored
+from spa_recipes.recipe.schema import Evaluation, Sampling
+from spa_recipes.sandbox.gold import gold_reward
+from spa_recipes.stages.common import mean, model_section, renderer_of, share
+from spa_recipes.stages.context import Context, Result
+from spa_recipes.stages.generate import Sampler
+from spa_recipes.stages.score import score
+from spa_recipes.stages.training import preference_row
+
+
+def run(context: Context) -> Result:
+    """Write `samples.jsonl` (answers to held-out prompts) and `heldout.jsonl` (log-probs of held-out pairs)."""
+    pairs = read_jsonl(context.input("heldout"))
+    model = model_section(context, "policy")
+    sampler = Sampler(model, Sampling.model_validate(context.spec.settings["sampling"]), renderer_of(model))
+    logps = _score_heldout(context, sampler, pairs)
+    if logps is None:
+        return Result(0, 0, {})
+    samples = _samples(context, sampler, pairs)
+    write_jsonl(context.draft / "samples.jsonl", samples)
+    write_jsonl(context.draft / "heldout.jsonl", logps)
+    metrics = _sample_metrics(samples)
+    if "init_samples" in context.spec.inputs:
+        metrics |= _against_init(samples, read_jsonl(context.input("init_samples")))
+        metrics |= _label_accuracy(logps, read_jsonl(context.input("init_logps")), context.spec.settings["beta"])
+    return Result(len(samples), sum(sample["tokens"] for sample in samples), metrics)
+
+
+def _score_heldout(context: Context, sampler: Sampler, pairs: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+    rows = [preference_row(sampler.renderer, pair) for pair in pairs]
+    items = [Scored(row["prompt_ids"], row[name]) for row in rows for name in ("chosen_ids", "rejected_ids")]
+    logps = score(context, "heldout", model_section(context, "policy"), items)
+    if logps is None:
+        return None
+    return [
+        {"prompt_id": pair["prompt_id"], "chosen_logp": logps[2 * i], "rejected_logp": logps[2 * i + 1]}
+        for i, pair in enumerate(pairs)
+    ]
+
+
+def _samples(context: Context, sampler: Sampler, pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Answers to the first held-out prompts, with the gold reward where it is known."""
+    settings = Evaluation.model_validate(context.spec.settings["evaluation"])
+    prompts = list({pair["prompt_id"]: pair for pair in pairs}.values())[: settings.max_prompts]
+    n = settings.responses_per_prompt
+    completions = sampler(
+        prompts,
+        n,
+        seed=context.spec.settings["seed"],
+        purpose="evaluate",
+        progress=lambda done, tokens: context.progress(done, len(prompts) * n, "answers"),
+    )
+    samples = []
+    for i, completion in enumerate(completions):
+        prompt = prompts[i // n]
+        text = sampler.renderer.decode(completion.response_ids)
+        sample = {
+            "prompt_id": prompt["prompt_id"],
+            "sample": completion.sample,
+            "prompt": prompt["prompt"],
+            "response": text,
+            "tokens": len(completion.response_ids),
+            "finish_reason": completion.finish_reason,
+        }
+        if settings.reward == "gold":
+            sample["gold"] = gold_reward(prompt["prompt"][-1]["content"], text)
+        samples.append(sample)
+    return samples
+
+
+def _sample_metrics(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    metrics: dict[str, Any] = {
+        "mean_tokens": mean([sample["tokens"] for sample in samples]),
+        "length_cut": share([sample["finish_reason"] == "length" for sample in samples]),
+    }
+    if "gold" in samples[0]:
+        metrics["gold"] = mean([sample["gold"] for sample in samples])
+    return metrics
+
+
+def _against_init(samples: list[dict[str, Any]], init: list[dict[str, Any]]) -> dict[str, Any]:
+    """Win rate against pi_init's answers to the same prompts by the gold reward; a tie counts one half."""
+    if "gold" not in samples[0]:
+        return {}
+    outcomes = [
+        0.5 if ours["gold"] == theirs["gold"] else float(ours["gold"] > theirs["gold"])
+        for ours, theirs in zip(samples, init, strict=True)
+    ]
+    return {"win_rate_vs_init": mean(outcomes)}
+
+
+def _label_accuracy(logps: list[dict[str, Any]], init: list[dict[str, Any]], beta: float) -> dict[str, Any]:
+    """How often the implicit reward against pi_init prefers what the human preferred; a tie counts one half."""
+    import torch
+
+    def rewards(which: str) -> torch.Tensor:
+        policy = torch.tensor([row[f"{which}_logp"] for row in logps], dtype=torch.float64)
+        reference = torch.tensor([row[f"{which}_logp"] for row in init], dtype=torch.float64)
+        return implicit_reward(policy, reference, beta)
+
+    margins = (rewards("chosen") - rewards("rejected")).tolist()
+    return {
+        "heldout_accuracy": mean([0.5 if margin == 0 else float(margin > 0) for margin in margins]),
+        "heldout_margin": mean(margins),
+    }

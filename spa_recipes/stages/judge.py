@@ -1,0 +1,136 @@
+"""Labels: which of a prompt's answers is preferred, and how surely. One rule for every kind of judge.
+
+A pair's rewards come from the implicit reward (the method), from the sandbox's gold reward or from a coin (controls).
+Prompts whose best and worst answers are the same text are dropped and counted; ties are broken by a seeded rule.
+"""
+
+import hashlib
+from collections import defaultdict
+from typing import Any
+
+import torch
+
+from spa_recipes.algo.judgment import implicit_reward, select_pair
+from spa_recipes.data.rows import read_jsonl, write_jsonl
+from spa_recipes.errors import DataError
+from spa_recipes.sandbox.gold import gold_reward
+from spa_recipes.stages.common import mean, read_table, share
+from spa_recipes.stages.context import Context, Result
+
+
+def run(context: Context) -> Result:
+    """Write `pairs.jsonl` (TRL's explicit form) and `judgments.jsonl` (everything known about each prompt)."""
+    settings = context.spec.settings
+    prompts = read_jsonl(context.input("prompts"))
+    groups = _answers(context)
+    judgments, pairs, dropped = [], [], 0
+    for item, answers in groups.items():
+        prompt = prompts[item]
+        judgment = _judge(settings, prompt, answers)
+        if answers[judgment["chosen"]]["text"] == answers[judgment["rejected"]]["text"]:
+            dropped += 1
+            continue
+        judgments.append(judgment)
+        pairs.append(_pair(judgment, prompt, answers, settings))
+    if not pairs:
+        raise DataError(
+            "every prompt's answers are the same text", where=context.spec.id, fix="raise sampling.temperature"
+        )
+    write_jsonl(context.draft / "judgments.jsonl", judgments)
+    write_jsonl(context.draft / "pairs.jsonl", pairs)
+    return Result(len(pairs), 0, {"dropped_identical": dropped, **_metrics(judgments, groups)})
+
+
+def _answers(context: Context) -> dict[int, list[dict[str, Any]]]:
+    """Answers by prompt, each with its log-prob under the policy and, where there is one, the judge's reference."""
+    completions = read_table(context.input("completions"))
+    inputs = context.spec.inputs
+    for name in ("policy", "reference"):
+        if f"{name}_logps" in inputs:
+            table = read_table(context.input(f"{name}_logps"))
+            for row, scored in zip(completions, table, strict=True):
+                assert (row["item"], row["sample"]) == (scored["item"], scored["sample"])
+                row[f"{name}_logp"] = scored["logp"]
+    groups: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for row in completions:
+        if "policy_logp" not in row and row["logps"] is not None:
+            row["policy_logp"] = sum(row["logps"])
+        groups[row["item"]].append(row)
+    return groups
+
+
+def _judge(settings: dict[str, Any], prompt: dict[str, Any], answers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Rewards of the answers and the pair that follows from them."""
+    judge = settings["judge"]
+    gold = (
+        [gold_reward(prompt["prompt"][-1]["content"], a["text"]) for a in answers] if settings["gold_audit"] else None
+    )
+    key = f"{settings['seed']}:{settings['iteration']}:{prompt['prompt_id']}"
+    if judge["type"] == "implicit_reward":
+        policy = torch.tensor([a["policy_logp"] for a in answers], dtype=torch.float64)
+        reference = torch.tensor([a["reference_logp"] for a in answers], dtype=torch.float64)
+        rewards = implicit_reward(policy, reference, judge["beta"])
+    elif judge["type"] == "gold":
+        assert gold is not None
+        rewards = torch.tensor(gold, dtype=torch.float64)
+    else:
+        rewards = torch.tensor([_coin(f"{key}:{a['sample']}") for a in answers], dtype=torch.float64)
+    choice = select_pair(rewards, key)
+    return {
+        "item": answers[0]["item"],
+        "prompt_id": prompt["prompt_id"],
+        "chosen": choice.chosen,
+        "rejected": choice.rejected,
+        "rewards": rewards.tolist(),
+        "margin": choice.margin,
+        "p_chosen": choice.p_chosen,
+        "tied": choice.tied,
+        "policy_logps": [a.get("policy_logp") for a in answers],
+        "reference_logps": [a.get("reference_logp") for a in answers],
+        "gold": gold,
+        "label": prompt.get("label"),
+    }
+
+
+def _coin(key: str) -> float:
+    """A uniform number in [0, 1) from a text."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6], "big") / 2**48
+
+
+def _pair(
+    judgment: dict[str, Any], prompt: dict[str, Any], answers: list[dict[str, Any]], settings: dict[str, Any]
+) -> dict[str, Any]:
+    chosen, rejected = judgment["chosen"], judgment["rejected"]
+    return {
+        "prompt": prompt["prompt"],
+        "chosen": [{"role": "assistant", "content": answers[chosen]["text"]}],
+        "rejected": [{"role": "assistant", "content": answers[rejected]["text"]}],
+        "chosen_score": judgment["rewards"][chosen],
+        "rejected_score": judgment["rewards"][rejected],
+        "margin": judgment["margin"],
+        "p_chosen": judgment["p_chosen"],
+        "prompt_id": prompt["prompt_id"],
+        "iteration": settings["iteration"],
+        "source": settings["judge"]["type"],
+    }
+
+
+def _metrics(judgments: list[dict[str, Any]], groups: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:
+    def tokens(judgment: dict[str, Any], which: str) -> int:
+        return len(groups[judgment["item"]][judgment[which]]["response_ids"])
+
+    metrics: dict[str, Any] = {
+        "mean_margin": mean([j["margin"] for j in judgments]),
+        "mean_p_chosen": mean([j["p_chosen"] for j in judgments]),
+        "ties": sum(j["tied"] for j in judgments),
+        "chosen_tokens": mean([tokens(j, "chosen") for j in judgments]),
+        "rejected_tokens": mean([tokens(j, "rejected") for j in judgments]),
+    }
+    decided = [gap for j in judgments if j["gold"] and (gap := j["gold"][j["chosen"]] - j["gold"][j["rejected"]]) != 0]
+    if decided:
+        metrics["accuracy_vs_gold"] = share([gap > 0 for gap in decided])
+    labelled = [j["chosen"] == j["label"] for j in judgments if j["label"] is not None]
+    if labelled:
+        metrics["agreement_with_labels"] = share(labelled)
+        metrics["labelled"] = len(labelled)
+    return metrics

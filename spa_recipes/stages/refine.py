@@ -1,0 +1,73 @@
+"""Self-refined DPO on judged pairs: makes pi_i from pi_{i-1}, with pi_{i-1} as the reference.
+
+With lambda = 0 the reference's log-probs are those that the generation kept, and no reference model is loaded. With
+lambda > 0 the de-coupled detection needs the reference's whole distribution at every token, so the model runs along.
+"""
+
+from typing import Any
+
+from spa_recipes.data.rows import read_jsonl
+from spa_recipes.plan import MODEL
+from spa_recipes.recipe.schema import Noise, PreferenceTraining
+from spa_recipes.stages.common import model_section, read_table, renderer_of, share
+from spa_recipes.stages.context import Context, Result
+from spa_recipes.stages.training import stage_result, train_env
+from spa_recipes.training.run import Refinement, train_preference
+
+
+def run(context: Context) -> Result:
+    """Write `model/`, with `pairs_trace.jsonl` (what the detector saw of every pair) beside its weights."""
+    settings = context.spec.settings
+    model = model_section(context, "policy")
+    judgments = read_jsonl(context.input("judgments"))
+    answers = {(row["item"], row["sample"]): row for row in read_table(context.input("completions"))}
+    lam = settings["lambda"]
+    rows = [_row(judgment, answers, with_reference=lam == 0) for judgment in judgments]
+    noise = Noise.model_validate(settings["noise"])
+    refinement = Refinement(noise.alpha, lam, noise.threshold, noise.warmup_ratio) if noise.enabled else None
+    result = train_preference(
+        model.model_name_or_path,
+        rows,
+        PreferenceTraining.model_validate(settings["training"]),
+        train_env(context, model, renderer_of(model)),
+        reference_path=context.input("reference") if lam > 0 else None,
+        refinement=refinement,
+    )
+    outcome = stage_result(result)
+    if context.rank == 0 and refinement is not None:
+        outcome.metrics.update(_audit(judgments, read_jsonl(context.draft / MODEL / "pairs_trace.jsonl")))
+    return outcome
+
+
+def _row(
+    judgment: dict[str, Any], answers: dict[tuple[int, int], dict[str, Any]], *, with_reference: bool
+) -> dict[str, Any]:
+    chosen, rejected = judgment["chosen"], judgment["rejected"]
+    row: dict[str, Any] = {
+        "prompt_ids": answers[judgment["item"], chosen]["prompt_ids"],
+        "chosen_ids": answers[judgment["item"], chosen]["response_ids"],
+        "rejected_ids": answers[judgment["item"], rejected]["response_ids"],
+    }
+    if with_reference:
+        row["ref_chosen_logps"] = judgment["policy_logps"][chosen]
+        row["ref_rejected_logps"] = judgment["policy_logps"][rejected]
+    return row
+
+
+def _audit(judgments: list[dict[str, Any]], trace: list[dict[str, Any]]) -> dict[str, Any]:
+    """Share and judge margin of flagged pairs; where the truth is known, how often flagged pairs were wrong."""
+    flagged = {line["row"] for line in trace if line["flagged"]}
+    metrics: dict[str, Any] = {"flagged_pairs": len(flagged), "flagged_of_all": len(flagged) / len(judgments)}
+    if flagged:
+        metrics["flagged_judge_margin"] = sum(judgments[i]["margin"] for i in flagged) / len(flagged)
+    wrong = {
+        i: gold[judgment["chosen"]] < gold[judgment["rejected"]]
+        for i, judgment in enumerate(judgments)
+        if (gold := judgment["gold"]) and gold[judgment["chosen"]] != gold[judgment["rejected"]]
+    }
+    known = [wrong[i] for i in flagged if i in wrong]
+    if wrong:
+        metrics["wrong_base_rate"] = share(list(wrong.values()))
+        metrics["flag_precision"] = share(known) if known else None
+        metrics["flag_recall"] = sum(known) / sum(wrong.values()) if any(wrong.values()) else None
+    return metrics

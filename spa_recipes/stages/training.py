@@ -1,0 +1,42 @@
+"""What the three training stages share: the environment of a trainer, and rows ready for it."""
+
+from typing import Any
+
+from spa_recipes.data.chat import Renderer
+from spa_recipes.plan import MODEL
+from spa_recipes.recipe.schema import Model
+from spa_recipes.stages.context import Context, Result
+from spa_recipes.training.run import TrainEnv, TrainResult
+
+
+def train_env(context: Context, model: Model, renderer: Renderer) -> TrainEnv:
+    """Folders, seed and tracking of this stage's trainer."""
+
+    def report(done: int, total: int, logs: dict[str, Any]) -> None:
+        note = f"loss {logs['loss']:.4f}" if "loss" in logs else ""
+        context.progress(done, total, "steps", note)
+
+    return TrainEnv(
+        model=model,
+        seed=context.spec.settings["seed"],
+        output_dir=context.draft / MODEL,
+        checkpoint_dir=context.work / "checkpoints",
+        tokenizer=renderer.tokenizer,
+        report_to=context.spec.runtime["tracking"]["report_to"],
+        run_name=f"{context.spec.runtime['run']}/{context.spec.id}",
+        on_progress=report,
+    )
+
+
+def preference_row(renderer: Renderer, pair: dict[str, Any]) -> dict[str, Any]:
+    """Token ids of a labelled pair, as `train_preference` takes them."""
+    return {
+        "prompt_ids": renderer.prompt_ids(pair["prompt"]),
+        "chosen_ids": renderer.response_ids(pair["prompt"], pair["chosen"][0]["content"]),
+        "rejected_ids": renderer.response_ids(pair["prompt"], pair["rejected"][0]["content"]),
+    }
+
+
+def stage_result(result: TrainResult) -> Result:
+    """A trainer's result as a stage's."""
+    return Result(result.rows, result.tokens, {"steps": result.steps, **result.metrics})

@@ -1,0 +1,110 @@
+"""The plan: which stages, what they read, and that the two references of the method never mix."""
+
+from pathlib import Path
+
+import pytest
+
+from spa_recipes.errors import RecipeError
+from spa_recipes.plan import External, Plan, StageOutput, compile_plan
+from spa_recipes.recipe.schema import Recipe
+from spa_recipes.state.digests import DigestMemo
+from tests.conftest import mini
+
+
+def plan_of(**changes: object) -> Plan:
+    return compile_plan(Recipe.model_validate(mini(**changes)), DigestMemo(Path("nowhere/.digests.json")))
+
+
+GOLDEN = """
+data: data pairs=sandbox
+base: init_model
+sft: sft policy=base/model source=sandbox
+evaluate-init: evaluate heldout=data/heldout.jsonl policy=sft/model
+seed: dpo pairs=data/seed.jsonl policy=sft/model reference=sft/model
+evaluate-0: evaluate heldout=data/heldout.jsonl init_logps=evaluate-init/heldout.jsonl init_samples=evaluate-init/samples.jsonl policy=seed/model
+generate-1: generate policy=seed/model prompts=data/prompts-1.jsonl
+score-1-reference: score completions=generate-1/completions.parquet model=sft/model
+judge-1: judge completions=generate-1/completions.parquet prompts=data/prompts-1.jsonl reference_logps=score-1-reference/logps.parquet
+refine-1: refine completions=generate-1/completions.parquet judgments=judge-1/judgments.jsonl policy=seed/model reference=seed/model
+evaluate-1: evaluate heldout=data/heldout.jsonl init_logps=evaluate-init/heldout.jsonl init_samples=evaluate-init/samples.jsonl policy=refine-1/model
+generate-2: generate policy=refine-1/model prompts=data/prompts-2.jsonl
+score-2-reference: score completions=generate-2/completions.parquet model=sft/model
+judge-2: judge completions=generate-2/completions.parquet prompts=data/prompts-2.jsonl reference_logps=score-2-reference/logps.parquet
+refine-2: refine completions=generate-2/completions.parquet judgments=judge-2/judgments.jsonl policy=refine-1/model reference=refine-1/model
+evaluate-2: evaluate heldout=data/heldout.jsonl init_logps=evaluate-init/heldout.jsonl init_samples=evaluate-init/samples.jsonl policy=refine-2/model
+"""  # noqa: E501
+
+
+def shown(plan: Plan) -> str:
+    lines = []
+    for stage in plan.stages:
+        inputs = "".join(f" {name}={stage.inputs[name]}" for name in sorted(stage.inputs))
+        lines.append(f"{stage.id}: {stage.kind}{inputs}")
+    return "\n".join(lines)
+
+
+def test_golden_plan_of_the_miniature() -> None:
+    assert shown(plan_of()) == GOLDEN.strip()
+
+
+def test_the_judge_reads_pi_init_and_the_trainer_pi_before() -> None:
+    plan = plan_of(data={"prompts_per_iteration": [8, 8, 8]})
+    init = StageOutput("sft", "model")
+    for i, before in enumerate(["seed", "refine-1", "refine-2"], start=1):
+        assert plan.stage(f"score-{i}-reference").inputs["model"] == init
+        refine = plan.stage(f"refine-{i}")
+        assert refine.inputs["reference"] == refine.inputs["policy"] == StageOutput(before, "model")
+        assert plan.stage(f"generate-{i}").inputs["policy"] == StageOutput(before, "model")
+
+
+def test_lambda_halves_by_default_and_is_zero_without_noise() -> None:
+    assert [plan_of().stage(f"refine-{i}").settings["lambda"] for i in (1, 2)] == [0.5, 0.25]
+    assert plan_of(noise={"enabled": False}).stage("refine-2").settings["lambda"] == 0.0
+
+
+def test_zero_labels_start_at_pi_init_and_judge_against_the_base() -> None:
+    judge = {"type": "implicit_reward", "reference": "base"}
+    plan = plan_of(data={"seed_labels": 0}, judge=judge)
+    assert "seed" not in [stage.id for stage in plan.stages]
+    assert plan.stage("generate-1").inputs["policy"] == StageOutput("sft", "model")
+    assert plan.stage("score-1-reference").inputs["model"] == StageOutput("base", "model")
+
+
+def test_controls_need_no_reference_scores() -> None:
+    for kind in ("gold", "random"):
+        plan = plan_of(judge={"type": kind})
+        assert not any(stage.kind == "score" for stage in plan.stages)
+
+
+def test_recompute_adds_a_second_table() -> None:
+    plan = plan_of(judge={"type": "implicit_reward", "recompute_policy_logps": True})
+    assert plan.stage("score-2-policy").inputs["model"] == StageOutput("refine-1", "model")
+    assert "policy_logps" in plan.stage("judge-2").inputs
+
+
+def test_until_and_unknown_stages() -> None:
+    plan = plan_of()
+    assert [stage.id for stage in plan.until("seed")][-1] == "seed"
+    with pytest.raises(RecipeError, match="generate-1"):
+        plan.until("generate")
+
+
+def test_the_content_of_a_local_model_is_part_of_the_key(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    recipe = Recipe.model_validate(mini(model={"model_name_or_path": str(folder)}, sft=None))
+
+    def seed_key() -> str:
+        return compile_plan(recipe, DigestMemo(tmp_path / "memo.json")).stage("seed").key
+
+    before = seed_key()
+    assert seed_key() == before
+    (folder / "config.json").write_text('{"hidden_size": 1}')
+    assert seed_key() != before
+
+
+def test_a_hub_model_is_known_by_its_revision() -> None:
+    recipe = Recipe.model_validate(mini(model={"model_name_or_path": "org/model", "revision": "abc"}, sft=None))
+    policy = compile_plan(recipe, DigestMemo(Path("nowhere/x"))).stage("seed").inputs["policy"]
+    assert policy == External("org/model", "hub:org/model@abc", "abc")
