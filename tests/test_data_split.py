@@ -52,22 +52,30 @@ def test_parts_follow_one_another() -> None:
     split = split_rows(pairs, None, settings(heldout=5))
     assert numbers(split.seed) == order[:2]
     assert [numbers(part) for part in split.prompts] == [order[2:5], order[5:9]]
-    assert numbers(split.heldout) == order[9:14]
+    assert numbers(split.heldout) == order[15:]
     assert split.dropped == {"seed": 0, "iteration 1": 0, "iteration 2": 0, "heldout": 0}
     assert set(split.prompts[0][0]) == {"prompt_id", "prompt", "row"}
 
 
-def test_rows_of_earlier_prompts_are_dropped_and_counted() -> None:
+def test_rows_of_other_parts_prompts_are_dropped_and_counted() -> None:
     order = numbers(
         split_rows([pair(i + 1) for i in range(12)], None, settings(seed_labels=12, prompts_per_iteration=[])).seed
     )
-    # Shuffled: seed a a | iteration 1: a b b | iteration 2: b c d e | held out: c f f
-    names = dict(zip(order, "aaabbbcdecff", strict=True))
+    # Shuffled: seed a a | iteration 1: a b b | iteration 2: b c d f | held out: e f f
+    names = dict(zip(order, "aaabbbcdfeff", strict=True))
     split = split_rows([pair(row, names[row]) for row in sorted(order)], None, settings(heldout=3))
+    assert [row["prompt_id"] for row in split.heldout] == ["e", "f", "f"]
     assert [row["prompt_id"] for row in split.seed] == ["a", "a"]
-    assert [[row["prompt_id"] for row in part] for part in split.prompts] == [["b"], ["c", "d", "e"]]
-    assert [row["prompt_id"] for row in split.heldout] == ["f", "f"]
-    assert split.dropped == {"seed": 0, "iteration 1": 2, "iteration 2": 1, "heldout": 1}
+    assert [[row["prompt_id"] for row in part] for part in split.prompts] == [["b"], ["c", "d"]]
+    assert split.dropped == {"heldout": 0, "seed": 0, "iteration 1": 2, "iteration 2": 2}
+
+
+def test_held_out_rows_do_not_depend_on_the_other_parts() -> None:
+    pairs = [pair(i + 1, f"p{i % 15}") for i in range(20)]
+    few = split_rows(pairs, None, settings(seed_labels=1, prompts_per_iteration=[], heldout=4))
+    many = split_rows(pairs, None, settings(seed_labels=8, prompts_per_iteration=[4, 4], heldout=4))
+    assert few.heldout == many.heldout
+    assert not {row["prompt_id"] for row in many.seed} & {row["prompt_id"] for row in many.heldout}
 
 
 def test_prompts_of_their_own() -> None:
@@ -78,8 +86,8 @@ def test_prompts_of_their_own() -> None:
     assert numbers(split.seed) == order[:2]
     assert {row["prompt_id"] for row in split.prompts[0]} >= {f"q{i}" for i in range(6)}
     assert len({row["prompt_id"] for row in split.prompts[0]}) == len(split.prompts[0])
-    taken = {row["prompt_id"] for row in [*split.seed, *split.prompts[0]]}
-    assert numbers(split.heldout) == [row for row in order[2:6] if f"p{row}" not in taken]
+    assert numbers(split.heldout) == order[2:6]
+    assert "p1" not in {row["prompt_id"] for row in split.prompts[0]}  # held out, or a seed prompt
 
 
 def test_skipped_rows_keep_their_places() -> None:
@@ -135,5 +143,5 @@ def test_too_few_rows(pairs: int, prompts: int | None, values: dict[str, Any], m
 def test_a_part_without_fresh_prompts_is_an_error() -> None:
     with pytest.raises(DataError, match=r"iteration 1 is empty: none of its 3 rows"):
         split_rows([pair(i + 1, "same") for i in range(9)], None, settings())
-    with pytest.raises(DataError, match="the held-out part is empty"):
+    with pytest.raises(DataError, match="the seed part is empty"):
         split_rows([pair(i + 1, "same") for i in range(9)], None, settings(prompts_per_iteration=[], heldout=2))

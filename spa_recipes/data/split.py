@@ -29,12 +29,14 @@ def split_rows(
     skipped_pairs: Iterable[int] = (),
     skipped_prompts: Iterable[int] = (),
 ) -> Split:
-    """Share out rows: shuffled, the first are the seed, then iteration 1, 2, ..., then the held-out ones.
+    """Share out rows: shuffled, the first are the seed, then iteration 1, 2, ...; the last ones are held out.
 
     The order is that of `datasets.Dataset.shuffle(seed=data.shuffle_seed)`, so that the ranges of the authors' code
-    select the same rows. Ranges count rows. A row whose prompt stands in an earlier part is dropped, and so is a
-    prompt that an iteration already has; the seed and the held-out part may hold several pairs of one prompt. With
-    `prompts`, the iterations take from these and the held-out rows follow the seed rows.
+    select the same rows. Ranges count rows. A row whose prompt is held out or stands in an earlier part is dropped,
+    and so is a prompt that an iteration already has; the seed and the held-out part may hold several pairs of one
+    prompt. The held-out rows come from the end and are chosen first, so they are the same whatever the other parts
+    are: runs with more labels or iterations are measured on the same rows. With `data.prompts`, the iterations take
+    from these instead.
 
     Args:
         pairs: labelled pairs in the order of their source.
@@ -53,30 +55,30 @@ def split_rows(
     fresh_count = sum(data.prompts_per_iteration)
     if prompts is None:
         _check_enough("data.pairs", len(pair_order), _asked(data, seed_count, fresh_count, data.heldout))
-        prompt_start, heldout_start = seed_count, seed_count + fresh_count
+        prompt_start = seed_count
     else:
         prompt_order = _shuffled(prompts, skipped_prompts, data.shuffle_seed)
         _check_enough("data.pairs", len(pair_order), _asked(data, seed_count, 0, data.heldout))
         _check_enough("data.prompts", len(prompt_order), _asked(data, 0, fresh_count, 0))
-        prompt_start, heldout_start = 0, seed_count
+        prompt_start = 0
 
-    seed = [row for row in pair_order[:seed_count] if row is not None]
-    dropped = {"seed": seed_count - len(seed)}
+    heldout = [row for row in pair_order[len(pair_order) - data.heldout :] if row is not None]
+    dropped = {"heldout": data.heldout - len(heldout)}
+    _check_filled("the held-out part", "data.heldout", data.heldout, len(heldout))
+    taken = {row["prompt_id"] for row in heldout}
+
+    seed = [row for row in pair_order[:seed_count] if row is not None and row["prompt_id"] not in taken]
+    dropped["seed"] = seed_count - len(seed)
     _check_filled("the seed part", "data.seed_labels", seed_count, len(seed))
-    seen = {row["prompt_id"] for row in seed}
+    taken |= {row["prompt_id"] for row in seed}
 
     iterations = []
     for number, count in enumerate(data.prompts_per_iteration, start=1):
-        part = _fresh_prompts(prompt_order[prompt_start : prompt_start + count], seen)
+        part = _fresh_prompts(prompt_order[prompt_start : prompt_start + count], taken)
         dropped[f"iteration {number}"] = count - len(part)
         _check_filled(f"iteration {number}", "data.prompts_per_iteration", count, len(part))
         iterations.append(part)
         prompt_start += count
-
-    heldout_rows = pair_order[heldout_start : heldout_start + data.heldout]
-    heldout = [row for row in heldout_rows if row is not None and row["prompt_id"] not in seen]
-    dropped["heldout"] = data.heldout - len(heldout)
-    _check_filled("the held-out part", "data.heldout", data.heldout, len(heldout))
     return Split(seed, iterations, heldout, dropped)
 
 
@@ -135,6 +137,6 @@ def _check_enough(name: str, have: int, asked: dict[str, tuple[int, Any]]) -> No
 def _check_filled(part: str, key: str, asked: int, got: int) -> None:
     if asked and not got:
         raise DataError(
-            f"{part} is empty: none of its {asked:,} rows is usable and has a prompt that no earlier part has",
+            f"{part} is empty: none of its {asked:,} rows is usable and has a prompt that no other part has",
             fix=f"raise {key}, or give data with more distinct prompts",
         )

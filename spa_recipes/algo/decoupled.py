@@ -1,0 +1,84 @@
+"""De-coupled noise detection: method.md "Stages", 3. Refine (SPA, arXiv 2406.04412).
+
+h~ = (1 + lambda)*h_theta - lambda*h_ref are logits; log-softmax of h~ at each response token, summed, is log pi~(y|x).
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+
+from spa_recipes.algo.logps import (
+    CHUNK_SIZE,
+    LmHead,
+    compute_dtype,
+    head_logits,
+    logps_dtype,
+    observed_token_logps,
+    target_logps,
+)
+
+
+class DecoupledLogps(NamedTuple):
+    """Log-probs of the same target tokens, (N,) each; only those of the policy carry a gradient."""
+
+    policy: torch.Tensor
+    reference: torch.Tensor
+    decoupled: torch.Tensor
+
+
+def decoupled_logits(h_theta: torch.Tensor, h_ref: torch.Tensor, lam: float) -> torch.Tensor:
+    """h~ = (1 + lambda)*h_theta - lambda*h_ref, of the logits' shape; lambda = 0 gives h_theta."""
+    return (1.0 + lam) * h_theta - lam * h_ref
+
+
+def chunked_decoupled_logps(
+    policy_hidden_ND: torch.Tensor,
+    policy_head: LmHead,
+    reference_hidden_ND: torch.Tensor,
+    reference_head: LmHead,
+    targets_N: torch.Tensor,
+    lam: float,
+    chunk_size: int = CHUNK_SIZE,
+    *,
+    gather_head: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> DecoupledLogps:
+    """Policy, reference and de-coupled log-probs in one pass that holds logits of `chunk_size` tokens at a time.
+
+    Args:
+        policy_hidden_ND: last hidden state of the policy at the positions that predict the targets.
+        policy_head: output layer of the policy; the result is differentiable in both.
+        reference_hidden_ND: last hidden state of the reference at the same positions (its D may differ).
+        reference_head: output layer of the reference, whole.
+        targets_N: token ids.
+        lam: lambda, how far the policy is extrapolated away from the reference.
+        chunk_size: tokens per chunk.
+        gather_head: see `chunked_token_logps`; for the head of the policy.
+
+    Raises:
+        ValueError: shapes disagree, among them two vocabularies of different size.
+    """
+    if reference_hidden_ND.ndim != 2 or reference_hidden_ND.shape[0] != targets_N.shape[0]:
+        raise ValueError(
+            f"shapes disagree: reference hidden {tuple(reference_hidden_ND.shape)}, targets {tuple(targets_N.shape)}"
+        )
+    dtype = compute_dtype(reference_hidden_ND)
+    frozen = reference_head._replace(weight=reference_head.weight.detach().to(dtype))
+    reference_N = torch.empty(targets_N.shape, dtype=logps_dtype(dtype), device=targets_N.device)
+    decoupled_N = torch.empty_like(reference_N)
+
+    def observe(place: slice, policy_logits_nV: torch.Tensor) -> None:
+        reference_logits_nV = head_logits(reference_hidden_ND[place].detach().to(dtype), frozen)
+        if reference_logits_nV.shape != policy_logits_nV.shape:
+            raise ValueError(
+                f"policy and reference have different vocabularies: {policy_logits_nV.shape[1]} and "
+                f"{reference_logits_nV.shape[1]} tokens"
+            )
+        reference_N[place] = target_logps(reference_logits_nV, targets_N[place])
+        decoupled_N[place] = target_logps(
+            decoupled_logits(policy_logits_nV, reference_logits_nV, lam), targets_N[place]
+        )
+
+    policy_N = observed_token_logps(policy_hidden_ND, policy_head, targets_N, chunk_size, gather_head, observe)
+    return DecoupledLogps(policy_N, reference_N, decoupled_N)

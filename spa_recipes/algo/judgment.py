@@ -1,0 +1,73 @@
+"""Direct preference judgment: method.md "Stages", 2. Judge (SPA, arXiv 2406.04412).
+
+p(y_1 > y_2 | x) = sigmoid(beta*[log pi(y_1|x) - log pi_ref(y_1|x)] - beta*[log pi(y_2|x) - log pi_ref(y_2|x)])
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+
+class PairChoice(NamedTuple):
+    """Two of n responses, by index.
+
+    Attributes:
+        margin: reward of the chosen response minus that of the rejected one, not negative.
+        p_chosen: probability that the chosen one is better, sigmoid(margin).
+        tied: whether a tie was broken to find the chosen or the rejected response.
+    """
+
+    chosen: int
+    rejected: int
+    margin: float
+    p_chosen: float
+    tied: bool
+
+
+def implicit_reward(policy_logps: torch.Tensor, reference_logps: torch.Tensor, beta: float) -> torch.Tensor:
+    """r(x, y) = beta * [log pi(y|x) - log pi_ref(y|x)], up to a term that depends on x alone.
+
+    Args:
+        policy_logps, reference_logps: sums over response tokens in nats, of any equal shape.
+        beta: DPO temperature; scales the reward and leaves the order of responses as it is.
+    """
+    return beta * (policy_logps - reference_logps)
+
+
+def preference_probability(reward_1: torch.Tensor, reward_2: torch.Tensor) -> torch.Tensor:
+    """p(y_1 > y_2 | x) = sigmoid(r_1 - r_2), of the rewards' shape."""
+    return torch.sigmoid(reward_1 - reward_2)
+
+
+def select_pair(rewards: torch.Tensor | Sequence[float], tie_key: str) -> PairChoice:
+    """The best and the worst of n responses.
+
+    Among equal rewards the choice follows the smallest sha256 of `"{tie_key}:{index}"`: the same on every machine, and
+    unrelated to the order in which the responses were sampled.
+
+    Args:
+        rewards: (n,), one reward per response, n at least 2.
+        tie_key: names the case, e.g. "{seed}:{prompt_id}".
+
+    Raises:
+        ValueError: fewer than two rewards, or one that is not finite.
+    """
+    values = [float(value) for value in (rewards.tolist() if isinstance(rewards, torch.Tensor) else rewards)]
+    if len(values) < 2:
+        raise ValueError(f"a pair needs at least two responses, not {len(values)}")
+    if not all(map(math.isfinite, values)):
+        raise ValueError(f"rewards must be finite, not {values}")
+    best = [index for index, value in enumerate(values) if value == max(values)]
+    worst = [index for index, value in enumerate(values) if value == min(values)]
+    chosen = _drawn(best, tie_key)
+    rejected = _drawn([index for index in worst if index != chosen], tie_key)
+    margin = values[chosen] - values[rejected]
+    return PairChoice(chosen, rejected, margin, 1.0 / (1.0 + math.exp(-margin)), len(best) > 1 or len(worst) > 1)
+
+
+def _drawn(indices: list[int], tie_key: str) -> int:
+    """One of the indices, decided by the key."""
+    return min(indices, key=lambda index: hashlib.sha256(f"{tie_key}:{index}".encode()).digest())

@@ -1,0 +1,66 @@
+"""The output layer of a causal language model as a matrix, checked against the model itself."""
+
+import inspect
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from spa_recipes.algo.logps import LmHead, head_logits
+
+TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
+"""Difference to the model's own logits that rounding explains, as a share of the largest one."""
+
+
+def logit_rules(config: PretrainedConfig) -> tuple[float, float | None]:
+    """What some architectures do to their logits: a factor, then a soft cap. The names are those of their configs."""
+    config = config.get_text_config()
+    softcap: float | None = getattr(config, "final_logit_softcapping", None)
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):  # Cohere, Muse Glimmer, Falcon-H1
+        factor = getattr(config, name, None)
+        if factor is not None:
+            return float(factor), softcap
+    scaling = getattr(config, "logits_scaling", None)  # Granite and MiniCPM3 divide, HyperCLOVA X multiplies
+    if scaling is None:
+        return 1.0, softcap
+    return (float(scaling) if config.model_type == "hyperclovax" else 1.0 / scaling), softcap
+
+
+@torch.inference_mode()
+def checked_lm_head(model: PreTrainedModel, token_ids: list[int]) -> LmHead | None:
+    """The model's output layer, or None where it is not one matrix with the known rules.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        token_ids: a text on which hidden states times matrix must give the model's own logits.
+    """
+    layer = model.get_output_embeddings()
+    if not isinstance(layer, torch.nn.Linear):
+        return None
+    head = LmHead(layer.weight, layer.bias, *logit_rules(model.config))
+    input_ids = torch.tensor([token_ids[-16:]], device=model.device)
+    hidden_TD = hidden_states(model, input_ids)[0]
+    if hidden_TD.shape[-1] != head.weight.shape[-1]:
+        return None
+    ours_TV = head_logits(hidden_TD.to(head.weight.dtype), head)
+    theirs_TV = model(input_ids=input_ids, use_cache=False).logits[0].to(ours_TV.dtype)
+    off = (ours_TV - theirs_TV).abs().max()
+    return head if bool(off <= TOLERANCE[head.weight.dtype] * theirs_TV.abs().max()) else None
+
+
+def hidden_states(model: PreTrainedModel, input_ids_BT: torch.Tensor, mask_BT: torch.Tensor | None = None) -> Any:
+    """Last hidden states (B, T, D), before the output layer; `mask_BT` is 0 at padding on the right."""
+    return model.base_model(input_ids=input_ids_BT, attention_mask=mask_BT, use_cache=False).last_hidden_state
+
+
+def logits_at(model: PreTrainedModel, positions: int | torch.Tensor, **inputs: Any) -> Any:
+    """The model's own output with logits only at `positions` (1-d), or at that many last ones, where it can do that.
+
+    Returns:
+        The output; its logits are (B, number of positions, V).
+    """
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        return model(**inputs, logits_to_keep=positions)
+    output = model(**inputs)
+    output.logits = output.logits[:, -positions:] if isinstance(positions, int) else output.logits[:, positions]
+    return output

@@ -1,0 +1,54 @@
+"""What is asked of a sampler and what it gives back."""
+
+import hashlib
+import math
+from typing import Literal, NamedTuple
+
+from spa_recipes.errors import StageError
+
+
+class Request(NamedTuple):
+    """One answer to sample.
+
+    Attributes:
+        prompt_id: identity of the prompt.
+        sample: which of the prompt's answers this is, from 0.
+        prompt_ids: token ids of the rendered prompt, at least one.
+    """
+
+    prompt_id: str
+    sample: int
+    prompt_ids: list[int]
+
+
+class Completion(NamedTuple):
+    """One sampled answer.
+
+    Attributes:
+        prompt_id: identity of the prompt.
+        sample: which of the prompt's answers this is, from 0.
+        response_ids: sampled token ids, the end-of-turn token included when it was sampled.
+        logps: log-probability in nats of each of `response_ids` at temperature 1 under the whole vocabulary.
+        finish_reason: `stop` after a stop token, `length` when the token budget was used up.
+    """
+
+    prompt_id: str
+    sample: int
+    response_ids: list[int]
+    logps: list[float]
+    finish_reason: Literal["stop", "length"]
+
+
+def request_seed(run_seed: int, stage_id: str, prompt_id: str, sample: int) -> int:
+    """Seed of one request, in [0, 2**63): a resumed run asks for the same samples, whatever is left to do."""
+    text = "\x1f".join((str(run_seed), stage_id, prompt_id, str(sample)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def check_logps(request: Request, logps: list[float]) -> None:
+    """Raise `StageError` where a log-probability of a request's answer is NaN or infinite."""
+    if not all(map(math.isfinite, logps)):
+        raise StageError(
+            f"the model gives NaN or infinite log-probabilities to an answer to prompt {request.prompt_id}",
+            fix="look for a training stage that diverged, or set model.dtype to float32",
+        )

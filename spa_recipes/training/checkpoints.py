@@ -1,0 +1,114 @@
+"""Checkpoints that are either whole or recognised as not: a marker with digests is written last."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from accelerate import PartialState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from spa_recipes.state import atomic
+from spa_recipes.state.digests import file_digest
+
+MARKER = "spa_checkpoint.json"
+STATE = "spa_state.json"
+_PREFIX = "checkpoint-"
+_KEEP = 2
+
+
+class CheckpointSearch(NamedTuple):
+    """The newest whole checkpoint, and the names of newer ones that are not whole."""
+
+    path: Path | None
+    skipped: list[str]
+
+
+def newest_complete_checkpoint(folder: Path) -> CheckpointSearch:
+    """Look from the newest to the oldest for a checkpoint whose files all have the size and digest of its marker."""
+    skipped: list[str] = []
+    for checkpoint in reversed(_checkpoints(folder)):
+        if is_complete(checkpoint):
+            return CheckpointSearch(checkpoint, skipped)
+        skipped.append(checkpoint.name)
+    return CheckpointSearch(None, skipped)
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether the marker is there and every file it names is as it was."""
+    try:
+        files = json.loads((checkpoint / MARKER).read_text())["files"]
+        return all(
+            (checkpoint / name).stat().st_size == facts["size"] and file_digest(checkpoint / name) == facts["sha256"]
+            for name, facts in files.items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """What `CheckpointCallback` was given to keep."""
+    state: dict[str, Any] = json.loads((checkpoint / STATE).read_text())
+    return state
+
+
+class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
+    """Completes each checkpoint that transformers writes: own state first, marker last; then drops old ones.
+
+    Args:
+        own_state: JSON-able state that belongs into a checkpoint.
+    """
+
+    def __init__(self, own_state: Callable[[], dict[str, Any]]) -> None:
+        self._own_state = own_state
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """A log line before each checkpoint and at the end, so that none averages over an interruption.
+
+        After the last step the model itself is saved: no checkpoint.
+        """
+        if state.global_step >= state.max_steps:
+            control.should_save = False
+            control.should_log = True
+        if control.should_save:
+            control.should_log = True
+        return control
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """All processes have written their part when the marker says what there is."""
+        PartialState().wait_for_everyone()
+        if PartialState().is_main_process:
+            folder = Path(args.output_dir)
+            checkpoint = folder / f"{_PREFIX}{state.global_step}"
+            atomic.write_text(checkpoint / STATE, json.dumps(self._own_state()))
+            _write_marker(checkpoint)
+            _drop_old(folder)
+        PartialState().wait_for_everyone()
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints in order of their steps."""
+    found = [path for path in folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix(_PREFIX)))
+
+
+def _write_marker(checkpoint: Path) -> None:
+    """Name, size and sha256 of every file."""
+    files = {
+        path.relative_to(checkpoint).as_posix(): {"size": path.stat().st_size, "sha256": file_digest(path)}
+        for path in sorted(checkpoint.rglob("*"))
+        if path.is_file() and path.name != MARKER
+    }
+    atomic.write_json(checkpoint / MARKER, {"files": files})
+
+
+def _drop_old(folder: Path) -> None:
+    """Keep the newest checkpoints that have a marker; the one just written is among them."""
+    marked = [path for path in _checkpoints(folder) if (path / MARKER).is_file()]
+    keep = marked[-_KEEP:]
+    for checkpoint in _checkpoints(folder):
+        if checkpoint not in keep:
+            shutil.rmtree(checkpoint, ignore_errors=True)

@@ -1,0 +1,75 @@
+"""What a training run is given besides data and settings, and what it gives back. Imports nothing heavy."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spa_recipes.recipe.schema import Model, Threshold
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+OnProgress = Callable[[int, int, dict[str, Any]], None]
+"""Called with (optimizer steps done, optimizer steps in all, figures of a log line or {}), on the first process."""
+
+
+def ignore_progress(done: int, total: int, logs: dict[str, Any]) -> None:
+    """The `OnProgress` that reports to nobody."""
+
+
+@dataclass(frozen=True)
+class TrainEnv:
+    """Where and with what a model is trained.
+
+    Attributes:
+        model: dtype, attention, LoRA and the like; the path of the model to train is given apart.
+        output_dir: the trained model is saved here: weights, config, generation config, tokenizer, training log.
+        checkpoint_dir: checkpoints of the running training; a training that finds some there goes on from the newest.
+        tokenizer: the policy's, with its chat template; saved beside the model and never changed.
+        report_to: trackers of transformers; none by default.
+    """
+
+    model: Model
+    seed: int
+    output_dir: Path
+    checkpoint_dir: Path
+    tokenizer: "PreTrainedTokenizerBase"
+    report_to: list[str] = field(default_factory=list)
+    run_name: str | None = None
+    on_progress: OnProgress = ignore_progress
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """How doubtful labels are discounted: method.md "Stages", 3. Refine.
+
+    Attributes:
+        alpha: weight of the flipped label of a flagged pair.
+        lam: lambda of the de-coupled detection; 0 is the plain detector.
+        threshold: how tau is set.
+        warmup_ratio: share of the optimizer steps with alpha = 0.
+    """
+
+    alpha: float
+    lam: float
+    threshold: Threshold
+    warmup_ratio: float
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training did.
+
+    Attributes:
+        steps: optimizer steps; rows: rows given; tokens: tokens of all sequences over all epochs, without padding.
+        metrics: train_loss (mean over all steps), resumed_from_step (0: from the start), and for preferences the last
+            rewards/accuracies, rewards/margins and, with refinement, spa/flagged over the steps after the warm-up.
+        history: one dict per log line, as in `training_log.jsonl`.
+    """
+
+    steps: int
+    rows: int
+    tokens: int
+    metrics: dict[str, float]
+    history: list[dict[str, float]]

@@ -1,0 +1,346 @@
+"""DPO and self-refinement on TRL's DPOTrainer: method.md "Stages", 0. Seed and 3. Refine (SPA, arXiv 2406.04412)."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import datasets
+import torch
+from torch.utils.data import Sampler
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.utils import use_adapter
+
+from spa_recipes.algo.decoupled import DecoupledLogps
+from spa_recipes.algo.refine import ThresholdWindow, dpo_loss, dpo_margin, flag_noisy, refined_loss
+from spa_recipes.recipe.schema import FixedThreshold
+from spa_recipes.training.env import Refinement
+from spa_recipes.training.order import (
+    PADDING_ROW,
+    EpochOrder,
+    TokenRows,
+    column_lengths,
+    not_finite,
+    rows_in_step,
+    steps_per_epoch,
+)
+from spa_recipes.training.response_logps import IGNORED, Reference, add_response_logps
+
+REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
+
+
+class PairRecord(NamedTuple):
+    """One pair as it was seen in training.
+
+    Attributes:
+        row: index in the given rows; step: 1-based optimizer step.
+        p_detect: p~ of the pair, before the step.
+        margin: beta times the difference of log-ratios, before the step.
+        flagged: 1 where the loss used the softened label.
+    """
+
+    row: int
+    step: int
+    p_detect: float
+    margin: float
+    flagged: int
+
+
+class _SeenPairs(NamedTuple):
+    """Figures of the pairs of one micro-batch, (B,) each, without gradient."""
+
+    row: torch.Tensor
+    loss: torch.Tensor
+    margin: torch.Tensor
+    p_detect: torch.Tensor
+    flagged: torch.Tensor
+    reward_chosen: torch.Tensor
+    reward_rejected: torch.Tensor
+
+
+@dataclass
+class NoiseDetector:
+    """tau, when it acts, and what it saw; the state that a checkpoint must hold.
+
+    Attributes:
+        warmup_steps: optimizer steps with alpha = 0.
+        trace: all pairs seen, in the order of steps and, inside a step, of rows.
+    """
+
+    settings: Refinement
+    warmup_steps: int
+    trace: list[PairRecord] = field(default_factory=list)
+    window: ThresholdWindow | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        threshold = self.settings.threshold
+        if isinstance(threshold, FixedThreshold):
+            self.window = None
+        else:
+            self.window = ThresholdWindow(threshold.k, threshold.window, threshold.min_pairs)
+
+    def tau(self) -> float | None:
+        """The threshold from the pairs of earlier steps."""
+        if self.window is not None:
+            return self.window.tau()
+        assert isinstance(self.settings.threshold, FixedThreshold)
+        return self.settings.threshold.tau
+
+    def tau_in_use(self, done_steps: int) -> float | None:
+        """The threshold, or None while alpha = 0."""
+        return None if done_steps < self.warmup_steps else self.tau()
+
+    def see(self, records: Sequence[PairRecord]) -> None:
+        """Take in the pairs of a finished step, in an order that does not depend on how the step was cut."""
+        self.trace.extend(records)
+        if self.window is not None:
+            self.window.push(record.p_detect for record in records)
+
+    def flagged_share(self) -> float:
+        """Share of flagged pairs after the warm-up; 0 without any."""
+        flags = [record.flagged for record in self.trace if record.step > self.warmup_steps]
+        return sum(flags) / len(flags) if flags else 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able state."""
+        return {
+            "window": None if self.window is None else self.window.state_dict(),
+            "trace": [list(record) for record in self.trace],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a state."""
+        if self.window is not None and state["window"] is not None:
+            self.window.load_state_dict(state["window"])
+        self.trace = [PairRecord(*record) for record in state["trace"]]
+
+
+class SpaTrainer(DPOTrainer):  # type: ignore[misc]
+    """DPO and refinement of a policy on tokenised pairs.
+
+    TRL has no hook for a loss: this overrides `_compute_loss`, `_prepare_dataset` and `_precompute_ref_logps`, which
+    are private and may change with any minor version. That is why the package pins TRL to one minor, and why a test
+    compares loss and gradient with TRL's `sigmoid` loss.
+
+    The reference is, in this order: a live model (`ref_model`), the reference log-probs of the rows, or, for LoRA,
+    the policy with its adapter switched off. lambda > 0 needs one that is live.
+
+    Args:
+        rows: columns prompt_ids, chosen_ids, rejected_ids and perhaps ref_chosen_logps, ref_rejected_logps.
+        global_batch_size: pairs per optimizer step over all processes.
+        detector: None is plain DPO.
+    """
+
+    # The loss is divided by the pairs of the whole step here, not by transformers per micro-batch.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: Any,
+        args: DPOConfig,
+        rows: datasets.Dataset,
+        *,
+        global_batch_size: int,
+        detector: NoiseDetector | None,
+        ref_model: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self.detector = detector
+        self._global_batch_size = global_batch_size
+        self._seen: list[_SeenPairs] = []
+        self._grad_norm: Any = None
+        self._lengths = pair_lengths(rows)
+        policy_head = add_response_logps(model)
+        # Without a reference model it is the policy without its adapter, whose output layer is frozen.
+        self._reference_head = policy_head if ref_model is None else add_response_logps(ref_model)
+        super().__init__(model=model, ref_model=ref_model, args=args, train_dataset=rows, **kwargs)
+        self.add_callback(_StepEnd(self.finish_step))
+
+    # --- data ---
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> TokenRows:
+        """Rows are tokenised already."""
+        return TokenRows(dataset, self._lengths)
+
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+        """The columns are in the rows already."""
+        return dataset
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return EpochOrder(
+            self._lengths,
+            self._global_batch_size,
+            self.args.per_device_train_batch_size * self.args.world_size,
+            self.args.seed,
+            group_by_length=False,
+            epoch=lambda: self.state.global_step // steps_per_epoch(len(self._lengths), self._global_batch_size),
+        )
+
+    # --- one micro-batch ---
+
+    def _compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool) -> torch.Tensor:
+        """The loss of the pairs of a micro-batch, as their share of the step's mean."""
+        logps = self._pair_logps(model, inputs)
+        margin_B = dpo_margin(
+            logps.policy_chosen, logps.policy_rejected, logps.reference_chosen, logps.reference_rejected, self.beta
+        )
+        if self.detector is None:
+            p_detect_B = torch.sigmoid(margin_B.detach())
+            flagged_B = torch.zeros_like(p_detect_B)
+            loss_B = dpo_loss(margin_B)
+        else:
+            detector_margin_B = dpo_margin(
+                logps.detector_chosen,
+                logps.detector_rejected,
+                logps.reference_chosen,
+                logps.reference_rejected,
+                self.beta,
+            )
+            p_detect_B = torch.sigmoid(detector_margin_B.detach())
+            flagged_B = flag_noisy(p_detect_B, self.detector.tau_in_use(self.state.global_step))
+            loss_B = refined_loss(margin_B, flagged_B, self.detector.settings.alpha)
+        self._seen.append(
+            _SeenPairs(
+                inputs["row"],
+                loss_B.detach(),
+                margin_B.detach(),
+                p_detect_B,
+                flagged_B,
+                self.beta * (logps.policy_chosen - logps.reference_chosen).detach(),
+                self.beta * (logps.policy_rejected - logps.reference_rejected).detach(),
+            )
+        )
+        counts_B = (inputs["row"] != PADDING_ROW).to(loss_B.dtype)
+        pairs = rows_in_step(self.state.global_step, len(self._lengths), self._global_batch_size)
+        # Gradients are averaged over the processes: each contributes its sum, times their number.
+        scale: float = self.accelerator.num_processes / pairs
+        return (loss_B * counts_B).sum() * scale
+
+    def _pair_logps(self, model: Any, inputs: dict[str, torch.Tensor]) -> "_PairLogps":
+        """Log-probs of both responses under the policy, the reference and the detector's distribution."""
+        labels_BT = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, IGNORED)
+        tokens = {"input_ids": inputs["input_ids"], "response_labels": labels_BT}
+        if self.detector is not None and self.detector.settings.lam > 0:
+            hidden_ND = self._reference_pass(**tokens, hidden_only=True)
+            given = Reference(hidden_ND, self._reference_head(), self.detector.settings.lam)
+            logps: DecoupledLogps = model(**tokens, reference=given)
+            return _pairs(logps.policy, logps.reference, logps.decoupled)
+        policy_B: torch.Tensor = model(**tokens)
+        if self.precompute_ref_logps:
+            reference_B = torch.cat([inputs[name] for name in REFERENCE_COLUMNS])
+        else:
+            reference_B = self._reference_pass(**tokens)
+        return _pairs(policy_B, reference_B, policy_B)
+
+    def _reference_pass(self, **tokens: Any) -> torch.Tensor:
+        """A forward pass of the reference: a model of its own, or the policy without its adapter."""
+        with torch.no_grad():
+            if self.ref_model is not None:
+                return torch.as_tensor(self.ref_model(**tokens))
+            with use_adapter(self.accelerator.unwrap_model(self.model), adapter_name=None):
+                return torch.as_tensor(self.model(**tokens))
+
+    # --- one optimizer step ---
+
+    def finish_step(self) -> None:
+        """Gather the pairs of the step over the processes; stop at a loss that is not finite; feed window and log."""
+        micro_batches, self._seen = self._seen, []
+        local = torch.stack(
+            [torch.cat([part.double() for part in column]) for column in zip(*micro_batches, strict=True)]
+        )
+        table = self.accelerator.gather(local.T.contiguous()).cpu()
+        table = table[table[:, 0] != PADDING_ROW]
+        columns = _SeenPairs(*table[table[:, 0].argsort()].T)
+        step = self.state.global_step + 1
+        rows = columns.row.long().tolist()
+        if not bool(columns.loss.isfinite().all()):
+            raise not_finite("loss", step, rows)
+        # With float16 an infinite gradient is normal: the scaler skips the step.
+        if self._grad_norm is not None and not math.isfinite(self._grad_norm) and not self.args.fp16:
+            raise not_finite("gradient", step, rows)
+        metrics = {
+            "rewards/chosen": columns.reward_chosen,
+            "rewards/rejected": columns.reward_rejected,
+            "rewards/margins": columns.margin,
+            "rewards/accuracies": (columns.reward_chosen > columns.reward_rejected).double(),
+        }
+        if self.detector is not None:
+            metrics |= {"spa/flagged": columns.flagged, "spa/p_detect": columns.p_detect}
+            tau = self.detector.tau()
+            if tau is not None:
+                self._metrics["train"]["spa/tau"].append(tau)
+            flags = columns.flagged.long().tolist()
+            figures = zip(rows, columns.p_detect.tolist(), columns.margin.tolist(), flags, strict=True)
+            self.detector.see([PairRecord(row, step, p, margin, flag) for row, p, margin, flag in figures])
+        for name, values in metrics.items():
+            self._metrics["train"][name].append(values.mean().item())
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Keep the norm for `finish_step`, which comes next."""
+        self._grad_norm = super()._get_grad_norm(model, grad_norm)
+        return self._grad_norm
+
+    # --- what TRL and transformers would do besides ---
+
+    def _send_telemetry(self) -> None:
+        """Nobody is told."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Checkpoints have none."""
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted: it costs a walk over all parameters per micro-batch."""
+        return 0
+
+
+class _PairLogps(NamedTuple):
+    """Log-probs of the chosen and the rejected response of each pair, (B,) each."""
+
+    policy_chosen: torch.Tensor
+    policy_rejected: torch.Tensor
+    reference_chosen: torch.Tensor
+    reference_rejected: torch.Tensor
+    detector_chosen: torch.Tensor
+    detector_rejected: torch.Tensor
+
+
+def _pairs(policy_2B: torch.Tensor, reference_2B: torch.Tensor, detector_2B: torch.Tensor) -> _PairLogps:
+    """A batch holds the chosen sequences first, then the rejected ones."""
+    halves = [tensor.chunk(2) for tensor in (policy_2B, reference_2B, detector_2B)]
+    return _PairLogps(*(half for pair in halves for half in pair))
+
+
+class _StepEnd(TrainerCallback):  # type: ignore[misc]
+    """Calls back when all micro-batches of a step are done and the weights are not yet changed."""
+
+    def __init__(self, finish_step: Callable[[], None]) -> None:
+        self._finish_step = finish_step
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._finish_step()
+
+
+@dataclass
+class PairCollator:
+    """TRL's batch (chosen sequences, then rejected ones) with the row of each pair."""
+
+    pad_token_id: int
+
+    def __post_init__(self) -> None:
+        self._collate = DataCollatorForPreference(pad_token_id=self.pad_token_id)
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Pad on the right, which `add_response_logps` relies on."""
+        batch: dict[str, torch.Tensor] = self._collate(rows)
+        batch["row"] = torch.tensor([row["row"] for row in rows])
+        return batch
+
+
+def pair_lengths(rows: datasets.Dataset) -> list[int]:
+    """Tokens of the longer sequence of each pair."""
+    prompt, chosen, rejected = (column_lengths(rows, name) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
+    return [p + max(c, r) for p, c, r in zip(prompt, chosen, rejected, strict=True)]

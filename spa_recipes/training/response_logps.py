@@ -1,0 +1,138 @@
+"""Log-probs of responses computed inside a model's own forward pass.
+
+The output layer is read directly, in chunks, instead of being called. That has to happen inside `model(...)`: there,
+and only there, wrappers have what they need: DDP's reducer is armed by the forward of the wrapped model, FSDP and
+DeepSpeed have the sharded weights together. TRL's `add_fused_lm_head` works the same way.
+"""
+
+import types
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+from spa_recipes.algo.decoupled import DecoupledLogps, chunked_decoupled_logps
+from spa_recipes.algo.logps import LmHead, chunked_token_logps
+
+IGNORED = -100
+"""Label of a token that is not scored."""
+
+
+class Reference(NamedTuple):
+    """What the policy's forward pass needs of the reference for de-coupled detection; `hidden` is (N, D)."""
+
+    hidden: torch.Tensor
+    head: LmHead
+    lam: float
+
+
+def add_response_logps(model: PreTrainedModel) -> Callable[[], LmHead]:
+    """Teach `model(...)` the argument `response_labels`, (B, T), the token ids with `IGNORED` where nothing is scored.
+
+    With it the forward pass returns logps_B of the responses; with `reference` a `DecoupledLogps` of (B,) tensors;
+    with `hidden_only=True` hidden_ND, the states that predict the response tokens. Without it the forward pass is the
+    original one. Call this before the model is wrapped in anything.
+
+    Batches are padded on the right and go without an attention mask: attention is causal, so no token of a sequence
+    sees the padding behind it, and without a mask the fastest attention kernels apply.
+
+    Returns:
+        A function that gives the output layer as the last pass with `hidden_only=True` saw it, whole; for a model
+        that is not trained.
+    """
+    original_forward = model.forward
+    scale, softcap = _logit_rules(model)
+    seen: list[LmHead] = []
+
+    def forward(
+        self: PreTrainedModel,
+        *args: Any,
+        response_labels: torch.Tensor | None = None,
+        reference: Reference | None = None,
+        hidden_only: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        if response_labels is None:
+            return original_forward(*args, **kwargs)
+        kwargs["use_cache"] = False
+        states_BTD = self.base_model(*args, **kwargs).last_hidden_state
+        scored_BT = response_labels[:, 1:] != IGNORED
+        hidden_ND = states_BTD[:, :-1][scored_BT]
+        targets_N = response_labels[:, 1:][scored_BT]
+        layer = self.get_output_embeddings()
+        if hidden_only:
+            if not seen:
+                seen.append(_whole_head(layer, scale, softcap))
+            return hidden_ND
+        weight, bias = _weight_and_bias(layer)
+
+        def gather() -> Any:
+            return maybe_gather_lm_head_ctx(weight, bias)
+
+        if reference is None:
+            logps_N = chunked_token_logps(
+                hidden_ND, weight, targets_N, bias, scale=scale, softcap=softcap, gather_head=gather
+            )
+            return _per_sequence(logps_N, scored_BT)
+        logps = chunked_decoupled_logps(
+            hidden_ND,
+            LmHead(weight, bias, scale, softcap),
+            reference.hidden,
+            reference.head,
+            targets_N,
+            reference.lam,
+            gather_head=gather,
+        )
+        return DecoupledLogps(*(_per_sequence(logps_N, scored_BT) for logps_N in logps))
+
+    model.forward = types.MethodType(forward, model)
+    return lambda: seen[0]
+
+
+def _per_sequence(logps_N: torch.Tensor, scored_BT: torch.Tensor) -> torch.Tensor:
+    """Sums over the scored tokens of each sequence; `masked_scatter` keeps the graph where there are none."""
+    return logps_N.new_zeros(scored_BT.shape).masked_scatter(scored_BT, logps_N).sum(dim=1)
+
+
+def _weight_and_bias(layer: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The parameters of the output layer; FSDP2 keeps sharded ones as DTensors."""
+    weight, bias = layer.weight, layer.bias
+    assert isinstance(weight, torch.Tensor)
+    assert bias is None or isinstance(bias, torch.Tensor)
+    return (
+        weight.full_tensor() if isinstance(weight, DTensor) else weight,
+        bias.full_tensor() if isinstance(bias, DTensor) else bias,
+    )
+
+
+def _whole_head(layer: torch.nn.Module, scale: float, softcap: float | None) -> LmHead:
+    """The output layer of a frozen model, copied where the weights are sharded and will vanish after the forward."""
+    with torch.no_grad(), maybe_gather_lm_head_ctx(layer.weight, layer.bias):
+        weight, bias = _weight_and_bias(layer)
+        if _is_sharded():
+            weight, bias = weight.clone(), None if bias is None else bias.clone()
+        return LmHead(weight.detach(), None if bias is None else bias.detach(), scale, softcap)
+
+
+def _is_sharded() -> bool:
+    """Whether this process trains with FSDP or DeepSpeed."""
+    from accelerate import DistributedType
+    from accelerate.state import AcceleratorState
+
+    return AcceleratorState().distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
+def _logit_rules(model: PreTrainedModel) -> tuple[float, float | None]:
+    """What some architectures do to their logits: a factor, and a soft cap. The names are those of their configs."""
+    config = model.config.get_text_config()
+    softcap = getattr(config, "final_logit_softcapping", None)
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        if getattr(config, name, None) is not None:
+            return float(getattr(config, name)), softcap
+    scaling = getattr(config, "logits_scaling", None)
+    if scaling is None:
+        return 1.0, softcap
+    return (float(scaling) if config.model_type == "hyperclovax" else 1.0 / scaling), softcap

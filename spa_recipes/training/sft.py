@@ -1,0 +1,110 @@
+"""Supervised fine-tuning on TRL's SFTTrainer, with rows that are tokenised already."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import torch
+from torch.utils.data import Sampler
+from trl import SFTConfig, SFTTrainer
+
+from spa_recipes.training.order import (
+    PADDING_ROW,
+    EpochOrder,
+    TokenRows,
+    column_lengths,
+    not_finite,
+    steps_per_epoch,
+)
+from spa_recipes.training.response_logps import IGNORED, add_response_logps
+
+
+class SpaSftTrainer(SFTTrainer):  # type: ignore[misc]
+    """Next-token loss on the response tokens of tokenised rows: the mean over all of them in an optimizer step.
+
+    TRL's own loss is the same number; it also computes entropy and accuracy of every token, which costs more than the
+    training of a small model.
+
+    Args:
+        rows: columns input_ids and response_mask (1 where the loss is taken).
+        global_batch_size: rows per optimizer step over all processes.
+    """
+
+    def __init__(
+        self, model: Any, args: SFTConfig, rows: datasets.Dataset, *, global_batch_size: int, **kwargs: Any
+    ) -> None:
+        self._global_batch_size = global_batch_size
+        self._lengths = column_lengths(rows, "input_ids")
+        self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+        add_response_logps(model)
+        super().__init__(model=model, args=args, train_dataset=rows, **kwargs)
+        self.model_accepts_loss_kwargs = True  # transformers counts the labels of a step only then
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> TokenRows:
+        """Rows are tokenised already."""
+        return TokenRows(dataset, self._lengths)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return EpochOrder(
+            self._lengths,
+            self._global_batch_size,
+            self.args.per_device_train_batch_size * self.args.world_size,
+            self.args.seed,
+            group_by_length=True,
+            epoch=lambda: self.state.global_step // steps_per_epoch(len(self._lengths), self._global_batch_size),
+        )
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """The micro-batch's share of the mean over the response tokens of the step."""
+        logps_B: torch.Tensor = model(input_ids=inputs["input_ids"], response_labels=inputs["labels"])
+        # Gradients are averaged over the processes: each contributes its sum, times their number.
+        loss: torch.Tensor = -logps_B.sum() * (self.accelerator.num_processes / num_items_in_batch)
+        self._seen.append((inputs["row"], loss.detach()))
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Stop before the optimizer step where loss or gradient is not finite."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        seen, self._seen = self._seen, []
+        losses = self.accelerator.gather(torch.stack([loss for _, loss in seen]))
+        finite = bool(losses.isfinite().all())
+        # With float16 an infinite gradient is normal: the scaler skips the step.
+        if not finite or (norm is not None and not math.isfinite(norm) and not self.args.fp16):
+            rows = self.accelerator.gather(torch.cat([rows for rows, _ in seen])).tolist()
+            raise not_finite("gradient" if finite else "loss", self.state.global_step + 1, rows)
+        return norm
+
+    def _send_telemetry(self) -> None:
+        """Nobody is told."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Checkpoints have none."""
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted: it costs a walk over all parameters per micro-batch."""
+        return 0
+
+
+@dataclass
+class SftCollator:
+    """Pads on the right (`add_response_logps` relies on it); labels are the response tokens."""
+
+    pad_token_id: int
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """A padding row has no labels, so it counts nowhere."""
+        width = max(len(row["input_ids"]) for row in rows)
+        ids = [row["input_ids"] + [self.pad_token_id] * (width - len(row["input_ids"])) for row in rows]
+        scored = [
+            row["response_mask"] + [0] * (width - len(row["input_ids"])) if row["row"] != PADDING_ROW else [0] * width
+            for row in rows
+        ]
+        input_ids = torch.tensor(ids)
+        return {
+            "input_ids": input_ids,
+            "labels": input_ids.masked_fill(torch.tensor(scored) == 0, IGNORED),
+            "row": torch.tensor([row["row"] for row in rows]),
+        }

@@ -1,0 +1,66 @@
+"""The method in plain Python: lists and loops over float64, written from the equations and from nothing else.
+
+Slow and obvious on purpose; the tests compare the tensor code with it.
+"""
+
+import math
+
+
+def log_softmax(logits: list[float]) -> list[float]:
+    largest = max(logits)
+    log_total = largest + math.log(sum(math.exp(value - largest) for value in logits))
+    return [value - log_total for value in logits]
+
+
+def sigmoid(value: float) -> float:
+    if value >= 0:
+        return 1.0 / (1.0 + math.exp(-value))
+    return math.exp(value) / (1.0 + math.exp(value))
+
+
+def log_sigmoid(value: float) -> float:
+    return min(value, 0.0) - math.log1p(math.exp(-abs(value)))
+
+
+def sequence_logp(logits: list[list[float]], tokens: list[int], is_response: list[int]) -> float:
+    """log pi(y|x): logits[t] predict tokens[t + 1]."""
+    total = 0.0
+    for position in range(1, len(tokens)):
+        if is_response[position]:
+            total += log_softmax(logits[position - 1])[tokens[position]]
+    return total
+
+
+def decoupled_logits(policy: list[list[float]], reference: list[list[float]], lam: float) -> list[list[float]]:
+    return [
+        [(1 + lam) * h_theta - lam * h_ref for h_theta, h_ref in zip(row, reference_row, strict=True)]
+        for row, reference_row in zip(policy, reference, strict=True)
+    ]
+
+
+def preference_probability(
+    beta: float, policy_1: float, reference_1: float, policy_2: float, reference_2: float
+) -> float:
+    return sigmoid(beta * (policy_1 - reference_1) - beta * (policy_2 - reference_2))
+
+
+def refined_loss(margin: float, z: float, alpha: float) -> float:
+    return -((1 - alpha * z) * log_sigmoid(margin) + alpha * z * log_sigmoid(-margin))
+
+
+def refined_loss_slope(margin: float, z: float, alpha: float) -> float:
+    """d loss / d margin."""
+    return -(1 - alpha * z) * (1 - sigmoid(margin)) + alpha * z * sigmoid(margin)
+
+
+def percentile(values: list[float], k: float) -> float:
+    """Order statistics sit at 0, 100/(n-1), ..., 100 percent; straight lines between them."""
+    ordered = sorted(values)
+    if len(ordered) == 1:
+        return ordered[0]
+    width = 100.0 / (len(ordered) - 1)
+    for index in range(len(ordered) - 1):
+        left = index * width
+        if k <= left + width or index == len(ordered) - 2:
+            return ordered[index] + (k - left) / width * (ordered[index + 1] - ordered[index])
+    raise AssertionError
