@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from spa_recipes.errors import RecipeError
 from spa_recipes.plan import External, Plan, Stage, compile_judge_plan, compile_plan
 from spa_recipes.recipe.load import load_recipe
-from spa_recipes.recipe.schema import DatasetSource, ImplicitRewardJudge, JudgeJob, Model
+from spa_recipes.recipe.schema import Compute, DatasetSource, ForkExecutor, ImplicitRewardJudge, JudgeJob, Model
+from spa_recipes.run.executors import has_nvidia_driver
 from spa_recipes.run.rundir import RunDir, all_runs, find_reusable
 from spa_recipes.run.runner import Outcome, Reporter, execute, plan_changes
 from spa_recipes.state import atomic
@@ -200,6 +201,8 @@ def _judge_job(request: JudgeRequest) -> JudgeJob:
             ),
             judge=ImplicitRewardJudge(beta=request.beta),
             seed=request.seed,
+            # Without a GPU the stages can share one import of the libraries.
+            compute=Compute() if has_nvidia_driver() else Compute(executor=ForkExecutor(type="fork")),
         )
     except ValueError as error:
         details = error.errors() if hasattr(error, "errors") else []

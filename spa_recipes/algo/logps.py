@@ -27,6 +27,19 @@ class LmHead(NamedTuple):
     softcap: float | None = None
 
 
+def logit_rules(text_config: Any) -> tuple[float, float | None]:
+    """`scale` and `softcap` of a causal language model, from its (text) configuration of transformers."""
+    softcap: float | None = getattr(text_config, "final_logit_softcapping", None)
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):  # Cohere, Muse Glimmer, Falcon-H1
+        factor = getattr(text_config, name, None)
+        if factor is not None:
+            return float(factor), softcap
+    scaling = getattr(text_config, "logits_scaling", None)  # Granite and MiniCPM3 divide, HyperCLOVA X multiplies
+    if scaling is None:
+        return 1.0, softcap
+    return (float(scaling) if text_config.model_type == "hyperclovax" else 1.0 / scaling), softcap
+
+
 def sequence_logps(
     logits_BTV: torch.Tensor, input_ids_BT: torch.Tensor, response_mask_BT: torch.Tensor
 ) -> torch.Tensor:

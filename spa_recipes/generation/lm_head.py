@@ -1,6 +1,8 @@
 """The output layer of a causal language model as a matrix, checked against the model itself."""
 
 import inspect
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -59,8 +61,13 @@ def logits_at(model: PreTrainedModel, positions: int | torch.Tensor, **inputs: A
     Returns:
         The output; its logits are (B, number of positions, V).
     """
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+    if _keeps_logits(type(model).forward):
         return model(**inputs, logits_to_keep=positions)
     output = model(**inputs)
     output.logits = output.logits[:, -positions:] if isinstance(positions, int) else output.logits[:, positions]
     return output
+
+
+@cache
+def _keeps_logits(forward: Callable[..., Any]) -> bool:
+    return "logits_to_keep" in inspect.signature(forward).parameters

@@ -1,12 +1,12 @@
 """Sampling with transformers: ragged prompts without padding, one prefill per prompt, finished answers dropped."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
@@ -47,7 +47,7 @@ def load_model(path: str | Path, *, model: schema.Model, revision: str | None = 
                 output_loading_info=True,
             )
             loaded = loaded.to(device).eval()
-    except OSError as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise _load_error(error, str(path)) from error
     if info["missing_keys"]:
         names = sorted(info["missing_keys"])
@@ -59,7 +59,7 @@ def load_model(path: str | Path, *, model: schema.Model, revision: str | None = 
     return loaded
 
 
-def _load_error(error: OSError, path: str) -> DataError | TryAgainError:
+def _load_error(error: Exception, path: str) -> DataError | TryAgainError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if "couldn't connect" in reason.lower():
         return TryAgainError(reason, where=path, fix="check the network, or give model_name_or_path a local folder")
@@ -69,9 +69,7 @@ def _load_error(error: OSError, path: str) -> DataError | TryAgainError:
 
 
 def _device() -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:

@@ -57,12 +57,12 @@ def _command(settings: Executor, kind: str, spec: Path) -> list[str]:
     if settings.config_file is not None:
         command.append(f"--config_file={settings.config_file}")
     elif settings.num_processes > 1:
-        command.append("--multi_gpu" if _has_nvidia_gpu() else "--cpu")
+        command.append("--multi_gpu" if has_nvidia_driver() else "--cpu")
     return [*command, "--module", WORKER, str(spec)]
 
 
-def _has_nvidia_gpu() -> bool:
-    """Whether this machine has a GPU driver, without importing torch."""
+def has_nvidia_driver() -> bool:
+    """Whether this machine has a driver for GPUs, without importing torch."""
     return Path("/proc/driver/nvidia/version").exists()
 
 

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from spa_recipes.algo.decoupled import DecoupledLogps, chunked_decoupled_logps
-from spa_recipes.algo.logps import LmHead, chunked_token_logps
+from spa_recipes.algo.logps import LmHead, chunked_token_logps, logit_rules, sequence_logps
+from spa_recipes.errors import DataError
 
 IGNORED = -100
 """Label of a token that is not scored."""
@@ -44,7 +45,7 @@ def add_response_logps(model: PreTrainedModel) -> Callable[[], LmHead]:
         that is not trained.
     """
     original_forward = model.forward
-    scale, softcap = _logit_rules(model)
+    scale, softcap = logit_rules(model.config.get_text_config())
     seen: list[LmHead] = []
 
     def forward(
@@ -92,6 +93,26 @@ def add_response_logps(model: PreTrainedModel) -> Callable[[], LmHead]:
     return lambda: seen[0]
 
 
+def check_response_logps(model: PreTrainedModel, token_ids: list[int], tolerance: float) -> None:
+    """Compare with the model's own logits on a text; `tolerance` is a share of its log-prob.
+
+    Raises:
+        DataError: they differ, so the architecture does something to its logits that is not known here.
+    """
+    ids_1T = torch.tensor([token_ids], device=model.device)
+    mask_1T = torch.ones_like(ids_1T)
+    mask_1T[:, 0] = 0
+    with torch.no_grad():
+        theirs_1 = sequence_logps(model(input_ids=ids_1T, use_cache=False).logits, ids_1T, mask_1T)
+        ours_1 = model(input_ids=ids_1T, response_labels=ids_1T)
+    if not torch.allclose(ours_1, theirs_1, rtol=tolerance, atol=tolerance):
+        raise DataError(
+            f"log-probs read from the output layer of {model.config.model_type} ({ours_1.item():.6g}) are not those "
+            f"of its own logits ({theirs_1.item():.6g})",
+            fix="this architecture cannot be trained here; please report it",
+        )
+
+
 def _per_sequence(logps_N: torch.Tensor, scored_BT: torch.Tensor) -> torch.Tensor:
     """Sums over the scored tokens of each sequence; `masked_scatter` keeps the graph where there are none."""
     return logps_N.new_zeros(scored_BT.shape).masked_scatter(scored_BT, logps_N).sum(dim=1)
@@ -112,27 +133,14 @@ def _whole_head(layer: torch.nn.Module, scale: float, softcap: float | None) -> 
     """The output layer of a frozen model, copied where the weights are sharded and will vanish after the forward."""
     with torch.no_grad(), maybe_gather_lm_head_ctx(layer.weight, layer.bias):
         weight, bias = _weight_and_bias(layer)
-        if _is_sharded():
+        if is_sharded():
             weight, bias = weight.clone(), None if bias is None else bias.clone()
         return LmHead(weight.detach(), None if bias is None else bias.detach(), scale, softcap)
 
 
-def _is_sharded() -> bool:
+def is_sharded() -> bool:
     """Whether this process trains with FSDP or DeepSpeed."""
     from accelerate import DistributedType
     from accelerate.state import AcceleratorState
 
     return AcceleratorState().distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-
-
-def _logit_rules(model: PreTrainedModel) -> tuple[float, float | None]:
-    """What some architectures do to their logits: a factor, and a soft cap. The names are those of their configs."""
-    config = model.config.get_text_config()
-    softcap = getattr(config, "final_logit_softcapping", None)
-    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
-        if getattr(config, name, None) is not None:
-            return float(getattr(config, name)), softcap
-    scaling = getattr(config, "logits_scaling", None)
-    if scaling is None:
-        return 1.0, softcap
-    return (float(scaling) if config.model_type == "hyperclovax" else 1.0 / scaling), softcap

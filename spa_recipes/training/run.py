@@ -24,10 +24,26 @@ from spa_recipes.training.checkpoints import CheckpointCallback, newest_complete
 from spa_recipes.training.env import OnProgress, Refinement, TrainEnv, TrainResult
 from spa_recipes.training.order import as_dataset, column_lengths, steps_per_epoch
 from spa_recipes.training.preference import REFERENCE_COLUMNS, NoiseDetector, PairCollator, SpaTrainer
+from spa_recipes.training.response_logps import check_response_logps, is_sharded
 from spa_recipes.training.sft import SftCollator, SpaSftTrainer
+
+_EXAMPLE = 64  # tokens on which log-probs are compared with the model's own
+_TOLERANCE, _HALF_TOLERANCE = 1e-4, 2e-2
 
 TRAINING_LOG = "training_log.jsonl"
 PAIRS_TRACE = "pairs_trace.jsonl"
+
+__all__ = [
+    "PAIRS_TRACE",
+    "TRAINING_LOG",
+    "Refinement",
+    "Rows",
+    "TrainEnv",
+    "TrainResult",
+    "accumulation_steps",
+    "train_preference",
+    "train_sft",
+]
 
 Rows: TypeAlias = datasets.Dataset | Sequence[Mapping[str, Any]]
 
@@ -58,7 +74,9 @@ def train_sft(model_path: Path | str, rows: Rows, settings: SftTraining, env: Tr
             **_adapter(env),
         )
         tokens = sum(column_lengths(table, "input_ids")) * settings.num_train_epochs
-        return _train(trainer, model_path, env, dtype, len(table), tokens, detector=None)
+        return _train(
+            trainer, model_path, env, dtype, len(table), tokens, table[0]["input_ids"][:_EXAMPLE], detector=None
+        )
 
 
 def train_preference(
@@ -125,7 +143,8 @@ def train_preference(
         tokens = (
             2 * lengths["prompt_ids"] + lengths["chosen_ids"] + lengths["rejected_ids"]
         ) * settings.num_train_epochs
-        return _train(trainer, policy_path, env, dtype, len(table), tokens, detector=detector)
+        example = (table[0]["prompt_ids"] + table[0]["chosen_ids"])[:_EXAMPLE]
+        return _train(trainer, policy_path, env, dtype, len(table), tokens, example, detector=detector)
 
 
 def accumulation_steps(settings: Training, world_size: int) -> int:
@@ -148,10 +167,11 @@ def _train(
     dtype: torch.dtype,
     row_count: int,
     tokens: int,
+    example: list[int],
     *,
     detector: NoiseDetector | None,
 ) -> TrainResult:
-    """Train, from a checkpoint if there is one, save, and sum up."""
+    """Train, from a checkpoint if there is one, save, and sum up; `example` is a text of some tokens."""
     for parameter in trainer.model.parameters():
         # TRL rounds the adapters of a 4-bit model to bfloat16.
         if parameter.requires_grad and getattr(trainer.model, "is_loaded_in_4bit", False):
@@ -160,6 +180,9 @@ def _train(
     trainer.add_callback(CheckpointCallback(lambda: {} if detector is None else detector.state_dict()))
     if trainer.is_world_process_zero():
         trainer.add_callback(_Progress(env.on_progress))
+    if not is_sharded():
+        with trainer.accelerator.autocast():
+            check_response_logps(trainer.model, example, _TOLERANCE if dtype == torch.float32 else _HALF_TOLERANCE)
     checkpoint = _checkpoint(trainer, env.checkpoint_dir)
     if checkpoint is not None and detector is not None:
         detector.load_state_dict(read_state(checkpoint))

@@ -1,0 +1,231 @@
+"""The main job through the command line, on a miniature sandbox: every stage kind, reuse, changes, labelling."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.conftest import mini, run_spa, write_recipe
+
+STAGES = 16
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the miniature has run once."""
+    folder = tmp_path_factory.mktemp("home")
+    write_recipe(folder / "mini.yaml", mini())
+    done = run_spa(folder, "run", "mini.yaml")
+    assert done.returncode == 0, done.stderr + done.stdout
+    (folder / "first.out").write_text(done.stdout)
+    return folder
+
+
+def stage_dir(home: Path, stage: str, run: str = "mini") -> Path:
+    (found,) = (home / "runs" / run / "stages").glob(f"[0-9][0-9]-{stage}-????????")
+    return found
+
+
+def output(home: Path, stage: str, name: str, run: str = "mini") -> Path:
+    return stage_dir(home, stage, run) / "output" / name
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def attempts(home: Path, run: str = "mini") -> int:
+    return len(list((home / "runs" / run).glob("stages/*/attempts/*")))
+
+
+def test_the_summary_says_what_where_and_next(home: Path) -> None:
+    text = (home / "first.out").read_text()
+    for expected in (
+        "win rate against pi_init",
+        "judge accuracy",
+        "pi_init (gold",
+        "pi_2 (gold",
+        "model:",
+        "pairs:",
+        "next:",
+    ):
+        assert expected in text
+    assert str(output(home, "refine-2", "model").relative_to(home)) in text
+    assert attempts(home) == STAGES
+
+
+def test_the_folder_is_as_documented(home: Path) -> None:
+    run = home / "runs" / "mini"
+    for name in ("recipe.yaml", "resolved.json", "plan.json", "events.jsonl"):
+        assert (run / name).is_file()
+    assert (run / "recipe.yaml").read_text() == (home / "mini.yaml").read_text()
+    for stage in (run / "stages").iterdir():
+        assert {"attempts", "manifest.json", "output"} <= {path.name for path in stage.iterdir()}
+        assert not (stage / "output.draft").exists()
+
+
+def test_parts_are_disjoint(home: Path) -> None:
+    names = ["seed.jsonl", "prompts-1.jsonl", "prompts-2.jsonl", "heldout.jsonl"]
+    parts = [{row["prompt_id"] for row in rows(output(home, "data", name))} for name in names]
+    assert [len(part) for part in parts] == [60, 32, 48, 24]
+    assert len(set.union(*parts)) == sum(map(len, parts))
+
+
+@pytest.mark.parametrize("i", [1, 2])
+def test_judgments_follow_the_equation(home: Path, i: int) -> None:
+    """p(y_w > y_l) from the two tables of log-probs, in plain floats."""
+    completions = pq.read_table(output(home, f"generate-{i}", "completions.parquet")).to_pylist()
+    reference = pq.read_table(output(home, f"score-{i}-reference", "logps.parquet")).to_pylist()
+    reward: dict[tuple[int, int], float] = {}
+    for row, scored in zip(completions, reference, strict=True):
+        assert (row["item"], row["sample"]) == (scored["item"], scored["sample"])
+        reward[row["item"], row["sample"]] = 0.1 * (math.fsum(row["logps"]) - scored["logp"])
+    judgments = rows(output(home, f"judge-{i}", "judgments.jsonl"))
+    assert judgments
+    for judgment in judgments:
+        chosen, rejected = (reward[judgment["item"], judgment[which]] for which in ("chosen", "rejected"))
+        assert chosen >= rejected
+        assert judgment["margin"] == pytest.approx(chosen - rejected, abs=1e-9)
+        assert judgment["p_chosen"] == pytest.approx(1 / (1 + math.exp(rejected - chosen)), abs=1e-9)
+
+
+def test_tokens_are_the_same_when_generated_rendered_and_trained_on(home: Path) -> None:
+    from spa_recipes.data.chat import Renderer, load_tokenizer
+
+    tokenizer = load_tokenizer(output(home, "sft", "model"))
+    renderer = Renderer(tokenizer, max_prompt_length=48, max_length=128)
+    prompts = rows(output(home, "data", "prompts-1.jsonl"))
+    completions = pq.read_table(output(home, "generate-1", "completions.parquet")).to_pylist()
+    special = set(tokenizer.all_special_ids)
+    # An untrained model also samples special tokens, which no text can show; the stages keep the ids as they are.
+    finished = [
+        row for row in completions if row["finish_reason"] == "stop" and not special & set(row["response_ids"][:-1])
+    ]
+    assert len(finished) > 10
+    for row in finished:
+        messages = prompts[row["item"]]["prompt"]
+        assert row["prompt_ids"] == renderer.prompt_ids(messages)
+        assert row["response_ids"][-1] == renderer.end_of_turn_id
+        answer = {"role": "assistant", "content": row["text"]}
+        ids, mask = renderer.conversation([*messages, answer])
+        if row["text"]:
+            assert row["response_ids"] == renderer.response_ids(messages, row["text"])
+            assert row["prompt_ids"] + row["response_ids"] == ids
+            assert sum(mask) == len(row["response_ids"])
+
+
+def test_pairs_load_with_datasets_in_trls_form(home: Path) -> None:
+    import datasets
+
+    pairs = datasets.load_dataset(
+        "json", data_files=str(output(home, "judge-2", "pairs.jsonl")), split="train", cache_dir=str(home / "cache")
+    )
+    expected = {"prompt", "chosen", "rejected", "chosen_score", "rejected_score", "margin", "p_chosen", "prompt_id"}
+    assert expected | {"iteration", "source"} == set(pairs.column_names)
+    assert pairs[0]["chosen"][0]["role"] == "assistant"
+    assert set(pairs["iteration"]) == {2}
+
+
+def test_running_again_does_nothing(home: Path) -> None:
+    before = attempts(home)
+    for command in (["run", "mini.yaml"], ["resume", "mini"]):
+        done = run_spa(home, *command)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("done before") == STAGES + 1  # the heading says it too
+    assert attempts(home) == before
+    done = run_spa(home, "resume")
+    assert done.returncode == 2
+    assert "finished" in done.stderr
+
+
+def test_another_run_takes_over_what_is_the_same(home: Path) -> None:
+    write_recipe(home / "alpha0.yaml", mini(name="alpha0", noise={"alpha": 0.0}))
+    done = run_spa(home, "run", "alpha0.yaml", "--until", "judge-1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("from run mini") == 9
+    assert attempts(home, "alpha0") == 0
+    plan = run_spa(home, "plan", "alpha0.yaml", "--json")
+    states = {stage["id"]: stage["state"] for stage in json.loads(plan.stdout)}
+    assert states["judge-1"] == "done"
+    assert states["refine-1"] == "to do"
+
+
+def test_a_changed_recipe_is_refused_and_accepted(home: Path) -> None:
+    write_recipe(home / "changing.yaml", mini(name="changing"))
+    assert run_spa(home, "run", "changing.yaml", "--until", "judge-1").returncode == 0
+    write_recipe(home / "changing.yaml", mini(name="changing", judge={"type": "implicit_reward", "beta": 0.2}))
+    refused = run_spa(home, "run", "changing.yaml", "--until", "judge-1")
+    assert refused.returncode == 5
+    assert "judge-1: settings.judge.beta: 0.1 -> 0.2" in refused.stderr
+    assert "--accept" in refused.stderr
+    diff = run_spa(home, "plan", "changing.yaml", "--diff")
+    assert "settings.judge.beta: 0.1 -> 0.2" in diff.stdout
+    accepted = run_spa(home, "run", "changing.yaml", "--until", "judge-1", "--accept")
+    assert accepted.returncode == 0, accepted.stderr
+    assert attempts(home, "changing") == 1
+    logging = mini(name="changing", judge={"type": "implicit_reward", "beta": 0.2}, refine={"logging_steps": 3})
+    write_recipe(home / "changing.yaml", logging)
+    assert run_spa(home, "run", "changing.yaml", "--until", "judge-1").returncode == 0
+
+
+def test_an_altered_stage_is_found_set_aside_and_done_again(home: Path) -> None:
+    write_recipe(home / "altered.yaml", mini(name="altered", judge={"type": "implicit_reward", "beta": 0.3}))
+    assert run_spa(home, "run", "altered.yaml", "--until", "judge-1").returncode == 0
+    pairs = output(home, "judge-1", "pairs.jsonl", "altered")
+    good = pairs.read_bytes()
+    pairs.write_bytes(good.replace(b"the", b"THE", 1))
+    again = run_spa(home, "run", "altered.yaml", "--until", "judge-1")
+    assert again.returncode == 0, again.stderr
+    assert "was altered" in again.stdout
+    assert pairs.read_bytes() == good
+    assert list((home / "runs" / "altered" / "stages").glob("*.damaged-1"))
+
+
+def test_status_lists_runs_and_stages(home: Path) -> None:
+    listing = run_spa(home, "status")
+    assert listing.returncode == 0
+    assert "mini" in listing.stdout
+    assert f"{STAGES}/{STAGES}" in listing.stdout
+    stages = run_spa(home, "status", "mini")
+    assert stages.stdout.count(" done ") == STAGES
+    assert "judge accuracy" in stages.stdout
+    assert run_spa(home, "status", "nothing").returncode == 2
+
+
+def test_a_run_that_is_held_is_refused_at_once(home: Path) -> None:
+    from spa_recipes.run.rundir import RunDir
+
+    with RunDir(home / "runs" / "mini").locked():
+        done = run_spa(home, "resume", "mini")
+    assert done.returncode == 4
+    assert "pid" in done.stderr
+
+
+def test_spa_judge_labels_pairs_and_reports_agreement(home: Path) -> None:
+    policy, reference = output(home, "refine-2", "model"), output(home, "sft", "model")
+    given = rows(output(home, "data", "heldout.jsonl"))
+    with (home / "mine.jsonl").open("w") as handle:
+        for row in given:
+            text = {name: row[name][0]["content"] for name in ("chosen", "rejected")}
+            handle.write(json.dumps({"prompt": row["prompt"][0]["content"], **text}) + "\n")
+    arguments = ["judge", "--policy", policy, "--reference", reference, "--pairs", "mine.jsonl", "--out", "out.jsonl"]
+    limits = ["--max-length", "128", "--max-prompt-length", "48"]
+    done = run_spa(home, *arguments, *limits)
+    assert done.returncode == 0, done.stderr
+    assert "24 labels that were there" in done.stdout
+    labelled = rows(home / "out.jsonl")
+    assert len(labelled) == 24
+    agreement = sum(
+        row["chosen"][0]["content"] == original["chosen"][0]["content"]
+        for row, original in zip(labelled, given, strict=True)
+    )
+    assert f"{100 * agreement / 24:.1f} %" in done.stdout
+    # The audit of the last model says the same of the same pairs.
+    manifest = json.loads((stage_dir(home, "evaluate-2") / "manifest.json").read_text())
+    assert manifest["metrics"]["heldout_accuracy"] == pytest.approx(agreement / 24)
+    assert not (home / "out.jsonl.spa").exists()
+    assert run_spa(home, *arguments, *limits).returncode == 2
+    assert "--overwrite" in run_spa(home, *arguments, *limits).stderr

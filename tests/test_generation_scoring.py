@@ -1,0 +1,239 @@
+"""Scores of responses against a slow forward pass in float64, one response and one token at a time."""
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+)
+
+from spa_recipes.errors import StageError
+from spa_recipes.generation import scoring
+from spa_recipes.generation.lm_head import checked_lm_head, logits_at
+from spa_recipes.generation.requests import Request
+from spa_recipes.generation.scoring import Scored, sequence_logps
+from spa_recipes.generation.transformers import sample
+
+VOCAB = 53
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 96,
+    "initializer_range": 0.3,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+
+
+class DoublingLlama(LlamaForCausalLM):  # type: ignore[misc]
+    """Does something to its logits that no config says."""
+
+    def forward(self, *args: Any, logits_to_keep: int | torch.Tensor = 0, **kwargs: Any) -> Any:
+        output = super().forward(*args, logits_to_keep=logits_to_keep, **kwargs)
+        output.logits = output.logits * 2
+        return output
+
+
+class BareLlama(DoublingLlama):
+    """The same without `logits_to_keep`."""
+
+    def forward(self, input_ids: Any = None, use_cache: Any = None) -> Any:  # type: ignore[override]
+        return super().forward(input_ids=input_ids, use_cache=use_cache)
+
+
+def build(kind: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    if kind == "gpt2":
+        config = GPT2Config(
+            vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=96, initializer_range=0.3, bos_token_id=None
+        )
+        return GPT2LMHeadModel(config).eval()
+    if kind == "mistral":
+        return MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=7)).eval()
+    if kind == "gemma2":
+        config = Gemma2Config(**SHAPE, head_dim=8, final_logit_softcapping=2.0, sliding_window=7)
+        config._attn_implementation = "eager"
+        return Gemma2ForCausalLM(config).eval()
+    if kind == "granite":
+        return GraniteForCausalLM(GraniteConfig(**SHAPE, logits_scaling=3.0)).eval()
+    if kind == "cohere":
+        return CohereForCausalLM(CohereConfig(**SHAPE, logit_scale=0.25)).eval()
+    if kind == "doubling":
+        return DoublingLlama(LlamaConfig(**SHAPE)).eval()
+    if kind == "bare":
+        return BareLlama(LlamaConfig(**SHAPE)).eval()
+    return LlamaForCausalLM(LlamaConfig(**SHAPE)).eval()
+
+
+def ragged(count: int = 24) -> list[Scored]:
+    """Prompts of 1 to 30 tokens and responses of 1 to 40, random but fixed."""
+    rng = random.Random(0)
+    return [
+        Scored(
+            [rng.randrange(VOCAB) for _ in range(rng.randint(1, 30))],
+            [rng.randrange(VOCAB) for _ in range(rng.randint(1, 40))],
+        )
+        for _ in range(count)
+    ]
+
+
+def slow_logps(model: PreTrainedModel, items: list[Scored]) -> list[float]:
+    """The definition, spelled out; the model computes in float64."""
+    model = model.double()
+    sums = []
+    for prompt_ids, response_ids in items:
+        with torch.no_grad():
+            logits_TV = model(input_ids=torch.tensor([prompt_ids + response_ids]), use_cache=False).logits[0]
+        total = 0.0
+        for i, token in enumerate(response_ids):
+            row = logits_TV[len(prompt_ids) + i - 1].tolist()
+            total += row[token] - torch.tensor(row, dtype=torch.float64).exp().sum().log().item()
+        sums.append(total)
+    model.float()
+    return sums
+
+
+def setup_module() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gpt2", "gemma2", "granite", "cohere", "doubling", "bare"])
+def test_scores_are_those_of_the_definition(kind: str) -> None:
+    model, items = build(kind), ragged()
+    expected = slow_logps(model, items)
+    for tokens_per_batch in (1, 100, 10_000):
+        scores = sequence_logps(model, items, tokens_per_batch=tokens_per_batch)
+        assert scores == pytest.approx(expected, rel=1e-5, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "scale", "softcap"),
+    [("llama", 1.0, None), ("gemma2", 1.0, 2.0), ("granite", 1 / 3, None), ("cohere", 0.25, None)],
+)
+def test_the_output_layer_is_taken_apart_where_its_rule_is_known(
+    kind: str, scale: float, softcap: float | None
+) -> None:
+    head = checked_lm_head(build(kind), [5, 6, 7])
+    assert head is not None
+    assert head.scale == pytest.approx(scale)
+    assert head.softcap == softcap
+
+
+@pytest.mark.parametrize("kind", ["doubling", "bare"])
+def test_an_output_layer_with_an_unknown_rule_is_left_to_the_model(kind: str) -> None:
+    assert checked_lm_head(build(kind), [5, 6, 7]) is None
+
+
+def test_a_score_depends_on_neither_batch_nor_order_nor_padding() -> None:
+    model, items = build("mistral"), ragged(40)
+    expected = sequence_logps(model, items, tokens_per_batch=400)
+    backwards = sequence_logps(model, items[::-1], tokens_per_batch=70)[::-1]
+    alone = [sequence_logps(model, [item], tokens_per_batch=1)[0] for item in items]
+    beside_a_long_one = [
+        sequence_logps(model, [item, Scored([3], [4] * 90)], tokens_per_batch=1000)[0] for item in items
+    ]
+    for scores in (backwards, alone, beside_a_long_one):
+        assert scores == pytest.approx(expected, rel=1e-5, abs=1e-4)
+
+
+def test_a_cpu_takes_no_more_than_its_caches_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, items = build("llama"), ragged(30)
+    seen: list[tuple[int, int]] = []
+    expected = sequence_logps(model, items, tokens_per_batch=10**6, on_progress=lambda *now: seen.append(now))
+    tokens = sum(len(item.prompt_ids) + len(item.response_ids) for item in items)
+    assert seen == [(30, tokens)]
+    monkeypatch.setattr(scoring, "CPU_TOKENS", 64)
+    seen.clear()
+    scores = sequence_logps(model, items, tokens_per_batch=10**6, on_progress=lambda *now: seen.append(now))
+    assert scores == pytest.approx(expected, rel=1e-5, abs=1e-4)
+    assert len(seen) > 10
+    assert seen == sorted(seen)
+    assert seen[-1] == (30, tokens)
+
+
+def test_scores_are_the_sums_of_the_logps_kept_while_sampling() -> None:
+    model = build("llama")
+    requests = [Request(str(i), 0, item.prompt_ids) for i, item in enumerate(ragged())]
+    completions = sample(
+        model,
+        requests,
+        temperature=0.7,
+        top_p=0.9,
+        max_tokens=30,
+        stop_ids=[0, 1],
+        seed_of=lambda request: int(request.prompt_id),
+        batch_size=8,
+    )
+    items = [Scored(r.prompt_ids, c.response_ids) for r, c in zip(requests, completions, strict=True)]
+    scores = sequence_logps(model, items, tokens_per_batch=500)
+    assert scores == pytest.approx([sum(c.logps) for c in completions], rel=1e-5, abs=1e-3)
+
+
+def test_bfloat16_stays_near_float32() -> None:
+    model, items = build("llama"), ragged()
+    expected = sequence_logps(model, items, tokens_per_batch=500)
+    scores = sequence_logps(model.bfloat16(), items, tokens_per_batch=500)
+    lengths = [len(item.response_ids) for item in items]
+    assert all(
+        abs(score - other) < 0.2 * length for score, other, length in zip(scores, expected, lengths, strict=True)
+    )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_score_that_is_no_number_is_reported_with_its_item(value: float) -> None:
+    model, items = build("llama"), ragged(3)
+    items = [Scored([token % 50 + 1 for token in a], [token % 50 + 1 for token in b]) for a, b in items]
+    with torch.no_grad():
+        model.lm_head.weight[0] = value
+        model.model.embed_tokens.weight[0] = value
+    items[1].prompt_ids[0] = 0
+    with pytest.raises(StageError, match="item"):
+        sequence_logps(model, items, tokens_per_batch=1)
+
+
+def test_the_item_named_is_the_one_that_is_broken() -> None:
+    model = build("llama")
+    items = [Scored([1, 2], [3, 4, 5]), Scored([1, 52], [6]), Scored([7], [8])]
+    with torch.no_grad():
+        model.model.embed_tokens.weight[52] = float("nan")
+    with pytest.raises(StageError, match="item 1 is nan"):
+        sequence_logps(model, items, tokens_per_batch=1)
+
+
+def test_empty_prompts_and_responses_are_refused() -> None:
+    model = build("llama")
+    with pytest.raises(ValueError, match="item 1 has an empty response"):
+        sequence_logps(model, [Scored([1], [2]), Scored([1], [])], tokens_per_batch=10)
+    with pytest.raises(ValueError, match="item 0 has an empty prompt"):
+        sequence_logps(model, [Scored([], [2])], tokens_per_batch=10)
+    assert sequence_logps(model, [], tokens_per_batch=10) == []
+
+
+def test_logits_are_kept_where_asked() -> None:
+    ids = torch.tensor([[5, 6, 7, 8]])
+    for kind in ("doubling", "bare"):
+        model = build(kind)
+        with torch.no_grad():
+            whole = model(input_ids=ids).logits
+            assert torch.allclose(logits_at(model, 1, input_ids=ids).logits, whole[:, -1:], atol=1e-5)
+            some = logits_at(model, torch.tensor([0, 2]), input_ids=ids).logits
+            assert torch.allclose(some, whole[:, [0, 2]], atol=1e-5)

@@ -1,0 +1,123 @@
+"""Stopped anywhere, a run goes on and ends with the same bytes; nothing of it stays behind when it is stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import mini, run_spa, write_recipe
+
+RECIPE = mini(
+    sft={"save_steps": 4},
+    seed_training={"save_steps": 3},
+    refine={"save_steps": 1},
+)
+RESULTS = [
+    ("judge-1", "pairs.jsonl"),
+    ("judge-2", "pairs.jsonl"),
+    ("refine-2", "model/model.safetensors"),
+    ("refine-2", "model/pairs_trace.jsonl"),
+    ("evaluate-2", "samples.jsonl"),
+]
+PATIENCE = 120.0
+
+
+def start(folder: Path) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "spa_recipes.cli", "run", "mini.yaml"],
+        cwd=folder,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.005)
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    found = {}
+    for stage, name in RESULTS:
+        (path,) = (folder / "runs" / "mini" / "stages").glob(f"[0-9][0-9]-{stage}-????????/output/{name}")
+        found[f"{stage}/{name}"] = path.read_bytes()
+    return found
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Stage processes that work in a folder (Linux)."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (entry / "cmdline").read_bytes().decode(errors="replace")
+            if "spa_recipes.run" in command and os.readlink(entry / "cwd") == str(folder.resolve()):
+                found.append(command)
+        except OSError:
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("whole")
+    write_recipe(folder / "mini.yaml", RECIPE)
+    done = run_spa(folder, "run", "mini.yaml")
+    assert done.returncode == 0, done.stderr
+    return results(folder)
+
+
+def stage(folder: Path, name: str, pattern: str) -> list[Path]:
+    return list((folder / "runs" / "mini" / "stages").glob(f"[0-9][0-9]-{name}-????????/{pattern}"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_killed_again_and_again_it_ends_with_the_same_bytes(
+    tmp_path: Path, uninterrupted: dict[str, bytes]
+) -> None:
+    """SIGKILL to the runner in the middle of SFT, of sampling and of refining; then `spa resume` to the end."""
+    write_recipe(tmp_path / "mini.yaml", RECIPE)
+    moments = [
+        lambda: stage(tmp_path, "sft", "work/checkpoints/checkpoint-*/spa_checkpoint.json"),
+        lambda: stage(tmp_path, "generate-1", "work/shards/completions/*.parquet"),
+        lambda: stage(tmp_path, "refine-1", "work/checkpoints/checkpoint-1/spa_checkpoint.json"),
+    ]
+    for moment in moments:
+        running = start(tmp_path)
+        wait_for(moment)
+        running.send_signal(signal.SIGKILL)
+        running.wait()
+        wait_for(lambda: not processes_of(tmp_path))
+    done = run_spa(tmp_path, "resume")
+    assert done.returncode == 0, done.stderr
+    assert results(tmp_path) == uninterrupted
+    resumed = []
+    for name in ("sft", "refine-1"):
+        (manifest,) = stage(tmp_path, name, "manifest.json")
+        resumed.append(json.loads(manifest.read_text())["metrics"]["resumed_from_step"])
+    assert resumed[0] >= 4
+    assert resumed[1] >= 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_run_and_its_children(tmp_path: Path, sign: signal.Signals, code: int) -> None:
+    write_recipe(tmp_path / "mini.yaml", RECIPE)
+    running = start(tmp_path)
+    wait_for(lambda: stage(tmp_path, "sft", "attempts/1/progress.jsonl"))
+    running.send_signal(sign)
+    _, errors = running.communicate(timeout=30)
+    assert running.returncode == code
+    assert b"spa resume" in errors
+    assert b"Traceback" not in errors
+    assert processes_of(tmp_path) == []
+    status = run_spa(tmp_path, "status", "mini")
+    assert "interrupted" in status.stdout
