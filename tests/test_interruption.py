@@ -59,7 +59,7 @@ def processes_of(folder: Path) -> list[str]:
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             command = (entry / "cmdline").read_bytes().decode(errors="replace")
-            if "spa_recipes.run" in command and os.readlink(entry / "cwd") == str(folder.resolve()):
+            if "spa_recipes.run" in command and (entry / "cwd").readlink() == folder.resolve():
                 found.append(command)
         except OSError:
             continue
@@ -80,9 +80,7 @@ def stage(folder: Path, name: str, pattern: str) -> list[Path]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-def test_killed_again_and_again_it_ends_with_the_same_bytes(
-    tmp_path: Path, uninterrupted: dict[str, bytes]
-) -> None:
+def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
     """SIGKILL to the runner in the middle of SFT, of sampling and of refining; then `spa resume` to the end."""
     write_recipe(tmp_path / "mini.yaml", RECIPE)
     moments = [

@@ -64,7 +64,8 @@ def test_only_the_worker_and_the_fork_server_import_stages_at_work() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["validate", "R"], ["plan", "R"], ["status"], ["schema"], ["init", "new.yaml"], ["run", "--help"]]
+    "arguments",
+    [["--help"], ["validate", "R"], ["plan", "R"], ["status"], ["schema"], ["init", "new.yaml"], ["run", "--help"]],
 )
 def test_light_commands_import_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
     recipe = write_recipe(tmp_path / "mini.yaml", mini())

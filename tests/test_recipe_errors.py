@@ -19,6 +19,7 @@ TOP = (
     "name, description, seed, model, data, sft, seed_training, sampling, judge, refine, noise, evaluation, tracking, "
     "compute, storage"
 )
+SEED = "must be an integer of at least 0 and at most 4294967295"
 SEED_LABELS = "must be an integer of at least 0 or a number above 0 and at most 1"
 PROMPTS_EXAMPLE = "e.g. prompts: {type: dataset, source: prompts.jsonl}"
 NO_NAME = "must be text that matches ^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$"
@@ -49,14 +50,31 @@ APPENDED = {
         "6: compute.executor.num_processes: unknown key; allowed for type fork: type",
     "  prompts: {type: sandbox, source: a}":
         "6: data.prompts.source: unknown key; allowed for type sandbox: type, rows, seed",
+    "judge: {type: implicit_reward, betta: 0.1}": "6: judge.betta: unknown key; did you mean beta?",
+    # the type of a section is left out
+    "judge: {betta: 0.1}": "6: judge.betta: unknown key; did you mean beta?",
+    "judge: {zzz: 0.1}": "6: judge.zzz: unknown key; "
+        "allowed for type implicit_reward: type, beta, reference, recompute_policy_logps",
+    "judge: {beta: 0}": "6: judge.beta: must be a number above 0, not 0",
+    "judge: {Type: gold}": "6: judge.Type: unknown key; did you mean type?",
+    "noise: {threshold: {tau: 0.3}}": "6: noise.threshold.tau: unknown key; add type: fixed",
+    "noise: {threshold: {kk: 3}}": "6: noise.threshold.kk: unknown key; did you mean k?",
+    "noise: {threshold: {share: 3}}":
+        "6: noise.threshold.share: unknown key; allowed for type percentile: type, k, window, min_pairs",
+    "noise:\n  threshold:\n    window: 8": "8: noise.threshold: min_pairs (32) must not exceed window (8)",
+    "compute: {executor: {num_processes: 4}}": "6: compute.executor.num_processes: unknown key; add type: accelerate",
+    "sampling: {backend: {enforce_eager: true}}": "6: sampling.backend.enforce_eager: unknown key; add type: vllm",
+    "sampling: {backend: {batchsize: 8}}": "6: sampling.backend.batchsize: unknown key; did you mean batch_size?",
+    "  prompts: {}":
+        "6: data.prompts.source: this key is required; add it under data.prompts, e.g. source: pairs.jsonl",
+    "  prompts: {source: a, rows: 3}": "6: data.prompts.rows: unknown key; add type: sandbox",
     # types of sections
-    "judge: {}": f"6: judge: type is missing; add type: one of {TYPES}",
-    "judge: {beta: 0.1}": f"6: judge: type is missing; add type: one of {TYPES}",
     "judge: {type: pairrm}": f"6: judge.type: must be one of {TYPES}, not 'pairrm'",
     "judge:\n  beta: 1\n  type: implicit": f"8: judge.type: must be one of {TYPES}, not 'implicit'; "
         "did you mean implicit_reward?",
     "judge: {type: 3}": f"6: judge.type: must be one of {TYPES}, not 3",
     "judge: {type: }": f"6: judge.type: must be one of {TYPES}, not nothing",
+    "judge: {type: ''}": f"6: judge.type: must be one of {TYPES}, not ''",
     "judge: {type: [gold]}": f"6: judge.type: must be one of {TYPES}, not a list",
     "judge: {type: {gold: 1}}": f"6: judge.type: must be one of {TYPES}, not a mapping",
     "judge: gold": f"6: judge: must be a section with a type ({TYPES}), not 'gold'; write {{type: gold}}",
@@ -91,20 +109,23 @@ APPENDED = {
     "noise: false": "6: noise: must be a section with keys of its own, not false",
     "noise: []": "6: noise: must be a section with keys of its own, not a list",
     # integers
-    "seed: -1": "6: seed: must be an integer of at least 0, not -1",
-    "seed: 2.0": "6: seed: must be an integer of at least 0, not 2.0; write 2",
-    "seed: 1e3": "6: seed: must be an integer of at least 0, not 1e3; write 1000",
-    "seed: 2.5": "6: seed: must be an integer of at least 0, not 2.5",
-    "seed: true": "6: seed: must be an integer of at least 0, not true",
-    "seed: '7'": "6: seed: must be an integer of at least 0, not '7'; write 7 without quotes or separators",
-    "seed: 1_000": "6: seed: must be an integer of at least 0, not '1_000'; write 1000 without quotes or separators",
-    "seed: 1,000": "6: seed: must be an integer of at least 0, not '1,000'; write 1000 without quotes or separators",
-    "seed: 0x10": "6: seed: must be an integer of at least 0, not '0x10'",
-    "seed:": "6: seed: must be an integer of at least 0, not nothing; "
+    "seed: -1": f"6: seed: {SEED}, not -1",
+    "seed: 2.0": f"6: seed: {SEED}, not 2.0; write 2",
+    "seed: 1e3": f"6: seed: {SEED}, not 1e3; write 1000",
+    "seed: 2.5": f"6: seed: {SEED}, not 2.5",
+    "seed: true": f"6: seed: {SEED}, not true",
+    "seed: '7'": f"6: seed: {SEED}, not '7'; write 7 without quotes or separators",
+    "seed: 1_000": f"6: seed: {SEED}, not '1_000'; write 1000 without quotes or separators",
+    "seed: 1,000": f"6: seed: {SEED}, not '1,000'; write 1000 without quotes or separators",
+    "seed: 0x10": f"6: seed: {SEED}, not '0x10'",
+    "seed:": f"6: seed: {SEED}, not nothing; "
         "give a value, or remove the key for its default",
-    "seed: []": "6: seed: must be an integer of at least 0, not a list",
+    "seed: []": f"6: seed: {SEED}, not a list",
     "sampling: {n: 1}": "6: sampling.n: must be an integer of at least 2, not 1",
     "refine: {num_train_epochs: 0}": "6: refine.num_train_epochs: must be an integer of at least 1, not 0",
+    f"seed: {2**32}": f"6: seed: {SEED}, not 4294967296",
+    "  shuffle_seed: 4294967296": f"6: data.shuffle_seed: {SEED}, not 4294967296",
+    "  prompts: {type: sandbox, seed: 4294967296}": f"6: data.prompts.seed: {SEED}, not 4294967296",
     "  seed_labels: -1": f"6: data.seed_labels: {SEED_LABELS}, not -1",
     "  seed_labels: 1.5": f"6: data.seed_labels: {SEED_LABELS}, not 1.5",
     "  seed_labels: 0.0": f"6: data.seed_labels: {SEED_LABELS}, not 0.0",
@@ -159,8 +180,12 @@ APPENDED = {
         "6: refine: global_batch_size (32) must be a multiple of per_device_train_batch_size (5)",
     "noise:\n  threshold:\n    type: percentile\n    window: 8":
         "9: noise.threshold: min_pairs (32) must not exceed window (8)",
-    "noise:\n  lambdas: [1]": "7: noise.lambdas has 1 entries for 2 iterations (data.prompts_per_iteration); "
+    "noise:\n  lambdas: [1]": "7: noise.lambdas has 1 entry for 2 iterations (data.prompts_per_iteration); "
         "give one per iteration",
+    "  prompts_per_iteration: [1]\nnoise: {lambdas: [1, 2]}":
+        "7: noise.lambdas has 2 entries for 1 iteration (data.prompts_per_iteration); give one per iteration",
+    "  prompts:\n    type: sandbox\n    rows: 13057":
+        "8: data.prompts.rows (13057) must not exceed the 13056 prompts of the sandbox world",
     "sampling:\n  max_tokens: 1500": "7: model.max_prompt_length (1024) + sampling.max_tokens (1500) must not exceed "
         "model.max_length (2048)",
     "judge:\n  type: gold": "7: judge.type gold and evaluation.reward gold need data.pairs.type sandbox",
@@ -194,8 +219,6 @@ WHOLE = {
     "name: x\nmodel: {model_name_or_path: m}\ndata: {pairs: a.jsonl}":
         "r.yaml:3: data.pairs: must be a section with a type (dataset, sandbox), not 'a.jsonl'; e.g. pairs: {type: "
         "dataset, source: pairs.jsonl}",
-    "name: x\nmodel: {model_name_or_path: m}\ndata: {pairs: {source: a.jsonl}}":
-        "r.yaml:3: data.pairs: type is missing; add type: one of dataset, sandbox",
     "name: a/b\nmodel: {model_name_or_path: m}\ndata: {pairs: {type: sandbox}}":
         f"r.yaml:1: name: {NO_NAME}, not 'a/b'; e.g. name: my-run",
     "name: 3\nmodel: {model_name_or_path: m}\ndata: {pairs: {type: sandbox}}":
@@ -221,6 +244,14 @@ WHOLE = {
     "data: {pairs: {type: sandbox}}":
         "r.yaml:5: model.lora.lora_target_modules: must be a list of names or all-linear, not 'all-liner'; "
         "did you mean all-linear?",
+    "name: x\nmodel:\n  model_name_or_path: m\n  lora:\n    lora_target_modules: []\n"
+    "data: {pairs: {type: sandbox}}":
+        "r.yaml:5: model.lora.lora_target_modules: must not be empty; "
+        "give it an entry, or remove the key for its default",
+    "name: x\nmodel:\n  model_name_or_path: sandbox\ndata: {pairs: {type: sandbox}}":
+        "r.yaml:3: model.model_name_or_path sandbox is freshly initialised and needs an sft section",
+    "name: x\nmodel: {model_name_or_path: m}\ndata:\n  pairs:\n    type: sandbox\n    rows: 13057":
+        "r.yaml:6: data.pairs.rows (13057) must not exceed the 13056 prompts of the sandbox world",
     "name: x\nmodel:\n  model_name_or_path: m\n  lora: true\ndata: {pairs: {type: sandbox}}":
         "r.yaml:4: model.lora: must be a section with keys of its own, not true",
 }  # fmt: skip

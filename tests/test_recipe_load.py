@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from spa_recipes.errors import RecipeError
 from spa_recipes.recipe.load import (
@@ -17,7 +18,8 @@ from spa_recipes.recipe.load import (
     recipe_schema,
     resolved,
 )
-from spa_recipes.recipe.schema import Recipe
+from spa_recipes.recipe.problems import EXAMPLES
+from spa_recipes.recipe.schema import SANDBOX_PROMPTS, JudgeJob, Recipe
 from spa_recipes.recipe.starter import starter_recipe
 
 BASE = """\
@@ -130,6 +132,48 @@ def test_json_is_a_recipe_too() -> None:
 
 def test_start_and_end_marks_of_one_document() -> None:
     assert read(f"---\n{BASE}...\n").name == "x"
+
+
+def test_the_type_of_a_section_may_be_left_out() -> None:
+    short = """
+name: x
+model: {model_name_or_path: m}
+data: {pairs: {source: a.jsonl}, prompts: {source: b.jsonl}}
+sft: {data: {source: c.jsonl}}
+judge: {beta: 0.2}
+noise: {threshold: {k: 20}}
+sampling: {backend: {batch_size: 8}}
+compute: {executor: {}}
+"""
+    long = (
+        short.replace("source:", "type: dataset, source:")
+        .replace("beta:", "type: implicit_reward, beta:")
+        .replace("k:", "type: percentile, k:")
+        .replace("batch_size:", "type: transformers, batch_size:")
+        .replace("executor: {}", "executor: {type: local}")
+    )
+    assert read(short) == read(long)
+    assert resolved(read(short)) == resolved(read(long))
+
+
+@pytest.mark.parametrize("seed", [0, 2**32 - 1])
+def test_seeds_have_32_bits(seed: int) -> None:
+    recipe = read(f"{BASE}  shuffle_seed: {seed}\n  prompts: {{type: sandbox, seed: {seed}}}\nseed: {seed}\n")
+    assert (recipe.seed, recipe.data.shuffle_seed, value(recipe, "data.prompts.seed")) == (seed, seed, seed)
+    job = {"name": "j", "model": recipe.model, "reference": "r", "pairs": recipe.data.pairs, "judge": recipe.judge}
+    assert JudgeJob.model_validate({**job, "seed": seed}).seed == seed
+    with pytest.raises(ValidationError, match="4294967295"):
+        JudgeJob.model_validate({**job, "seed": 2**32})
+
+
+def test_sandbox_pairs_are_limited_and_demonstrations_are_not() -> None:
+    from spa_recipes.sandbox.world import all_prompts
+
+    assert len(all_prompts()) == SANDBOX_PROMPTS
+    most = f"data.pairs={{type: sandbox, rows: {SANDBOX_PROMPTS}}}"
+    recipe = read(BASE, most, "sft={data: {type: sandbox, rows: 100000}}")
+    assert value(recipe, "data.pairs.rows") == SANDBOX_PROMPTS
+    assert value(recipe, "sft.data.rows") == 100_000
 
 
 # ---------------------------------------------------------------------------------------------- no recipe at all
@@ -267,6 +311,15 @@ def test_other_bad_yaml_has_a_line() -> None:
         (["data.pairs.source=/tmp/x y.jsonl"], "data.pairs.source", "/tmp/x y.jsonl"),
         (["sft={data: {type: sandbox}}", "sft.learning_rate=1e-4"], "sft.learning_rate", 1e-4),
         (["sft.learning_rate=1e-4", "sft.data={type: sandbox}"], "sft.learning_rate", 1e-4),
+        (["judge.beta=0.2"], "judge.beta", 0.2),
+        (["judge.beta=0.2"], "judge.type", "implicit_reward"),
+        (["judge={}"], "judge.type", "implicit_reward"),
+        (["judge.type=gold", "data.pairs={type: sandbox}"], "judge.type", "gold"),
+        (["noise.threshold.k=20"], "noise.threshold.k", 20.0),
+        (["sampling.backend.batch_size=8"], "sampling.backend.batch_size", 8),
+        (["compute.executor={}"], "compute.executor.type", "local"),
+        (["data.prompts={source: p.jsonl}"], "data.prompts.source", "p.jsonl"),
+        (["sft.data.source=c.jsonl"], "sft.data.type", "dataset"),
     ],
 )
 def test_override(overrides: list[str], key: str, expected: object) -> None:
@@ -302,7 +355,8 @@ def test_overrides_do_not_touch_the_text() -> None:
             "--set sft.learning_rate: sft.data: this key is required; add it under sft, "
             "e.g. data: {type: dataset, source: conversations.jsonl}",
         ),
-        ("judge.beta=1", "--set judge.beta: judge: type is missing; add type: one of gold, implicit_reward, random"),
+        ("judge.betta=1", "--set judge.betta: unknown key; did you mean beta?"),
+        ("noise.threshold.tau=0.3", "--set noise.threshold.tau: unknown key; add type: fixed"),
         (
             "sampling.max_tokens=1500",
             "--set sampling.max_tokens: model.max_prompt_length (1024) + sampling.max_tokens (1500) must not exceed "
@@ -331,6 +385,14 @@ def test_another_type_wants_the_whole_section() -> None:
         "r.yaml:6: judge.beta: unknown key; replace the whole section: --set 'judge={type: random}'"
     )
     assert read(text, "judge={type: random}").judge.type == "random"
+
+
+def test_another_type_for_a_section_without_one() -> None:
+    text = f"{BASE}judge: {{beta: 0.2}}\n"
+    assert refusal(text, "judge.type=random") == (
+        "r.yaml:6: judge.beta: unknown key; replace the whole section: --set 'judge={type: random}'"
+    )
+    assert read(text, "judge.beta=0.3") == read(BASE, "judge={beta: 0.3}")
 
 
 def test_places_follow_an_override() -> None:
@@ -388,8 +450,6 @@ def test_schema_is_for_editors() -> None:
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert schema["title"] == "spa-recipes recipe"
     assert schema["additionalProperties"] is False
-    assert schema["$defs"]["DatasetSource"]["required"] == ["source", "type"]
-    assert schema["$defs"]["TransformersBackend"]["required"] == ["type"]
     sections = [schema, *schema["$defs"].values()]
     undescribed = [
         name
@@ -401,15 +461,29 @@ def test_schema_is_for_editors() -> None:
     json.dumps(schema)
 
 
+def test_schema_lets_the_type_out_where_there_is_a_default() -> None:
+    sections = recipe_schema()["$defs"]
+    kinds = {name: section for name, section in sections.items() if "type" in section["properties"]}
+    for section in kinds.values():
+        type_entry = section["properties"]["type"]
+        assert ("default" in type_entry) != ("type" in section.get("required", ()))
+        assert type_entry.get("default", type_entry["const"]) == type_entry["const"]
+    defaults = {name for name, section in kinds.items() if "type" not in section.get("required", ())}
+    assert defaults == {
+        "DatasetSource", "ImplicitRewardJudge", "PercentileThreshold", "TransformersBackend", "LocalExecutor",
+    }  # fmt: skip
+    judges = {entry["$ref"].rpartition("/")[2] for entry in recipe_schema()["properties"]["judge"]["oneOf"]}
+    assert judges == {"ImplicitRewardJudge", "GoldJudge", "RandomJudge"}
+    assert sections["DatasetSource"]["required"] == ["source"]
+
+
 def test_schema_is_a_fresh_copy() -> None:
     recipe_schema()["properties"].clear()
     assert recipe_schema()["properties"]
 
 
 def test_every_required_key_has_an_example() -> None:
-    from spa_recipes.recipe.load import _EXAMPLES
-
-    names = {key.rpartition(".")[2] for key in _EXAMPLES}
+    names = {key.rpartition(".")[2] for key in EXAMPLES}
     for section in (recipe_schema(), *recipe_schema()["$defs"].values()):
         assert set(section.get("required", ())) <= names
 

@@ -120,6 +120,8 @@ def test_any_sections(path: Path, sections: dict[str, Any]) -> None:
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
 SMALL = st.integers(1, 2**40)
+SEEDS = st.integers(0, 2**32 - 1)
+ROWS = st.integers(1, 13_056)
 RATES = st.floats(1e-12, 1e3)
 BATCHES = st.tuples(st.integers(1, 64), st.integers(1, 64))
 
@@ -140,22 +142,25 @@ def trainings(draw: st.DrawFn, **more: st.SearchStrategy[Any]) -> dict[str, Any]
 
 SOURCES = st.one_of(
     st.fixed_dictionaries(
-        {"type": st.just("dataset"), "source": TEXT.filter(bool)},
+        {"source": TEXT.filter(bool)},
         optional={
+            "type": st.just("dataset"),
             "revision": st.none() | TEXT,
             "split": TEXT,
             "columns": st.fixed_dictionaries({}, optional={"prompt": TEXT, "chosen": st.none()}),
             "on_bad_row": st.sampled_from(["error", "skip"]),
         },
     ),
-    st.fixed_dictionaries({"type": st.just("sandbox")}, optional={"rows": SMALL, "seed": SMALL}),
+    st.fixed_dictionaries({"type": st.just("sandbox")}, optional={"rows": ROWS, "seed": SEEDS}),
 )
 JUDGES = st.one_of(
     st.just({"type": "random"}),
-    st.fixed_dictionaries({"type": st.just("implicit_reward")}, optional={"beta": RATES, "reference": st.just("init")}),
+    st.fixed_dictionaries(
+        {}, optional={"type": st.just("implicit_reward"), "beta": RATES, "reference": st.just("init")}
+    ),
 )
 THRESHOLDS = st.one_of(
-    st.fixed_dictionaries({"type": st.just("percentile")}, optional={"k": st.floats(1, 99), "window": st.just(99)}),
+    st.fixed_dictionaries({}, optional={"type": st.just("percentile"), "k": st.floats(1, 99), "window": st.just(99)}),
     st.fixed_dictionaries({"type": st.just("fixed"), "tau": st.floats(0.01, 0.99)}),
 )
 
@@ -174,7 +179,7 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
     }
     optional = {
         "description": TEXT,
-        "seed": SMALL,
+        "seed": SEEDS,
         "sft": st.none() | trainings().flatmap(lambda t: SOURCES.map(lambda source: {**t, "data": source})),
         "seed_training": trainings(beta=RATES),
         "refine": trainings(beta=RATES),

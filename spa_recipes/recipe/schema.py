@@ -8,14 +8,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 RUNTIME: dict[str, Any] = {"runtime": True}
 """Marks a field that does not change the result of a stage (see `spa_recipes.keys`)."""
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+"""numpy takes no larger one."""
+
 SANDBOX_MODEL = "sandbox"
+SANDBOX_PROMPTS = 13_056
+"""Prompts of the sandbox world, which has as many labelled pairs at most."""
 
 
 class Section(BaseModel):
@@ -24,13 +29,25 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=(), allow_inf_nan=False)
 
 
+def _by_type(default: str) -> Discriminator:
+    """Choose among sections by their `type`, which the default one may leave out."""
+
+    def choice(value: Any) -> str | None:
+        if isinstance(value, dict):
+            kind = value.get("type", default)
+            return kind if isinstance(kind, str) else ""
+        return getattr(value, "type", None)
+
+    return Discriminator(choice)
+
+
 class Lora(Section):
     """Train low-rank adapters instead of all weights; they are merged when a stage saves its model."""
 
     lora_r: PositiveInt = Field(16, description="Rank of the adapters.")
     lora_alpha: PositiveInt = Field(32, description="Scale of the adapters.")
     lora_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="Dropout on the adapters' input.")
-    lora_target_modules: list[str] | Literal["all-linear"] = Field(
+    lora_target_modules: Annotated[list[str], Field(min_length=1)] | Literal["all-linear"] = Field(
         "all-linear", description="Modules that get an adapter; not lm_head."
     )
     load_in_4bit: bool = Field(False, description="QLoRA: keep the frozen weights in 4 bits (needs a GPU).")
@@ -105,10 +122,13 @@ class SandboxSource(Section):
 
     type: Literal["sandbox"]
     rows: PositiveInt = Field(9000, description="Rows to generate.")
-    seed: int = Field(0, ge=0, description="Seed of the rows; rows of different uses never share a random stream.")
+    seed: Seed = Field(0, description="Seed of the rows; rows of different uses never share a random stream.")
 
 
-Source = Annotated[DatasetSource | SandboxSource, Field(discriminator="type")]
+Source = Annotated[
+    Annotated[DatasetSource, Tag("dataset")] | Annotated[SandboxSource, Tag("sandbox")],
+    _by_type("dataset"),
+]
 
 
 class Data(Section):
@@ -120,7 +140,7 @@ class Data(Section):
 
     pairs: Source = Field(description="Labelled preference pairs.")
     prompts: Source | None = Field(None, description="Prompts for the iterations; null takes those of `pairs`.")
-    shuffle_seed: int = Field(42, ge=0, description="Seed of the shuffle (the authors' 42).")
+    shuffle_seed: Seed = Field(42, description="Seed of the shuffle (the authors' 42).")
     seed_labels: Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         2000, description="Labelled pairs of the seed stage: a count, or a fraction such as 0.033; 0 for no labels."
     )
@@ -206,7 +226,10 @@ class VllmBackend(Section):
     )
 
 
-Backend = Annotated[TransformersBackend | VllmBackend, Field(discriminator="type")]
+Backend = Annotated[
+    Annotated[TransformersBackend, Tag("transformers")] | Annotated[VllmBackend, Tag("vllm")],
+    _by_type("transformers"),
+]
 
 
 class Sampling(Section):
@@ -249,7 +272,12 @@ class RandomJudge(Section):
     type: Literal["random"]
 
 
-Judge = Annotated[ImplicitRewardJudge | GoldJudge | RandomJudge, Field(discriminator="type")]
+Judge = Annotated[
+    Annotated[ImplicitRewardJudge, Tag("implicit_reward")]
+    | Annotated[GoldJudge, Tag("gold")]
+    | Annotated[RandomJudge, Tag("random")],
+    _by_type("implicit_reward"),
+]
 
 
 class PercentileThreshold(Section):
@@ -278,7 +306,10 @@ class FixedThreshold(Section):
     tau: Annotated[float, Field(gt=0, lt=1)] = Field(description="Pairs with p~ below it are flagged.")
 
 
-Threshold = Annotated[PercentileThreshold | FixedThreshold, Field(discriminator="type")]
+Threshold = Annotated[
+    Annotated[PercentileThreshold, Tag("percentile")] | Annotated[FixedThreshold, Tag("fixed")],
+    _by_type("percentile"),
+]
 
 
 class Noise(Section):
@@ -338,7 +369,12 @@ class AccelerateExecutor(Section):
     config_file: str | None = Field(None, description="accelerate config (DeepSpeed, FSDP, several nodes).")
 
 
-Executor = Annotated[LocalExecutor | ForkExecutor | AccelerateExecutor, Field(discriminator="type")]
+Executor = Annotated[
+    Annotated[LocalExecutor, Tag("local")]
+    | Annotated[ForkExecutor, Tag("fork")]
+    | Annotated[AccelerateExecutor, Tag("accelerate")],
+    _by_type("local"),
+]
 
 
 class Compute(Section):
@@ -366,7 +402,7 @@ class JudgeJob(Section):
     reference_revision: str | None = None
     pairs: DatasetSource
     judge: ImplicitRewardJudge
-    seed: int = Field(42, ge=0)
+    seed: Seed = 42
     compute: Compute = Compute()
     storage: Storage = Storage()
     tracking: Tracking = Tracking()
@@ -377,7 +413,7 @@ class Recipe(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$", description="Name of the run and of its folder.")
     description: str = Field("", description="For people.")
-    seed: int = Field(42, ge=0, description="Seed of sampling, training order and ties.")
+    seed: Seed = Field(42, description="Seed of sampling, training order and ties.")
     model: Model
     data: Data
     sft: SftTraining | None = Field(None, description="Fine-tune the base model first; null: the model is pi_init.")
@@ -404,34 +440,39 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Recipe:
-        sandbox = self.data.pairs.type == "sandbox"
+        for key, source in (("data.pairs", self.data.pairs), ("data.prompts", self.data.prompts)):
+            if isinstance(source, SandboxSource) and source.rows > SANDBOX_PROMPTS:
+                raise ValueError(
+                    f"{key}.rows ({source.rows}) must not exceed the {SANDBOX_PROMPTS} prompts of the sandbox world"
+                )
         lambdas = self.noise.lambdas
         if lambdas is not None and len(lambdas) != self.iterations:
             raise ValueError(
-                f"noise.lambdas has {len(lambdas)} entries for {self.iterations} iterations "
-                "(data.prompts_per_iteration); give one per iteration"
+                f"noise.lambdas has {len(lambdas)} {'entry' if len(lambdas) == 1 else 'entries'} for {self.iterations} "
+                f"iteration{'' if self.iterations == 1 else 's'} (data.prompts_per_iteration); give one per iteration"
             )
         if self.model.max_prompt_length + self.sampling.max_tokens > self.model.max_length:
             raise ValueError(
                 f"model.max_prompt_length ({self.model.max_prompt_length}) + sampling.max_tokens "
                 f"({self.sampling.max_tokens}) must not exceed model.max_length ({self.model.max_length})"
             )
-        if not sandbox and (self.judge.type == "gold" or self.evaluation.reward == "gold"):
+        gold = self.judge.type == "gold" or self.evaluation.reward == "gold"
+        if gold and self.data.pairs.type != "sandbox":
             raise ValueError("judge.type gold and evaluation.reward gold need data.pairs.type sandbox")
-        if self.data.seed_labels == 0 and self.iterations and self.judge.type == "implicit_reward":
-            if self.judge.reference == "init":
-                raise ValueError(
-                    "data.seed_labels is 0, so pi_0 is pi_init and judge.reference init would compare it with itself; "
-                    "set judge.reference to base, a folder or a Hub id"
-                )
-        if self.judge.type == "implicit_reward" and self.judge.reference == "base" and self.sft is None:
+        reference = self.judge.reference if self.judge.type == "implicit_reward" else None
+        if self.data.seed_labels == 0 and self.iterations and reference == "init":
+            raise ValueError(
+                "data.seed_labels is 0, so pi_0 is pi_init and judge.reference init would compare it with itself; "
+                "set judge.reference to base, a folder or a Hub id"
+            )
+        if reference == "base" and self.sft is None:
             raise ValueError("judge.reference base needs an sft section: without one the model is pi_init itself")
         if self.data.seed_labels == 0 and not self.iterations and self.sft is None:
             raise ValueError(
                 "nothing to do: no sft section, data.seed_labels is 0 and data.prompts_per_iteration is []"
             )
         if self.model.model_name_or_path == SANDBOX_MODEL and self.sft is None:
-            raise ValueError("model_name_or_path sandbox is freshly initialised and needs an sft section")
+            raise ValueError("model.model_name_or_path sandbox is freshly initialised and needs an sft section")
         if self.sampling.temperature == 0 and self.iterations:
             raise ValueError("sampling.temperature 0 gives n equal responses and no pair to judge; set it above 0")
         return self

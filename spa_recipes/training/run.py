@@ -188,7 +188,12 @@ def _train(
         detector.load_state_dict(read_state(checkpoint))
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     _save(trainer, policy_path, env, dtype)
-    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    history = [
+        # transformers' own epoch counts micro-batches, so it depends on their number.
+        entry | {"epoch": entry["step"] * trainer.args.num_train_epochs / trainer.state.max_steps}
+        for entry in trainer.state.log_history
+        if "loss" in entry
+    ]
     metrics = {
         "train_loss": _mean_loss(history),
         "resumed_from_step": 0.0 if checkpoint is None else float(checkpoint.name.rpartition("-")[2]),

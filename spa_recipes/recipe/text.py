@@ -1,0 +1,274 @@
+"""The text of a recipe: reading the file, and YAML with the place of every key.
+
+How a plain (unquoted) YAML scalar is read, after YAML 1.2 rather than PyYAML's YAML 1.1:
+
+- an integer: decimal digits with an optional sign and no leading zero; it has to fit into 64 bits;
+- a number: decimal with a point, an exponent or both, so that `5e-7`, `1e-4`, `2E3`, `.5` and `1.` are numbers;
+- `true` and `false` (also `True`, `TRUE`); `yes`, `no`, `on` and `off` are text;
+- `null`, `~` or nothing at all: null;
+- everything else is text: `1_000`, `0x10`, `007`, `.inf`, `1:30` and dates too, and a key that wants a number says so.
+
+Anchors, aliases, tags, merge keys, repeated keys and several documents in one file are refused.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from spa_recipes.errors import RecipeError
+
+MAX_BYTES = 1024 * 1024
+MAX_DEPTH = 16
+MAX_NODES = 10_000
+
+Keys = tuple[str | int, ...]
+"""The way to a value: `noise.lambdas.0` is `("noise", "lambdas", 0)`."""
+
+_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+_NUMBER = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
+_CONSTANTS = {
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+    **dict.fromkeys(("null", "Null", "NULL", "~", ""), None),
+}
+
+# PyYAML's words, ours, and the remedy.
+_SYNTAX = (
+    (r"found character '\\t'", "a tab", "use spaces"),
+    (r"found character '(.)'", r"plain text cannot begin with \1", "put the text in quotes"),
+    (
+        r"mapping values are not allowed",
+        "a second ': ' in this line",
+        "check the indentation, or put the text in quotes",
+    ),
+    (r"could not find expected ':'", "a key without ': '", "write key: value"),
+    (r"expected <block end>", "this line does not fit those above", "let keys of one section begin in one column"),
+    (r"expected the node content", "a value is missing before this", "check commas and brackets"),
+    (r"but found another document", "a second document begins", "keep one recipe in one file"),
+)
+
+
+class Place(NamedTuple):
+    """Where a key stands: `file:line`, or `--set key`, with a number to sort by."""
+
+    text: str
+    order: int
+
+
+@dataclass
+class Values:
+    """What a recipe says before it is checked, with the place and the spelling of everything."""
+
+    root: Any = None
+    places: dict[Keys, Place] = field(default_factory=dict)
+    written: dict[Keys, str] = field(default_factory=dict)
+
+    def get(self, keys: Keys) -> Any:
+        """The value at the end of the keys."""
+        node = self.root
+        for key in keys:
+            node = node[key]
+        return node
+
+    def shown(self, keys: Keys) -> str:
+        """A value for a message: as it was written, or what kind of collection it is."""
+        value = self.get(keys)
+        if isinstance(value, dict):
+            return "a mapping"
+        if isinstance(value, list):
+            return "a list"
+        if isinstance(value, str):
+            return repr(value if len(value) <= 60 else value[:57] + "...")
+        return self.written.get(keys) or "nothing"
+
+
+def dotted(keys: Keys) -> str:
+    """Keys as a user writes them."""
+    return ".".join(str(key) if key != "" else "''" for key in keys)
+
+
+def is_number(text: str) -> bool:
+    """Whether a plain scalar is an integer or a number."""
+    return bool(_INTEGER.fullmatch(text) or _NUMBER.fullmatch(text))
+
+
+def read_text(path: Path) -> str:
+    """Read a file that may be a recipe.
+
+    Raises:
+        RecipeError: it cannot be read, is too large or is no text.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise RecipeError("no such file", where=str(path), fix=_other_recipe(path)) from None
+    except IsADirectoryError:
+        raise RecipeError("this is a folder, not a recipe", where=str(path), fix=_other_recipe(path / "x")) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RecipeError(f"cannot be read: {reason}", where=repr(str(path))) from None
+    if len(data) > MAX_BYTES:
+        raise RecipeError("larger than 1 MiB, which no recipe is", where=str(path), fix="name a YAML recipe")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        what = f"not UTF-8 text: byte {data[error.start]:#04x} at offset {error.start}"
+        line = data.count(b"\n", 0, error.start) + 1
+        raise RecipeError(what, where=f"{path}:{line}", fix="save the file as UTF-8") from None
+
+
+def _other_recipe(path: Path) -> str:
+    """The remedy for a path that is no recipe: a file beside it."""
+    try:
+        names = sorted(p.name for p in path.parent.iterdir() if p.suffix in {".yaml", ".yml"})
+    except OSError:
+        return f"the folder {path.parent} cannot be listed; check the path"
+    close = difflib.get_close_matches(path.name, names, n=1)
+    if close:
+        return f"did you mean {path.parent / close[0]}?"
+    if names:
+        return f"recipes in {path.parent}: {', '.join(names[:8])}"
+    return "check the path, or write a starter with `spa init`"
+
+
+def parse(text: str, place: Callable[[int], Place]) -> Values:
+    """Read one YAML document; where there is none the root is None, written as "".
+
+    Args:
+        text: the YAML.
+        place: what to call a line, counted from 1.
+
+    Raises:
+        RecipeError: it is not YAML, or YAML that a recipe may not use.
+    """
+    loader = None
+    try:
+        loader = _Loader(text, place)
+        node = loader.get_single_node()
+        if node is None:
+            return Values(written={(): ""})
+        loader.values.root = loader.convert(node, ())
+        return loader.values
+    except yaml.MarkedYAMLError as error:
+        line, what, fix = _explain(error)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        what, fix = f"the character U+{error.character:04X} is not allowed", "remove it"
+    except (ValueError, OverflowError) as error:  # PyYAML lets those of int() and chr() through
+        line, what, fix = loader.line + 1 if loader else 1, f"not valid YAML: {error}", "check numbers and \\ escapes"
+    raise RecipeError(what, where=place(line).text, fix=fix)
+
+
+class _Refusal(yaml.MarkedYAMLError):
+    """YAML that is valid but not for a recipe; it is at a node or event, and its note is the remedy."""
+
+    def __init__(self, problem: str, at: Any, fix: str) -> None:
+        super().__init__(problem=problem, problem_mark=at.start_mark, note=fix)
+
+
+def _explain(error: yaml.MarkedYAMLError) -> tuple[int, str, str]:
+    """Line, fact and remedy of a syntax error."""
+    problem = error.problem or "unknown problem"
+    mark = error.problem_mark or error.context_mark
+    line = mark.line + 1 if mark else 1
+    if isinstance(error, _Refusal):
+        return line, problem, error.note or ""
+    if re.search("end of stream|<stream end>|document separator", problem) and error.context_mark is not None:
+        return error.context_mark.line + 1, "a quote or bracket that opens here is never closed", "close it"
+    for pattern, what, fix in _SYNTAX:
+        found = re.search(pattern, problem)
+        if found:
+            return line, found.expand(what), fix
+    column = f" (column {mark.column + 1})" if mark else ""
+    return line, f"not valid YAML: {problem}{column}", "check the quotes, brackets and indentation"
+
+
+class _Loader(yaml.SafeLoader):
+    """Composes plain nodes only (no anchors, aliases or tags, no deep nesting) and notes where everything stands."""
+
+    def __init__(self, text: str, place: Callable[[int], Place]) -> None:
+        super().__init__(text)
+        self.place = place
+        self.values = Values()
+        self.depth = self.nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+            raise _Refusal("anchors (&) and aliases (*) are not supported", event, "write the value out")
+        if getattr(event, "tag", None) is not None:
+            raise _Refusal("tags (!) are not supported", event, "remove it")
+        if self.depth >= MAX_DEPTH:
+            raise _Refusal(f"nested more than {MAX_DEPTH} levels deep", event, "no recipe needs this")
+        if self.nodes >= MAX_NODES:
+            raise _Refusal(f"more than {MAX_NODES} keys and values", event, "no recipe needs this")
+        self.nodes += 1
+        self.depth += 1
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def convert(self, node: yaml.Node, keys: Keys) -> Any:
+        """The value of a node; its places and spellings are noted under `keys`."""
+        self.values.places.setdefault(keys, self.place(node.start_mark.line + 1))
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, keys)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.convert(item, (*keys, i)) for i, item in enumerate(node.value)]
+        assert isinstance(node, yaml.ScalarNode)
+        self.values.written[keys] = node.value
+        return _scalar(node)
+
+    def _mapping(self, node: yaml.MappingNode, keys: Keys) -> dict[str, Any]:
+        mapping: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = _key(key_node)
+            where = (*keys, key)
+            if key in mapping:
+                first = self.values.places[where].text
+                raise _Refusal(f"the key {key} is repeated, first at {first}", key_node, "remove one of them")
+            self.values.places[where] = self.place(key_node.start_mark.line + 1)
+            mapping[key] = self.convert(value_node, where)
+        return mapping
+
+
+def _key(node: yaml.Node) -> str:
+    key = _scalar(node) if isinstance(node, yaml.ScalarNode) else None
+    if not isinstance(key, str):
+        raise _Refusal("a key must be text", node, "remove it, or put it in quotes")
+    if key == "<<":
+        raise _Refusal("merge keys (<<) are not supported", node, "write the keys out")
+    return key
+
+
+def _scalar(node: yaml.ScalarNode) -> Any:
+    text = node.value
+    if node.style:
+        return _text(node)
+    if text in _CONSTANTS:
+        return _CONSTANTS[text]
+    if _INTEGER.fullmatch(text):
+        number = int(text) if len(text) < 21 else 2**64
+        if not -(2**63) <= number < 2**63:
+            raise _Refusal("an integer beyond 64 bits", node, "use a smaller one")
+        return number
+    return float(text) if _NUMBER.fullmatch(text) else _text(node)
+
+
+def _text(node: yaml.ScalarNode) -> str:
+    """The text of a scalar; JSON's escapes for characters beyond U+FFFF come as two halves and are joined."""
+    try:
+        text = node.value.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        raise _Refusal("half of a surrogate pair in an escape", node, "remove it") from None
+    if "\0" in text:
+        raise _Refusal("a NUL character in an escape", node, "remove it")
+    return str(text)

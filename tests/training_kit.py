@@ -1,0 +1,91 @@
+"""A tiny model, rows and settings for the tests of training."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+from spa_recipes.recipe.schema import Model, PercentileThreshold, PreferenceTraining, SandboxSource, SftTraining
+from spa_recipes.sandbox.model import build_model
+from spa_recipes.training.env import Refinement, TrainEnv, ignore_progress
+
+torch.set_num_threads(1)  # these models are too small for more, and tests share the machine
+
+REFINEMENT = Refinement(
+    alpha=0.3, lam=0.0, threshold=PercentileThreshold(k=30.0, window=24, min_pairs=8), warmup_ratio=0.2
+)
+
+
+def make_model(folder: Path, seed: int = 0) -> Path:
+    """A random Llama of some thousand parameters over the sandbox's vocabulary."""
+    build_model(
+        folder, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=24, initializer_range=0.5, seed=seed
+    )
+    return folder
+
+
+def make_env(model: Path, folder: Path, on_progress: Callable[..., None] = ignore_progress, **fields: Any) -> TrainEnv:
+    """Output in `folder/out`, checkpoints in `folder/checkpoints`; `fields` are those of `Model`."""
+    return TrainEnv(
+        model=Model(model_name_or_path=str(model), **fields),
+        seed=11,
+        output_dir=folder / "out",
+        checkpoint_dir=folder / "checkpoints",
+        tokenizer=AutoTokenizer.from_pretrained(model),
+        on_progress=on_progress,
+    )
+
+
+def preference(**fields: Any) -> PreferenceTraining:
+    """Quick settings: global batches of 8."""
+    defaults = {"learning_rate": 1e-2, "global_batch_size": 8, "per_device_train_batch_size": 8, "logging_steps": 2}
+    return PreferenceTraining(**{**defaults, **fields})
+
+
+def supervised(**fields: Any) -> SftTraining:
+    """Quick settings: global batches of 8."""
+    defaults = {"learning_rate": 1e-2, "global_batch_size": 8, "per_device_train_batch_size": 8, "logging_steps": 2}
+    return SftTraining(data=SandboxSource(type="sandbox"), **{**defaults, **fields})
+
+
+def make_pairs(count: int, seed: int = 0, *, reference: bool = True) -> list[dict[str, Any]]:
+    """Random pairs, with invented reference log-probs."""
+    draw = random.Random(seed)
+
+    def tokens(least: int, most: int) -> list[int]:
+        return [draw.randrange(5, 400) for _ in range(draw.randint(least, most))]
+
+    rows: list[dict[str, Any]] = []
+    for _ in range(count):
+        rows.append({"prompt_ids": tokens(2, 5), "chosen_ids": tokens(1, 9), "rejected_ids": tokens(1, 9)})
+        if reference:
+            rows[-1] |= {"ref_chosen_logps": -draw.uniform(5, 60), "ref_rejected_logps": -draw.uniform(5, 60)}
+    return rows
+
+
+def make_texts(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Random prompts and responses."""
+    return [
+        {
+            "input_ids": pair["prompt_ids"] + pair["chosen_ids"],
+            "response_mask": [0] * len(pair["prompt_ids"]) + [1] * len(pair["chosen_ids"]),
+        }
+        for pair in make_pairs(count, seed)
+    ]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The saved weights."""
+    return load_file(folder / "model.safetensors")
+
+
+def same_weights(first: Path, second: Path, tolerance: float = 0.0) -> bool:
+    """Whether two saved models are equal: bit by bit, or to a share of each tensor's largest weight."""
+    ours, theirs = weights(first), weights(second)
+    return ours.keys() == theirs.keys() and all(
+        bool((ours[name] - theirs[name]).abs().max() <= tolerance * theirs[name].abs().max()) for name in ours
+    )
