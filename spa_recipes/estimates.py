@@ -9,7 +9,9 @@ from spa_recipes.recipe.schema import SANDBOX_MODEL, JudgeJob, Recipe
 
 ADAMW_BYTES = 16
 """Per trained parameter: float32 weight, gradient and two moments."""
-SANDBOX_PARAMETERS = 282_000
+CHECKPOINT_BYTES = 12
+"""Per trained parameter: float32 weight and two moments."""
+SANDBOX_PARAMETERS = 284_544
 
 
 class Need(NamedTuple):
@@ -18,12 +20,14 @@ class Need(NamedTuple):
     Attributes:
         tokens: tokens generated, scored or trained on.
         memory: bytes for weights, gradients and optimizer on all devices together, without activations.
-        disk: bytes that the stage leaves, and at most has while it runs.
+        disk: bytes that the stage leaves.
+        scratch: bytes that it needs besides while it runs.
     """
 
-    tokens: int | None
-    memory: int | None
-    disk: int | None
+    tokens: int | None = None
+    memory: int | None = None
+    disk: int | None = None
+    scratch: int | None = None
 
 
 def parameters_of(recipe: Recipe | JudgeJob) -> int | None:
@@ -64,16 +68,15 @@ def needs(stage: Stage, plan: Plan) -> Need:
     size, each = parameters_of(recipe), weight_bytes(recipe.model.dtype)
     weights = None if size is None else size * each
     if stage.kind in ("sft", "dpo", "refine"):
-        return Need(
-            _train_tokens(stage, recipe), _train_memory(stage, recipe, size, weights), _train_disk(size, weights)
-        )
+        checkpoints = None if size is None else 2 * size * CHECKPOINT_BYTES
+        return Need(_train_tokens(stage, recipe), _train_memory(stage, recipe, size, weights), weights, checkpoints)
     if stage.kind in ("generate", "evaluate"):
         assert isinstance(recipe, Recipe)
         tokens = None if stage.rows is None else stage.rows * recipe.sampling.max_tokens
         return Need(tokens, weights, None if tokens is None else tokens * 8)
     if stage.kind == "score":
-        return Need(None if stage.rows is None else stage.rows * recipe.model.max_length, weights, None)
-    return Need(None, None, weights if stage.kind == "init_model" else None)
+        return Need(None if stage.rows is None else stage.rows * recipe.model.max_length, weights)
+    return Need(disk=weights if stage.kind == "init_model" else None)
 
 
 def _train_tokens(stage: Stage, recipe: Recipe | JudgeJob) -> int | None:
@@ -91,11 +94,6 @@ def _train_memory(stage: Stage, recipe: Recipe | JudgeJob, size: int | None, wei
         base = size // 2 if recipe.model.lora.load_in_4bit else weights
         return base + reference
     return size * ADAMW_BYTES + reference
-
-
-def _train_disk(size: int | None, weights: int | None) -> int | None:
-    """The saved model, and two checkpoints (weights in float32 and two moments) while the stage runs."""
-    return None if size is None or weights is None else weights + 2 * size * 12
 
 
 def human_bytes(number: float | None) -> str:

@@ -11,7 +11,15 @@ from typing import Any
 from spa_recipes.data.sources import content_fingerprint
 from spa_recipes.errors import RecipeError
 from spa_recipes.keys import key_material, stage_key
-from spa_recipes.recipe.schema import SANDBOX_MODEL, DatasetSource, JudgeJob, Model, Recipe, Source, Training
+from spa_recipes.recipe.schema import (
+    SANDBOX_MODEL,
+    DatasetSource,
+    JudgeJob,
+    Model,
+    Recipe,
+    Source,
+    Training,
+)
 from spa_recipes.state.digests import DigestMemo
 
 MODEL = "model"
@@ -386,6 +394,9 @@ def _evaluation(recipe: Recipe, build: _Builder, model: dict[str, Any], init: In
             "evaluation": recipe.evaluation,
             "seed": recipe.seed,
         }
+        for role in ("reward_policy", "reward_reference"):
+            if (location := getattr(recipe.evaluation, role)) is not None:
+                inputs[role] = build.model(location, None)
         if name != "init":
             settings["beta"] = recipe.seed_training.beta
             inputs["init_samples"] = StageOutput("evaluate-init", "samples.jsonl")

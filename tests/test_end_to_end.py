@@ -46,8 +46,8 @@ def test_the_summary_says_what_where_and_next(home: Path) -> None:
     for expected in (
         "win rate against pi_init",
         "judge accuracy",
-        "pi_init (gold",
-        "pi_2 (gold",
+        "pi_init (reward",
+        "pi_2 (reward",
         "model:",
         "pairs:",
         "next:",
@@ -229,3 +229,16 @@ def test_spa_judge_labels_pairs_and_reports_agreement(home: Path) -> None:
     assert not (home / "out.jsonl.spa").exists()
     assert run_spa(home, *arguments, *limits).returncode == 2
     assert "--overwrite" in run_spa(home, *arguments, *limits).stderr
+
+
+def test_two_models_can_judge_the_win_rate(home: Path) -> None:
+    policy, reference = output(home, "seed", "model"), output(home, "sft", "model")
+    evaluation = {"reward": "implicit_reward", "reward_policy": str(policy), "reward_reference": str(reference)}
+    write_recipe(home / "judged.yaml", mini(name="judged", evaluation=evaluation))
+    done = run_spa(home, "run", "judged.yaml", "--until", "evaluate-0")
+    assert done.returncode == 0, done.stderr
+    ours = rows(output(home, "evaluate-0", "samples.jsonl", "judged"))
+    theirs = rows(output(home, "evaluate-init", "samples.jsonl", "judged"))
+    wins = [0.5 if a["reward"] == b["reward"] else a["reward"] > b["reward"] for a, b in zip(ours, theirs, strict=True)]
+    manifest = json.loads((stage_dir(home, "evaluate-0", "judged") / "manifest.json").read_text())
+    assert manifest["metrics"]["win_rate_vs_init"] == pytest.approx(sum(wins) / len(wins))

@@ -158,6 +158,7 @@ def test_a_score_depends_on_neither_batch_nor_order_nor_padding() -> None:
 def test_a_cpu_takes_no_more_than_its_caches_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     model, items = build("llama"), ragged(30)
     seen: list[tuple[int, int]] = []
+    monkeypatch.setattr(scoring, "CPU_TOKENS", 10**6)
     expected = sequence_logps(model, items, tokens_per_batch=10**6, on_progress=lambda *now: seen.append(now))
     tokens = sum(len(item.prompt_ids) + len(item.response_ids) for item in items)
     assert seen == [(30, tokens)]

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from spa_recipes.estimates import needs
+from spa_recipes.plan import compile_plan
 from spa_recipes.recipe.load import load_recipe, resolved
 from spa_recipes.recipe.schema import PreferenceTraining, Recipe
+from spa_recipes.state.digests import DigestMemo
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 SHIPPED = sorted(RECIPES.glob("*.yaml"))
@@ -125,3 +128,25 @@ def test_local_recipe_needs_a_few_dozen_rows_only() -> None:
     assert moved.model.model_name_or_path == "/m"
     assert moved.data.pairs.type == "dataset"
     assert moved.data.pairs.source == "/d.jsonl"
+
+
+ITERATION = ["generate-{i}", "score-{i}-reference", "judge-{i}", "refine-{i}", "evaluate-{i}"]
+SEED = ["evaluate-init", "seed", "evaluate-0"]
+PLANS = {
+    "quickstart": ["data", "base", "sft", *SEED],
+    "ultrafeedback_3p3": ["data", *SEED],
+    "smollm2_local": ["data", *SEED],
+}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_plans(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "pairs.jsonl").write_text("{}\n")
+    recipe = load_recipe(path).recipe
+    rounds = [name.format(i=i) for i in range(1, recipe.iterations + 1) for name in ITERATION]
+    plan = compile_plan(recipe, DigestMemo(tmp_path / "memo.json"))
+    assert [stage.id for stage in plan.stages] == PLANS[path.stem] + rounds
+    for stage in plan.stages:
+        needs(stage, plan)

@@ -36,6 +36,14 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("reference"), seed=1)
 
 
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise AssertionError("a training opened a connection")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
 def trace(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "out" / "pairs_trace.jsonl").read_text().splitlines()]
 
@@ -159,13 +167,7 @@ def test_the_window_holds_earlier_steps_only(policy: Path, tmp_path: Path) -> No
     assert result.metrics["spa/flagged"] == sum(flagged_after_warmup) / len(flagged_after_warmup)
 
 
-def test_what_a_training_leaves_behind(policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files, figures and progress; and no connection is opened."""
-
-    def refuse(*arguments: Any) -> None:
-        raise AssertionError("a training opened a connection")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
+def test_what_a_training_leaves_behind(policy: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int, dict[str, Any]]] = []
     rows = make_pairs(20)
     env = make_env(policy, tmp_path, on_progress=lambda done, total, logs: seen.append((done, total, logs)))
@@ -305,7 +307,8 @@ def test_lora_is_merged(policy: Path, tmp_path: Path, live: bool) -> None:
     env = make_env(policy, tmp_path, lora=Lora(lora_r=4, lora_alpha=8))
     refinement = replace(REFINEMENT, lam=0.5 if live else 0.0)
     rows = make_pairs(16, reference=not live)
-    train_preference(policy, rows, preference(), env, reference_path=policy if live else None, refinement=refinement)
+    settings = preference(gradient_checkpointing=live)
+    train_preference(policy, rows, settings, env, reference_path=policy if live else None, refinement=refinement)
     assert not list(env.output_dir.glob("*adapter*"))
     before, after = weights(policy), weights(env.output_dir)
     assert before.keys() == after.keys()

@@ -40,8 +40,8 @@ def test_it_learns(policy: Path, tmp_path: Path) -> None:
     assert logged == result.history
 
 
-def test_prompt_tokens_are_not_learned(policy: Path, tmp_path: Path) -> None:
-    """Other prompts after the last response token would change nothing: here, padding rows and masks."""
+def test_a_global_batch_can_be_cut_in_any_way(policy: Path, tmp_path: Path) -> None:
+    """Also the last one, which is filled up with padding rows."""
     rows = make_texts(20)
     for size in (8, 4, 1):
         settings = supervised(per_device_train_batch_size=size)

@@ -254,8 +254,9 @@ def main() -> None:
 
         print_errors(error)
         sys.exit(error.exit_code)
-    except OSError as error:
+    except Exception as error:
         if debug:
             raise
-        typer.echo(f"error: {error}", err=True)
+        reason = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        typer.echo(f"error: {' '.join(reason.split())}; --debug shows where", err=True)
         sys.exit(1)

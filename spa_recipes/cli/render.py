@@ -40,7 +40,7 @@ FIGURES = {
     "flagged_of_all": "flagged",
     "flag_precision": "flagged wrong",
     "wrong_base_rate": "wrong",
-    "gold": "gold",
+    "mean_reward": "reward",
     "win_rate_vs_init": "win rate",
     "heldout_accuracy": "label accuracy",
 }
@@ -214,9 +214,9 @@ def _print_samples(plan: Plan, run: RunDir) -> None:
         shown.add(old["prompt_id"])
         out.print(f"\n[bold]{escape(_short(old['prompt'][-1]['content']))}[/]", soft_wrap=True)
         for name, sample in ((done[0].id, old), (done[-1].id, new)):
-            gold = f" (gold {sample['gold']:+.2f})" if "gold" in sample else ""
+            reward = f" (reward {sample['reward']:+.2f})" if sample["reward"] is not None else ""
             symbol = "pi_" + name.removeprefix("evaluate-")
-            out.print(f"  {symbol + gold:<20} {escape(_short(sample['response']))}", soft_wrap=True)
+            out.print(f"  {symbol + reward:<22} {escape(_short(sample['response']))}", soft_wrap=True)
 
 
 def _short(text: str, limit: int = 300) -> str:
@@ -266,10 +266,11 @@ def print_plan(prepared: api.Prepared, *, diff: bool) -> None:
     out.print(f"[bold]{recipe.name}[/] in {run.path}: {len(plan.stages)} stages", soft_wrap=True)
     if recipe.model.trust_remote_code:
         out.print("[yellow]runs Python code that comes with the model (model.trust_remote_code)[/]")
-    total_disk = 0
+    disk, scratch = 0, 0
     for view in api.plan_view(prepared):
         stage, need = view.stage, needs(view.stage, plan)
-        total_disk += need.disk or 0 if view.state != "done" else 0
+        if view.state != "done":
+            disk, scratch = disk + (need.disk or 0), max(scratch, need.scratch or 0)
         mark = {"done": "[green]+[/]", "to do": "[yellow]o[/]"}.get(view.state, "[cyan]=[/]")
         out.print(f"\n{mark} [bold]{stage.id}[/]  {escape(stage.role)}", soft_wrap=True)
         for name, value in stage.inputs.items():
@@ -282,12 +283,18 @@ def print_plan(prepared: api.Prepared, *, diff: bool) -> None:
             "tokens <=": human_count(need.tokens),
             "memory": human_bytes(need.memory),
             "disk <=": human_bytes(need.disk),
+            "while it runs <=": human_bytes(need.scratch),
         }
         known = ", ".join(f"{name} {value}" for name, value in sizes.items() if value != "-")
         if known:
             out.print(f"    {'needs':<16} {known}", soft_wrap=True)
-    out.print(f"\ndisk: at most {human_bytes(total_disk)} more; {human_bytes(free_bytes(run.path.absolute()))} free")
-    out.print("memory: weights, gradients and optimizer over all devices; activations come on top")
+    free = human_bytes(free_bytes(run.path.absolute()))
+    out.print(
+        f"\ndisk:   {human_bytes(disk)} for results and up to {human_bytes(scratch)} for checkpoints while a stage "
+        f"trains; {free} are free",
+        soft_wrap=True,
+    )
+    out.print("memory: weights, gradients, optimizer over all devices; activations come on top", soft_wrap=True)
 
 
 def print_plan_json(prepared: api.Prepared) -> None:

@@ -37,7 +37,7 @@ def checked_lm_head(model: PreTrainedModel, token_ids: list[int]) -> LmHead | No
         token_ids: a text on which hidden states times matrix must give the model's own logits.
     """
     layer = model.get_output_embeddings()
-    if not isinstance(layer, torch.nn.Linear):
+    if not isinstance(layer, torch.nn.Linear) or model.base_model is model:  # some have no name for their backbone
         return None
     head = LmHead(layer.weight, layer.bias, *logit_rules(model.config))
     input_ids = torch.tensor([token_ids[-16:]], device=model.device)

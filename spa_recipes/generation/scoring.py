@@ -13,7 +13,7 @@ from spa_recipes.generation.engines import Progress
 from spa_recipes.generation.lm_head import checked_lm_head, hidden_states, logits_at
 from spa_recipes.generation.transformers import out_of_memory
 
-CPU_TOKENS = 4096
+CPU_TOKENS = 1024
 """Tokens per forward pass at most on a CPU: more of them no longer fit its caches, and take longer each."""
 
 

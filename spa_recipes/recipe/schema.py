@@ -333,12 +333,25 @@ class Evaluation(Section):
     enabled: bool = Field(True, description="false leaves the evaluation stages out.")
     max_prompts: PositiveInt = Field(250, description="Held-out prompts that are answered.")
     responses_per_prompt: PositiveInt = Field(1, description="Answers per held-out prompt.")
-    reward: Literal["gold", "none"] = Field(
-        "none", description="Judge of the win rate against pi_init: the sandbox's gold reward, or none."
+    reward: Literal["none", "gold", "implicit_reward"] = Field(
+        "none",
+        description="Judge of the win rate against pi_init: none, the sandbox's gold reward, or the implicit reward of "
+        "two models from outside the run (`reward_policy` against `reward_reference`).",
     )
+    reward_policy: str | None = Field(None, description="Folder or Hub id of a model trained with preferences.")
+    reward_reference: str | None = Field(None, description="Folder or Hub id of what `reward_policy` was trained from.")
     num_samples: Annotated[int, Field(ge=0)] = Field(
         3, description="Sample answers shown in the summary.", json_schema_extra=RUNTIME
     )
+
+    @model_validator(mode="after")
+    def _reward_models_are_named(self) -> Evaluation:
+        given = self.reward_policy is not None and self.reward_reference is not None
+        if self.reward == "implicit_reward" and not given:
+            raise ValueError("evaluation.reward implicit_reward needs evaluation.reward_policy and .reward_reference")
+        if self.reward != "implicit_reward" and (self.reward_policy or self.reward_reference):
+            raise ValueError("evaluation.reward_policy and .reward_reference need evaluation.reward implicit_reward")
+        return self
 
 
 class Tracking(Section):

@@ -1,9 +1,12 @@
 """What a policy is worth on rows that no training saw: sampled answers, rewards, and agreement with human labels."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from spa_recipes.algo.judgment import implicit_reward
-from spa_recipes.data.rows import read_jsonl, write_jsonl
+from spa_recipes.data.rows import Message, read_jsonl, write_jsonl
 from spa_recipes.generation.scoring import Scored
 from spa_recipes.recipe.schema import Evaluation, Sampling
 from spa_recipes.sandbox.gold import gold_reward
@@ -45,7 +48,7 @@ def _score_heldout(context: Context, sampler: Sampler, pairs: list[dict[str, Any
 
 
 def _samples(context: Context, sampler: Sampler, pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Answers to the first held-out prompts, with the gold reward where it is known."""
+    """Answers to the first held-out prompts, with their rewards where a judge is known."""
     settings = Evaluation.model_validate(context.spec.settings["evaluation"])
     prompts = list({pair["prompt_id"]: pair for pair in pairs}.values())[: settings.max_prompts]
     n = settings.responses_per_prompt
@@ -56,22 +59,45 @@ def _samples(context: Context, sampler: Sampler, pairs: list[dict[str, Any]]) ->
         purpose="evaluate",
         progress=lambda done, tokens: context.progress(done, len(prompts) * n, "answers"),
     )
-    samples = []
-    for i, completion in enumerate(completions):
-        prompt = prompts[i // n]
-        text = sampler.renderer.decode(completion.response_ids)
-        sample = {
-            "prompt_id": prompt["prompt_id"],
+    texts = [sampler.renderer.decode(completion.response_ids) for completion in completions]
+    asked = [prompt["prompt"] for prompt in prompts for _ in range(n)]
+    rewards = _rewards(context, sampler, settings, asked, [c.response_ids for c in completions], texts)
+    return [
+        {
+            "prompt_id": completion.prompt_id,
             "sample": completion.sample,
-            "prompt": prompt["prompt"],
+            "prompt": prompt,
             "response": text,
             "tokens": len(completion.response_ids),
             "finish_reason": completion.finish_reason,
+            "reward": reward,
         }
-        if settings.reward == "gold":
-            sample["gold"] = gold_reward(prompt["prompt"][-1]["content"], text)
-        samples.append(sample)
-    return samples
+        for completion, prompt, text, reward in zip(completions, asked, texts, rewards, strict=True)
+    ]
+
+
+def _rewards(
+    context: Context,
+    sampler: Sampler,
+    settings: Evaluation,
+    prompts: list[list[Message]],
+    responses: list[list[int]],
+    texts: list[str],
+) -> Sequence[float | None]:
+    """A reward per answer, by the judge that the recipe names; None without one."""
+    if settings.reward == "gold":
+        return [gold_reward(prompt[-1]["content"], text) for prompt, text in zip(prompts, texts, strict=True)]
+    if settings.reward == "none":
+        return [None] * len(texts)
+    sampler.close()
+    ids = [sampler.renderer.prompt_ids(prompt) for prompt in prompts]
+    items = [Scored(prompt, response) for prompt, response in zip(ids, responses, strict=True)]
+    tables = [
+        score(context, role, model_section(context, role), items) for role in ("reward_policy", "reward_reference")
+    ]
+    policy, reference = (torch.tensor(table, dtype=torch.float64) for table in tables)
+    rewards: list[float] = implicit_reward(policy, reference, beta=1.0).tolist()  # the order is all that counts
+    return rewards
 
 
 def _sample_metrics(samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -79,17 +105,17 @@ def _sample_metrics(samples: list[dict[str, Any]]) -> dict[str, Any]:
         "mean_tokens": mean([sample["tokens"] for sample in samples]),
         "length_cut": share([sample["finish_reason"] == "length" for sample in samples]),
     }
-    if "gold" in samples[0]:
-        metrics["gold"] = mean([sample["gold"] for sample in samples])
+    if samples[0]["reward"] is not None:
+        metrics["mean_reward"] = mean([sample["reward"] for sample in samples])
     return metrics
 
 
 def _against_init(samples: list[dict[str, Any]], init: list[dict[str, Any]]) -> dict[str, Any]:
-    """Win rate against pi_init's answers to the same prompts by the gold reward; a tie counts one half."""
-    if "gold" not in samples[0]:
+    """Win rate against pi_init's answers to the same prompts; a tie counts one half."""
+    if samples[0]["reward"] is None:
         return {}
     outcomes = [
-        0.5 if ours["gold"] == theirs["gold"] else float(ours["gold"] > theirs["gold"])
+        0.5 if ours["reward"] == theirs["reward"] else float(ours["reward"] > theirs["reward"])
         for ours, theirs in zip(samples, init, strict=True)
     ]
     return {"win_rate_vs_init": mean(outcomes)}
@@ -97,7 +123,6 @@ def _against_init(samples: list[dict[str, Any]], init: list[dict[str, Any]]) -> 
 
 def _label_accuracy(logps: list[dict[str, Any]], init: list[dict[str, Any]], beta: float) -> dict[str, Any]:
     """How often the implicit reward against pi_init prefers what the human preferred; a tie counts one half."""
-    import torch
 
     def rewards(which: str) -> torch.Tensor:
         policy = torch.tensor([row[f"{which}_logp"] for row in logps], dtype=torch.float64)

@@ -53,6 +53,10 @@ class Sampler:
             requests, seed_of=lambda r: request_seed(seed, purpose, r.prompt_id, r.sample), on_progress=progress
         )
 
+    def close(self) -> None:
+        """Let go of the model, so that another one finds room."""
+        self._engine = None
+
 
 def run(context: Context) -> Result:
     """Write `completions.parquet`."""

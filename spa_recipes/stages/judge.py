@@ -12,7 +12,7 @@ import torch
 
 from spa_recipes.algo.judgment import implicit_reward, select_pair
 from spa_recipes.data.rows import read_jsonl, write_jsonl
-from spa_recipes.errors import DataError
+from spa_recipes.errors import DataError, StageError
 from spa_recipes.sandbox.gold import gold_reward
 from spa_recipes.stages.common import mean, read_table, share
 from spa_recipes.stages.context import Context, Result
@@ -75,7 +75,14 @@ def _judge(settings: dict[str, Any], prompt: dict[str, Any], answers: list[dict[
         rewards = torch.tensor(gold, dtype=torch.float64)
     else:
         rewards = torch.tensor([_coin(f"{key}:{a['sample']}") for a in answers], dtype=torch.float64)
-    choice = select_pair(rewards, key)
+    try:
+        choice = select_pair(rewards, key)
+    except ValueError as error:
+        raise StageError(
+            f"{error}: the pair cannot be labelled",
+            where=f"prompt {prompt['prompt_id']}",
+            fix="look at the model's log-probs of these answers, or sample again with another seed",
+        ) from None
     return {
         "item": answers[0]["item"],
         "prompt_id": prompt["prompt_id"],

@@ -1,6 +1,7 @@
 """Log-probs of completions under one model: the table that judging, refining and evaluating share."""
 
 import pyarrow as pa
+from transformers import PreTrainedModel
 
 from spa_recipes.generation.scoring import Scored, sequence_logps
 from spa_recipes.generation.transformers import load_model
@@ -38,7 +39,7 @@ def score(
 
     Returns the log-probs in the order of the items; unless `every_rank`, None in every process but the first.
     """
-    loaded = []
+    loaded: list[PreTrainedModel] = []
     budget = context.spec.runtime["compute"]["score_tokens_per_batch"]
 
     def compute(start: int, end: int) -> pa.Table:

@@ -89,6 +89,9 @@ def save_full(
     )
     with suppress(OSError):  # a model need not have one
         model.generation_config = GenerationConfig.from_pretrained(str(source), revision=revision)
+    for tied, kept in model.all_tied_weights_keys.items():  # a sharded model hands out two copies
+        if kept in state_dict:
+            state_dict.pop(tied, None)
     model.save_pretrained(folder, state_dict=_cast(state_dict, dtype))
     _declare_dtype(folder / "config.json", dtype)
 

@@ -121,8 +121,9 @@ class SpaTrainer(DPOTrainer):  # type: ignore[misc]
     """DPO and refinement of a policy on tokenised pairs.
 
     TRL has no hook for a loss: this overrides `_compute_loss`, `_prepare_dataset` and `_precompute_ref_logps`, which
-    are private and may change with any minor version. That is why the package pins TRL to one minor, and why a test
-    compares loss and gradient with TRL's `sigmoid` loss.
+    are private and may change with any minor version (so are transformers' `_get_train_sampler` and `_get_grad_norm`).
+    That is why the package pins TRL to one minor and transformers to a range, and why a test compares loss and
+    gradient with TRL's `sigmoid` loss.
 
     The reference is, in this order: a live model (`ref_model`), the reference log-probs of the rows, or, for LoRA,
     the policy with its adapter switched off. lambda > 0 needs one that is live.

@@ -17,7 +17,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from trl import DPOConfig, SFTConfig
 
 from spa_recipes.errors import DataError, RecipeError, TryAgainError
-from spa_recipes.recipe.schema import PreferenceTraining, SftTraining, Training
+from spa_recipes.recipe.schema import PreferenceTraining, Training
 from spa_recipes.state import atomic
 from spa_recipes.training import models
 from spa_recipes.training.checkpoints import CheckpointCallback, newest_complete_checkpoint, read_state
@@ -48,7 +48,7 @@ __all__ = [
 Rows: TypeAlias = datasets.Dataset | Sequence[Mapping[str, Any]]
 
 
-def train_sft(model_path: Path | str, rows: Rows, settings: SftTraining, env: TrainEnv) -> TrainResult:
+def train_sft(model_path: Path | str, rows: Rows, settings: Training, env: TrainEnv) -> TrainResult:
     """Fine-tune a model on rows `{"input_ids", "response_mask"}`; loss only where the mask is 1.
 
     Saves the model, its tokenizer and `training_log.jsonl` in `env.output_dir`, and goes on from a checkpoint in
@@ -188,12 +188,7 @@ def _train(
         detector.load_state_dict(read_state(checkpoint))
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     _save(trainer, policy_path, env, dtype)
-    history = [
-        # transformers' own epoch counts micro-batches, so it depends on their number.
-        entry | {"epoch": entry["step"] * trainer.args.num_train_epochs / trainer.state.max_steps}
-        for entry in trainer.state.log_history
-        if "loss" in entry
-    ]
+    history = _history(trainer)
     metrics = {
         "train_loss": _mean_loss(history),
         "resumed_from_step": 0.0 if checkpoint is None else float(checkpoint.name.rpartition("-")[2]),
@@ -317,6 +312,16 @@ def _save(trainer: Trainer, policy_path: Path | str, env: TrainEnv, dtype: torch
     trainer.accelerator.wait_for_everyone()
 
 
+def _history(trainer: Trainer) -> list[dict[str, float]]:
+    """The log lines, in a form that does not depend on interruptions and micro-batches."""
+    per_epoch = trainer.state.max_steps / trainer.args.num_train_epochs
+    return [
+        {"step": entry["step"], **dict(sorted(entry.items())), "epoch": entry["step"] / per_epoch}
+        for entry in trainer.state.log_history
+        if "loss" in entry
+    ]
+
+
 def _mean_loss(history: list[dict[str, float]]) -> float:
     """Mean over all steps; a log line holds the mean since the line before."""
     total, before = 0.0, 0.0
@@ -336,7 +341,7 @@ def _memory_errors() -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        known = ("out of memory", "can't allocate memory")  # CUDA, CPU
+        known = ("out of memory", "can't allocate memory", "not enough memory")  # CUDA, CPU
         if not isinstance(error, MemoryError) and not any(words in str(error) for words in known):
             raise
         gc.collect()

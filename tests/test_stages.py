@@ -1,0 +1,224 @@
+"""What single stages promise, without a model: shards, judging, the audit of flags, errors of the worker."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from spa_recipes.data.rows import read_jsonl, write_jsonl
+from spa_recipes.errors import DataError, StageError
+from spa_recipes.run.worker import run_stage
+from spa_recipes.stages import judge
+from spa_recipes.stages.common import sharded, write_table
+from spa_recipes.stages.context import Context, StageSpec
+from spa_recipes.stages.generate import COMPLETIONS
+from spa_recipes.stages.refine import _audit
+
+RUNTIME: dict[str, Any] = {
+    "run": "test",
+    "compute": {"cpu_threads": 1, "score_tokens_per_batch": 1000},
+    "storage": {"keep_shards": False, "keep_checkpoints": False},
+    "tracking": {"report_to": []},
+}
+NUMBERS = pa.schema([("n", pa.int64())])
+
+
+def spec_of(folder: Path, kind: str, settings: dict[str, Any], inputs: dict[str, Path]) -> StageSpec:
+    (folder / "attempts" / "1").mkdir(parents=True, exist_ok=True)
+    paths = {name: str(path) for name, path in inputs.items()}
+    return StageSpec(f"{kind}-1", kind, "k" * 32, {}, str(folder), 1, settings, paths, {}, RUNTIME)
+
+
+def context_of(folder: Path, kind: str = "score", **given: Any) -> Context:
+    context = Context(spec_of(folder, kind, given.get("settings", {}), given.get("inputs", {})))
+    context.draft.mkdir(parents=True, exist_ok=True)
+    return context
+
+
+class Counter:
+    """Makes rows and remembers which."""
+
+    def __init__(self, fail_at: int | None = None) -> None:
+        self.made: list[tuple[int, int]] = []
+        self._fail_at = fail_at
+
+    def __call__(self, start: int, end: int) -> pa.Table:
+        if self._fail_at is not None and start <= self._fail_at < end:
+            raise KeyboardInterrupt
+        self.made.append((start, end))
+        return pa.table({"n": list(range(start, end))})
+
+
+def test_shards_that_are_done_are_not_made_again(tmp_path: Path) -> None:
+    context = context_of(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        sharded(context, "t", 10, 3, NUMBERS, Counter(fail_at=7))
+    second = Counter()
+    table = sharded(context, "t", 10, 3, NUMBERS, second)
+    assert table is not None
+    assert table["n"].to_pylist() == list(range(10))
+    assert second.made == [(6, 9), (9, 10)]
+
+
+@pytest.mark.parametrize("damage", [b"", b"PAR1 not really", None])
+def test_a_damaged_shard_is_made_again(tmp_path: Path, damage: bytes | None) -> None:
+    context = context_of(tmp_path)
+    sharded(context, "t", 6, 3, NUMBERS, Counter())
+    shard = context.work / "shards" / "t" / "00000003-00000006.parquet"
+    shard.write_bytes(damage if damage is not None else shard.read_bytes()[:-20])
+    again = Counter()
+    table = sharded(context, "t", 6, 3, NUMBERS, again)
+    assert table is not None
+    assert table["n"].to_pylist() == list(range(6))
+    assert again.made == [(3, 6)]
+
+
+def test_another_shard_size_does_not_mix(tmp_path: Path) -> None:
+    context = context_of(tmp_path)
+    sharded(context, "t", 8, 4, NUMBERS, Counter())
+    table = sharded(context, "t", 8, 3, NUMBERS, Counter())
+    assert table is not None
+    assert table["n"].to_pylist() == list(range(8))
+
+
+def test_processes_share_the_shards(tmp_path: Path) -> None:
+    other = context_of(tmp_path)
+    other.rank, other.world_size = 1, 2
+    ours = Counter()
+    assert sharded(other, "t", 10, 2, NUMBERS, ours) is None
+    assert ours.made == [(2, 4), (6, 8)]
+    first = context_of(tmp_path)
+    first.world_size = 2
+    table = sharded(first, "t", 10, 2, NUMBERS, Counter())
+    assert table is not None
+    assert table["n"].to_pylist() == list(range(10))
+
+
+def judged(
+    folder: Path, texts: list[list[str]], policy: list[list[float]], reference: list[list[float]], **settings: Any
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
+    """Judge made-up answers; returns judgments, pairs and metrics."""
+    folder.mkdir(exist_ok=True)
+    prompts = [
+        {"prompt_id": f"p{i}", "prompt": [{"role": "user", "content": f"question {i}"}]} for i in range(len(texts))
+    ]
+    write_jsonl(folder / "prompts.jsonl", prompts)
+    answers = [
+        {
+            "item": i,
+            "prompt_id": f"p{i}",
+            "sample": k,
+            "prompt_ids": [1, 2],
+            "response_ids": [3] * (k + 1),
+            "text": text,
+            "logps": [policy[i][k] - 1.0, 1.0],
+            "finish_reason": "stop",
+        }
+        for i, group in enumerate(texts)
+        for k, text in enumerate(group)
+    ]
+    write_table(folder / "completions.parquet", pa.Table.from_pylist(answers, schema=COMPLETIONS))
+    scores = [{"item": a["item"], "sample": a["sample"], "logp": reference[a["item"]][a["sample"]]} for a in answers]
+    pq.write_table(pa.Table.from_pylist(scores), folder / "logps.parquet")
+    context = context_of(
+        folder / "stage",
+        "judge",
+        settings={
+            "judge": {"type": "implicit_reward", "beta": 0.1},
+            "seed": 1,
+            "iteration": 1,
+            "gold_audit": False,
+            **settings,
+        },
+        inputs={
+            "prompts": folder / "prompts.jsonl",
+            "completions": folder / "completions.parquet",
+            "reference_logps": folder / "logps.parquet",
+        },
+    )
+    result = judge.run(context)
+    return read_jsonl(context.draft / "judgments.jsonl"), read_jsonl(context.draft / "pairs.jsonl"), result.metrics
+
+
+def test_the_best_and_the_worst_of_many_make_the_pair(tmp_path: Path) -> None:
+    judgments, pairs, _ = judged(tmp_path, [["a", "b", "c"]], [[-10.0, -5.0, -20.0]], [[-10.0, -9.0, -10.0]])
+    assert judgments[0]["rewards"] == pytest.approx([0.0, 0.4, -1.0])
+    assert (judgments[0]["chosen"], judgments[0]["rejected"]) == (1, 2)
+    assert pairs[0]["chosen"] == [{"role": "assistant", "content": "b"}]
+    assert pairs[0]["rejected"] == [{"role": "assistant", "content": "c"}]
+    assert pairs[0]["margin"] == pytest.approx(1.4)
+
+
+def test_ties_are_counted_and_broken_the_same_way_every_time(tmp_path: Path) -> None:
+    texts = [["a", "b"]] * 40
+    equal = [[-7.0, -7.0]] * 40
+    first, _, metrics = judged(tmp_path / "1", texts, equal, equal)
+    second, _, _ = judged(tmp_path / "2", texts, equal, equal)
+    assert metrics["ties"] == 40
+    assert [j["chosen"] for j in first] == [j["chosen"] for j in second]
+    assert 5 < sum(j["chosen"] for j in first) < 35  # not always the first answer
+    assert {j["p_chosen"] for j in first} == {0.5}
+
+
+def test_identical_answers_make_no_pair(tmp_path: Path) -> None:
+    texts = [["same", "same"], ["a", "b"]]
+    judgments, _, metrics = judged(tmp_path, texts, [[-3.0, -4.0]] * 2, [[-3.0, -3.0]] * 2)
+    assert [j["item"] for j in judgments] == [1]
+    assert metrics["dropped_identical"] == 1
+    with pytest.raises(DataError, match="every prompt's answers are the same"):
+        judged(tmp_path / "all", [["same", "same"]], [[-3.0, -4.0]], [[-3.0, -3.0]])
+
+
+def test_a_reward_that_is_no_number_is_never_labelled(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="prompt p0"):
+        judged(tmp_path, [["a", "b"]], [[float("nan"), -4.0]], [[-3.0, -3.0]])
+
+
+def test_the_coin_ignores_the_rewards(tmp_path: Path) -> None:
+    texts, policy, reference = [["a", "b"]] * 60, [[-1.0, -90.0]] * 60, [[-1.0, -1.0]] * 60
+    judgments, pairs, _ = judged(tmp_path, texts, policy, reference, judge={"type": "random"})
+    assert 15 < sum(j["chosen"] == 0 for j in judgments) < 45
+    assert {pair["source"] for pair in pairs} == {"random"}
+
+
+def test_precision_and_recall_of_the_flags() -> None:
+    def judgment(gold_chosen: float, gold_rejected: float) -> dict[str, Any]:
+        return {"chosen": 0, "rejected": 1, "gold": [gold_chosen, gold_rejected], "margin": 1.0}
+
+    judgments = [judgment(0, 1), judgment(1, 0), judgment(0, 1), judgment(2, 1), judgment(1, 1)]
+    trace = [{"row": i, "flagged": int(i in (0, 1, 4))} for i in range(5)]
+    metrics = _audit(judgments, trace)
+    assert metrics["flagged_pairs"] == 3
+    assert metrics["wrong_base_rate"] == pytest.approx(2 / 4)  # the pair of equal gold is neither right nor wrong
+    assert metrics["flag_precision"] == pytest.approx(1 / 2)
+    assert metrics["flag_recall"] == pytest.approx(1 / 2)
+
+
+def test_a_failing_stage_leaves_its_error_and_no_output(tmp_path: Path) -> None:
+    settings = {
+        "data": {
+            "pairs": {"type": "dataset", "source": ""},
+            "prompts": None,
+            "seed_labels": 5,
+            "prompts_per_iteration": [],
+        }
+    }
+    spec = spec_of(tmp_path / "stage", "data", settings, {"pairs": tmp_path / "missing.jsonl"})
+    assert run_stage(spec) == DataError.exit_code
+    error = json.loads((tmp_path / "stage" / "attempts" / "1" / "error.json").read_text())
+    assert error["exit_code"] == 3
+    assert "missing.jsonl" in error["where"] + error["what"]
+    assert not (tmp_path / "stage" / "output").exists()
+    assert not (tmp_path / "stage" / "manifest.json").exists()
+
+
+def test_an_unexpected_error_is_one_line_with_its_type(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = spec_of(tmp_path / "stage", "judge", {}, {"prompts": tmp_path / "none.jsonl"})
+    (tmp_path / "none.jsonl").write_text("{}\n")
+    assert run_stage(spec) == 1
+    error = json.loads((tmp_path / "stage" / "attempts" / "1" / "error.json").read_text())
+    assert error["what"].startswith("KeyError")
+    assert "Traceback" in capsys.readouterr().err  # in the log, for whoever looks there
