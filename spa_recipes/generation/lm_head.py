@@ -6,26 +6,12 @@ from functools import cache
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from spa_recipes.algo.logps import LmHead, head_logits
+from spa_recipes.algo.logps import LmHead, head_logits, logit_rules
 
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 """Difference to the model's own logits that rounding explains, as a share of the largest one."""
-
-
-def logit_rules(config: PretrainedConfig) -> tuple[float, float | None]:
-    """What some architectures do to their logits: a factor, then a soft cap. The names are those of their configs."""
-    config = config.get_text_config()
-    softcap: float | None = getattr(config, "final_logit_softcapping", None)
-    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):  # Cohere, Muse Glimmer, Falcon-H1
-        factor = getattr(config, name, None)
-        if factor is not None:
-            return float(factor), softcap
-    scaling = getattr(config, "logits_scaling", None)  # Granite and MiniCPM3 divide, HyperCLOVA X multiplies
-    if scaling is None:
-        return 1.0, softcap
-    return (float(scaling) if config.model_type == "hyperclovax" else 1.0 / scaling), softcap
 
 
 @torch.inference_mode()
@@ -39,7 +25,7 @@ def checked_lm_head(model: PreTrainedModel, token_ids: list[int]) -> LmHead | No
     layer = model.get_output_embeddings()
     if not isinstance(layer, torch.nn.Linear) or model.base_model is model:  # some have no name for their backbone
         return None
-    head = LmHead(layer.weight, layer.bias, *logit_rules(model.config))
+    head = LmHead(layer.weight, layer.bias, *logit_rules(model.config.get_text_config()))
     input_ids = torch.tensor([token_ids[-16:]], device=model.device)
     hidden_TD = hidden_states(model, input_ids)[0]
     if hidden_TD.shape[-1] != head.weight.shape[-1]:
