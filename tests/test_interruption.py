@@ -28,9 +28,9 @@ RESULTS = [
 PATIENCE = 120.0
 
 
-def start(folder: Path) -> "subprocess.Popen[bytes]":
+def start(folder: Path, *arguments: str) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
-        [sys.executable, "-m", "spa_recipes.cli", "run", "mini.yaml"],
+        [sys.executable, "-m", "spa_recipes.cli", *(arguments or ("run", "mini.yaml"))],
         cwd=folder,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
         stdout=subprocess.DEVNULL,
@@ -119,3 +119,25 @@ def test_a_signal_ends_the_run_and_its_children(tmp_path: Path, sign: signal.Sig
     assert processes_of(tmp_path) == []
     status = run_spa(tmp_path, "status", "mini")
     assert "interrupted" in status.stdout
+
+
+def test_spa_judge_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    from spa_recipes.data.rows import write_jsonl
+    from spa_recipes.sandbox.model import build_model
+    from spa_recipes.sandbox.rows import preference_rows
+
+    for seed, name in enumerate(("policy", "reference")):
+        build_model(tmp_path / name, seed=seed)
+    write_jsonl(tmp_path / "pairs.jsonl", preference_rows(40, seed=0))
+    command = ["judge", "--policy", "policy", "--reference", "reference", "--pairs", "pairs.jsonl"]
+    whole = run_spa(tmp_path, *command, "--out", "whole.jsonl")
+    assert whole.returncode == 0, whole.stderr
+    running = start(tmp_path, *command, "--out", "out.jsonl")
+    wait_for(lambda: list(tmp_path.glob("out.jsonl.spa/stages/*-candidates-*/manifest.json")))
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    assert not (tmp_path / "out.jsonl").exists()
+    again = run_spa(tmp_path, *command, "--out", "out.jsonl")
+    assert again.returncode == 0, again.stderr
+    assert "done before" in again.stdout
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()

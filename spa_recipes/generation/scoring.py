@@ -56,6 +56,7 @@ def sequence_logps(
     *,
     tokens_per_batch: int,
     on_progress: Progress | None = None,
+    first_item: int = 0,
 ) -> list[float]:
     """log pi(y|x) of each item: the sum over its response tokens, in nats, in the order of the items.
 
@@ -67,6 +68,7 @@ def sequence_logps(
         items: prompts and responses as token ids.
         tokens_per_batch: padded tokens per forward pass at most; a longer item gets a pass of its own.
         on_progress: called after each pass.
+        first_item: number of the first item, for error messages.
 
     Raises:
         ValueError: an item has an empty prompt or response.
@@ -75,7 +77,7 @@ def sequence_logps(
     """
     for index, item in enumerate(items):
         if not item.prompt_ids or not item.response_ids:
-            raise ValueError(f"item {index} has an empty {'response' if item.prompt_ids else 'prompt'}")
+            raise ValueError(f"item {first_item + index} has an empty {'response' if item.prompt_ids else 'prompt'}")
     if not items:
         return []
     if model.device.type == "cpu":
@@ -92,7 +94,7 @@ def sequence_logps(
         for index, value in zip(indices, sums, strict=True):
             if not math.isfinite(value):
                 raise StageError(
-                    f"the log-probability of item {index} is {value}",
+                    f"the log-probability of item {first_item + index} is {value}",
                     fix="look for a training stage that diverged, or set model.dtype to float32",
                 )
             logps[index] = value

@@ -133,6 +133,7 @@ def _metrics(judgments: list[dict[str, Any]], groups: dict[int, list[dict[str, A
         "chosen_tokens": mean([tokens(j, "chosen") for j in judgments]),
         "rejected_tokens": mean([tokens(j, "rejected") for j in judgments]),
     }
+    metrics["length_gap"] = metrics["chosen_tokens"] - metrics["rejected_tokens"]
     decided = [gap for j in judgments if j["gold"] and (gap := j["gold"][j["chosen"]] - j["gold"][j["rejected"]]) != 0]
     if decided:
         metrics["accuracy_vs_gold"] = share([gap > 0 for gap in decided])

@@ -51,6 +51,7 @@ def score(
             items[start:end],
             tokens_per_batch=budget,
             on_progress=lambda done, tokens: context.progress(start + done, len(items), "responses", name),
+            first_item=start,
         )
         return pa.table({"logp": pa.array(logps, pa.float64())})
 
