@@ -58,7 +58,9 @@ def write_recipe(path: Path, recipe: dict[str, Any]) -> Path:
     return path
 
 
-def run_spa(folder: Path, *arguments: str | Path, **variables: str) -> "subprocess.CompletedProcess[str]":
+def run_spa(
+    folder: Path, *arguments: str | Path, timeout: float = 500, **variables: str
+) -> "subprocess.CompletedProcess[str]":
     """Run the command line in a folder, offline, without a terminal."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "COLUMNS": "200", **variables}
     return subprocess.run(
@@ -67,7 +69,7 @@ def run_spa(folder: Path, *arguments: str | Path, **variables: str) -> "subproce
         env=environment,
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=timeout,
     )
 
 

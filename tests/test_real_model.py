@@ -22,7 +22,7 @@ ROWS = 40
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(1800),
+    pytest.mark.timeout(3000),
     pytest.mark.skipif(not PAIRS.is_file(), reason=f"no preference pairs at {PAIRS}"),
     pytest.mark.skipif(
         "SPA_SMOLLM2" not in os.environ and not MAKE_MODEL.is_file(), reason="no SPA_SMOLLM2 and no script to make it"
@@ -65,7 +65,7 @@ def ultrafeedback_like(folder: Path) -> Path:
 def test_the_loop_on_a_real_model_and_real_pairs(model: Path, tmp_path: Path) -> None:
     pairs = ultrafeedback_like(tmp_path / "ultrafeedback")
     overrides = ["--set", f"model.model_name_or_path={model}", "--set", f"data.pairs.source={pairs}"]
-    done = run_spa(tmp_path, "run", ROOT / "recipes" / "smollm2_local.yaml", *overrides)
+    done = run_spa(tmp_path, "run", ROOT / "recipes" / "smollm2_local.yaml", *overrides, timeout=1500)
     print(done.stdout)
     assert done.returncode == 0, done.stderr
     (final,) = (tmp_path / "runs" / "smollm2_local" / "stages").glob("*-refine-1-????????/output/model")
@@ -78,6 +78,7 @@ def test_the_loop_on_a_real_model_and_real_pairs(model: Path, tmp_path: Path) ->
     judged = run_spa(
         tmp_path, "judge", "--policy", final, "--reference", model, "--pairs", pairs, "--out", "labelled.jsonl",
         "--max-length", "512", "--max-prompt-length", "192", "--dtype", "float32",
+        timeout=1000,
     )  # fmt: skip
     print(judged.stdout)
     assert judged.returncode == 0, judged.stderr

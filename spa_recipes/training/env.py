@@ -42,7 +42,7 @@ class TrainEnv:
 
 @dataclass(frozen=True)
 class Refinement:
-    """How doubtful labels are discounted: method.md "Stages", 3. Refine.
+    """How doubtful labels are discounted: README "The method", 3. Refine.
 
     Attributes:
         alpha: weight of the flipped label of a flagged pair.

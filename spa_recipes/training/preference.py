@@ -1,4 +1,4 @@
-"""DPO and self-refinement on TRL's DPOTrainer: method.md "Stages", 0. Seed and 3. Refine (SPA, arXiv 2406.04412)."""
+"""DPO and self-refinement on TRL's DPOTrainer: README "The method", 0. Seed and 3. Refine (SPA, arXiv 2406.04412)."""
 
 import math
 from collections.abc import Callable, Sequence
