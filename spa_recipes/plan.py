@@ -101,6 +101,14 @@ class Plan:
         return self.stages[: self.stages.index(self.stage(stage_id)) + 1]
 
     @property
+    def initial_policy(self) -> "Input | None":
+        """pi_init: what the seed stage or the first iteration starts from; None for a plan without either."""
+        for stage in self.stages:
+            if stage.kind in ("dpo", "generate"):
+                return stage.inputs["policy"]
+        return None
+
+    @property
     def final_model(self) -> str | None:
         """Id of the stage that makes the final policy, None if no stage makes a model."""
         makers = [stage.id for stage in self.stages if stage.kind in ("sft", "dpo", "refine")]

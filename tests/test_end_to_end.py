@@ -53,7 +53,9 @@ def test_the_summary_says_what_where_and_next(home: Path) -> None:
         "next:",
     ):
         assert expected in text
-    assert str(output(home, "refine-2", "model").relative_to(home)) in text
+    final = home / "runs" / "mini" / "final"
+    assert str(final.relative_to(home)) in text
+    assert final.resolve() == output(home, "refine-2", "model").resolve()
     assert attempts(home) == STAGES
 
 
@@ -205,7 +207,7 @@ def test_a_run_that_is_held_is_refused_at_once(home: Path) -> None:
 
 
 def test_spa_judge_labels_pairs_and_reports_agreement(home: Path) -> None:
-    policy, reference = output(home, "refine-2", "model"), output(home, "sft", "model")
+    policy, reference = home / "runs" / "mini" / "final", output(home, "sft", "model")
     given = rows(output(home, "data", "heldout.jsonl"))
     with (home / "mine.jsonl").open("w") as handle:
         for row in given:
@@ -222,7 +224,7 @@ def test_spa_judge_labels_pairs_and_reports_agreement(home: Path) -> None:
         row["chosen"][0]["content"] == original["chosen"][0]["content"]
         for row, original in zip(labelled, given, strict=True)
     )
-    assert f"{100 * agreement / 24:.1f} %" in done.stdout
+    assert f"{agreement / 24:.1%}" in done.stdout
     # The audit of the last model says the same of the same pairs.
     manifest = json.loads((stage_dir(home, "evaluate-2") / "manifest.json").read_text())
     assert manifest["metrics"]["heldout_accuracy"] == pytest.approx(agreement / 24)
@@ -242,3 +244,20 @@ def test_two_models_can_judge_the_win_rate(home: Path) -> None:
     wins = [0.5 if a["reward"] == b["reward"] else a["reward"] > b["reward"] for a, b in zip(ours, theirs, strict=True)]
     manifest = json.loads((stage_dir(home, "evaluate-0", "judged") / "manifest.json").read_text())
     assert manifest["metrics"]["win_rate_vs_init"] == pytest.approx(sum(wins) / len(wins))
+
+
+def test_lora_and_bfloat16(home: Path) -> None:
+    """Adapters are merged: what a stage leaves is a whole model in the precision of the recipe."""
+    from safetensors import safe_open
+
+    changes = {"model": {"dtype": "bfloat16", "lora": {"lora_r": 4}}, "evaluation": {"enabled": False}}
+    write_recipe(home / "lora.yaml", mini(name="lora", **changes))
+    done = run_spa(home, "run", "lora.yaml", "--until", "refine-1")
+    assert done.returncode == 0, done.stderr + done.stdout
+    models = [output(home, stage, "model/model.safetensors", "lora") for stage in ("seed", "refine-1")]
+    before, after = (safe_open(path, "pt") for path in models)
+    names = set(before.keys())
+    assert names == set(after.keys())
+    assert not any("lora" in name for name in names)
+    assert {str(after.get_tensor(name).dtype) for name in names} == {"torch.bfloat16"}
+    assert any(not before.get_tensor(name).equal(after.get_tensor(name)) for name in names)

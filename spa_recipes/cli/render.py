@@ -29,6 +29,8 @@ FIGURES = {
     "pairs": "pairs",
     "seed": "seed labels",
     "heldout": "held out",
+    "skipped": "bad rows skipped",
+    "dropped_rows": "dropped for a prompt of another part",
     "mean_tokens": "tokens/answer",
     "length_cut": "cut off",
     "identical": "identical",
@@ -36,7 +38,7 @@ FIGURES = {
     "agreement_with_labels": "agreement",
     "mean_margin": "margin",
     "length_gap": "chosen longer by",
-    "dropped_identical": "dropped",
+    "dropped_identical": "dropped as identical",
     "train_loss": "loss",
     "flagged_of_all": "flagged",
     "flagged_judge_margin": "flagged margin",
@@ -45,6 +47,7 @@ FIGURES = {
     "mean_reward": "reward",
     "win_rate_vs_init": "win rate",
     "heldout_accuracy": "label accuracy",
+    "resumed_from_step": "went on from step",
 }
 """Figures worth a place in a summary line, and what people call them."""
 SHARES = frozenset(
@@ -60,6 +63,7 @@ SHARES = frozenset(
         "heldout_accuracy",
     }
 )
+SILENT_AT_ZERO = frozenset({"skipped", "dropped_rows", "dropped_identical", "identical", "resumed_from_step"})
 
 
 def print_errors(error: SpaError) -> None:
@@ -70,17 +74,17 @@ def print_errors(error: SpaError) -> None:
 
 def figures(manifest: Manifest) -> str:
     """The key figures of a stage on one line."""
-    parts = []
+    parts = [f"read as {manifest.metrics['form']}"] if "form" in manifest.metrics else []
     for name, label in FIGURES.items():
         value = manifest.metrics.get(name)
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, int | float) and not (value == 0 and name in SILENT_AT_ZERO):
             parts.append(f"{label} {_figure(name, value)}")
     return ", ".join(parts)
 
 
 def _figure(name: str, value: float) -> str:
     if name in SHARES:
-        return f"{100 * value:.1f} %"
+        return f"{value:.1%}"
     return f"{value}" if isinstance(value, int) else f"{value:.3g}"
 
 
@@ -182,23 +186,34 @@ def print_summary(prepared: api.Prepared, outcome: Outcome) -> None:
 
 def _print_judge_audit(manifests: dict[str, Manifest]) -> None:
     """The win rates, and a judge that gets worse in words."""
-    wins = [(n, m.metrics["win_rate_vs_init"]) for n, m in manifests.items() if "win_rate_vs_init" in m.metrics]
+    wins = _series(manifests, "evaluate-", "win_rate_vs_init")
     if wins:
-        line = ", ".join(f"{n.removeprefix('evaluate-')}: {100 * rate:.1f} %" for n, rate in wins)
-        out.print(f"\nwin rate against pi_init after stage 0 (seed), 1, 2, ...: {line}", soft_wrap=True)
-    for measure, words in (("accuracy_vs_gold", "its own samples"), ("heldout_accuracy", "held-out labelled pairs")):
-        series = [(n, m.metrics[measure]) for n, m in manifests.items() if measure in m.metrics]
-        if len(series) < 2:
+        out.print("\nwin rate against pi_init: " + ", ".join(f"pi_{i} {rate:.1%}" for i, rate in wins), soft_wrap=True)
+    for kind, measure, words in (
+        ("judge-", "accuracy_vs_gold", "its own samples"),
+        ("evaluate-", "heldout_accuracy", "held-out labelled pairs"),
+    ):
+        series = _series(manifests, kind, measure)
+        if not series:
             continue
-        out.print(
-            f"judge accuracy on {words}: " + ", ".join(f"{n}: {100 * a:.1f} %" for n, a in series), soft_wrap=True
-        )
+        judges = [(int(i) - 1 if kind == "judge-" else i, accuracy) for i, accuracy in series]
+        listing = ", ".join(f"pi_{i} {accuracy:.1%}" for i, accuracy in judges)
+        out.print(f"judge accuracy on {words}: {listing}", soft_wrap=True)
         if series[-1][1] < series[0][1]:
             out.print(
-                f"[yellow]the judge got worse on {words}: {100 * series[0][1]:.1f} % -> {100 * series[-1][1]:.1f} %; "
+                f"[yellow]  it fell from {series[0][1]:.1%} to {series[-1][1]:.1%}: "
                 "later labels are less to be trusted[/]",
                 soft_wrap=True,
             )
+
+
+def _series(manifests: dict[str, Manifest], kind: str, measure: str) -> list[tuple[str, float]]:
+    """(iteration, value) of a figure in the order of the stages."""
+    return [
+        (name.removeprefix(kind), manifest.metrics[measure])
+        for name, manifest in manifests.items()
+        if name.startswith(kind) and measure in manifest.metrics
+    ]
 
 
 def _print_samples(plan: Plan, run: RunDir) -> None:
@@ -228,25 +243,24 @@ def _short(text: str, limit: int = 300) -> str:
 
 def _print_places(prepared: api.Prepared, outcome: Outcome) -> None:
     plan, run = prepared.plan, prepared.run
+    made = api.final_model(prepared)
     out.print()
-    model = api.final_model(prepared)
-    if model is not None:
-        out.print(f"model:   {model}", soft_wrap=True)
-    pairs = [
-        run.stage_dir(s, plan).output / "pairs.jsonl" for s in plan.stages if s.kind == "judge" and run.is_done(s, plan)
-    ]
-    for path in pairs:
-        out.print(f"pairs:   {path}", soft_wrap=True)
-    if outcome.complete:
-        out.print(
-            f"next:    `spa status {run.name}`; chat with the model, or label your own pairs with "
-            f"`spa judge --policy {model} --reference … --pairs … --out …`",
-            soft_wrap=True,
-        )
-    else:
+    if made is not None:
+        out.print(f"model:  {run.final if outcome.complete else made}", soft_wrap=True)
+    for stage in plan.stages:
+        if stage.kind == "judge" and run.is_done(stage, plan):
+            out.print(f"pairs:  {run.stage_dir(stage, plan).output / 'pairs.jsonl'}", soft_wrap=True)
+    if not outcome.complete:
         left = api.unfinished(plan, run)
         out.print(
-            f"next:    `spa resume {run.path}` goes on with {left[0].id} ({len(left)} stages left)", soft_wrap=True
+            f"next:   `spa resume {run.path}` goes on with {left[0].id} ({len(left)} stages left)", soft_wrap=True
+        )
+    elif made is not None and plan.initial_policy is not None:
+        reference = run.input_path(plan.initial_policy, plan)
+        out.print(
+            f"next:   label pairs of your own with `spa judge --policy {run.final} --reference {reference} "
+            f"--pairs FILE --out FILE`, or see `spa status {run.name}`",
+            soft_wrap=True,
         )
 
 
@@ -254,8 +268,8 @@ def print_judged(path: Path, manifest: Manifest) -> None:
     """What `spa judge` did."""
     out.print(f"{manifest.rows} labelled pairs -> {path} ({escape(figures(manifest))})", soft_wrap=True)
     if "labelled" in manifest.metrics:
-        agreement = 100 * manifest.metrics["agreement_with_labels"]
-        out.print(f"agreement with the {manifest.metrics['labelled']} labels that were there: {agreement:.1f} %")
+        agreement = manifest.metrics["agreement_with_labels"]
+        out.print(f"agreement with the {manifest.metrics['labelled']} labels that were there: {agreement:.1%}")
     out.print(
         f'next:    `datasets.load_dataset("json", data_files="{path}")`, or `trl dpo --dataset_name …`', soft_wrap=True
     )

@@ -40,7 +40,8 @@ class Executors:
         if isinstance(self._settings, ForkExecutor):
             if self._server is None or not self._server.alive():
                 self._server = ForkServer(log)
-            return self._server.start(spec, log)
+            if kind != "data":  # which needs no heavy library, and so need not wait for their import
+                return self._server.start(spec, log)
         return Worker(_command(self._settings, kind, spec), log)
 
     def close(self) -> None:

@@ -91,6 +91,18 @@ class RunDir:
                 fix="start again from the recipe with `spa run`",
             ) from None
 
+    @property
+    def final(self) -> Path:
+        """Link to the model of the last stage, made when the run is complete."""
+        return self.path / "final"
+
+    def point_to_final(self, model: Path) -> None:
+        """Make or renew the link; relative, so that a moved run keeps it."""
+        fresh = self.path / ".final"
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(model.relative_to(self.path), target_is_directory=True)
+        fresh.replace(self.final)
+
     def log_event(self, event: str, **facts: Any) -> None:
         """Append a line to `events.jsonl`."""
         line = json.dumps({"time": round(time.time(), 3), "event": event, **facts}, ensure_ascii=False)

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from spa_recipes.errors import EXIT_CODES, RecipeChangedError, SpaError, StageError
 from spa_recipes.keys import differences
-from spa_recipes.plan import External, Plan, Stage
+from spa_recipes.plan import MODEL, External, Plan, Stage
 from spa_recipes.run.executors import Executors, Running
 from spa_recipes.run.rundir import RunDir, find_reusable
 from spa_recipes.stages.context import StageSpec
@@ -76,8 +76,11 @@ def execute(
             raise
         finally:
             executors.close()
-        run.log_event("run finished" if len(stages) == len(plan.stages) else "run paused")
-    return Outcome(manifests, len(stages) == len(plan.stages), time.monotonic() - begin)
+        complete = len(stages) == len(plan.stages)
+        if complete and plan.final_model is not None:
+            run.point_to_final(run.stage_dir(plan.stage(plan.final_model), plan).output / MODEL)
+        run.log_event("run finished" if complete else "run paused")
+    return Outcome(manifests, complete, time.monotonic() - begin)
 
 
 def refuse_changes(plan: Plan, run: RunDir) -> None:

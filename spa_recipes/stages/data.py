@@ -38,5 +38,6 @@ def run(context: Context) -> Result:
         "prompts": [len(rows) for rows in parts.prompts],
         "heldout": len(parts.heldout),
         "dropped": parts.dropped,
+        "dropped_rows": sum(parts.dropped.values()),
     }
     return Result(rows=len(pairs.rows), tokens=0, metrics=metrics)
