@@ -136,7 +136,7 @@ class RunDir:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / ".lock")
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=0.5)  # `holder` of another process takes it for a moment
         except Timeout:
             holder = self.holder() or "another process"
             raise LockedError(
