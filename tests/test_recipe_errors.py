@@ -158,7 +158,8 @@ APPENDED = {
     "description:": "6: description: must be text, not nothing; give a value, or remove the key for its default",
     "storage: {runs_dir: ''}": "6: storage.runs_dir: must be non-empty text, not ''",
     # choices
-    "evaluation: {reward: golden}": "6: evaluation.reward: must be one of gold, none, not 'golden'; did you mean gold?",
+    "evaluation: {reward: golden}": "6: evaluation.reward: must be one of none, gold, implicit_reward, "
+    "not 'golden'; did you mean gold?",
     "refine: {lr_scheduler_type: polynomial}":
         "6: refine.lr_scheduler_type: must be one of cosine, linear, constant, constant_with_warmup, not 'polynomial'",
     "tracking: {report_to: [wandbb]}":

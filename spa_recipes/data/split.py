@@ -63,12 +63,11 @@ def split_rows(
         prompt_start = 0
 
     heldout = [row for row in pair_order[len(pair_order) - data.heldout :] if row is not None]
-    dropped = {"heldout": data.heldout - len(heldout)}
     _check_filled("the held-out part", "data.heldout", data.heldout, len(heldout))
     taken = {row["prompt_id"] for row in heldout}
 
     seed = [row for row in pair_order[:seed_count] if row is not None and row["prompt_id"] not in taken]
-    dropped["seed"] = seed_count - len(seed)
+    dropped = {"seed": seed_count - len(seed)}
     _check_filled("the seed part", "data.seed_labels", seed_count, len(seed))
     taken |= {row["prompt_id"] for row in seed}
 
@@ -79,6 +78,7 @@ def split_rows(
         _check_filled(f"iteration {number}", "data.prompts_per_iteration", count, len(part))
         iterations.append(part)
         prompt_start += count
+    dropped["heldout"] = data.heldout - len(heldout)
     return Split(seed, iterations, heldout, dropped)
 
 
