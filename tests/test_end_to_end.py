@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -261,3 +262,40 @@ def test_lora_and_bfloat16(home: Path) -> None:
     assert not any("lora" in name for name in names)
     assert {str(after.get_tensor(name).dtype) for name in names} == {"torch.bfloat16"}
     assert any(not before.get_tensor(name).equal(after.get_tensor(name)) for name in names)
+
+
+def test_spa_judge_takes_several_responses(home: Path) -> None:
+    """K answers a prompt: the best and the worst by the implicit reward make the pair; no labels, no agreement."""
+    given = rows(output(home, "data", "heldout.jsonl"))[:6]
+    with (home / "several.jsonl").open("w") as handle:
+        for row in given:
+            texts = [row["chosen"][0]["content"], row["rejected"][0]["content"], "no ."]
+            handle.write(json.dumps({"prompt": row["prompt"], "responses": texts}) + "\n")
+    done = run_spa(
+        home, "judge", "--policy", home / "runs" / "mini" / "final", "--reference", output(home, "sft", "model"),
+        "--pairs", "several.jsonl", "--out", "best.jsonl", "--max-length", "128", "--max-prompt-length", "48",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "agreement" not in done.stdout
+    labelled = rows(home / "best.jsonl")
+    assert [row["prompt"] for row in labelled] == [row["prompt"] for row in given]
+    assert all(row["chosen_score"] >= row["rejected_score"] for row in labelled)
+
+
+def test_spa_judge_refuses_models_with_different_tokenizers(home: Path) -> None:
+    from transformers import AutoTokenizer
+
+    other = home / "other"
+    shutil.copytree(output(home, "sft", "model"), other)
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.add_tokens(["zebra"])
+    tokenizer.save_pretrained(other)
+    (home / "one.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    done = run_spa(
+        home, "judge", "--policy", home / "runs" / "mini" / "final", "--reference", other, "--pairs", "one.jsonl",
+        "--out", "none.jsonl", "--max-length", "128", "--max-prompt-length", "48",
+    )  # fmt: skip
+    assert done.returncode == 3
+    assert "tokenizers" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (home / "none.jsonl").exists()
