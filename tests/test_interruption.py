@@ -14,6 +14,8 @@ import pytest
 from tests.conftest import mini, run_spa, write_recipe
 
 RECIPE = mini(
+    # Enough steps in refine-1 that a kill at its first checkpoint comes before its end.
+    data={"prompts_per_iteration": [112, 32]},
     sft={"save_steps": 4},
     seed_training={"save_steps": 3},
     refine={"save_steps": 1},
