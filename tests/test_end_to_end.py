@@ -132,6 +132,27 @@ def test_pairs_load_with_datasets_in_trls_form(home: Path) -> None:
     assert set(pairs["iteration"]) == {2}
 
 
+def test_pairs_train_with_trl_as_they_are(home: Path, tmp_path: Path) -> None:
+    import datasets
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import DPOConfig, DPOTrainer
+
+    model = output(home, "sft", "model")
+    data = datasets.load_dataset(
+        "json", data_files=str(output(home, "judge-1", "pairs.jsonl")), split="train", cache_dir=str(tmp_path)
+    )
+    arguments = DPOConfig(
+        output_dir=str(tmp_path / "out"), max_steps=1, use_cpu=True, bf16=False, report_to=[], save_strategy="no"
+    )
+    trainer = DPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(model),
+        args=arguments,
+        train_dataset=data,
+        processing_class=AutoTokenizer.from_pretrained(model),
+    )
+    assert trainer.train().training_loss == pytest.approx(math.log(2), abs=1e-3)  # policy = reference
+
+
 def test_running_again_does_nothing(home: Path) -> None:
     before = attempts(home)
     for command in (["run", "mini.yaml"], ["resume", "mini"]):
