@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spa_recipes.data.sources import content_fingerprint
+from spa_recipes.data.sources import content_fingerprint, count_rows
 from spa_recipes.errors import RecipeError
 from spa_recipes.keys import key_material, stage_key
 from spa_recipes.recipe.schema import (
@@ -213,7 +213,7 @@ def compile_plan(recipe: Recipe, memo: DigestMemo) -> Plan:
             "pi_0: DPO on the seed labels, from pi_init, reference pi_init",
             settings={"model": model, "training": recipe.seed_training, "seed": seed},
             inputs={"policy": init, "reference": init, "pairs": StageOutput(data, "seed.jsonl")},
-            rows=recipe.data.seed_labels if isinstance(recipe.data.seed_labels, int) else None,
+            rows=_seed_rows(recipe),
         )
         policy = StageOutput("seed", MODEL)
         evaluate("0", "pi_0", policy)
@@ -419,6 +419,15 @@ def _evaluation(recipe: Recipe, build: _Builder, model: dict[str, Any], init: In
         )
 
     return add
+
+
+def _seed_rows(recipe: Recipe) -> int | None:
+    """Seed labels as a count; None for a share of a dataset whose size is not known without loading it."""
+    labels = recipe.data.seed_labels
+    if isinstance(labels, int):
+        return labels
+    rows = count_rows(recipe.data.pairs)
+    return None if rows is None else round(labels * rows)
 
 
 def _has_gold(recipe: Recipe) -> bool:

@@ -1,5 +1,6 @@
 """What several test files share: a miniature recipe that runs in seconds, and the CLI."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -49,7 +50,7 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 def mini(**changes: Any) -> dict[str, Any]:
     """The miniature recipe with changes."""
-    return merged(MINI, changes)
+    return merged(copy.deepcopy(MINI), changes)
 
 
 def write_recipe(path: Path, recipe: dict[str, Any]) -> Path:

@@ -108,3 +108,11 @@ def test_a_hub_model_is_known_by_its_revision() -> None:
     recipe = Recipe.model_validate(mini(model={"model_name_or_path": "org/model", "revision": "abc"}, sft=None))
     policy = compile_plan(recipe, DigestMemo(Path("nowhere/x"))).stage("seed").inputs["policy"]
     assert policy == External("org/model", "hub:org/model@abc", "abc")
+
+
+def test_a_share_of_the_labels_is_counted_where_that_is_cheap() -> None:
+    assert plan_of(data={"seed_labels": 0.05}).stage("seed").rows == 20
+    hub = mini(model={"model_name_or_path": "org/model"}, sft=None, evaluation={"reward": "none"})
+    hub["data"] |= {"pairs": {"source": "org/pairs"}, "seed_labels": 0.05}
+    plan = compile_plan(Recipe.model_validate(hub), DigestMemo(Path("nowhere/x")))
+    assert plan.stage("seed").rows is None

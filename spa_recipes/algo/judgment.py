@@ -65,7 +65,8 @@ def select_pair(rewards: torch.Tensor | Sequence[float], tie_key: str) -> PairCh
     chosen = _drawn(best, tie_key)
     rejected = _drawn([index for index in worst if index != chosen], tie_key)
     margin = values[chosen] - values[rejected]
-    return PairChoice(chosen, rejected, margin, 1.0 / (1.0 + math.exp(-margin)), len(best) > 1 or len(worst) > 1)
+    p_chosen = preference_probability(*torch.tensor([values[chosen], values[rejected]], dtype=torch.float64))
+    return PairChoice(chosen, rejected, margin, p_chosen.item(), len(best) > 1 or len(worst) > 1)
 
 
 def _drawn(indices: list[int], tie_key: str) -> int:

@@ -135,7 +135,8 @@ class Data(Section):
     """Labelled pairs, and how their rows are shared out.
 
     Rows are shuffled with `shuffle_seed`; the first ones are the seed labels, the following ones lend their prompts to
-    iteration 1, 2, ..., the ones after that are held out. A row whose prompt stands in an earlier part is dropped.
+    iteration 1, 2, ..., and the last ones are held out. A row whose prompt is held out or stands in an earlier part is
+    dropped.
     """
 
     pairs: Source = Field(description="Labelled preference pairs.")

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -262,8 +261,3 @@ def last_lines(log: Path) -> str:
     except OSError:
         return "(no log)"
     return " | ".join(line.strip() for line in lines[-LOG_LINES_SHOWN:] if line.strip()) or "(empty)"
-
-
-def remove_drafts(folder: StageDir) -> None:
-    """Drop output that was never committed."""
-    shutil.rmtree(folder.draft, ignore_errors=True)
