@@ -22,7 +22,7 @@ def one_line(text: str) -> str:
 
 
 def test_help_has_examples(spa: Spa) -> None:
-    for command in ("run", "resume", "judge", "validate", "plan", "status", "schema", "init"):
+    for command in ("run", "resume", "judge", "validate", "plan", "status", "schema", "init", "doctor"):
         done = spa(command, "--help")
         assert done.returncode == 0
         assert "Example" in done.stdout, command

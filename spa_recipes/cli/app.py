@@ -222,7 +222,7 @@ def init(
     typer.echo(f"wrote {path}; next: edit it, then `spa validate {path}` and `spa plan {path}`")
 
 
-@app.command()
+@app.command(epilog="Example:\n\n`spa doctor`")
 def doctor() -> None:
     """Say what this machine can do: versions, devices, offline mode, and what is missing."""
     from spa_recipes.cli.doctor import print_report
