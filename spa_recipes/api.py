@@ -122,7 +122,7 @@ def plan_view(prepared: Prepared) -> list[StageView]:
         if run.is_done(stage, plan):
             views.append(StageView(stage, "done", ""))
             continue
-        other = find_reusable(run.path.parent, stage, besides=run)
+        other = find_reusable(run.path.parent, stage, besides=run, deep=False)  # a plan reads no weights
         if other is not None:
             views.append(StageView(stage, f"in {other[0]}", ""))
             continue

@@ -144,11 +144,10 @@ class _Builder:
         return External(location, f"hub:{location}@{revision or 'main'}", revision)
 
     def source(self, source: Source) -> External:
-        location = source.source if isinstance(source, DatasetSource) else "sandbox"
-        path = Path(location).expanduser()
-        local = isinstance(source, DatasetSource) and path.exists()
-        fingerprint = f"sha256:{self.memo.of(path)}" if local else content_fingerprint(source)
-        return External(location, fingerprint, source.revision if isinstance(source, DatasetSource) else None)
+        fingerprint = content_fingerprint(source, self.memo.of)
+        if isinstance(source, DatasetSource):
+            return External(source.source, fingerprint, source.revision)
+        return External("sandbox", fingerprint)
 
     def _identity(self, value: Input) -> str:
         if isinstance(value, External):

@@ -21,6 +21,7 @@ from spa_recipes.data.sources import (
 )
 from spa_recipes.errors import DataError, SpaError, TryAgainError
 from spa_recipes.recipe.schema import Columns, DatasetSource, SandboxSource
+from spa_recipes.state.digests import DigestMemo
 from tests.test_data_forms import (
     FILES,
     assistant,
@@ -594,33 +595,37 @@ def test_counts_of_other_sources(tmp_path: Path) -> None:
         count_rows(source(tmp_path / "none.jsonl"))
 
 
+def fingerprint(given: DatasetSource | SandboxSource) -> str:
+    return content_fingerprint(given, DigestMemo(Path("nowhere/memo.json")).of)
+
+
 def test_fingerprints_follow_the_content(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path, [GOOD])
-    first = content_fingerprint(source(path))
+    first = fingerprint(source(path))
     os.utime(path, (0, 0))
     copy = path.rename(tmp_path / "moved.jsonl")
-    assert content_fingerprint(source(copy)) == first
+    assert fingerprint(source(copy)) == first
     copy.write_bytes(copy.read_bytes() + b"\n")
-    assert content_fingerprint(source(copy)) != first
+    assert fingerprint(source(copy)) != first
     with pytest.raises(DataError, match="no such file or folder"):
-        content_fingerprint(source(tmp_path / "none.jsonl"))
+        fingerprint(source(tmp_path / "none.jsonl"))
 
 
 def test_fingerprints_of_folders(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     (folder / "data").mkdir(parents=True)
     write_json(folder / "data", [GOOD])
-    first = content_fingerprint(source(folder))
+    first = fingerprint(source(folder))
     folder = folder.rename(tmp_path / "b")
-    assert content_fingerprint(source(folder)) == first
+    assert fingerprint(source(folder)) == first
     (folder / "data" / "data.json").rename(folder / "data" / "other.json")
-    assert content_fingerprint(source(folder)) != first
+    assert fingerprint(source(folder)) != first
 
 
 def test_fingerprints_of_other_sources() -> None:
-    assert content_fingerprint(source("o/n")) == "hub:o/n@main"
-    assert content_fingerprint(source("o/n", revision="abc", config_name="en")) == "hub:o/n@abc#en"
-    assert content_fingerprint(SandboxSource(type="sandbox", rows=5, seed=1)) == "sandbox:rows=5,seed=1"
+    assert fingerprint(source("o/n")) == "hub:o/n@main"
+    assert fingerprint(source("o/n", revision="abc", config_name="en")) == "hub:o/n@abc#en"
+    assert fingerprint(SandboxSource(type="sandbox", rows=5, seed=1)) == "sandbox:rows=5,seed=1"
 
 
 def test_planning_imports_nothing_heavy(tmp_path: Path) -> None:
@@ -631,7 +636,8 @@ def test_planning_imports_nothing_heavy(tmp_path: Path) -> None:
         "from spa_recipes.data.sources import content_fingerprint, count_rows, read_pairs\n"
         "from spa_recipes.recipe.schema import DatasetSource\n"
         f"source = DatasetSource(source={str(path)!r})\n"
-        "content_fingerprint(source), count_rows(source), read_pairs(source)\n"
+        "from pathlib import Path; from spa_recipes.state.digests import DigestMemo\n"
+        "content_fingerprint(source, DigestMemo(Path('nowhere/memo')).of), count_rows(source), read_pairs(source)\n"
         "print([name for name in ('torch', 'transformers', 'datasets', 'pyarrow', 'numpy') if name in sys.modules])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -6,7 +6,6 @@ loaded.rows, loaded.form, loaded.columns, loaded.skipped
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -129,11 +128,11 @@ def count_rows(source: AnySource) -> int | None:
     return None
 
 
-def content_fingerprint(source: AnySource) -> str:
+def content_fingerprint(source: AnySource, digest: Callable[[Path], str]) -> str:
     """Name the content of a source, for the key of a stage.
 
-    A local file or folder by its bytes; a Hub dataset by its id, revision and configuration; the sandbox by its
-    settings.
+    A local file or folder by its bytes (`digest` of its path); a Hub dataset by its id, revision and configuration;
+    the sandbox by its settings.
 
     Raises:
         DataError: a local source is missing or cannot be read.
@@ -145,13 +144,9 @@ def content_fingerprint(source: AnySource) -> str:
         config = f"#{source.config_name}" if source.config_name else ""
         return f"hub:{source.source}@{source.revision or 'main'}{config}"
     try:
-        if path.is_file():
-            return f"sha256:{_file_digest(path)}"
-        files = sorted((file.relative_to(path).as_posix(), file) for file in path.rglob("*") if file.is_file())
-        lines = "".join(f"{_file_digest(file)}  {name}\n" for name, file in files)
+        return f"sha256:{digest(path)}"
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror or error})", where=source.source) from error
-    return f"sha256:{hashlib.sha256(lines.encode('utf-8', 'surrogateescape')).hexdigest()}"
 
 
 def _read(
@@ -291,8 +286,3 @@ def _parquet_rows(path: Path) -> int:
     except Exception as error:  # pyarrow raises its own kinds and OSError
         raise DataError("not a Parquet file, or damaged or cut off", where=str(path)) from error
     return count
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

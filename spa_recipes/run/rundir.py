@@ -186,14 +186,14 @@ def last_touched(run: RunDir) -> float:
         return 0.0
 
 
-def find_reusable(runs_dir: Path, stage: Stage, besides: RunDir) -> tuple[str, StageDir] | None:
-    """A finished stage with the same key in another run of the same folder."""
+def find_reusable(runs_dir: Path, stage: Stage, besides: RunDir, *, deep: bool = True) -> tuple[str, StageDir] | None:
+    """A finished stage with the same key in another run of the same folder; `deep` also compares digests."""
     if not runs_dir.is_dir():
         return None
     for manifest in sorted(runs_dir.glob(f"*/stages/*-{stage.key[:SHORT_KEY]}/{MANIFEST}")):
         run = manifest.parents[2]
         folder = StageDir(manifest.parent)
-        if run.resolve() != besides.path.resolve() and folder.is_done(stage.key) and not folder.problems(deep=True):
+        if run.resolve() != besides.path.resolve() and folder.is_done(stage.key) and not folder.problems(deep=deep):
             return run.name, folder
     return None
 

@@ -52,16 +52,17 @@ def _samples(context: Context, sampler: Sampler, pairs: list[dict[str, Any]]) ->
     settings = Evaluation.model_validate(context.spec.settings["evaluation"])
     prompts = list({pair["prompt_id"]: pair for pair in pairs}.values())[: settings.max_prompts]
     n = settings.responses_per_prompt
+    requests = sampler.requests(prompts, n)
     completions = sampler(
-        prompts,
-        n,
+        requests,
         seed=context.spec.settings["seed"],
         purpose="evaluate",
-        progress=lambda done, tokens: context.progress(done, len(prompts) * n, "answers"),
+        progress=lambda done, tokens: context.progress(done, len(requests), "answers"),
     )
     texts = [sampler.renderer.decode(completion.response_ids) for completion in completions]
     asked = [prompt["prompt"] for prompt in prompts for _ in range(n)]
-    rewards = _rewards(context, sampler, settings, asked, [c.response_ids for c in completions], texts)
+    items = [Scored(r.prompt_ids, c.response_ids) for r, c in zip(requests, completions, strict=True)]
+    rewards = _rewards(context, sampler, settings, asked, texts, items)
     return [
         {
             "prompt_id": completion.prompt_id,
@@ -81,8 +82,8 @@ def _rewards(
     sampler: Sampler,
     settings: Evaluation,
     prompts: list[list[Message]],
-    responses: list[list[int]],
     texts: list[str],
+    items: list[Scored],
 ) -> Sequence[float | None]:
     """A reward per answer, by the judge that the recipe names; None without one."""
     if settings.reward == "gold":
@@ -90,8 +91,6 @@ def _rewards(
     if settings.reward == "none":
         return [None] * len(texts)
     sampler.close()
-    ids = [sampler.renderer.prompt_ids(prompt) for prompt in prompts]
-    items = [Scored(prompt, response) for prompt, response in zip(ids, responses, strict=True)]
     tables = [
         score(context, role, model_section(context, role), items) for role in ("reward_policy", "reward_reference")
     ]

@@ -36,19 +36,22 @@ class Sampler:
         self._model, self._sampling = model, sampling
         self._engine: Engine | None = None
 
-    def __call__(
-        self, prompts: Sequence[dict[str, Any]], n: int, *, seed: int, purpose: str, progress: Any = None
-    ) -> list[Completion]:
-        """n answers to each prompt, in the order of the prompts; `purpose` keeps random streams apart."""
-        if self._engine is None:
-            use_local_device()
-            self._engine = open_engine(self._model, self._sampling, self.renderer.stop_ids)
-        requests = [
+    def requests(self, prompts: Sequence[dict[str, Any]], n: int) -> list[Request]:
+        """n requests per prompt, in the order of the prompts."""
+        return [
             Request(row["prompt_id"], k, ids)
             for row in prompts
             for ids in [self.renderer.prompt_ids(row["prompt"])]
             for k in range(n)
         ]
+
+    def __call__(
+        self, requests: Sequence[Request], *, seed: int, purpose: str, progress: Any = None
+    ) -> list[Completion]:
+        """An answer to each request; `purpose` keeps random streams apart."""
+        if self._engine is None:
+            use_local_device()
+            self._engine = open_engine(self._model, self._sampling, self.renderer.stop_ids)
         return self._engine(
             requests, seed_of=lambda r: request_seed(seed, purpose, r.prompt_id, r.sample), on_progress=progress
         )
@@ -68,13 +71,11 @@ def run(context: Context) -> Result:
 
     def compute(start: int, end: int) -> pa.Table:
         context.progress(start, len(prompts), "prompts")
-        completions = sampler(
-            prompts[start:end], sampling.n, seed=settings["seed"], purpose=f"generate-{settings['iteration']}"
-        )
+        requests = sampler.requests(prompts[start:end], sampling.n)
+        completions = sampler(requests, seed=settings["seed"], purpose=f"generate-{settings['iteration']}")
         rows = [
-            _row(item, row, completion, sampler.renderer)
-            for i, (item, row) in enumerate(zip(range(start, end), prompts[start:end], strict=True))
-            for completion in completions[i * sampling.n : (i + 1) * sampling.n]
+            _row(start + i // sampling.n, request, completion, sampler.renderer)
+            for i, (request, completion) in enumerate(zip(requests, completions, strict=True))
         ]
         context.progress(end, len(prompts), "prompts")
         return pa.Table.from_pylist(rows, schema=COMPLETIONS)
@@ -87,12 +88,12 @@ def run(context: Context) -> Result:
     return Result(len(rows), sum(len(row["response_ids"]) for row in rows), _metrics(rows, sampling.n))
 
 
-def _row(item: int, prompt: dict[str, Any], completion: Completion, renderer: Renderer) -> dict[str, Any]:
+def _row(item: int, request: Request, completion: Completion, renderer: Renderer) -> dict[str, Any]:
     return {
         "item": item,
         "prompt_id": completion.prompt_id,
         "sample": completion.sample,
-        "prompt_ids": renderer.prompt_ids(prompt["prompt"]),
+        "prompt_ids": request.prompt_ids,
         "response_ids": completion.response_ids,
         "text": renderer.decode(completion.response_ids),
         "logps": completion.logps,
