@@ -1,16 +1,20 @@
 """The package from Python: what the command line does, as functions. Importing it loads no heavy library."""
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from spa_recipes.errors import RecipeError
-from spa_recipes.plan import External, Plan, Stage, compile_judge_plan, compile_plan
+from spa_recipes.plan import MODEL, External, Plan, Stage, compile_judge_plan, compile_plan
 from spa_recipes.recipe.load import load_recipe
 from spa_recipes.recipe.schema import Compute, DatasetSource, ForkExecutor, ImplicitRewardJudge, JudgeJob, Model
-from spa_recipes.run.executors import has_nvidia_driver
+from spa_recipes.run import gc
+from spa_recipes.run.decay import judge_decay
+from spa_recipes.run.executors import Executors, has_nvidia_driver
+from spa_recipes.run.preflight import check_inputs
 from spa_recipes.run.rundir import RunDir, all_runs, find_reusable
 from spa_recipes.run.runner import Outcome, Reporter, execute, plan_changes
 from spa_recipes.state import atomic
@@ -40,13 +44,25 @@ def prepare(recipe_path: Path, *, overrides: Sequence[str] = (), run_dir: Path |
     return Prepared(compile_plan(recipe, _memo(folder)), RunDir(folder), loaded.text)
 
 
-def run_recipe(prepared: Prepared, reporter: Reporter, *, until: str | None = None, accept: bool = False) -> Outcome:
+def run_recipe(
+    prepared: Prepared,
+    reporter: Reporter,
+    *,
+    until: str | None = None,
+    accept: bool = False,
+    executors: Executors | None = None,
+) -> Outcome:
     """Run what is not done yet, up to and including the stage `until`.
 
+    `executors` of one's own spare several runs in a row the import of the libraries; the caller closes them.
+
     Raises:
-        SpaError: with the exit code of what went wrong.
+        SpaError: with the exit code of what went wrong; before anything starts for what is wrong with the inputs.
     """
-    return execute(prepared.plan, prepared.run, prepared.text, until=until, accept=accept, reporter=reporter)
+    check_inputs(prepared.plan, prepared.run, until)
+    return execute(
+        prepared.plan, prepared.run, prepared.text, until=until, accept=accept, reporter=reporter, executors=executors
+    )
 
 
 def prepare_resume(run: str | None, runs_dir: Path) -> Prepared:
@@ -92,8 +108,11 @@ def _newest_unfinished(runs_dir: Path) -> RunDir:
 
 
 def unfinished(plan: Plan, run: RunDir) -> list[Stage]:
-    """Stages that are not committed yet."""
-    return [stage for stage in plan.stages if not run.is_done(stage, plan)]
+    """Stages that are still to be done: not committed yet, and not ruled out by a judge that decays."""
+    left = [stage for stage in plan.stages if not run.is_done(stage, plan)]
+    decay = judge_decay(plan, manifests(plan, run))
+    ruled_out = [] if decay is None else plan.stages[plan.stages.index(plan.stage(decay.stage)) :]
+    return [stage for stage in left if stage not in ruled_out]
 
 
 def manifests(plan: Plan, run: RunDir) -> dict[str, Manifest]:
@@ -141,6 +160,7 @@ class JudgeRequest(NamedTuple):
     pairs: str
     out: Path
     beta: float = 0.1
+    length_penalty: str = "0"
     dtype: str = "auto"
     max_length: int = 2048
     max_prompt_length: int = 1024
@@ -150,6 +170,7 @@ class JudgeRequest(NamedTuple):
     seed: int = 42
     overwrite: bool = False
     trust_remote_code: bool = False
+    chat_template: str | None = None
 
 
 def judge_pairs(request: JudgeRequest, reporter: Reporter) -> Manifest:
@@ -161,19 +182,27 @@ def judge_pairs(request: JudgeRequest, reporter: Reporter) -> Manifest:
     Raises:
         SpaError: with the exit code of what went wrong.
     """
-    if request.out.exists() and not request.overwrite:
-        raise RecipeError(
-            "the output file is there already", where=str(request.out), fix="choose another, or --overwrite"
-        )
+    run = RunDir(request.out.with_name(request.out.name + ".spa"))
+    in_the_way = RecipeError(
+        "the output file is there already", where=str(request.out), fix="choose another, or --overwrite"
+    )
+    # With work in progress beside it, the file may be the same call's, which was killed while it cleaned up.
+    if request.out.exists() and not request.overwrite and not run.path.is_dir():
+        raise in_the_way
     if not request.out.parent.is_dir():
         raise RecipeError("no such folder", where=str(request.out.parent), fix="make it first")
     job = _judge_job(request)
-    run = RunDir(request.out.with_name(request.out.name + ".spa"))
     plan = compile_judge_plan(job, DigestMemo(run.path / DIGEST_MEMO))
+    check_inputs(plan, run)
     text = json.dumps(job.model_dump(mode="json"), indent=2)
     outcome = execute(plan, run, text, until=None, accept=True, reporter=reporter)
-    pairs = run.stage_dir(plan.stage("judge"), plan).output / "pairs.jsonl"
-    atomic.write_bytes(request.out, pairs.read_bytes())
+    content = (run.stage_dir(plan.stage("judge"), plan).output / "pairs.jsonl").read_bytes()
+    if request.out.exists() and not request.overwrite and request.out.read_bytes() != content:
+        raise in_the_way
+    finished = run.path / ".finished"
+    atomic.write_bytes(finished, content)
+    finished.replace(request.out)
+    atomic.fsync_dir(request.out.parent)
     shutil.rmtree(run.path)
     return outcome.manifests["judge"]
 
@@ -185,6 +214,7 @@ def _judge_job(request: JudgeRequest) -> JudgeJob:
         "max_length": request.max_length,
         "max_prompt_length": request.max_prompt_length,
         "trust_remote_code": request.trust_remote_code,
+        "chat_template": request.chat_template,
     }
     try:
         return JudgeJob(
@@ -199,7 +229,7 @@ def _judge_job(request: JudgeRequest) -> JudgeJob:
                     "on_bad_row": request.on_bad_row,
                 }
             ),
-            judge=ImplicitRewardJudge(beta=request.beta),
+            judge=ImplicitRewardJudge(beta=request.beta, length_penalty=_length_penalty(request.length_penalty)),
             seed=request.seed,
             # Without a GPU the stages can share one import of the libraries.
             compute=Compute() if has_nvidia_driver() else Compute(executor=ForkExecutor(type="fork")),
@@ -210,11 +240,38 @@ def _judge_job(request: JudgeRequest) -> JudgeJob:
         raise RecipeError(f"{first['msg']}", where="--" + "-".join(str(part) for part in first["loc"])) from None
 
 
+def _length_penalty(text: str) -> float | Literal["balanced"]:
+    """A number of at least 0, or `balanced`."""
+    if text == "balanced":
+        return "balanced"
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise RecipeError(
+            f"must be a number of at least 0, or balanced, not {text!r}", where="--length-penalty", fix="e.g. 0.01"
+        )
+    return number
+
+
 def final_model(prepared: Prepared) -> Path | None:
     """Folder of the newest policy that the run has made so far."""
     plan, run, _ = prepared
-    made = [s for s in plan.stages if s.kind in ("sft", "dpo", "refine") and run.is_done(s, plan)]
-    return run.stage_dir(made[-1], plan).output / "model" if made else None
+    made = plan.newest_model([stage.id for stage in plan.stages if run.is_done(stage, plan)])
+    return None if made is None else run.stage_dir(made, plan).output / MODEL
+
+
+def collect_garbage(run: str | None, runs_dir: Path, *, models: bool = False, delete: bool = False) -> list[gc.Sweep]:
+    """What a run, or every run in `runs_dir`, no longer needs; deleted only with `delete`.
+
+    `models` counts the weights of the policies before the final one as not needed, in finished runs.
+
+    Raises:
+        RecipeError: there is no such run. DataError: something cannot be deleted.
+    """
+    runs = all_runs(runs_dir) if run is None else [find_run(run, runs_dir)]
+    return gc.sweep(runs, models=models) if delete else gc.look(runs, models=models)
 
 
 def _memo(run_folder: Path) -> DigestMemo:

@@ -1,6 +1,7 @@
 """What a stage will need, before it runs: upper bounds for tokens, memory and disk, from sizes alone."""
 
 import json
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,14 +68,14 @@ def needs(stage: Stage, plan: Plan) -> Need:
     recipe = plan.recipe
     size, each = parameters_of(recipe), weight_bytes(recipe.model.dtype)
     weights = None if size is None else size * each
-    if stage.kind in ("sft", "dpo", "refine"):
-        checkpoints = None if size is None else 2 * size * CHECKPOINT_BYTES
-        return Need(_train_tokens(stage, recipe), _train_memory(stage, recipe, size, weights), weights, checkpoints)
+    if stage.kind in ("sft", "dpo", "reward_model", "refine"):
+        scratch = _checkpoint_bytes(stage, recipe, size)
+        return Need(_train_tokens(stage, recipe), _train_memory(stage, recipe, size, weights), weights, scratch)
     if stage.kind in ("generate", "evaluate"):
         assert isinstance(recipe, Recipe)
         tokens = None if stage.rows is None else stage.rows * recipe.sampling.max_tokens
         return Need(tokens, weights, None if tokens is None else tokens * 8)
-    if stage.kind == "score":
+    if stage.kind in ("score", "reward"):
         return Need(None if stage.rows is None else stage.rows * recipe.model.max_length, weights)
     return Need(disk=weights if stage.kind == "init_model" else None)
 
@@ -84,6 +85,19 @@ def _train_tokens(stage: Stage, recipe: Recipe | JudgeJob) -> int | None:
         return None
     sides = 1 if stage.kind == "sft" else 2
     return stage.rows * sides * recipe.model.max_length * int(stage.settings["training"].num_train_epochs)
+
+
+def _checkpoint_bytes(stage: Stage, recipe: Recipe | JudgeJob, size: int | None) -> int | None:
+    """Checkpoints that are on the disk at the same time; None for adapters, which are small."""
+    if size is None or recipe.model.lora is not None:
+        return None
+    most = recipe.storage.checkpoints_while_training + 1  # the next one is written before the oldest one goes
+    training = stage.settings["training"]
+    if stage.rows is not None:
+        rows = stage.rows / (1.0 - getattr(training, "seed_replay", 0.0))
+        steps = math.ceil(rows / training.global_batch_size) * training.num_train_epochs
+        most = min(most, (steps - 1) // training.save_steps)  # none after the last step: the model itself is saved
+    return int(most) * size * CHECKPOINT_BYTES
 
 
 def _train_memory(stage: Stage, recipe: Recipe | JudgeJob, size: int | None, weights: int | None) -> int | None:

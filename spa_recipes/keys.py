@@ -15,12 +15,14 @@ KIND_VERSIONS: dict[str, int] = {
     "data": 1,
     "sft": 1,
     "dpo": 1,
+    "reward_model": 1,
     "generate": 1,
     "candidates": 1,
     "score": 1,
-    "judge": 1,
+    "reward": 1,
+    "judge": 2,
     "refine": 1,
-    "evaluate": 1,
+    "evaluate": 2,
 }
 """Raised by one when a stage of that kind would give another result for the same settings."""
 

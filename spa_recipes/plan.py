@@ -4,6 +4,7 @@ The two references of the method are wired here and nowhere else: `score-i-refer
 (the judge), `refine-i` reads pi_{i-1} (the training reference).
 """
 
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,10 @@ from spa_recipes.state.digests import DigestMemo
 MODEL = "model"
 """Folder of a model inside the output of a stage that makes one."""
 
-HEAVY_KINDS = frozenset({"sft", "dpo", "generate", "score", "refine", "evaluate"})
+_OF_THE_REWARD_MODEL = {"model_name_or_path", "revision", "training"}
+"""Settings of a judge that its reward model's stages depend on, and the labelling does not."""
+
+HEAVY_KINDS = frozenset({"sft", "dpo", "reward_model", "generate", "score", "reward", "refine", "evaluate"})
 """Kinds that load a model; only these run under `accelerate launch`."""
 
 
@@ -108,10 +112,9 @@ class Plan:
                 return stage.inputs["policy"]
         return None
 
-    @property
-    def final_model(self) -> str | None:
-        """Id of the stage that makes the final policy, None if no stage makes a model."""
-        makers = [stage.id for stage in self.stages if stage.kind in ("sft", "dpo", "refine")]
+    def newest_model(self, done: Container[str]) -> Stage | None:
+        """The last of the stages in `done` that makes a policy; None if none does."""
+        makers = [stage for stage in self.stages if stage.kind in ("sft", "dpo", "refine") and stage.id in done]
         return makers[-1] if makers else None
 
 
@@ -202,7 +205,9 @@ def compile_plan(recipe: Recipe, memo: DigestMemo) -> Plan:
     base = _base_model(recipe, build)
     init = _initial_policy(recipe, build, model, base)
     evaluate = _evaluation(recipe, build, model, init, data)
-    evaluate("init", "pi_init", init)
+    by_seed = recipe.evaluation.reward == "seed" and bool(recipe.data.seed_labels)
+    if not by_seed:
+        evaluate("init", "pi_init", init)
 
     policy: Input = init
     if recipe.data.seed_labels:
@@ -215,10 +220,15 @@ def compile_plan(recipe: Recipe, memo: DigestMemo) -> Plan:
             rows=_seed_rows(recipe),
         )
         policy = StageOutput("seed", MODEL)
+        if by_seed:
+            evaluate("init", "pi_init", init)
         evaluate("0", "pi_0", policy)
+    reward_model = _reward_model(recipe, build, model, init)
 
     for i, prompts in enumerate(recipe.data.prompts_per_iteration, start=1):
-        policy = _iteration(recipe, build, model, i, prompts, init=init, base=base, policy=policy)
+        policy = _iteration(
+            recipe, build, model, i, prompts, init=init, base=base, policy=policy, reward_model=reward_model
+        )
         evaluate(str(i), f"pi_{i}", policy)
     memo.save()
     return Plan(recipe, tuple(build.stages.values()))
@@ -278,6 +288,7 @@ def _iteration(
     init: Input,
     base: Input,
     policy: Input,
+    reward_model: Input | None,
 ) -> Input:
     """Generate, judge and refine of iteration i; returns pi_i. `policy` is pi_{i-1}, `init` is pi_init."""
     sampling, judge = recipe.sampling, recipe.judge
@@ -313,15 +324,36 @@ def _iteration(
                 rows=prompts * sampling.n,
             )
             judge_inputs["policy_logps"] = StageOutput(f"score-{i}-policy", "logps.parquet")
+    if reward_model is not None:
+        build.add(
+            f"reward-{i}",
+            "reward",
+            "rewards of the answers by the reward model",
+            settings={"model": model},
+            inputs={
+                "model": reward_model,
+                "completions": completions,
+                # A model from outside reads the texts in its own way; one from this run reads the policy's tokens.
+                **({"prompts": judge_inputs["prompts"]} if isinstance(reward_model, External) else {}),
+            },
+            rows=prompts * sampling.n,
+        )
+        judge_inputs["rewards"] = StageOutput(f"reward-{i}", "rewards.parquet")
     build.add(
         f"judge-{i}",
         "judge",
         f"{before} labels its own answers" if judge.type == "implicit_reward" else f"labels by the {judge.type} judge",
-        settings={"judge": judge, "seed": recipe.seed, "iteration": i, "gold_audit": _has_gold(recipe)},
+        settings={
+            "judge": judge.model_dump(mode="json", exclude=_OF_THE_REWARD_MODEL),
+            "seed": recipe.seed,
+            "iteration": i,
+            "gold_audit": _has_gold(recipe),
+        },
         inputs=judge_inputs,
         rows=prompts,
     )
     lam = recipe.lambda_of(i)
+    replay = {"seed_pairs": StageOutput("data", "seed.jsonl")} if recipe.refine.seed_replay else {}
     build.add(
         f"refine-{i}",
         "refine",
@@ -339,6 +371,7 @@ def _iteration(
             "reference": policy,
             "judgments": StageOutput(f"judge-{i}", "judgments.jsonl"),
             "completions": completions,
+            **replay,
         },
         rows=prompts,
     )
@@ -386,6 +419,25 @@ def _judge_reference(recipe: Recipe, build: _Builder, init: Input, base: Input) 
     return build.model(name, None), name
 
 
+def _reward_model(recipe: Recipe, build: _Builder, model: dict[str, Any], init: Input) -> Input | None:
+    """The judge's reward model, given or trained on the seed labels; None for other judges."""
+    judge = recipe.judge
+    if judge.type != "reward_model" or not recipe.iterations:
+        return None
+    if judge.model_name_or_path is not None:
+        return build.model(judge.model_name_or_path, judge.revision)
+    training = judge.training or Training.model_validate(recipe.seed_training.model_dump(exclude={"beta"}))
+    build.add(
+        "reward-model",
+        "reward_model",
+        "the judge: a reward model trained on the seed labels, from pi_init",
+        settings={"model": model, "training": training, "seed": recipe.seed},
+        inputs={"policy": init, "pairs": StageOutput("data", "seed.jsonl")},
+        rows=_seed_rows(recipe),
+    )
+    return StageOutput("reward-model", MODEL)
+
+
 def _evaluation(recipe: Recipe, build: _Builder, model: dict[str, Any], init: Input, data: str) -> Any:
     """A function that adds the evaluation of one policy, or does nothing where there is nothing to measure."""
     wanted = recipe.evaluation.enabled and recipe.data.heldout > 0
@@ -401,6 +453,8 @@ def _evaluation(recipe: Recipe, build: _Builder, model: dict[str, Any], init: In
             "evaluation": recipe.evaluation,
             "seed": recipe.seed,
         }
+        if recipe.evaluation.reward == "seed":
+            inputs |= {"reward_policy": StageOutput("seed", MODEL), "reward_reference": init}
         for role in ("reward_policy", "reward_reference"):
             if (location := getattr(recipe.evaluation, role)) is not None:
                 inputs[role] = build.model(location, None)

@@ -2,11 +2,12 @@
 
 import copy
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
@@ -82,3 +83,44 @@ def spa(tmp_path: Path) -> Spa:
         return run_spa(tmp_path, *arguments, **variables)
 
     return call
+
+
+class Answer(NamedTuple):
+    """What a command did: exit code, standard output, standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def spa_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
+    """The command line in this process, in the test's own folder: quick, for many mistakes one after another."""
+    from spa_recipes.cli.app import main
+
+    handlers = {sign: signal.getsignal(sign) for sign in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str | Path) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["spa", *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as leaving:
+            code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+        return Answer(code, *capsys.readouterr())
+
+    yield call
+    for sign, handler in handlers.items():
+        signal.signal(sign, handler)
+
+
+def one_error(answer: Answer, code: int) -> str:
+    """The one line of a mistake; checks the exit code and that there is nothing else."""
+    lines = answer.err.strip().splitlines()
+    assert answer.code == code, answer
+    assert len(lines) == 1, answer.err
+    assert lines[0].startswith("error: ")
+    assert "Traceback" not in answer.err + answer.out
+    return lines[0].removeprefix("error: ")

@@ -9,7 +9,7 @@ from spa_recipes.estimates import human_bytes, human_count, human_seconds, needs
 from spa_recipes.plan import compile_plan
 from spa_recipes.recipe.schema import Recipe
 from spa_recipes.state.digests import DigestMemo
-from tests.conftest import Spa, mini, write_recipe
+from tests.conftest import Spa, merged, mini, write_recipe
 
 JUDGE = ["judge", "--policy", "a", "--reference", "b", "--pairs", "c.jsonl"]
 
@@ -22,7 +22,7 @@ def one_line(text: str) -> str:
 
 
 def test_help_has_examples(spa: Spa) -> None:
-    for command in ("run", "resume", "judge", "validate", "plan", "status", "schema", "init", "doctor"):
+    for command in ("run", "resume", "judge", "validate", "plan", "status", "gc", "schema", "init", "doctor"):
         done = spa(command, "--help")
         assert done.returncode == 0
         assert "Example" in done.stdout, command
@@ -154,6 +154,25 @@ def test_estimates_count_the_parameters_of_a_model_on_disk(tmp_path: Path) -> No
     need = needs(plan.stage("refine-1"), plan)
     assert need.memory == model.num_parameters() * (16 + 4)  # AdamW in float32, and a live reference for lambda > 0
     assert need.tokens == 32 * 2 * 128
+    # Two steps, one checkpoint between them; a longer training has the two that stay and the next one being written.
+    for save_steps, kept, most in ((1, 2, 1), (2, 2, 0)):
+        storage = {"checkpoints_while_training": kept}
+        assert scratch_of(recipe, 32, save_steps, storage, tmp_path) == most * model.num_parameters() * 12
+    for kept in (1, 2):
+        storage = {"checkpoints_while_training": kept}
+        assert scratch_of(recipe, 320, 1, storage, tmp_path) == (kept + 1) * model.num_parameters() * 12
+
+
+def scratch_of(recipe: Recipe, prompts: int, save_steps: int, storage: dict[str, int], folder: Path) -> int | None:
+    """Room for checkpoints of refine-1, in batches of 16."""
+    changes = {
+        "data": {"prompts_per_iteration": [prompts], "pairs": {"rows": 1000}},
+        "refine": {"save_steps": save_steps},
+        "storage": storage,
+    }
+    changed = Recipe.model_validate(merged(recipe.model_dump(mode="json"), changes))
+    plan = compile_plan(changed, DigestMemo(folder / "memo"))
+    return needs(plan.stage("refine-1"), plan).scratch
 
 
 def test_sandbox_size_is_the_real_one(tmp_path: Path) -> None:

@@ -303,6 +303,27 @@ def test_spa_judge_takes_several_responses(home: Path) -> None:
     assert all(row["chosen_score"] >= row["rejected_score"] for row in labelled)
 
 
+def test_spa_judge_with_a_length_penalty(home: Path) -> None:
+    """A penalty beyond every reward leaves nothing but the length."""
+    given = rows(output(home, "data", "heldout.jsonl"))
+    with (home / "long.jsonl").open("w") as handle:
+        for row in given:
+            texts = {name: row[name][0]["content"] for name in ("chosen", "rejected")}
+            handle.write(json.dumps({"prompt": row["prompt"][0]["content"], **texts}) + "\n")
+    arguments = [
+        "judge", "--policy", home / "runs" / "mini" / "final", "--reference", output(home, "sft", "model"),
+        "--pairs", "long.jsonl", "--max-length", "128", "--max-prompt-length", "48", "--out", "short.jsonl",
+    ]  # fmt: skip
+    done = run_spa(home, *arguments, "--length-penalty", "1000")
+    assert done.returncode == 0, done.stderr
+    for row in rows(home / "short.jsonl"):
+        chosen, rejected = (len(row[name][0]["content"].split()) for name in ("chosen", "rejected"))
+        assert chosen <= rejected
+    refused = run_spa(home, *arguments, "--length-penalty", "-1")
+    assert refused.returncode == 2
+    assert "--length-penalty: must be a number of at least 0" in refused.stderr
+
+
 def test_spa_judge_refuses_models_with_different_tokenizers(home: Path) -> None:
     from transformers import AutoTokenizer
 

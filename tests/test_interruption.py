@@ -132,6 +132,7 @@ def test_spa_judge_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
         build_model(tmp_path / name, seed=seed)
     write_jsonl(tmp_path / "pairs.jsonl", preference_rows(40, seed=0))
     command = ["judge", "--policy", "policy", "--reference", "reference", "--pairs", "pairs.jsonl"]
+    command += ["--max-length", "256", "--max-prompt-length", "128"]  # the sandbox's models have 256 positions
     whole = run_spa(tmp_path, *command, "--out", "whole.jsonl")
     assert whole.returncode == 0, whole.stderr
     running = start(tmp_path, *command, "--out", "out.jsonl")

@@ -33,7 +33,7 @@ def test_runtime_settings_are_left_out() -> None:
         {"name": "other"},
         {"description": "words"},
         {"compute": {"executor": {"type": "local"}, "cpu_threads": 2, "score_tokens_per_batch": 99}},
-        {"storage": {"keep_checkpoints": True}},
+        {"storage": {"keep_checkpoints": True, "checkpoints_while_training": 1}},
         {"tracking": {"report_to": ["tensorboard"]}},
         {"seed_training": {"per_device_train_batch_size": 4, "save_steps": 3, "gradient_checkpointing": True}},
         {"sampling": {"backend": {"type": "transformers", "batch_size": 8, "shard_size": 4}}},

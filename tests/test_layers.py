@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from spa_recipes import api
 from tests.conftest import mini, write_recipe
 
 PACKAGE = Path(__file__).parents[1] / "spa_recipes"
@@ -24,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "generation": {"errors", "recipe", "algo", "data"},
     "training": {"errors", "recipe", "algo", "data", "state"},
     "stages": {"errors", "recipe", "plan", "state", "data", "algo", "generation", "training", "sandbox"},
-    "run": {"errors", "recipe", "keys", "plan", "state", "stages", "generation", "training"},
+    "run": {"errors", "recipe", "keys", "plan", "estimates", "state", "data", "stages", "generation", "training"},
     "api": {"errors", "recipe", "plan", "state", "run"},
     "cli": {"errors", "recipe", "plan", "state", "data", "run", "api", "estimates"},
 }
@@ -65,10 +66,22 @@ def test_only_the_worker_and_the_fork_server_import_stages_at_work() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["validate", "R"], ["plan", "R"], ["status"], ["schema"], ["init", "new.yaml"], ["run", "--help"]],
+    [
+        ["--help"],
+        ["validate", "R"],
+        ["plan", "R"],
+        ["status"],
+        ["status", "mini"],
+        ["gc", "--models", "--yes"],
+        ["schema"],
+        ["init", "new.yaml"],
+        ["run", "--help"],
+    ],
 )
 def test_light_commands_import_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
     recipe = write_recipe(tmp_path / "mini.yaml", mini())
+    plan, run, text = api.prepare(recipe, run_dir=tmp_path / "runs" / "mini")
+    run.write_recipe(text, plan.recipe, plan)  # so that there is something to show
     arguments = [str(recipe) if argument == "R" else argument for argument in arguments]
     code = f"""
 import atexit, sys

@@ -14,7 +14,7 @@ model:
 data:
   pairs: {type: dataset, source: a.jsonl}
 """
-TYPES = "gold, implicit_reward, random"
+TYPES = "gold, implicit_reward, random, reward_model"
 TOP = (
     "name, description, seed, model, data, sft, seed_training, sampling, judge, refine, noise, evaluation, tracking, "
     "compute, storage"
@@ -54,7 +54,7 @@ APPENDED = {
     # the type of a section is left out
     "judge: {betta: 0.1}": "6: judge.betta: unknown key; did you mean beta?",
     "judge: {zzz: 0.1}": "6: judge.zzz: unknown key; "
-        "allowed for type implicit_reward: type, beta, reference, recompute_policy_logps",
+        "allowed for type implicit_reward: type, beta, reference, recompute_policy_logps, length_penalty",
     "judge: {beta: 0}": "6: judge.beta: must be a number above 0, not 0",
     "judge: {Type: gold}": "6: judge.Type: unknown key; did you mean type?",
     "noise: {threshold: {tau: 0.3}}": "6: noise.threshold.tau: unknown key; add type: fixed",
@@ -158,7 +158,7 @@ APPENDED = {
     "description:": "6: description: must be text, not nothing; give a value, or remove the key for its default",
     "storage: {runs_dir: ''}": "6: storage.runs_dir: must be non-empty text, not ''",
     # choices
-    "evaluation: {reward: golden}": "6: evaluation.reward: must be one of none, gold, implicit_reward, "
+    "evaluation: {reward: golden}": "6: evaluation.reward: must be one of none, seed, gold, implicit_reward, "
     "not 'golden'; did you mean gold?",
     "refine: {lr_scheduler_type: polynomial}":
         "6: refine.lr_scheduler_type: must be one of cosine, linear, constant, constant_with_warmup, not 'polynomial'",

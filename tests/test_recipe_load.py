@@ -473,7 +473,7 @@ def test_schema_lets_the_type_out_where_there_is_a_default() -> None:
         "DatasetSource", "ImplicitRewardJudge", "PercentileThreshold", "TransformersBackend", "LocalExecutor",
     }  # fmt: skip
     judges = {entry["$ref"].rpartition("/")[2] for entry in recipe_schema()["properties"]["judge"]["oneOf"]}
-    assert judges == {"ImplicitRewardJudge", "GoldJudge", "RandomJudge"}
+    assert judges == {"ImplicitRewardJudge", "RewardModelJudge", "GoldJudge", "RandomJudge"}
     assert sections["DatasetSource"]["required"] == ["source"]
 
 

@@ -7,7 +7,7 @@ import pytest
 from spa_recipes.estimates import needs
 from spa_recipes.plan import compile_plan
 from spa_recipes.recipe.load import load_recipe, resolved
-from spa_recipes.recipe.schema import PreferenceTraining, Recipe
+from spa_recipes.recipe.schema import PreferenceTraining, Recipe, RefineTraining
 from spa_recipes.state.digests import DigestMemo
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -49,7 +49,8 @@ def test_ultrafeedback_has_the_settings_of_the_paper() -> None:
     assert recipe.data.seed_labels == 2000
     assert recipe.data.prompts_per_iteration == [8000, 20000]
     for training in (recipe.seed_training, recipe.refine):
-        assert training == PreferenceTraining(
+        kind = RefineTraining if training is recipe.refine else PreferenceTraining
+        assert training == kind(
             beta=0.1,
             learning_rate=5e-7,
             lr_scheduler_type="cosine",
@@ -84,6 +85,51 @@ def test_defaults_are_those_of_the_paper() -> None:
     assert short.refine == paper.refine.model_copy(update={"gradient_checkpointing": False})
     assert short.seed_training == paper.seed_training.model_copy(update={"gradient_checkpointing": False})
     assert short.sampling == paper.sampling.model_copy(update={"backend": short.sampling.backend})
+
+
+PAPER = {"0p8": (500, 3), "1p7": (1000, 3), "3p3": (2000, 1), "10": (6000, 1)}
+"""Seed labels and epochs of the seed stage by share of the labels."""
+
+
+@pytest.mark.parametrize("share", PAPER)
+def test_shares_differ_in_labels_and_epochs_only(share: str) -> None:
+    labels, epochs = PAPER[share]
+    whole, spa, dpo = shipped("ultrafeedback_3p3"), shipped(f"ultrafeedback_{share}"), shipped(f"dpo_{share}")
+    data = whole.data.model_copy(update={"seed_labels": labels})
+    seed = whole.seed_training.model_copy(update={"num_train_epochs": epochs})
+    same = {"data": data, "seed_training": seed}
+    assert spa == whole.model_copy(update={**same, "name": spa.name, "description": spa.description})
+    assert (dpo.iterations, dpo.data.seed_labels, dpo.seed_training) == (0, labels, seed)
+
+
+@pytest.mark.parametrize("share", PAPER)
+def test_spa_after_dpo_redoes_nothing(share: str, tmp_path: Path) -> None:
+    memo = DigestMemo(tmp_path / "memo.json")
+    spa, dpo = (compile_plan(shipped(f"{method}_{share}"), memo) for method in ("ultrafeedback", "dpo"))
+    keys = {stage.id: stage.key for stage in spa.stages}
+    assert [stage.id for stage in dpo.stages if keys[stage.id] != stage.key] == ["data"]  # which reads no model
+
+
+def test_baselines_and_variants() -> None:
+    zephyr, sft, zero = (shipped(name) for name in ("zephyr_7b_beta", "sft_ultrachat", "zero_label"))
+    assert (zephyr.data.seed_labels, zephyr.iterations) == (1.0, 0)
+    assert sft.sft is not None
+    assert sft.model.model_name_or_path == "mistralai/Mistral-7B-v0.1"
+    assert sft.data.seed_labels == 0
+    assert zero.judge.type == "implicit_reward"
+    assert (zero.data.seed_labels, zero.judge.reference) == (0, "mistralai/Mistral-7B-v0.1")
+    small = shipped("ultrafeedback_3p3_24gb")
+    assert small.model.lora is not None
+    assert small.model.lora.load_in_4bit
+    assert small.compute.executor.type == "local"
+    assert shipped("reward_model_3p3").judge.type == "reward_model"
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_recipe_says_its_hardware_and_command(path: Path) -> None:
+    header = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
+    assert f"spa run recipes/{path.name}" in header
+    assert "GPU" in header or "CPU" in header or "card" in header
 
 
 @pytest.mark.parametrize("label", ["(!)", "9.03 /  7.68", "15.39 / 21.13", "leaves beta out", "never turns it on"])
@@ -130,12 +176,20 @@ def test_local_recipe_needs_a_few_dozen_rows_only() -> None:
     assert moved.data.pairs.source == "/d.jsonl"
 
 
+SHARES = ("0p8", "1p7", "3p3", "10")
 ITERATION = ["generate-{i}", "score-{i}-reference", "judge-{i}", "refine-{i}", "evaluate-{i}"]
 SEED = ["evaluate-init", "seed", "evaluate-0"]
+SEED_JUDGES = ["seed", "evaluate-init", "evaluate-0"]
+"""With `evaluation.reward: seed` even pi_init's answers are judged by pi_0."""
 PLANS = {
     "quickstart": ["data", "base", "sft", *SEED],
-    "ultrafeedback_3p3": ["data", *SEED],
-    "smollm2_local": ["data", *SEED],
+    "smollm2_local": ["data", *SEED_JUDGES],
+    **{f"{method}_{share}": ["data", *SEED_JUDGES] for method in ("ultrafeedback", "dpo") for share in SHARES},
+    "zephyr_7b_beta": ["data", "seed"],
+    "sft_ultrachat": ["data", "sft", "evaluate-init"],
+    "zero_label": ["data", "evaluate-init"],
+    "reward_model_3p3": ["data", *SEED_JUDGES, "reward-model"],
+    **{name: ["data", *SEED_JUDGES] for name in ("llama3_8b_3p3", "ultrafeedback_3p3_24gb", "smollm2_135m")},
 }
 
 
@@ -144,8 +198,13 @@ def test_plans(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "pairs.jsonl").write_text("{}\n")
+    (tmp_path / "recipes").symlink_to(RECIPES)
     recipe = load_recipe(path).recipe
-    rounds = [name.format(i=i) for i in range(1, recipe.iterations + 1) for name in ITERATION]
+    steps = [
+        step.replace("score-{i}-reference", "reward-{i}") if recipe.judge.type == "reward_model" else step
+        for step in ITERATION
+    ]
+    rounds = [step.format(i=i) for i in range(1, recipe.iterations + 1) for step in steps]
     plan = compile_plan(recipe, DigestMemo(tmp_path / "memo.json"))
     assert [stage.id for stage in plan.stages] == PLANS[path.stem] + rounds
     for stage in plan.stages:

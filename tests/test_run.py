@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from spa_recipes.errors import DataError, LockedError, StageError, TryAgainError
+from spa_recipes.errors import DataError, LockedError, RecipeChangedError, SpaError, StageError, TryAgainError
 from spa_recipes.plan import External, Plan, StageOutput, compile_plan
 from spa_recipes.recipe.schema import AccelerateExecutor, LocalExecutor, Recipe
 from spa_recipes.run import executors
 from spa_recipes.run.rundir import RunDir, all_runs, find_reusable
-from spa_recipes.run.runner import ProgressFile, plan_changes, stage_failure
+from spa_recipes.run.runner import ProgressFile, plan_changes, refuse_changes, stage_failure
 from spa_recipes.state import atomic
 from spa_recipes.state.digests import DigestMemo
 from tests.conftest import mini
@@ -86,8 +87,8 @@ def test_stop_ends_the_children_too(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_a_worker_ends_when_its_runner_is_gone(tmp_path: Path) -> None:
-    code = "import threading, time\nfrom spa_recipes.run.worker import _die_with_runner\n\
-threading.Thread(target=_die_with_runner, daemon=True).start()\nprint('up', flush=True)\ntime.sleep(99)"
+    code = "import threading, time\nfrom spa_recipes.run.worker import die_with_runner\n\
+threading.Thread(target=die_with_runner, daemon=True).start()\nprint('up', flush=True)\ntime.sleep(99)"
     runner = f"""
 import time
 from pathlib import Path
@@ -138,11 +139,13 @@ with RunDir(Path({str(run.path)!r})).locked():
     assert other.stdout is not None
     assert other.stdout.readline() == "held\n"
     begin = time.monotonic()
-    with pytest.raises(LockedError, match=f"pid {other.pid}"), run.locked():
+    with pytest.raises(LockedError, match=f"{socket.gethostname()} pid {other.pid}"), run.locked():
         pass
     assert time.monotonic() - begin < 1
     other.kill()  # a dead holder is taken over
     other.wait()
+    assert (run.path / ".holder").exists()
+    assert run.holder() is None
     with run.locked():
         assert f"pid {os.getpid()}" in str(run.holder())
 
@@ -201,8 +204,13 @@ def test_changes_name_the_stage_where_they_arise(tmp_path: Path) -> None:
     changes = plan_changes(plan_of(seed_training={"beta": 0.5}), run)
     assert [line for line in changes if "0.1 -> 0.5" in line and line.startswith("seed:")]
     assert not [line for line in changes if line.startswith(("generate-1", "refine-1"))]
+    elsewhere = {"executor": {"type": "local"}, "cpu_threads": 2, "score_tokens_per_batch": 99}
+    assert plan_changes(plan_of(compute=elsewhere), run) == []
     fewer = plan_changes(plan_of(data={"prompts_per_iteration": [32]}), run)
     assert "stage refine-2 is gone" in fewer
+    (run.path / "plan.json").write_text("[{")
+    with pytest.raises(RecipeChangedError, match=r"plan\.json.*--accept"):
+        refuse_changes(before, run)
 
 
 # --- what a failed stage leaves ---
@@ -228,11 +236,19 @@ def test_a_stages_own_error_keeps_its_exit_code(tmp_path: Path) -> None:
     assert str(error) == "seed: out of memory; smaller batches"
 
 
-@pytest.mark.parametrize(("code", "words"), [(-9, "killed by signal 9"), (1, "exit code 1")])
-def test_a_crash_shows_the_end_of_its_log(tmp_path: Path, code: int, words: str) -> None:
+@pytest.mark.parametrize(
+    ("code", "kind", "words"),
+    [
+        (-9, TryAgainError, "kernel does when memory runs out"),
+        (-9, TryAgainError, "seed_training.per_device_train_batch_size"),
+        (-11, StageError, "killed by signal 11 (SIGSEGV)"),
+        (1, StageError, "exit code 1"),
+    ],
+)
+def test_a_crash_shows_the_end_of_its_log(tmp_path: Path, code: int, kind: type[SpaError], words: str) -> None:
     (tmp_path / "worker.log").write_text("".join(f"line {i}\n" for i in range(50)) + "Segmentation fault\n")
     error = stage_failure(plan_of().stage("seed"), code, tmp_path)
-    assert isinstance(error, StageError)
+    assert isinstance(error, kind)
     assert words in str(error)
     assert "Segmentation fault" in str(error)
     assert "line 10 " not in str(error)

@@ -1,7 +1,9 @@
 """What single stages promise, without a model: shards, judging, the audit of flags, errors of the worker."""
 
 import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -10,17 +12,19 @@ import pytest
 
 from spa_recipes.data.rows import read_jsonl, write_jsonl
 from spa_recipes.errors import DataError, StageError
+from spa_recipes.recipe.schema import Model
 from spa_recipes.run.worker import run_stage
 from spa_recipes.stages import judge
 from spa_recipes.stages.common import sharded, write_table
 from spa_recipes.stages.context import Context, StageSpec
 from spa_recipes.stages.generate import COMPLETIONS
 from spa_recipes.stages.refine import _audit
+from spa_recipes.stages.training import train_env
 
 RUNTIME: dict[str, Any] = {
     "run": "test",
     "compute": {"cpu_threads": 1, "score_tokens_per_batch": 1000},
-    "storage": {"keep_shards": False, "keep_checkpoints": False},
+    "storage": {"keep_shards": False, "keep_checkpoints": False, "checkpoints_while_training": 2},
     "tracking": {"report_to": []},
 }
 NUMBERS = pa.schema([("n", pa.int64())])
@@ -50,6 +54,20 @@ class Counter:
             raise KeyboardInterrupt
         self.made.append((start, end))
         return pa.table({"n": list(range(start, end))})
+
+
+def test_trackers_files_outlive_the_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorBoard's default place is among the checkpoints, which are deleted when the stage is finished."""
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "mine")
+    context, model = context_of(tmp_path, "sft", settings={"seed": 1}), Model(model_name_or_path="m")
+    renderer: Any = SimpleNamespace(tokenizer=None)
+    assert train_env(context, model, renderer).checkpoints_kept == 2
+    assert os.environ["TENSORBOARD_LOGGING_DIR"] == "mine"
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR")
+    train_env(context, model, renderer)
+    place = Path(os.environ.pop("TENSORBOARD_LOGGING_DIR"))
+    assert place == context.attempt_dir / "tensorboard"
+    assert not place.is_relative_to(context.work)
 
 
 def test_shards_that_are_done_are_not_made_again(tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from spa_recipes.recipe.schema import Lora
-from spa_recipes.training.checkpoints import newest_complete_checkpoint
+from spa_recipes.training.checkpoints import CheckpointCallback, newest_complete_checkpoint
 from spa_recipes.training.run import train_preference, train_sft
 from tests.training_kit import (
     REFINEMENT,
@@ -142,6 +143,35 @@ def test_a_damaged_checkpoint_is_skipped(interrupted: Path, tmp_path: Path, dama
     else:
         marker.write_text('{"files": ' if damage == "bad-marker" else "[]")
     assert newest_complete_checkpoint(folder) == (folder / "checkpoint-2", ["checkpoint-4"])
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_as_many_checkpoints_stay_as_are_wanted_the_new_one_first(tmp_path: Path, keep: int) -> None:
+    callback = CheckpointCallback(dict, keep)
+    seen = []
+    for step in (2, 4, 6, 8):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "weights").write_text(str(step))
+        seen.append(len(list(tmp_path.iterdir())))
+        callback.on_save(SimpleNamespace(output_dir=tmp_path), SimpleNamespace(global_step=step), None)
+    assert {path.name for path in tmp_path.iterdir()} == {f"checkpoint-{step}" for step in (2, 4, 6, 8)[-keep:]}
+    assert max(seen) == keep + 1
+    assert newest_complete_checkpoint(tmp_path) == (tmp_path / "checkpoint-8", [])
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_damaged_checkpoints_do_not_push_out_the_new_one(tmp_path: Path, keep: int) -> None:
+    """All were damaged, the training began again, and its first checkpoint has an earlier step."""
+    callback = CheckpointCallback(dict, keep)
+    for step in (4, 6, 2):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        weights = tmp_path / f"checkpoint-{step}" / "weights"
+        weights.write_text(str(step))
+        callback.on_save(SimpleNamespace(output_dir=tmp_path), SimpleNamespace(global_step=step), None)
+        if step != 2:
+            weights.write_text("damaged")
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2"}
+    assert newest_complete_checkpoint(tmp_path) == (tmp_path / "checkpoint-2", [])
 
 
 def test_a_training_goes_on_from_the_last_whole_checkpoint(policy: Path, interrupted: Path, tmp_path: Path) -> None:

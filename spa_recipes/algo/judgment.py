@@ -3,7 +3,9 @@
 p(y_1 > y_2 | x) = sigmoid(beta*[log pi(y_1|x) - log pi_ref(y_1|x)] - beta*[log pi(y_2|x) - log pi_ref(y_2|x)])
 """
 
+import bisect
 import hashlib
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -35,6 +37,45 @@ def implicit_reward(policy_logps: torch.Tensor, reference_logps: torch.Tensor, b
         beta: DPO temperature; scales the reward and leaves the order of responses as it is.
     """
     return beta * (policy_logps - reference_logps)
+
+
+def balancing_length_penalty(rewards: Sequence[Sequence[float]], tokens: Sequence[Sequence[int]]) -> float:
+    """The a, not negative, with which r - a*|y| gives chosen and rejected responses the nearest mean lengths (DICE).
+
+    The larger a, the shorter the chosen and the longer the rejected ones, so the gap between them falls in steps; a
+    step can only be where two responses of a prompt change places. The result lies in the middle of the interval
+    between two such places whose gap is nearest to zero, and is 0 where chosen ones are not longer without any penalty.
+
+    Args:
+        rewards: per prompt, one reward per response; tokens: lengths of the same responses.
+
+    Raises:
+        ValueError: no prompts.
+    """
+    if not rewards:
+        raise ValueError("no length penalty for no prompts")
+    swaps = {
+        (r[i] - r[j]) / (n[i] - n[j])
+        for r, n in zip(rewards, tokens, strict=True)
+        for i, j in itertools.combinations(range(len(r)), 2)
+        if n[i] != n[j]
+    }
+    places = [0.0, *sorted(a for a in swaps if a > 0)]
+    middles = [0.0, *((low + high) / 2 for low, high in itertools.pairwise(places)), places[-1] + 1.0]
+
+    def gap(a: float) -> int:
+        return sum(_length_gap(r, n, a) for r, n in zip(rewards, tokens, strict=True))
+
+    # The first place where the gap is not above zero; the one before it may be nearer.
+    first = bisect.bisect_left(range(len(middles) - 1), True, key=lambda place: gap(middles[place]) <= 0)
+    return min(middles[max(first - 1, 0) : first + 1], key=lambda a: abs(gap(a)))
+
+
+def _length_gap(rewards: Sequence[float], tokens: Sequence[int], a: float) -> int:
+    """Length of the best response minus that of the worst; 0 where they would be the same."""
+    values = [reward - a * length for reward, length in zip(rewards, tokens, strict=True)]
+    best, worst = values.index(max(values)), values.index(min(values))
+    return tokens[best] - tokens[worst]
 
 
 def preference_probability(reward_1: torch.Tensor, reward_2: torch.Tensor) -> torch.Tensor:

@@ -44,6 +44,21 @@ def flag_noisy(p_detect_B: torch.Tensor, tau: float | None) -> torch.Tensor:
     return torch.zeros_like(p_detect_B) if tau is None else (p_detect_B < tau).to(p_detect_B.dtype)
 
 
+def detection_margin(policy_margin_B: torch.Tensor, judge_margin_B: torch.Tensor, detector: str) -> torch.Tensor:
+    """The margin whose sigmoid is the detector's p~: log-odds that the label is right.
+
+    Args:
+        policy_margin_B: beta times the (de-coupled) difference of log-ratios: the method's detector, `policy`.
+        judge_margin_B: reward difference that the judge saw: `judge`. Not in the paper.
+        detector: `policy`, `judge`, or `both`, which adds the log-odds.
+
+    Returns:
+        margin_B, without gradient.
+    """
+    margins = {"policy": (policy_margin_B,), "judge": (judge_margin_B,), "both": (policy_margin_B, judge_margin_B)}
+    return torch.stack(margins[detector]).sum(dim=0).detach()
+
+
 def refined_loss(margin_B: torch.Tensor, z_B: torch.Tensor, alpha: float) -> torch.Tensor:
     """-((1 - alpha*z) * log sigmoid(m) + alpha*z * log sigmoid(-m)), per pair: loss_B.
 

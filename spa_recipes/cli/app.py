@@ -100,6 +100,9 @@ def judge(
         Path, typer.Option(help="JSONL file of labelled pairs, usable by TRL as it is.", show_default=False)
     ],
     beta: Annotated[float, typer.Option(help="Scale of the implicit reward.")] = 0.1,
+    length_penalty: Annotated[
+        str, typer.Option(help="Taken off the reward per token: a number, or balanced (equal mean lengths).")
+    ] = "0",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     max_length: Annotated[int, typer.Option(help="Tokens of prompt and response.")] = 2048,
     max_prompt_length: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 1024,
@@ -111,6 +114,7 @@ def judge(
     seed: Annotated[int, typer.Option(help="Seed of the rule that breaks ties.")] = 42,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output file.")] = False,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run code of the models.")] = False,
+    chat_template: Annotated[str | None, typer.Option(help="Jinja file, for models without a template.")] = None,
 ) -> None:
     """Label answers that you already have, with the implicit reward of a policy against its reference."""
     from spa_recipes import api
@@ -122,6 +126,7 @@ def judge(
         pairs=pairs,
         out=out,
         beta=beta,
+        length_penalty=length_penalty,
         dtype=dtype,
         max_length=max_length,
         max_prompt_length=max_prompt_length,
@@ -131,6 +136,7 @@ def judge(
         seed=seed,
         overwrite=overwrite,
         trust_remote_code=trust_remote_code,
+        chat_template=chat_template,
     )
     with PlainReporter() as reporter:
         manifest = api.judge_pairs(request, reporter)
@@ -160,7 +166,8 @@ def validate(
 
 @app.command(
     epilog="Examples:\n\n`spa plan recipes/ultrafeedback_3p3.yaml`\n\n"
-    "`spa plan my.yaml --set sampling.n=4 --diff`  (which stages would be redone, and why)"
+    "`spa plan my.yaml --set sampling.n=4 --diff`  (which stages would be redone, and why)\n\n"
+    "`spa plan my.yaml --resolved > whole.yaml`  (one recipe that extends nothing)"
 )
 def plan(
     recipe: RecipeArgument,
@@ -168,13 +175,18 @@ def plan(
     set_: Set = None,
     diff: Annotated[bool, typer.Option("--diff", help="Say field by field why a stage is stale.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    whole: Annotated[
+        bool, typer.Option("--resolved", help="Print the whole recipe instead: what it extends, and all defaults.")
+    ] = False,
 ) -> None:
     """Show the stages of a recipe: inputs, keys, what is there already, rows, tokens, memory and disk."""
     from spa_recipes import api
-    from spa_recipes.cli.render import print_plan, print_plan_json
+    from spa_recipes.cli.render import print_plan, print_plan_json, print_recipe
 
     prepared = api.prepare(recipe, overrides=set_ or [], run_dir=run_dir)
-    if json_:
+    if whole:
+        print_recipe(prepared)
+    elif json_:
         print_plan_json(prepared)
     else:
         print_plan(prepared, diff=diff)
@@ -194,6 +206,73 @@ def status(
         print_runs(runs_dir)
     else:
         print_run_status(run, runs_dir)
+
+
+@app.command(
+    epilog="Examples:\n\n`spa gc`  (says what it would delete)\n\n`spa gc --yes`\n\n"
+    "`spa gc quickstart --models --yes`  (of a finished run, keep only the weights of pi_init and the final model)"
+)
+def gc(
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="[RUN]", help="Name or folder of a run; all runs without it.", show_default=False),
+    ] = None,
+    runs_dir: RunsDir = Path("runs"),
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete it.")] = False,
+    models: Annotated[
+        bool,
+        typer.Option(
+            "--models",
+            help="Also the weights of the policies before the final one, in finished runs. They are trained again if a "
+            "changed recipe or another run needs them.",
+        ),
+    ] = False,
+) -> None:
+    """Say what the runs no longer need, and delete it with --yes.
+
+    Stages that a changed recipe replaced, damaged ones that were set aside, unfinished output, temporary files, and
+    progress of finished stages. A run that a process works on is skipped.
+    """
+    import shlex
+
+    from spa_recipes import api
+    from spa_recipes.cli.gc import print_sweeps
+
+    sweeps = api.collect_garbage(run, runs_dir, models=models, delete=yes)
+    again = shlex.join(["spa", *sys.argv[1:], "--yes"])
+    print_sweeps(sweeps, runs_dir, deleted=yes, again=again)
+
+
+@app.command(epilog="Examples:\n\n`spa report quickstart`\n\n`spa report runs/my-run --out my-run.html`")
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Name or folder of a run.", show_default=False)],
+    runs_dir: RunsDir = Path("runs"),
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The file to write; default: `report.html` in the run's folder.")
+    ] = None,
+) -> None:
+    """Write one HTML file with the figures, charts, doubted pairs and sample answers of a run."""
+    from spa_recipes import api
+    from spa_recipes.report.page import write_report
+
+    prepared = api.prepare_resume(run, runs_dir)
+    path = out or prepared.run.path / "report.html"
+    write_report(prepared.plan, prepared.run, api.manifests(prepared.plan, prepared.run), path)
+    typer.echo(f"report: {path}")
+
+
+@app.command(
+    epilog="Examples:\n\n`spa compare dpo_3p3 ultrafeedback_3p3`\n\n`spa compare quickstart --json > figures.json`"
+)
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Names or folders of runs.", show_default=False)],
+    runs_dir: RunsDir = Path("runs"),
+    json_: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Put runs side by side: labels, steps, win rates, lengths and the judge's accuracy of every policy."""
+    from spa_recipes.cli.compare import print_comparison
+
+    print_comparison(runs, runs_dir, as_json=json_)
 
 
 @app.command(epilog="Example:\n\n`spa schema > recipe.schema.json`, then in VS Code: `yaml.schemas`.")

@@ -2,11 +2,12 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -18,8 +19,12 @@ from spa_recipes.errors import RecipeError, SpaError
 from spa_recipes.estimates import human_bytes, human_count, human_seconds, needs
 from spa_recipes.plan import Plan, Stage
 from spa_recipes.recipe.schema import Recipe
-from spa_recipes.run.rundir import RunDir, all_runs, free_bytes
+from spa_recipes.run.decay import judge_decay
+from spa_recipes.run.disk import free_bytes
+from spa_recipes.run.overview import disk_usage, overviews
+from spa_recipes.run.rundir import RunDir
 from spa_recipes.run.runner import Outcome
+from spa_recipes.state import usage
 from spa_recipes.state.stagedir import Manifest
 
 out = Console(highlight=False)
@@ -30,22 +35,30 @@ FIGURES = {
     "seed": "seed labels",
     "heldout": "held out",
     "skipped": "bad rows skipped",
+    "skipped_prompts": "bad rows of the prompts skipped",
     "dropped_rows": "dropped for a prompt of another part",
     "mean_tokens": "tokens/answer",
     "length_cut": "cut off",
     "identical": "identical",
+    "empty": "empty",
     "accuracy_vs_gold": "judge accuracy",
     "agreement_with_labels": "agreement",
     "mean_margin": "margin",
     "length_gap": "chosen longer by",
+    "length_penalty": "length penalty",
     "dropped_identical": "dropped as identical",
+    "dropped_empty": "dropped as empty",
+    "ties": "ties",
     "train_loss": "loss",
+    "replayed_pairs": "replayed",
     "flagged_of_all": "flagged",
     "flagged_judge_margin": "flagged margin",
     "flag_precision": "flagged wrong",
+    "flag_recall": "of all wrong ones flagged",
     "wrong_base_rate": "wrong",
     "mean_reward": "reward",
     "win_rate_vs_init": "win rate",
+    "length_controlled_win_rate_vs_init": "at equal length",
     "heldout_accuracy": "label accuracy",
     "resumed_from_step": "went on from step",
 }
@@ -54,16 +67,33 @@ SHARES = frozenset(
     {
         "length_cut",
         "identical",
+        "empty",
         "accuracy_vs_gold",
         "agreement_with_labels",
         "flagged_of_all",
         "flag_precision",
+        "flag_recall",
         "wrong_base_rate",
         "win_rate_vs_init",
+        "length_controlled_win_rate_vs_init",
         "heldout_accuracy",
     }
 )
-SILENT_AT_ZERO = frozenset({"skipped", "dropped_rows", "dropped_identical", "identical", "resumed_from_step"})
+SILENT_AT_ZERO = frozenset(
+    {
+        "skipped",
+        "skipped_prompts",
+        "dropped_rows",
+        "dropped_identical",
+        "dropped_empty",
+        "identical",
+        "empty",
+        "ties",
+        "length_penalty",
+        "replayed_pairs",
+        "resumed_from_step",
+    }
+)
 
 
 def print_errors(error: SpaError) -> None:
@@ -137,6 +167,10 @@ class PlainReporter:
         else:
             self._task = self._bar.add_task(f"{stage.id}{note}", total=None, unit="", note="")
 
+    def noticed(self, stage: Stage, text: str) -> None:
+        """See `Reporter`."""
+        self.say(f"  [yellow]![/] {stage.id:<18} {escape(text)}")
+
     def progress(self, stage: Stage, done: int, total: int, unit: str, note: str) -> None:
         """See `Reporter`."""
         if self._bar is not None:
@@ -180,6 +214,8 @@ def print_summary(prepared: api.Prepared, outcome: Outcome) -> None:
     console.print()
     console.print(table)
     _print_judge_audit(outcome.manifests)
+    if outcome.decay is not None:
+        out.print(f"[yellow]{escape(str(outcome.decay))}[/]", soft_wrap=True)
     _print_samples(plan, run)
     _print_places(prepared, outcome)
 
@@ -313,6 +349,12 @@ def print_plan(prepared: api.Prepared, *, diff: bool) -> None:
     out.print("memory: weights, gradients, optimizer over all devices; activations come on top", soft_wrap=True)
 
 
+def print_recipe(prepared: api.Prepared) -> None:
+    """The recipe with everything that it extends and all defaults, as a recipe."""
+    whole = prepared.plan.recipe.model_dump(mode="json")
+    sys.stdout.write(yaml.safe_dump(whole, sort_keys=False, allow_unicode=True, width=110))
+
+
 def print_plan_json(prepared: api.Prepared) -> None:
     """The plan for scripts."""
     stages = [
@@ -332,37 +374,21 @@ def print_plan_json(prepared: api.Prepared) -> None:
 
 
 def print_runs(runs_dir: Path) -> None:
-    """A line per run: how far, how large, since when."""
-    runs = all_runs(runs_dir)
+    """A line per run: how far, how large, since when, and what it came to."""
+    runs = overviews(runs_dir)
     if not runs:
         out.print(f"no runs in {runs_dir}; start one with `spa run RECIPE`")
         return
     table = Table(box=None, pad_edge=False)
-    for name in ("run", "stages", "state", "size"):
-        table.add_column(name)
+    for name in ("run", "stages", "state", "size", "last touched", ""):
+        table.add_column(name, overflow="fold")
     for run in runs:
-        try:
-            prepared = api.prepare_resume(str(run.path), runs_dir)
-        except SpaError as error:
-            table.add_row(run.name, "?", escape(str(error)), "")
-            continue
-        states = [run.status(stage, prepared.plan) for stage in prepared.plan.stages]
-        table.add_row(
-            run.name, f"{states.count('done')}/{len(states)}", _run_state(states), human_bytes(_size(run.path))
-        )
+        touched = f"{datetime.fromtimestamp(run.touched):%Y-%m-%d %H:%M}" if run.touched else "-"
+        size = human_bytes(sum(run.files.values()))
+        table.add_row(escape(run.name), run.stages, run.state, size, touched, escape(run.note))
     console = out if out.is_terminal else Console(width=PLAIN_WIDTH, highlight=False)
     console.print(table)
-
-
-def _run_state(states: Sequence[str]) -> str:
-    for state in ("running", "failed", "interrupted"):
-        if state in states:
-            return state
-    return "done" if set(states) == {"done"} else "unfinished"
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    console.print(f"{human_bytes(disk_usage(runs))} in all; files that runs share count once")
 
 
 def print_run_status(name: str, runs_dir: Path) -> None:
@@ -377,12 +403,18 @@ def print_run_status(name: str, runs_dir: Path) -> None:
         state = run.status(stage, prepared.plan)
         manifest = manifests.get(stage.id)
         facts = figures(manifest) if manifest else ""
+        if manifest and manifest.pruned:
+            facts = ", ".join(filter(None, [facts, "weights freed by `spa gc`"]))
         seconds = human_seconds(manifest.seconds) if manifest else ""
-        out.print(f"  {stage.id:<18} {state:<12} {seconds:>10}  {escape(facts)}", soft_wrap=True)
+        size = human_bytes(used) if (used := usage.size(run.stage_dir(stage, prepared.plan).path)) else ""
+        out.print(f"  {stage.id:<18} {state:<12} {seconds:>10} {size:>8}  {escape(facts)}", soft_wrap=True)
         if state == "failed":
             log = run.stage_dir(stage, prepared.plan).attempts()[-1] / "worker.log"
             out.print(f"  {'':<18} log: {log}", soft_wrap=True)
     _print_judge_audit(manifests)
+    decay = judge_decay(prepared.plan, manifests)
+    if decay is not None:
+        out.print(f"[yellow]{escape(str(decay))}[/]", soft_wrap=True)
     left = api.unfinished(prepared.plan, run)
     if left:
         out.print(f"next:    `spa resume {run.path}` goes on with {left[0].id}", soft_wrap=True)

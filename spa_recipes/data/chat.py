@@ -146,7 +146,7 @@ def load_tokenizer(
 
     name = str(Path(path).expanduser()) if str(path).startswith("~") else str(path)
     local = Path(name).is_dir()
-    if not local and _is_path(name):
+    if not local and is_path(name):
         raise DataError("no such model folder", where=name, fix="check model.model_name_or_path")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -166,16 +166,17 @@ def load_tokenizer(
 
 
 def _apply_template(tokenizer: Any, messages: Sequence[Message], generation_prompt: bool = True) -> str:
-    from jinja2.exceptions import TemplateError
-
     try:
         text: str = tokenizer.apply_chat_template(
             list(messages), tokenize=False, add_generation_prompt=generation_prompt
         )
-    except TemplateError as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # a template is a program: it can also divide by zero, or do what the sandbox forbids
         roles = ", ".join(message["role"] for message in messages)
         raise DataError(
-            f"the chat template fails on a conversation of {roles}: {error}", fix="change the data or the template"
+            f"the chat template fails on a conversation of {roles}: {str(error) or type(error).__name__}",
+            fix="change the data or the template",
         ) from error
     return text
 
@@ -209,7 +210,7 @@ def _find_end_of_turn(tokenizer: Any) -> int:
     return eos
 
 
-def _is_path(name: str) -> bool:
+def is_path(name: str) -> bool:
     """Whether a name can only be a path: a Hub id is `name` or `owner/name`."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or Path(name).exists()
 

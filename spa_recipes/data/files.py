@@ -60,7 +60,8 @@ def existing_path(source: str) -> Path | None:
     if path is None or _exists(path):
         return path
     close = difflib.get_close_matches(path.name, _siblings(path), n=1)
-    fix = f"did you mean {path.parent / close[0]}?" if close else "check the path"
+    check = "check the path" if path.is_absolute() else f"check the path, which is relative to {Path.cwd()}"
+    fix = f"did you mean {path.parent / close[0]}?" if close else check
     raise DataError("no such file or folder", where=source, fix=fix)
 
 
@@ -292,7 +293,7 @@ def _unreadable(path: Path, what: str, error: Exception) -> SpaError:
     if isinstance(error, MemoryError):
         return TryAgainError("out of memory while reading the data", where=str(path))
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return DataError(f"{what} ({reason})", where=str(path))
+    return DataError(f"{what} ({reason})", where=str(path), fix="download or write it again")
 
 
 def _exists(path: Path) -> bool:

@@ -41,6 +41,7 @@ def load_model(path: str | Path, *, model: schema.Model, revision: str | None = 
                 str(path),
                 revision=None if local else revision,
                 local_files_only=local,
+                use_safetensors=True,
                 dtype=_dtype(model.dtype, device),
                 attn_implementation=model.attn_implementation,
                 trust_remote_code=model.trust_remote_code,

@@ -28,6 +28,7 @@ def open_vllm(model: Model, sampling: Sampling, backend: VllmBackend, stop_ids: 
             revision=model.revision,
             dtype=_dtype(model.dtype),
             trust_remote_code=model.trust_remote_code,
+            load_format="safetensors",  # a pickle can run code when it is loaded
             max_model_len=backend.max_model_len or model.max_length,
             tensor_parallel_size=backend.tensor_parallel_size,
             gpu_memory_utilization=backend.gpu_memory_utilization,

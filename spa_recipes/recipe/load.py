@@ -1,7 +1,7 @@
 """Reads a recipe: YAML with positions, `--set` overrides, and one readable line for each thing that is wrong.
 
-`text` says how YAML is read, `problems` how errors are told. Relative paths in a recipe (models, data files) are
-relative to the current folder, as on a command line.
+`text` says how YAML is read, `problems` how errors are told, `extends` how one recipe builds on another. Relative
+paths in a recipe (models, data files) are relative to the current folder, as on a command line.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from spa_recipes.errors import RecipeError
-from spa_recipes.recipe.problems import EXAMPLES, MAX_PROBLEMS, InvalidRecipeError, explain
+from spa_recipes.recipe.extends import EXTENDS, read_values
+from spa_recipes.recipe.problems import MAX_PROBLEMS, InvalidRecipeError, explain
 from spa_recipes.recipe.schema import Recipe
-from spa_recipes.recipe.text import MAX_BYTES, MAX_DEPTH, MAX_NODES, Keys, Place, Values, dotted, parse, read_text
+from spa_recipes.recipe.text import MAX_BYTES, MAX_DEPTH, MAX_NODES, Keys, Place, Values, dotted, parse
 
 __all__ = [
     "MAX_BYTES",
@@ -52,15 +53,10 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
         RecipeError: the file cannot be read as a recipe.
         InvalidRecipeError: values are wrong; it is about the first one, its `others` about the other ones.
     """
-    text = read_text(path)
-    values = parse(text, lambda line: Place(f"{path}:{line}", line))
-    if values.root is None and values.written[()] == "":
-        raise RecipeError("the recipe is empty", where=str(path), fix="write a starter with `spa init`")
-    if not isinstance(values.root, dict):
-        what = f"a recipe is a mapping of keys to values, not {values.shown(())}"
-        raise RecipeError(what, where=f"{path}:1", fix=f"begin with {EXAMPLES['name']}")
-    for number, override in enumerate(overrides):
-        _override(values, override, order=text.count("\n") + 2 + number)
+    values, text = read_values(path)
+    last = max(place.order for place in values.places.values())
+    for number, override in enumerate(overrides, start=1):
+        _override(values, override, order=last + number)
     try:
         return LoadedRecipe(Recipe.model_validate(values.root), path, text)
     except ValidationError as error:
@@ -75,7 +71,15 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
 def recipe_schema() -> dict[str, Any]:
     """The JSON Schema of recipes (draft 2020-12), for editors."""
     schema = Recipe.model_json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "spa-recipes recipe"}
+    extends = {"type": "string", "minLength": 1, "description": "Recipe to build on, relative to this file."}
+    whole, built_on = {"required": schema.pop("required")}, {"required": ["name", EXTENDS]}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "spa-recipes recipe",
+        "properties": {EXTENDS: extends, **schema["properties"]},
+        "anyOf": [whole, built_on],
+    }
 
 
 def _override(values: Values, override: str, order: int) -> None:

@@ -200,6 +200,14 @@ class PreferenceTraining(Training):
     beta: Annotated[float, Field(gt=0)] = Field(0.1, description="DPO temperature.")
 
 
+class RefineTraining(PreferenceTraining):
+    """DPO on the judged pairs, with a share of seed pairs if asked for."""
+
+    seed_replay: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0, description="Share of every batch that is filled with labelled seed pairs (DICE: 0.5); 0 is the paper's."
+    )
+
+
 class TransformersBackend(Section):
     """Sampling with transformers: prompts of equal length in one batch, finished rows dropped."""
 
@@ -240,6 +248,24 @@ class Sampling(Section):
     temperature: Annotated[float, Field(ge=0)] = Field(0.7, description="0 is greedy.")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus.")
     max_tokens: PositiveInt = Field(300, description="New tokens per response.")
+    max_empty: Fraction = Field(
+        0.1,
+        description="Stop when a larger share of the responses is empty: nothing but the end of the turn, or white "
+        "space. 1 never stops. An empty response never makes a pair.",
+        json_schema_extra=RUNTIME,
+    )
+    max_identical: Fraction = Field(
+        0.5,
+        description="Stop when a larger share of the prompts got the same response n times, which makes no pair. 1 "
+        "never stops.",
+        json_schema_extra=RUNTIME,
+    )
+    max_cut: Fraction = Field(
+        1.0,
+        description="Stop when a larger share of the responses reached max_tokens and was cut. 1 never stops, which is "
+        "the default because the paper's own limit of 300 tokens cuts many.",
+        json_schema_extra=RUNTIME,
+    )
     backend: Backend = Field(TransformersBackend(), description="Engine that samples.")
 
 
@@ -259,6 +285,32 @@ class ImplicitRewardJudge(Section):
     recompute_policy_logps: bool = Field(
         False, description="Score the policy again instead of using the log-probs kept by the generation."
     )
+    length_penalty: Annotated[float, Field(ge=0)] | Literal["balanced"] = Field(
+        0.0,
+        description="a in r - a*|y|, per response token; balanced: the a that gives chosen and rejected the same mean "
+        "length (DICE); 0 is the paper's.",
+    )
+
+
+class RewardModelJudge(Section):
+    """A sequence-classification model with one output labels the pairs: a control, and what the paper compares with."""
+
+    type: Literal["reward_model"]
+    model_name_or_path: str | None = Field(
+        None, min_length=1, description="Folder or Hub id; null: trained on the seed labels, starting from pi_init."
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
+    training: Training | None = Field(
+        None, description="Settings of that training; null: those of `seed_training` (without its beta)."
+    )
+
+    @model_validator(mode="after")
+    def _trained_or_given(self) -> RewardModelJudge:
+        if self.model_name_or_path is not None and self.training is not None:
+            raise ValueError("judge.training trains a reward model of its own; leave out judge.model_name_or_path")
+        if self.model_name_or_path is None and self.revision is not None:
+            raise ValueError("judge.revision needs judge.model_name_or_path")
+        return self
 
 
 class GoldJudge(Section):
@@ -275,6 +327,7 @@ class RandomJudge(Section):
 
 Judge = Annotated[
     Annotated[ImplicitRewardJudge, Tag("implicit_reward")]
+    | Annotated[RewardModelJudge, Tag("reward_model")]
     | Annotated[GoldJudge, Tag("gold")]
     | Annotated[RandomJudge, Tag("random")],
     _by_type("implicit_reward"),
@@ -324,8 +377,19 @@ class Noise(Section):
         None,
         description="De-coupled detection per iteration; null halves: 0.5, 0.25, 0.125, ... 0 is the plain detector.",
     )
+    detector: Literal["policy", "judge", "both"] = Field(
+        "policy",
+        description="Whose p~ is compared with tau: the policy's in training (the method), the judge's (pairs with a "
+        "small margin are doubted), or that of both margins added.",
+    )
     threshold: Threshold = Field(PercentileThreshold(), description="How tau is set.")
     warmup_ratio: Fraction = Field(0.2, description="Share of the optimizer steps with alpha = 0.")
+
+    @model_validator(mode="after")
+    def _lambdas_have_a_use(self) -> Noise:
+        if self.detector == "judge" and self.lambdas is not None:
+            raise ValueError("noise.lambdas has no use with noise.detector judge, which reads no logits; leave it out")
+        return self
 
 
 class Evaluation(Section):
@@ -334,15 +398,22 @@ class Evaluation(Section):
     enabled: bool = Field(True, description="false leaves the evaluation stages out.")
     max_prompts: PositiveInt = Field(250, description="Held-out prompts that are answered.")
     responses_per_prompt: PositiveInt = Field(1, description="Answers per held-out prompt.")
-    reward: Literal["none", "gold", "implicit_reward"] = Field(
-        "none",
-        description="Judge of the win rate against pi_init: none, the sandbox's gold reward, or the implicit reward of "
-        "two models from outside the run (`reward_policy` against `reward_reference`).",
+    reward: Literal["none", "seed", "gold", "implicit_reward"] = Field(
+        "seed",
+        description="Judge of the win rate against pi_init. seed: the implicit reward of pi_0 against pi_init, which "
+        "knows the seed labels only and favours its own kind, so read it as a trend; gold: the sandbox's; "
+        "implicit_reward: that of two models from outside the run (`reward_policy` against `reward_reference`); none.",
     )
     reward_policy: str | None = Field(None, description="Folder or Hub id of a model trained with preferences.")
     reward_reference: str | None = Field(None, description="Folder or Hub id of what `reward_policy` was trained from.")
     num_samples: Annotated[int, Field(ge=0)] = Field(
         3, description="Sample answers shown in the summary.", json_schema_extra=RUNTIME
+    )
+    max_judge_decay: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None,
+        description="Stop before the next iteration once the judge's accuracy on held-out labels is more than this "
+        "below its best, e.g. 0.02; null only says so.",
+        json_schema_extra=RUNTIME,
     )
 
     @model_validator(mode="after")
@@ -403,6 +474,11 @@ class Storage(Section):
     """What stays on disk."""
 
     runs_dir: str = Field("runs", min_length=1, description="Folder of all runs; stages are reused among its runs.")
+    checkpoints_while_training: PositiveInt = Field(
+        2,
+        description="Whole checkpoints kept while a stage trains. The next one is written before the oldest goes, so "
+        "there is room needed for one more; 1 leaves none to fall back on if the only one is damaged.",
+    )
     keep_checkpoints: bool = Field(False, description="Keep a finished stage's training checkpoints.")
     keep_shards: bool = Field(False, description="Keep a finished stage's shards beside its merged output.")
 
@@ -434,7 +510,7 @@ class Recipe(Section):
     seed_training: PreferenceTraining = Field(PreferenceTraining(), description="DPO on the seed labels.")
     sampling: Sampling = Field(Sampling(), description="How the policy answers fresh prompts.")
     judge: Judge = Field(ImplicitRewardJudge(), description="Who labels the sampled pairs.")
-    refine: PreferenceTraining = Field(PreferenceTraining(), description="Training on the judged pairs.")
+    refine: RefineTraining = Field(RefineTraining(), description="Training on the judged pairs.")
     noise: Noise = Field(Noise(), description="Discounting of doubtful labels in the refine stages.")
     evaluation: Evaluation = Field(Evaluation(), description="Measurements on held-out rows.")
     tracking: Tracking = Field(Tracking(), description="Experiment trackers.")
@@ -447,8 +523,8 @@ class Recipe(Section):
         return len(self.data.prompts_per_iteration)
 
     def lambda_of(self, iteration: int) -> float:
-        """lambda of an iteration (1-based); 0 when the noise handling is off."""
-        if not self.noise.enabled:
+        """lambda of an iteration (1-based); 0 when the noise handling is off or needs no logits."""
+        if not self.noise.enabled or self.noise.detector == "judge":
             return 0.0
         return 0.5**iteration if self.noise.lambdas is None else self.noise.lambdas[iteration - 1]
 
@@ -478,6 +554,23 @@ class Recipe(Section):
             raise ValueError(
                 "data.seed_labels is 0, so pi_0 is pi_init and judge.reference init would compare it with itself; "
                 "set judge.reference to base, a folder or a Hub id"
+            )
+        if self.data.seed_labels == 0 and self.judge.type == "reward_model" and self.judge.model_name_or_path is None:
+            raise ValueError(
+                "data.seed_labels is 0, so there is nothing to train a reward model on; give one by "
+                "judge.model_name_or_path"
+            )
+        if self.data.seed_labels == 0 and self.refine.seed_replay:
+            raise ValueError("data.seed_labels is 0, so refine.seed_replay has no pairs to replay")
+        evaluated = self.evaluation.enabled and self.data.heldout > 0
+        if self.data.seed_labels == 0 and self.evaluation.reward == "seed" and evaluated:
+            raise ValueError(
+                "data.seed_labels is 0, so evaluation.reward seed has no pi_0 to judge by; set evaluation.reward to "
+                "none or implicit_reward"
+            )
+        if self.evaluation.max_judge_decay is not None and not evaluated:
+            raise ValueError(
+                "evaluation.max_judge_decay needs held-out labels: set data.heldout above 0 and evaluation.enabled true"
             )
         if reference == "base" and self.sft is None:
             raise ValueError("judge.reference base needs an sft section: without one the model is pi_init itself")

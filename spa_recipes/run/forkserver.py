@@ -9,11 +9,13 @@ When standard input ends, the child is killed and the process exits.
 """
 
 import contextlib
+import faulthandler
 import json
 import os
 import select
 import signal
 import sys
+import threading
 from pathlib import Path
 
 POLL_SECONDS = 0.02
@@ -23,29 +25,38 @@ def preload() -> None:
     """Import what stages need, without creating a thread or touching a device."""
     import transformers  # noqa: F401
     import trl.trainer.dpo_trainer
+    import trl.trainer.reward_trainer
     import trl.trainer.sft_trainer  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: F401
 
+    import spa_recipes.generation.rewards
     import spa_recipes.generation.scoring
     import spa_recipes.generation.transformers
+    import spa_recipes.training.reward
     import spa_recipes.training.run  # noqa: F401
 
 
-def fork_stage(spec: Path, log: Path) -> int:
-    """Fork a child that runs the stage with its output in `log`; returns its process id."""
+def fork_stage(spec: Path, log: Path, lifeline: tuple[int, int]) -> int:
+    """Fork a child that runs the stage with its output in `log`; returns its process id.
+
+    `lifeline` is a pipe that nobody writes to. The child reads it as its standard input and ends with it, so that it
+    does not outlive this process, however that one dies.
+    """
     child = os.fork()
     if child:
         return child
     code = 1
     try:
-        nothing = os.open(os.devnull, os.O_RDONLY)
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        os.dup2(nothing, 0)
+        os.dup2(lifeline[0], 0)
+        os.close(lifeline[1])
         os.dup2(output, 1)
         os.dup2(output, 2)
-        from spa_recipes.run.worker import run_stage
+        faulthandler.enable()
+        from spa_recipes.run.worker import die_with_runner, run_stage
         from spa_recipes.stages.context import StageSpec
 
+        threading.Thread(target=die_with_runner, daemon=True).start()
         code = run_stage(StageSpec.read(spec))
     finally:
         sys.stdout.flush()
@@ -71,9 +82,10 @@ def main() -> None:
     """Serve until standard input ends."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     preload()
+    lifeline = os.pipe()
     while line := _read_line():
         request = json.loads(line)
-        code = wait_or_stop(fork_stage(Path(request["spec"]), Path(request["log"])))
+        code = wait_or_stop(fork_stage(Path(request["spec"]), Path(request["log"]), lifeline))
         if code is None:
             return
         print(json.dumps({"exit": code}), flush=True)

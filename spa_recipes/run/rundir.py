@@ -1,26 +1,42 @@
 """A run's folder: the recipe, the plan, events, and one folder per stage."""
 
+import fcntl
 import json
 import os
-import shutil
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from filelock import FileLock, Timeout
 
 from spa_recipes.errors import DataError, LockedError, RecipeError
+from spa_recipes.keys import stage_key
 from spa_recipes.plan import Input, Plan, Stage, StageOutput
 from spa_recipes.recipe.schema import JudgeJob, Recipe
+from spa_recipes.run.disk import is_full
 from spa_recipes.state import atomic
 from spa_recipes.state.stagedir import MANIFEST, StageDir
 
 Status = Literal["done", "running", "failed", "interrupted", "waiting"]
 SHORT_KEY = 8
+
+
+class Planned(NamedTuple):
+    """What a plan on disk says of a stage; `reads` are the ids of the stages whose output it reads."""
+
+    id: str
+    kind: str
+    key: str
+    reads: frozenset[str]
+
+    @property
+    def name(self) -> str:
+        """Name of the stage's folder, without its number."""
+        return f"{self.id}-{self.key[:SHORT_KEY]}"
 
 
 @dataclass(frozen=True)
@@ -36,11 +52,18 @@ class RunDir:
 
     def stage_dir(self, stage: Stage, plan: Plan) -> StageDir:
         """`stages/<nn>-<id>-<key>`."""
-        stages, name = self.path / "stages", f"{stage.id}-{stage.key[:SHORT_KEY]}"
-        for existing in sorted(stages.glob(f"[0-9][0-9]-{name}")):
-            return StageDir(existing)  # the number is for people: it does not count when a changed plan renumbers
+        planned = _planned(stage)
+        existing = self.existing(planned)
+        if existing is not None:
+            return existing
         number = [other.id for other in plan.stages].index(stage.id)
-        return StageDir(stages / f"{number:02d}-{name}")
+        return StageDir(self.path / "stages" / f"{number:02d}-{planned.name}")
+
+    def existing(self, stage: Planned) -> StageDir | None:
+        """The stage's folder if there is one. Its number is for people: a changed plan may have renumbered it."""
+        for path in sorted((self.path / "stages").glob(f"[0-9][0-9]-{stage.name}")):
+            return StageDir(path)
+        return None
 
     def input_path(self, value: Input, plan: Plan) -> str:
         """Where a stage finds an input; a Hub id stays as it is."""
@@ -49,14 +72,30 @@ class RunDir:
         return value.location
 
     def is_done(self, stage: Stage, plan: Plan) -> bool:
-        """Whether the stage is committed under the plan's key."""
-        return self.stage_dir(stage, plan).is_done(stage.key)
+        """Whether the stage is committed under the plan's key, with all that other stages still have to read."""
+        folder = self.stage_dir(stage, plan)
+        if folder.has_all(stage.key):
+            return True
+        return folder.is_done(stage.key) and stage.id in self.done([_planned(other) for other in plan.stages])
+
+    def done(self, stages: Sequence[Planned]) -> set[str]:
+        """Ids of the stages that need not run; pruned ones are among them if all stages that read them are."""
+        done = set[str]()
+        for stage in reversed(stages):  # readers come after what they read
+            folder = self.existing(stage)
+            if folder is None or not folder.is_done(stage.key):
+                continue
+            read_by = [other.id for other in stages if stage.id in other.reads]
+            if folder.has_all(stage.key) or done.issuperset(read_by):
+                done.add(stage.id)
+        return done
 
     def status(self, stage: Stage, plan: Plan) -> Status:
         """Valid manifest: done; held lock and a newest attempt without end: running; an attempt's error: failed."""
-        folder = self.stage_dir(stage, plan)
-        if folder.is_done(stage.key):
-            return "done"
+        return "done" if self.is_done(stage, plan) else self.status_unfinished(self.stage_dir(stage, plan))
+
+    def status_unfinished(self, folder: StageDir) -> Status:
+        """`status` of a stage that is not done."""
         attempts = folder.attempts()
         if not attempts:
             return "waiting"
@@ -91,6 +130,23 @@ class RunDir:
                 fix="start again from the recipe with `spa run`",
             ) from None
 
+    def planned(self) -> list[Planned]:
+        """The stages of the stored plan, whichever version wrote it.
+
+        Raises:
+            RecipeError: `plan.json` is missing, damaged or altered.
+        """
+        path = self.path / "plan.json"
+        try:
+            stages = _read_plan(json.loads(path.read_text()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            stages = []
+        if not stages:
+            raise RecipeError(
+                "the run's plan cannot be read", where=str(path), fix="write it again from the recipe with `spa run`"
+            )
+        return stages
+
     @property
     def final(self) -> Path:
         """Link to the model of the last stage, made when the run is complete."""
@@ -106,24 +162,34 @@ class RunDir:
     def log_event(self, event: str, **facts: Any) -> None:
         """Append a line to `events.jsonl`."""
         line = json.dumps({"time": round(time.time(), 3), "event": event, **facts}, ensure_ascii=False)
-        with (self.path / "events.jsonl").open("a") as handle:
-            handle.write(line + "\n")
+        atomic.append_line(self.path / "events.jsonl", line)
 
     def holder(self) -> str | None:
         """`host pid` of the process that holds the run, None if it is free."""
-        lock = FileLock(self.path / ".lock")
-        if not (self.path / ".lock").exists():
-            return None
         try:
-            with lock.acquire(timeout=0):
-                return None
-        except Timeout:
-            try:
-                return (self.path / ".holder").read_text().strip() or "another process"
-            except OSError:
-                return "another process"
+            lock = os.open(self.path / ".lock", os.O_RDONLY)  # to look must be possible where nobody may write
         except OSError:
             return None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return None
+        except BlockingIOError:
+            return self._holder_note()
+        except OSError:  # no locks on this file system
+            return None
+        finally:
+            os.close(lock)
+
+    def _holder_note(self) -> str:
+        try:
+            return (self.path / ".holder").read_text().strip() or "another process"
+        except OSError:
+            return "another process"
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether the folder is there and nothing can be written into it."""
+        return self.path.is_dir() and not os.access(self.path, os.W_OK)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -135,23 +201,46 @@ class RunDir:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / ".lock")
+            lock = FileLock(self.path / ".lock", mode=0o666 & ~atomic.umask())
             lock.acquire(timeout=0.5)  # `holder` of another process takes it for a moment
         except Timeout:
-            holder = self.holder() or "another process"
             raise LockedError(
-                f"the run is in use by {holder}", where=str(self.path), fix="wait for it, or stop it first"
+                f"the run is in use by {self._holder_note()}", where=str(self.path), fix="wait for it, or stop it first"
             ) from None
         except OSError as error:
+            if is_full(error):
+                raise
             raise DataError(
                 f"cannot write there ({error.strerror})", where=str(self.path), fix="choose another --run-dir"
             ) from None
         try:
-            atomic.write_text(self.path / ".holder", f"{socket.gethostname()} pid {os.getpid()}\n")
+            with suppress(OSError):  # a note for people; `spa gc` has to work where the disk is full
+                atomic.write_text(self.path / ".holder", f"{socket.gethostname()} pid {os.getpid()}\n")
             yield
         finally:
             (self.path / ".holder").unlink(missing_ok=True)
             lock.release()
+
+
+def _planned(stage: Stage) -> Planned:
+    reads = frozenset(value.stage for value in stage.inputs.values() if isinstance(value, StageOutput))
+    return Planned(stage.id, stage.kind, stage.key, reads)
+
+
+def _read_plan(entries: list[dict[str, Any]]) -> list[Planned]:
+    """Stages from `plan_json`; ValueError, KeyError, TypeError or AttributeError if it is not as it was written."""
+    ids = {entry["id"] for entry in entries}
+    if any(stage_key(entry["material"]) != entry["key"] for entry in entries):
+        raise ValueError("a key was altered")
+    return [
+        Planned(
+            entry["id"],
+            entry["kind"],
+            entry["key"],
+            frozenset(source for value in entry["inputs"].values() if (source := value.split("/")[0]) in ids),
+        )
+        for entry in entries
+    ]
 
 
 def plan_json(plan: Plan) -> list[dict[str, Any]]:
@@ -187,19 +276,12 @@ def last_touched(run: RunDir) -> float:
 
 
 def find_reusable(runs_dir: Path, stage: Stage, besides: RunDir, *, deep: bool = True) -> tuple[str, StageDir] | None:
-    """A finished stage with the same key in another run of the same folder; `deep` also compares digests."""
+    """A finished, whole stage with the same key in another run of the same folder; `deep` also compares digests."""
     if not runs_dir.is_dir():
         return None
     for manifest in sorted(runs_dir.glob(f"*/stages/*-{stage.key[:SHORT_KEY]}/{MANIFEST}")):
         run = manifest.parents[2]
         folder = StageDir(manifest.parent)
-        if run.resolve() != besides.path.resolve() and folder.is_done(stage.key) and not folder.problems(deep=deep):
+        if run.resolve() != besides.path.resolve() and folder.has_all(stage.key) and not folder.problems(deep=deep):
             return run.name, folder
     return None
-
-
-def free_bytes(path: Path) -> int:
-    """Free space where `path` is or will be."""
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free

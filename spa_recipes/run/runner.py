@@ -2,23 +2,29 @@
 
 import contextlib
 import json
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from pydantic import BaseModel
 
-from spa_recipes.errors import EXIT_CODES, RecipeChangedError, SpaError, StageError
+from spa_recipes.errors import EXIT_CODES, DataError, RecipeChangedError, SpaError, StageError, TryAgainError
 from spa_recipes.keys import differences
 from spa_recipes.plan import MODEL, External, Plan, Stage
+from spa_recipes.run.decay import Decay, judge_decay
+from spa_recipes.run.disk import free_bytes, full_disk, is_full, room_needed
 from spa_recipes.run.executors import Executors, Running
+from spa_recipes.run.memory import smaller
 from spa_recipes.run.rundir import RunDir, find_reusable
 from spa_recipes.stages.context import StageSpec
 from spa_recipes.state.stagedir import Manifest, StageDir, adopt
 
 POLL_SECONDS = 0.05
-LOG_LINES_SHOWN = 8
+LOG_LINES_SHOWN, LOG_LINE_LENGTH = 8, 200
+NO_ROOM_FOR_AN_ERROR = 64 * 1024
+"""Free bytes below which a worker cannot be expected to have written down what happened."""
 
 
 class Reporter(Protocol):
@@ -33,6 +39,9 @@ class Reporter(Protocol):
     def started(self, stage: Stage, attempt: int) -> None:
         """A stage's process was started."""
 
+    def noticed(self, stage: Stage, text: str) -> None:
+        """The running stage found something that a person should know, such as a damaged shard."""
+
     def progress(self, stage: Stage, done: int, total: int, unit: str, note: str) -> None:
         """How far the running stage is."""
 
@@ -41,45 +50,95 @@ class Reporter(Protocol):
 
 
 class Outcome(NamedTuple):
-    """Manifests of the finished stages in order; `complete` if the whole plan is done."""
+    """Manifests of the finished stages in order.
+
+    `complete` if nothing is left to do: the whole plan is done, or `decay` says why the rest of it is not wanted.
+    """
 
     manifests: dict[str, Manifest]
     complete: bool
     seconds: float
+    decay: Decay | None = None
 
 
 def execute(
-    plan: Plan, run: RunDir, recipe_text: str, *, until: str | None, accept: bool, reporter: Reporter
+    plan: Plan,
+    run: RunDir,
+    recipe_text: str,
+    *,
+    until: str | None,
+    accept: bool,
+    reporter: Reporter,
+    executors: Executors | None = None,
 ) -> Outcome:
-    """Run the plan in `run`, or what is left of it.
+    """Run the plan in `run`, or what is left of it; `executors` are those of a caller that has several runs.
 
     Raises:
         LockedError: another process holds the run.
         RecipeChangedError: the run was started with another recipe and `accept` is False.
+        TryAgainError: the disk is full or too small; DataError: nothing can be written, and something is to be done.
         SpaError: a stage failed; its class gives the exit code.
     """
     begin = time.monotonic()
     stages = plan.until(until)
-    with run.locked():
-        if not accept:
-            refuse_changes(plan, run)
-        run.write_recipe(recipe_text, plan.recipe, plan)
-        run.log_event("run started", stages=[stage.id for stage in stages])
-        executors = Executors(plan.recipe.compute.executor)
-        manifests: dict[str, Manifest] = {}
+    if run.is_read_only:
+        refuse_changes(plan, run)
+        manifests, decay = _in_order(plan, stages, lambda stage: _finished(plan, run, stage, reporter))
+    else:
+        starts = executors or Executors(plan.recipe.compute.executor)
         try:
-            for stage in stages:
-                manifests[stage.id] = _reuse(plan, run, stage, reporter) or _run(plan, run, stage, executors, reporter)
-        except BaseException as error:
-            run.log_event("run stopped", reason=f"{type(error).__name__}: {error}".splitlines()[0])
+            with run.locked():
+                if not accept:
+                    refuse_changes(plan, run)
+                manifests, decay = _go_on(plan, run, recipe_text, stages, starts, reporter)
+        except OSError as error:
+            if is_full(error):
+                raise full_disk(error, run.path, where=run.name) from error
             raise
         finally:
-            executors.close()
-        complete = len(stages) == len(plan.stages)
-        if complete and plan.final_model is not None:
-            run.point_to_final(run.stage_dir(plan.stage(plan.final_model), plan).output / MODEL)
-        run.log_event("run finished" if complete else "run paused")
-    return Outcome(manifests, complete, time.monotonic() - begin)
+            if executors is None:
+                starts.close()
+    complete = decay is not None or len(stages) == len(plan.stages)
+    return Outcome(manifests, complete, time.monotonic() - begin, decay)
+
+
+Done = tuple[dict[str, Manifest], Decay | None]
+"""Manifests of the stages that are done, and the reason to do no more."""
+
+
+def _go_on(
+    plan: Plan, run: RunDir, recipe_text: str, stages: Sequence[Stage], executors: Executors, reporter: Reporter
+) -> Done:
+    """Do what is to be done in a run that this process holds."""
+    run.write_recipe(recipe_text, plan.recipe, plan)
+    run.log_event("run started", stages=[stage.id for stage in stages])
+    try:
+        manifests, decay = _in_order(
+            plan,
+            stages,
+            lambda stage: _reuse(plan, run, stage, reporter) or _run(plan, run, stage, executors, reporter),
+        )
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # what stopped the run counts, not that the disk has no room to note it
+            run.log_event("run stopped", reason=f"{type(error).__name__}: {error}".splitlines()[0])
+        raise
+    complete = decay is not None or len(stages) == len(plan.stages)
+    made = plan.newest_model(manifests)
+    if complete and made is not None:
+        run.point_to_final(run.stage_dir(made, plan).output / MODEL)
+    run.log_event("run finished" if complete else "run paused", **({"reason": str(decay)} if decay else {}))
+    return manifests, decay
+
+
+def _in_order(plan: Plan, stages: Sequence[Stage], do: Callable[[Stage], Manifest]) -> Done:
+    """Do the stages one after the other, until the stop rule says that the rest is not wanted."""
+    manifests: dict[str, Manifest] = {}
+    for stage in stages:
+        decay = judge_decay(plan, manifests)
+        if decay is not None and decay.stage == stage.id:
+            return manifests, decay
+        manifests[stage.id] = do(stage)
+    return manifests, None
 
 
 def refuse_changes(plan: Plan, run: RunDir) -> None:
@@ -101,8 +160,10 @@ def plan_changes(plan: Plan, run: RunDir) -> list[str]:
     """`stage: field: old -> new` for every stage whose own settings or data differ from the run's stored plan."""
     try:
         stored = {entry["id"]: entry for entry in json.loads((run.path / "plan.json").read_text())}
-    except (OSError, ValueError):
+    except FileNotFoundError:
         return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [f"plan.json, which would tell, cannot be read ({error})"]
     if all(stored.get(stage.id, {}).get("key") == stage.key for stage in plan.stages) and len(stored) == len(
         plan.stages
     ):
@@ -125,12 +186,26 @@ def _is_upstream(line: str, stage: Stage) -> bool:
     return line.startswith("inputs.") and not isinstance(stage.inputs.get(name), External)
 
 
+def _finished(plan: Plan, run: RunDir, stage: Stage, reporter: Reporter) -> Manifest:
+    """The stage's manifest, in a folder that cannot be written; DataError if it would have to run."""
+    folder = run.stage_dir(stage, plan)
+    manifest = folder.manifest()
+    if manifest is None or not run.is_done(stage, plan) or folder.problems(deep=True):
+        raise DataError(
+            f"nothing can be written there, and {stage.id} is still to be done",
+            where=str(run.path),
+            fix="make the folder writable, or copy it to another place",
+        )
+    reporter.reused(stage, manifest, adopted=False)
+    return manifest
+
+
 def _reuse(plan: Plan, run: RunDir, stage: Stage, reporter: Reporter) -> Manifest | None:
     """The stage's manifest if it need not run: done here, or in another run of the same folder."""
     folder = run.stage_dir(stage, plan)
     manifest = folder.manifest()
     if manifest is not None or (folder.path / "manifest.json").exists():
-        problems = folder.problems(deep=True)
+        problems = folder.problems(deep=True) or _missed(plan, run, stage)
         if manifest is not None and manifest.key == stage.key and not problems:
             reporter.reused(stage, manifest, adopted=False)
             return manifest
@@ -149,21 +224,30 @@ def _reuse(plan: Plan, run: RunDir, stage: Stage, reporter: Reporter) -> Manifes
     return adopted
 
 
+def _missed(plan: Plan, run: RunDir, stage: Stage) -> list[str]:
+    """Output of a finished stage that was pruned and that another stage has to read now."""
+    manifest = run.stage_dir(stage, plan).manifest()
+    if manifest is None or not manifest.pruned or run.is_done(stage, plan):
+        return []
+    return [f"output/{name} was freed by `spa gc --models` and is needed again" for name in manifest.pruned]
+
+
 def _run(plan: Plan, run: RunDir, stage: Stage, executors: Executors, reporter: Reporter) -> Manifest:
     """Run one stage in its own process and wait for its manifest."""
     folder = run.stage_dir(stage, plan)
+    room = room_needed(stage, plan, folder)
     attempt = folder.new_attempt()
     spec = attempt / "spec.json"
-    _spec(plan, run, stage, folder, int(attempt.name)).write(spec)
+    _spec(plan, run, stage, folder, int(attempt.name), room).write(spec)
     run.log_event("stage started", stage=stage.id, attempt=int(attempt.name))
     reporter.started(stage, int(attempt.name))
     log = attempt / "worker.log"
     with _running(executors, stage, spec, log) as process:
         progress = ProgressFile(attempt / "progress.jsonl")
         while (code := process.poll()) is None:
-            _report(progress, stage, reporter)
+            _report(progress, run, stage, reporter)
             time.sleep(POLL_SECONDS)
-        _report(progress, stage, reporter)
+        _report(progress, run, stage, reporter)
     manifest = folder.manifest()
     if code != 0 or manifest is None or manifest.key != stage.key:
         raise stage_failure(stage, code, attempt)
@@ -183,7 +267,7 @@ def _running(executors: Executors, stage: Stage, spec: Path, log: Path) -> Itera
         raise
 
 
-def _spec(plan: Plan, run: RunDir, stage: Stage, folder: StageDir, attempt: int) -> StageSpec:
+def _spec(plan: Plan, run: RunDir, stage: Stage, folder: StageDir, attempt: int, room: int | None) -> StageSpec:
     return StageSpec(
         id=stage.id,
         kind=stage.kind,
@@ -196,6 +280,7 @@ def _spec(plan: Plan, run: RunDir, stage: Stage, folder: StageDir, attempt: int)
         revisions={name: value.revision for name, value in stage.inputs.items() if isinstance(value, External)},
         runtime={
             "run": run.name,
+            "disk_needed": room,
             "compute": plan.recipe.compute.model_dump(mode="json"),
             "storage": plan.recipe.storage.model_dump(mode="json"),
             "tracking": plan.recipe.tracking.model_dump(mode="json"),
@@ -228,11 +313,25 @@ class ProgressFile:
             return []
         complete = content[: content.rfind(b"\n") + 1]
         self._position += len(complete)
-        return [json.loads(line) for line in complete.splitlines()]
+        return [line for text in complete.splitlines() if (line := _parsed(text)) is not None]
 
 
-def _report(progress: ProgressFile, stage: Stage, reporter: Reporter) -> None:
-    for line in progress.new_lines()[-1:]:
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """A line of progress; None for one that a full disk cut off."""
+    try:
+        value: dict[str, Any] = json.loads(line)
+        return value
+    except ValueError:
+        return None
+
+
+def _report(progress: ProgressFile, run: RunDir, stage: Stage, reporter: Reporter) -> None:
+    """Pass on every notice and the newest progress."""
+    lines = progress.new_lines()
+    for notice in (line["notice"] for line in lines if "notice" in line):
+        run.log_event("notice", stage=stage.id, text=notice)
+        reporter.noticed(stage, notice)
+    for line in [line for line in lines if "notice" not in line][-1:]:
         reporter.progress(stage, line["done"], line["total"], line["unit"], line["note"])
 
 
@@ -248,10 +347,31 @@ def stage_failure(stage: Stage, code: int, attempt: Path) -> SpaError:
         fix = record["fix"] or f"see {log}"
         return kind(record["what"], where=where, fix=fix)
     except (OSError, ValueError, KeyError):
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        return StageError(
-            f"its process {how}; last lines of its log: {last_lines(log)}", where=stage.id, fix=f"see {log}"
+        return _crash(stage, code, log)
+
+
+def _crash(stage: Stage, code: int, log: Path) -> SpaError:
+    """What can be said of a process that left no error of its own."""
+    if free_bytes(log) < NO_ROOM_FOR_AN_ERROR:
+        return full_disk(None, log.parent, where=stage.id)
+    tail = last_lines(log)
+    end = f"last lines of its log: {tail}"
+    if code == -signal.SIGKILL or "SIGKILL" in tail:  # of a launcher's child, only the log tells
+        settings = {name: _full(value) for name, value in stage.settings.items()}
+        return TryAgainError(
+            f"its process was killed (SIGKILL), as the kernel does when memory runs out; {end}",
+            where=stage.id,
+            fix=f"see {log}, and if it was the memory, {smaller(stage.kind, settings)}",
         )
+    how = f"was killed by signal {-code} ({_signal_name(-code)})" if code < 0 else f"ended with exit code {code}"
+    return StageError(f"its process {how}; {end}", where=stage.id, fix=f"see {log}")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "unknown"
 
 
 def last_lines(log: Path) -> str:
@@ -260,4 +380,7 @@ def last_lines(log: Path) -> str:
         lines = log.read_text(errors="replace").splitlines()
     except OSError:
         return "(no log)"
-    return " | ".join(line.strip() for line in lines[-LOG_LINES_SHOWN:] if line.strip()) or "(empty)"
+    shown = [line.strip() for line in lines if line.strip()][-LOG_LINES_SHOWN:]
+    return " | ".join(line if len(line) <= LOG_LINE_LENGTH else line[:LOG_LINE_LENGTH] + "..." for line in shown) or (
+        "(empty)"
+    )

@@ -7,6 +7,7 @@ worker: no orphan holds a GPU.
 """
 
 import contextlib
+import faulthandler
 import importlib
 import json
 import os
@@ -21,6 +22,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from spa_recipes.errors import SpaError, StageError, TryAgainError
+from spa_recipes.run.disk import full_disk, is_full
+from spa_recipes.run.memory import is_out_of_memory, smaller
 from spa_recipes.stages.context import Context, StageSpec
 from spa_recipes.state import atomic
 
@@ -29,9 +32,11 @@ MODULES = {
     "data": "spa_recipes.stages.data",
     "sft": "spa_recipes.stages.sft",
     "dpo": "spa_recipes.stages.dpo",
+    "reward_model": "spa_recipes.stages.reward_model",
     "generate": "spa_recipes.stages.generate",
     "candidates": "spa_recipes.stages.candidates",
     "score": "spa_recipes.stages.score",
+    "reward": "spa_recipes.stages.reward",
     "judge": "spa_recipes.stages.judge",
     "refine": "spa_recipes.stages.refine",
     "evaluate": "spa_recipes.stages.evaluate",
@@ -68,15 +73,26 @@ def run_stage(spec: StageSpec) -> int:
             _clean_up(context)
     except SpaError as error:
         return _fail(context, error)
-    except MemoryError:
-        return _fail(context, TryAgainError("out of memory", where=spec.id, fix="use smaller batches"))
-    except OSError as error:
-        traceback.print_exc()
-        return _fail(context, StageError(f"{error.strerror or error}: {error.filename or ''}", where=spec.id))
     except Exception as error:
-        traceback.print_exc()
-        return _fail(context, StageError(f"{type(error).__name__}: {error}", where=spec.id))
+        failure = _explained(context, error)  # before anything is deleted: it says how much is free
+        if is_full(error) and context.rank == 0:
+            shutil.rmtree(context.draft, ignore_errors=True)  # nobody needs it, and what happened must be written down
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
+        return _fail(context, failure)
     return 0
+
+
+def _explained(context: Context, error: Exception) -> SpaError:
+    """An error of a library or of the system as one of ours."""
+    spec = context.spec
+    if is_full(error):
+        return full_disk(error, context.folder.path, where=spec.id, needed=spec.runtime.get("disk_needed"))
+    if is_out_of_memory(error):
+        return TryAgainError("out of memory", where=spec.id, fix=smaller(spec.kind, spec.settings))
+    if isinstance(error, OSError):
+        return StageError(f"{error.strerror or error}: {error.filename or ''}", where=spec.id)
+    return StageError(f"{type(error).__name__}: {error}", where=spec.id)
 
 
 def library_versions() -> dict[str, str]:
@@ -107,14 +123,15 @@ def _clean_up(context: Context) -> None:
 
 
 def _fail(context: Context, error: SpaError) -> int:
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        print(f"error: {error}", file=sys.stderr, flush=True)
     record = {"exit_code": error.exit_code, "what": error.what, "where": error.where, "fix": error.fix}
     with contextlib.suppress(OSError):
         atomic.write_text(context.attempt_dir / "error.json", json.dumps(record))
     return error.exit_code
 
 
-def _die_with_runner() -> None:
+def die_with_runner() -> None:
     """Block until standard input ends, then end this process (group) at once: everything on disk is atomic."""
     with contextlib.suppress(OSError):
         while os.read(0, 1024):
@@ -126,7 +143,8 @@ def _die_with_runner() -> None:
 
 def main() -> None:
     """Entry of the stage process."""
-    threading.Thread(target=_die_with_runner, daemon=True).start()
+    faulthandler.enable()  # a crash says in the log where it was
+    threading.Thread(target=die_with_runner, daemon=True).start()
     sys.exit(run_stage(StageSpec.read(Path(sys.argv[1]))))
 
 

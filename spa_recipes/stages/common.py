@@ -13,6 +13,8 @@ from spa_recipes.data.chat import Renderer, load_tokenizer
 from spa_recipes.errors import DataError, StageError
 from spa_recipes.recipe.schema import Model
 from spa_recipes.stages.context import Context
+from spa_recipes.state import atomic
+from spa_recipes.state.digests import file_digest
 
 Compute = Callable[[int, int], pa.Table]
 """Makes the rows [start, end) of a table."""
@@ -49,11 +51,14 @@ def use_local_device() -> None:
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Write Parquet so that the file is whole or absent."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    pq.write_table(table, temporary)
-    with temporary.open("rb") as handle:
+    with atomic.replacing(path) as temporary:
+        _write_parquet(temporary, table)
+
+
+def _write_parquet(path: Path, table: pa.Table) -> None:
+    pq.write_table(table, path)
+    with path.open("rb") as handle:
         os.fsync(handle.fileno())
-    temporary.replace(path)
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
@@ -79,36 +84,58 @@ def sharded(
 ) -> pa.Table | None:
     """Make a table shard by shard, each committed by itself, and join them in order.
 
-    Shards that an earlier attempt finished are read back; a shard file's name holds its rows, so another shard size
-    never mixes with them. Process r of n makes every n-th shard; unless `every_rank`, only process 0 gets the joined
-    table, the others None.
+    Shards that an earlier attempt finished are read back if their digests are right, and moved to `work/damaged` if
+    not; a shard file's name holds its rows, so another shard size never mixes with them. Process r of n makes every
+    n-th shard; unless `every_rank`, only process 0 gets the joined table, the others None.
     """
     folder = context.work / "shards" / name
     folder.mkdir(parents=True, exist_ok=True)
     ranges = [(start, min(start + size, total)) for start in range(0, total, size)]
     paths = [folder / f"{start:08d}-{end:08d}.parquet" for start, end in ranges]
     for path, (start, end) in list(zip(paths, ranges, strict=True))[context.rank :: context.world_size]:
-        if not _is_whole(path, end - start, schema):
-            write_table(path, compute(start, end).cast(schema))
+        if not _is_there(context, path):
+            _write_shard(path, compute(start, end).cast(schema))
     if context.rank != 0 and not every_rank:
         return None
-    _wait_for(paths)
+    _wait_for([path for i, path in enumerate(paths) if i % context.world_size != context.rank])
     return pa.concat_tables([pq.read_table(path, schema=schema) for path in paths]) if paths else schema.empty_table()
 
 
-def _is_whole(path: Path, rows: int, schema: pa.Schema) -> bool:
-    """Whether a shard from an earlier attempt can be used; a damaged one is made again."""
+def _write_shard(path: Path, table: pa.Table) -> None:
+    """Write a shard, and before it comes to its place its digest, in the form of sha256sum."""
+    with atomic.replacing(path) as temporary:
+        _write_parquet(temporary, table)
+        atomic.write_text(_digest_of(path), f"{file_digest(temporary)}  {path.name}\n")
+
+
+def _digest_of(shard: Path) -> Path:
+    return shard.with_name(shard.name + ".sha256")
+
+
+def _is_there(context: Context, path: Path) -> bool:
+    """Whether a shard of an earlier attempt can be used; a damaged one is kept elsewhere, and said."""
+    if not path.exists():
+        return False
+    if _is_whole(path):
+        return True
+    aside = atomic.move_aside(path, context.work / "damaged")
+    context.notice(f"shard {path.parent.name}/{path.name} was altered or cut off: kept as {aside.name}, made again")
+    return False
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a shard has the content that was written."""
     try:
-        return path.exists() and pq.read_table(path, schema=schema).num_rows == rows
-    except (OSError, pa.ArrowException):
-        print(f"shard {path.name} is damaged and is made again", flush=True)
+        return _digest_of(path).read_text().split()[:1] == [file_digest(path)]
+    except OSError:
         return False
 
 
 def _wait_for(paths: Sequence[Path]) -> None:
     """Wait for the shards of the other processes; if one of those fails, the launcher ends this one too."""
-    while not all(path.exists() for path in paths):
-        time.sleep(BARRIER_POLL_SECONDS)
+    for path in paths:
+        while not _is_whole(path):
+            time.sleep(BARRIER_POLL_SECONDS)
 
 
 def mean(values: Sequence[float]) -> float:

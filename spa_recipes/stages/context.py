@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from spa_recipes.state import atomic
 from spa_recipes.state.stagedir import StageDir
 
+_ABOVE = f"..{os.sep}"
+
 
 class Result(NamedTuple):
     """Rows produced, tokens processed, and key figures by name (JSON values)."""
@@ -43,12 +45,23 @@ class StageSpec:
 
     @classmethod
     def read(cls, path: Path) -> "StageSpec":
-        """Read a spec file."""
-        return cls(**json.loads(path.read_text()))
+        """Read a spec file: `attempts/<n>/spec.json` of a stage."""
+        value = json.loads(path.read_text())
+        stage_dir = path.absolute().parents[2]
+        inputs = {
+            name: os.path.normpath(stage_dir / place) if place.startswith(_ABOVE) else place
+            for name, place in value["inputs"].items()
+        }
+        return cls(**{**value, "stage_dir": str(stage_dir), "inputs": inputs})
 
     def write(self, path: Path) -> None:
-        """Write a spec file."""
-        atomic.write_json(path, self.__dict__)
+        """Write a spec file; what is in the run's folder is named relative to the stage's, so that a run can move."""
+        stages = Path(self.stage_dir).parent
+        inputs = {
+            name: os.path.relpath(place, self.stage_dir) if Path(place).is_relative_to(stages) else place
+            for name, place in self.inputs.items()
+        }
+        atomic.write_json(path, {**self.__dict__, "stage_dir": ".", "inputs": inputs})
 
 
 @dataclass
@@ -92,8 +105,16 @@ class Context:
         if self.rank != 0 or (now - self._last_report < 0.1 and done < total):
             return
         self._last_report = now
+        self._tell({"done": done, "total": total, "unit": unit, "note": note})
+
+    def notice(self, text: str) -> None:
+        """Say in the stage's log, on the console and in the run's events what a person should know."""
+        print(text, flush=True)
+        self._tell({"notice": text})
+
+    def _tell(self, line: dict[str, Any]) -> None:
         with (self.attempt_dir / "progress.jsonl").open("a") as handle:
-            handle.write(json.dumps({"done": done, "total": total, "unit": unit, "note": note}) + "\n")
+            handle.write(json.dumps(line) + "\n")
 
     @classmethod
     def from_environment(cls, spec: StageSpec) -> "Context":

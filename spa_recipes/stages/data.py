@@ -34,6 +34,7 @@ def run(context: Context) -> Result:
         "form": pairs.form,
         "pairs": len(pairs.rows),
         "skipped": len(pairs.skipped),
+        "skipped_prompts": len(prompts.skipped) if prompts else 0,
         "seed": len(parts.seed),
         "prompts": [len(rows) for rows in parts.prompts],
         "heldout": len(parts.heldout),

@@ -5,12 +5,10 @@ second model is kept in memory.
 """
 
 from spa_recipes.data.rows import read_jsonl
-from spa_recipes.generation.scoring import Scored
 from spa_recipes.recipe.schema import PreferenceTraining
 from spa_recipes.stages.common import model_section, renderer_of
 from spa_recipes.stages.context import Context, Result
-from spa_recipes.stages.score import score
-from spa_recipes.stages.training import preference_row, stage_result, train_env
+from spa_recipes.stages.training import add_reference_logps, preference_row, stage_result, train_env
 from spa_recipes.training.run import train_preference
 
 
@@ -19,11 +17,7 @@ def run(context: Context) -> Result:
     model = model_section(context, "policy")
     renderer = renderer_of(model)
     rows = [preference_row(renderer, pair) for pair in read_jsonl(context.input("pairs"))]
-    items = [Scored(row["prompt_ids"], row[name]) for row in rows for name in ("chosen_ids", "rejected_ids")]
-    logps = score(context, "reference", model_section(context, "reference"), items, every_rank=True)
-    assert logps is not None
-    for i, row in enumerate(rows):
-        row["ref_chosen_logps"], row["ref_rejected_logps"] = logps[2 * i], logps[2 * i + 1]
+    add_reference_logps(context, rows)
     training = PreferenceTraining.model_validate(context.spec.settings["training"])
     env = train_env(context, model, renderer)
     result = train_preference(model.model_name_or_path, rows, training, env, reference_path=None, refinement=None)

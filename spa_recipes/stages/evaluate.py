@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from spa_recipes.algo.judgment import implicit_reward
+from spa_recipes.algo.winrate import length_controlled_win_rate, outcomes
 from spa_recipes.data.rows import Message, read_jsonl, write_jsonl
 from spa_recipes.generation.scoring import Scored
 from spa_recipes.recipe.schema import Evaluation, Sampling
@@ -110,14 +111,15 @@ def _sample_metrics(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _against_init(samples: list[dict[str, Any]], init: list[dict[str, Any]]) -> dict[str, Any]:
-    """Win rate against pi_init's answers to the same prompts; a tie counts one half."""
+    """Win rates against pi_init's answers to the same prompts; a tie counts one half."""
     if samples[0]["reward"] is None:
         return {}
-    outcomes = [
-        0.5 if ours["reward"] == theirs["reward"] else float(ours["reward"] > theirs["reward"])
-        for ours, theirs in zip(samples, init, strict=True)
-    ]
-    return {"win_rate_vs_init": mean(outcomes)}
+    won = outcomes([sample["reward"] for sample in samples], [sample["reward"] for sample in init])
+    lengths = [[sample["tokens"] for sample in side] for side in (samples, init)]
+    return {
+        "win_rate_vs_init": mean(won),
+        "length_controlled_win_rate_vs_init": length_controlled_win_rate(won, *lengths),
+    }
 
 
 def _label_accuracy(logps: list[dict[str, Any]], init: list[dict[str, Any]], beta: float) -> dict[str, Any]:

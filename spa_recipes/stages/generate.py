@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from spa_recipes.data.chat import Renderer
 from spa_recipes.data.rows import read_jsonl
+from spa_recipes.errors import StageError
 from spa_recipes.generation.engines import Engine, open_engine
 from spa_recipes.generation.requests import Completion, Request, request_seed
 from spa_recipes.recipe.schema import Model, Sampling
@@ -85,7 +86,9 @@ def run(context: Context) -> Result:
         return Result(0, 0, {})
     write_table(context.draft / "completions.parquet", table)
     rows = table.to_pylist()
-    return Result(len(rows), sum(len(row["response_ids"]) for row in rows), _metrics(rows, sampling.n))
+    metrics = _metrics(rows, sampling.n)
+    _refuse_degenerate(rows, sampling)
+    return Result(len(rows), sum(len(row["response_ids"]) for row in rows), metrics)
 
 
 def _row(item: int, request: Request, completion: Completion, renderer: Renderer) -> dict[str, Any]:
@@ -101,11 +104,56 @@ def _row(item: int, request: Request, completion: Completion, renderer: Renderer
     }
 
 
+def is_empty(answer: dict[str, Any]) -> bool:
+    """Whether an answer says nothing: no token but the end of the turn (and other special ones), or white space."""
+    return not answer["text"].strip()
+
+
+def _is_cut(answer: dict[str, Any]) -> bool:
+    return bool(answer["finish_reason"] == "length")
+
+
+def _identical(rows: list[dict[str, Any]], n: int) -> list[bool]:
+    """For each prompt, whether its n answers are one text."""
+    return [len({row["text"] for row in rows[i : i + n]}) == 1 for i in range(0, len(rows), n)]
+
+
 def _metrics(rows: list[dict[str, Any]], n: int) -> dict[str, Any]:
-    groups = [rows[i : i + n] for i in range(0, len(rows), n)]
     return {
         "mean_tokens": mean([len(row["response_ids"]) for row in rows]),
-        "length_cut": share([row["finish_reason"] == "length" for row in rows]),
-        "empty": share([not row["text"].strip() for row in rows]),
-        "identical": share([all(row["text"] == group[0]["text"] for row in group) for group in groups]),
+        "length_cut": share([_is_cut(row) for row in rows]),
+        "empty": share([is_empty(row) for row in rows]),
+        "identical": share(_identical(rows, n)),
     }
+
+
+def _refuse_degenerate(rows: list[dict[str, Any]], sampling: Sampling) -> None:
+    """Stop where too many answers are of no use; the shards stay, so a raised limit costs no second sampling.
+
+    Raises:
+        StageError: names the share, the limit, its key and two prompts.
+    """
+    answers = [row["prompt_id"] for row in rows]
+    prompts = answers[:: sampling.n]
+    _refuse("max_empty", sampling.max_empty, "answers are empty", answers, [is_empty(row) for row in rows])
+    identical = _identical(rows, sampling.n)
+    _refuse("max_identical", sampling.max_identical, "prompts got one answer every time", prompts, identical)
+    _refuse("max_cut", sampling.max_cut, "answers were cut at max_tokens", answers, [_is_cut(row) for row in rows])
+
+
+_REMEDIES = {
+    "max_empty": "look at model.chat_template and at the training before this stage",
+    "max_identical": "raise sampling.temperature",
+    "max_cut": "raise sampling.max_tokens",
+}
+
+
+def _refuse(key: str, limit: float, what: str, prompt_ids: list[str], flags: list[bool]) -> None:
+    if share(flags) <= limit:
+        return
+    examples = list(dict.fromkeys(prompt for prompt, flag in zip(prompt_ids, flags, strict=True) if flag))[:2]
+    raise StageError(
+        f"{share(flags):.1%} of the {what}, more than sampling.{key} ({limit:.1%}) allows; see "
+        f"prompt{'s' if len(examples) > 1 else ''} {' and '.join(examples)}",
+        fix=f"{_REMEDIES[key]}, or raise sampling.{key}",
+    )

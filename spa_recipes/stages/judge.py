@@ -1,7 +1,9 @@
 """Labels: which of a prompt's answers is preferred, and how surely. One rule for every kind of judge.
 
-A pair's rewards come from the implicit reward (the method), from the sandbox's gold reward or from a coin (controls).
-Prompts whose best and worst answers are the same text are dropped and counted; ties are broken by a seeded rule.
+A pair's rewards come from the implicit reward (the method), or from a reward model, the sandbox's gold reward or a coin
+(controls).
+Prompts whose best and worst answers are the same text are dropped and counted; ties are broken by a seeded rule. An
+empty answer is no candidate; a prompt that has one and not two different others is dropped and counted.
 """
 
 import hashlib
@@ -10,12 +12,13 @@ from typing import Any
 
 import torch
 
-from spa_recipes.algo.judgment import implicit_reward, select_pair
+from spa_recipes.algo.judgment import balancing_length_penalty, implicit_reward, select_pair
 from spa_recipes.data.rows import read_jsonl, write_jsonl
 from spa_recipes.errors import DataError, StageError
 from spa_recipes.sandbox.gold import gold_reward
 from spa_recipes.stages.common import mean, read_table, share
 from spa_recipes.stages.context import Context, Result
+from spa_recipes.stages.generate import is_empty
 
 
 def run(context: Context) -> Result:
@@ -23,22 +26,49 @@ def run(context: Context) -> Result:
     settings = context.spec.settings
     prompts = read_jsonl(context.input("prompts"))
     groups = _answers(context)
+    usable = {item: answers for item, answers in groups.items() if _has_candidates(answers)}
+    without = len(groups) - len(usable)
+    if not usable:
+        raise _no_pairs(context, 0, without)
+    penalty = _length_penalty(
+        settings["judge"], [[answers[k] for k in _candidates(answers)] for answers in usable.values()]
+    )
     judgments, pairs, dropped = [], [], 0
-    for item, answers in groups.items():
+    for item, answers in usable.items():
         prompt = prompts[item]
-        judgment = _judge(settings, prompt, answers)
+        judgment = _judge(settings, prompt, answers, penalty)
         if answers[judgment["chosen"]]["text"] == answers[judgment["rejected"]]["text"]:
             dropped += 1
             continue
         judgments.append(judgment)
         pairs.append(_pair(judgment, prompt, answers, settings))
     if not pairs:
-        raise DataError(
-            "every prompt's answers are the same text", where=context.spec.id, fix="raise sampling.temperature"
-        )
+        raise _no_pairs(context, dropped, without)
     write_jsonl(context.draft / "judgments.jsonl", judgments)
     write_jsonl(context.draft / "pairs.jsonl", pairs)
-    return Result(len(pairs), 0, {"dropped_identical": dropped, **_metrics(judgments, groups)})
+    counts = {"dropped_identical": dropped, "dropped_empty": without, "length_penalty": penalty}
+    return Result(len(pairs), 0, {**counts, **_metrics(judgments, groups)})
+
+
+def _candidates(answers: list[dict[str, Any]]) -> list[int]:
+    """The answers that can make the pair: an empty one is never preferred, and nothing is learned from beating it."""
+    return [k for k, answer in enumerate(answers) if not is_empty(answer)]
+
+
+def _has_candidates(answers: list[dict[str, Any]]) -> bool:
+    """Whether no answer is empty, or two different ones are left without those that are."""
+    candidates = _candidates(answers)
+    return len(candidates) == len(answers) or len({answers[k]["text"] for k in candidates}) > 1
+
+
+def _no_pairs(context: Context, identical: int, empty: int) -> DataError:
+    """The error for a stage that can label nothing, after so many prompts were dropped."""
+    what = "every prompt's answers are the same text" if identical else "every prompt has empty answers"
+    return DataError(
+        f"{what} ({identical} prompts with the same answers, {empty} with empty ones)",
+        where=context.spec.id,
+        fix="raise sampling.temperature" if context.spec.settings["iteration"] else "give answers that differ",
+    )
 
 
 def _answers(context: Context) -> dict[int, list[dict[str, Any]]]:
@@ -51,6 +81,10 @@ def _answers(context: Context) -> dict[int, list[dict[str, Any]]]:
             for row, scored in zip(completions, table, strict=True):
                 assert (row["item"], row["sample"]) == (scored["item"], scored["sample"])
                 row[f"{name}_logp"] = scored["logp"]
+    if "rewards" in inputs:
+        for row, scored in zip(completions, read_table(context.input("rewards")), strict=True):
+            assert (row["item"], row["sample"]) == (scored["item"], scored["sample"])
+            row["reward"] = scored["reward"]
     groups: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for row in completions:
         if "policy_logp" not in row and row["logps"] is not None:
@@ -59,7 +93,24 @@ def _answers(context: Context) -> dict[int, list[dict[str, Any]]]:
     return groups
 
 
-def _judge(settings: dict[str, Any], prompt: dict[str, Any], answers: list[dict[str, Any]]) -> dict[str, Any]:
+def _length_penalty(judge: dict[str, Any], groups: list[list[dict[str, Any]]]) -> float:
+    """a in r - a*|y|: as the recipe says, or what balances the lengths of this iteration's chosen and rejected."""
+    wanted = judge.get("length_penalty", 0.0)
+    if wanted != "balanced":
+        return float(wanted)
+    rewards = [_implicit_rewards(answers, judge["beta"]).tolist() for answers in groups]
+    return balancing_length_penalty(rewards, [[len(a["response_ids"]) for a in answers] for answers in groups])
+
+
+def _implicit_rewards(answers: list[dict[str, Any]], beta: float) -> torch.Tensor:
+    policy = torch.tensor([a["policy_logp"] for a in answers], dtype=torch.float64)
+    reference = torch.tensor([a["reference_logp"] for a in answers], dtype=torch.float64)
+    return implicit_reward(policy, reference, beta)
+
+
+def _judge(
+    settings: dict[str, Any], prompt: dict[str, Any], answers: list[dict[str, Any]], length_penalty: float
+) -> dict[str, Any]:
     """Rewards of the answers and the pair that follows from them."""
     judge = settings["judge"]
     gold = (
@@ -67,16 +118,18 @@ def _judge(settings: dict[str, Any], prompt: dict[str, Any], answers: list[dict[
     )
     key = f"{settings['seed']}:{settings['iteration']}:{prompt['prompt_id']}"
     if judge["type"] == "implicit_reward":
-        policy = torch.tensor([a["policy_logp"] for a in answers], dtype=torch.float64)
-        reference = torch.tensor([a["reference_logp"] for a in answers], dtype=torch.float64)
-        rewards = implicit_reward(policy, reference, judge["beta"])
+        lengths = torch.tensor([len(a["response_ids"]) for a in answers], dtype=torch.float64)
+        rewards = _implicit_rewards(answers, judge["beta"]) - length_penalty * lengths
+    elif judge["type"] == "reward_model":
+        rewards = torch.tensor([a["reward"] for a in answers], dtype=torch.float64)
     elif judge["type"] == "gold":
         assert gold is not None
         rewards = torch.tensor(gold, dtype=torch.float64)
     else:
         rewards = torch.tensor([_coin(f"{key}:{a['sample']}") for a in answers], dtype=torch.float64)
+    candidates = _candidates(answers)
     try:
-        choice = select_pair(rewards, key)
+        choice = select_pair(rewards[candidates], key)
     except ValueError as error:
         raise StageError(
             f"{error}: the pair cannot be labelled",
@@ -86,8 +139,8 @@ def _judge(settings: dict[str, Any], prompt: dict[str, Any], answers: list[dict[
     return {
         "item": answers[0]["item"],
         "prompt_id": prompt["prompt_id"],
-        "chosen": choice.chosen,
-        "rejected": choice.rejected,
+        "chosen": candidates[choice.chosen],
+        "rejected": candidates[choice.rejected],
         "rewards": rewards.tolist(),
         "margin": choice.margin,
         "p_chosen": choice.p_chosen,

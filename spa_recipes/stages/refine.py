@@ -8,10 +8,10 @@ from typing import Any
 
 from spa_recipes.data.rows import read_jsonl
 from spa_recipes.plan import MODEL
-from spa_recipes.recipe.schema import Noise, PreferenceTraining
+from spa_recipes.recipe.schema import Noise, RefineTraining
 from spa_recipes.stages.common import model_section, read_table, renderer_of, share
 from spa_recipes.stages.context import Context, Result
-from spa_recipes.stages.training import stage_result, train_env
+from spa_recipes.stages.training import add_reference_logps, preference_row, stage_result, train_env
 from spa_recipes.training.run import Refinement, train_preference
 
 
@@ -22,18 +22,21 @@ def run(context: Context) -> Result:
     judgments = read_jsonl(context.input("judgments"))
     answers = {(row["item"], row["sample"]): row for row in read_table(context.input("completions"))}
     lam = settings["lambda"]
+    training = RefineTraining.model_validate(settings["training"])
     rows = [_row(judgment, answers, with_reference=lam == 0) for judgment in judgments]
-    noise = Noise.model_validate(settings["noise"])
-    refinement = Refinement(noise.alpha, lam, noise.threshold, noise.warmup_ratio) if noise.enabled else None
+    refinement = _refinement(settings, judgments)
+    replayed = _replayed(context, training.seed_replay, len(rows), with_reference=lam == 0)
     result = train_preference(
         model.model_name_or_path,
-        rows,
-        PreferenceTraining.model_validate(settings["training"]),
+        [*rows, *replayed],
+        training,
         train_env(context, model, renderer_of(model)),
         reference_path=context.input("reference") if lam > 0 else None,
         refinement=refinement,
+        replayed=len(replayed),
     )
     outcome = stage_result(result)
+    outcome.metrics["replayed_pairs"] = len(replayed)
     if context.rank == 0 and refinement is not None:
         outcome.metrics.update(_audit(judgments, read_jsonl(context.draft / MODEL / "pairs_trace.jsonl")))
     return outcome
@@ -52,6 +55,28 @@ def _row(
         row["ref_chosen_logps"] = judgment["policy_logps"][chosen]
         row["ref_rejected_logps"] = judgment["policy_logps"][rejected]
     return row
+
+
+def _refinement(settings: dict[str, Any], judgments: list[dict[str, Any]]) -> Refinement | None:
+    noise = Noise.model_validate(settings["noise"])
+    if not noise.enabled:
+        return None
+    margins = [judgment["margin"] for judgment in judgments]
+    return Refinement(noise.alpha, settings["lambda"], noise.threshold, noise.warmup_ratio, noise.detector, margins)
+
+
+def _replayed(context: Context, share: float, judged: int, *, with_reference: bool) -> list[dict[str, Any]]:
+    """Seed pairs, again and again, until they are the wanted share of all rows.
+
+    Their reference is that of the other rows, pi_{i-1}; the generation knows nothing of them, so it scores them here.
+    """
+    if not share:
+        return []
+    renderer = renderer_of(model_section(context, "policy"))
+    pairs = [preference_row(renderer, pair) for pair in read_jsonl(context.input("seed_pairs"))]
+    if with_reference:
+        add_reference_logps(context, pairs)
+    return [pairs[k % len(pairs)] for k in range(round(judged * share / (1.0 - share)))]
 
 
 def _audit(judgments: list[dict[str, Any]], trace: list[dict[str, Any]]) -> dict[str, Any]:

@@ -14,12 +14,14 @@ def run(context: Context) -> Result:
     """Write `model/`."""
     model = model_section(context, "policy")
     renderer = renderer_of(model)
-    conversations = read_conversations(_source(context)).rows
-    rendered = [renderer.conversation(row["messages"]) for row in conversations]
+    loaded = read_conversations(_source(context))
+    rendered = [renderer.conversation(row["messages"]) for row in loaded.rows]
     rows = [{"input_ids": ids, "response_mask": mask} for ids, mask in rendered if any(mask)]
     print(f"{len(rows)} conversations; {len(rendered) - len(rows)} without a response within max_length", flush=True)
     training = Training.model_validate(context.spec.settings["training"])
-    return stage_result(train_sft(model.model_name_or_path, rows, training, train_env(context, model, renderer)))
+    outcome = stage_result(train_sft(model.model_name_or_path, rows, training, train_env(context, model, renderer)))
+    outcome.metrics.update(form=loaded.form, skipped=len(loaded.skipped))
+    return outcome
 
 
 def _source(context: Context) -> DatasetSource | SandboxSource:

@@ -1,11 +1,15 @@
 """What the three training stages share: the environment of a trainer, and rows ready for it."""
 
+import os
 from typing import Any
 
 from spa_recipes.data.chat import Renderer
+from spa_recipes.generation.scoring import Scored
 from spa_recipes.plan import MODEL
 from spa_recipes.recipe.schema import Model
+from spa_recipes.stages.common import model_section
 from spa_recipes.stages.context import Context, Result
+from spa_recipes.stages.score import score
 from spa_recipes.training.run import TrainEnv, TrainResult
 
 
@@ -16,15 +20,19 @@ def train_env(context: Context, model: Model, renderer: Renderer) -> TrainEnv:
         note = f"loss {logs['loss']:.4f}" if "loss" in logs else ""
         context.progress(done, total, "steps", note)
 
+    # By itself transformers writes TensorBoard's files among the checkpoints, which go when the stage is finished.
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(context.attempt_dir / "tensorboard"))
     return TrainEnv(
         model=model,
         seed=context.spec.settings["seed"],
         output_dir=context.draft / MODEL,
         checkpoint_dir=context.work / "checkpoints",
+        checkpoints_kept=context.spec.runtime["storage"]["checkpoints_while_training"],
         tokenizer=renderer.tokenizer,
         report_to=context.spec.runtime["tracking"]["report_to"],
         run_name=f"{context.spec.runtime['run']}/{context.spec.id}",
         on_progress=report,
+        on_notice=context.notice,
     )
 
 
@@ -35,6 +43,15 @@ def preference_row(renderer: Renderer, pair: dict[str, Any]) -> dict[str, Any]:
         "chosen_ids": renderer.response_ids(pair["prompt"], pair["chosen"][0]["content"]),
         "rejected_ids": renderer.response_ids(pair["prompt"], pair["rejected"][0]["content"]),
     }
+
+
+def add_reference_logps(context: Context, rows: list[dict[str, Any]]) -> None:
+    """Score both responses of labelled pairs under the stage's `reference`, into the columns that training reads."""
+    items = [Scored(row["prompt_ids"], row[name]) for row in rows for name in ("chosen_ids", "rejected_ids")]
+    logps = score(context, "reference", model_section(context, "reference"), items, every_rank=True)
+    assert logps is not None
+    for i, row in enumerate(rows):
+        row["ref_chosen_logps"], row["ref_rejected_logps"] = logps[2 * i], logps[2 * i + 1]
 
 
 def stage_result(result: TrainResult) -> Result:

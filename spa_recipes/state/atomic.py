@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,31 @@ def fsync_dir(folder: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name to write under that becomes `path` at the end; after an error the file is gone and its room free again.
+
+    Raises:
+        OSError: as it came, with the name of the file where the system gave none.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            error.filename = str(path)
+        raise
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as handle:
+    with replacing(path) as temporary, temporary.open("wb") as handle:
         handle.write(content)
         handle.flush()
         os.fsync(handle.fileno())
-    temporary.replace(path)
     fsync_dir(path.parent)
 
 
@@ -36,6 +55,15 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a text file; one that a power loss cut off before it stays on a line of its own."""
+    with path.open("ab+") as handle:
+        if handle.tell():
+            handle.seek(-1, os.SEEK_END)
+            line = line if handle.read(1) == b"\n" else "\n" + line
+        handle.write(line.encode() + b"\n")
+
+
 def fsync_tree(folder: Path) -> None:
     """Flush every file and folder below `folder`, so that a later rename of it cannot commit empty files."""
     for root, _, files in os.walk(folder):
@@ -43,3 +71,31 @@ def fsync_tree(folder: Path) -> None:
             with (Path(root) / name).open("rb") as handle:
                 os.fsync(handle.fileno())
         fsync_dir(Path(root))
+
+
+def move_aside(path: Path, folder: Path) -> Path:
+    """Keep a damaged file or folder for inspection: move it into `folder` under a name that is free there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while (aside := folder / f"{path.name}.damaged-{number}").exists():
+        number += 1
+    path.rename(aside)
+    return aside
+
+
+def umask() -> int:
+    """The permissions that this process takes from new files; the system only tells by setting it."""
+    current = os.umask(0o077)
+    os.umask(current)
+    return current
+
+
+def apply_umask(folder: Path) -> None:
+    """Give every file below `folder` the mode that the umask asks for.
+
+    Some writers leave another one: safetensors makes its files readable for their owner only.
+    """
+    mode = 0o666 & ~umask()
+    for root, _, files in os.walk(folder):
+        for name in files:
+            (Path(root) / name).chmod(mode)

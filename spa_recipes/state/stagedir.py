@@ -3,10 +3,12 @@
 `manifest.json` is written last. A folder with a valid manifest is done; one without is not, whatever else is in it.
 """
 
+import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,8 @@ class Manifest:
         metrics: key figures by name.
         versions: library versions of the worker.
         reused_from: run that the stage was taken over from, empty if it was computed here.
+        pruned: files of `files` that were deleted to free their room. The stage counts as done as long as nothing has
+            to read them, and no other run can take it over.
     """
 
     id: str
@@ -50,17 +54,26 @@ class Manifest:
     finished_at: str
     attempt: int
     reused_from: str = ""
+    pruned: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
-        """Parse; ValueError, TypeError or KeyError if it is not a manifest."""
+        """Parse; ValueError, TypeError or KeyError if it is not a manifest, or not as it was written."""
         value = json.loads(text)
+        if value.pop("sha256") != _fields_digest(value):
+            raise ValueError("the manifest was altered")
         value["files"] = {name: FileRecord(**record) for name, record in value["files"].items()}
+        value["pruned"] = tuple(value.get("pruned", ()))
         return cls(**value)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON form, in the order of the fields."""
-        return asdict(self)
+        """JSON form, in the order of the fields; the last one is the digest of the others."""
+        value: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return {**value, "sha256": _fields_digest(value)}
+
+
+def _fields_digest(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -100,17 +113,19 @@ class StageDir:
         """The manifest, or None if there is none or it cannot be read."""
         try:
             return Manifest.from_json((self.path / MANIFEST).read_text())
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
 
     def problems(self, *, deep: bool) -> list[str]:
         """What is wrong with a stage that has a manifest: missing or resized files, with `deep` also altered ones."""
         manifest = self.manifest()
         if manifest is None:
-            return ["manifest missing or damaged"]
+            return [f"{MANIFEST} was altered or cannot be read"]
         found = []
         for name, record in manifest.files.items():
             file = self.output / name
+            if name in manifest.pruned:
+                continue
             if not file.is_file():
                 found.append(f"output/{name} is missing")
             elif file.stat().st_size != record.size:
@@ -124,13 +139,21 @@ class StageDir:
         manifest = self.manifest()
         return manifest is not None and manifest.key == key and not self.problems(deep=False)
 
+    def has_all(self, key: str) -> bool:
+        """Whether the stage is done, and nothing of its output was pruned."""
+        manifest = self.manifest()
+        return manifest is not None and not manifest.pruned and self.is_done(key)
+
     def set_aside(self) -> Path:
         """Move a damaged stage out of the way, keeping it for inspection."""
-        number = 1
-        while (aside := self.path.with_name(f"{self.path.name}.damaged-{number}")).exists():
-            number += 1
-        self.path.rename(aside)
-        return aside
+        return atomic.move_aside(self.path, self.path.parent)
+
+    def mark_pruned(self, names: Iterable[str]) -> None:
+        """Note in the manifest that these output files are given up; they may be deleted after that, not before."""
+        manifest = self.manifest()
+        assert manifest is not None
+        pruned = tuple(sorted({*manifest.pruned, *names}))
+        atomic.write_json(self.path / MANIFEST, replace(manifest, pruned=pruned).to_json())
 
     def commit(self, manifest_fields: dict[str, Any]) -> Manifest:
         """Turn the draft into the output and write the manifest, in that order."""
@@ -139,6 +162,7 @@ class StageDir:
             for file in files_below(self.draft)
         }
         manifest = Manifest(files=records, **manifest_fields)
+        atomic.apply_umask(self.draft)
         atomic.fsync_tree(self.draft)
         if self.output.exists():
             shutil.rmtree(self.output)
@@ -160,6 +184,6 @@ def adopt(source: StageDir, target: StageDir, run_name: str) -> None:
         try:
             os.link(source.output / name, destination)
         except OSError:
-            shutil.copy2(source.output / name, destination)
+            shutil.copyfile(source.output / name, destination)
     target.draft.rename(target.output)
-    atomic.write_json(target.path / MANIFEST, {**manifest.to_json(), "reused_from": run_name})
+    atomic.write_json(target.path / MANIFEST, replace(manifest, reused_from=run_name).to_json())

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from spa_recipes.state import atomic
 from spa_recipes.state.digests import file_digest
+from spa_recipes.training.env import CHECKPOINT_MARKER as MARKER
 
-MARKER = "spa_checkpoint.json"
 STATE = "spa_state.json"
 _PREFIX = "checkpoint-"
-_KEEP = 2
 
 
 class CheckpointSearch(NamedTuple):
@@ -33,6 +33,31 @@ def newest_complete_checkpoint(folder: Path) -> CheckpointSearch:
             return CheckpointSearch(checkpoint, skipped)
         skipped.append(checkpoint.name)
     return CheckpointSearch(None, skipped)
+
+
+def resume_point(folder: Path, say: Callable[[str], None]) -> Path | None:
+    """The newest whole checkpoint, None if there is none.
+
+    Newer ones that are not whole are said and got out of the way: an altered one is kept in `damaged` beside `folder`,
+    one that was never finished is deleted.
+    """
+    found = newest_complete_checkpoint(folder)
+    then = "training starts again" if found.path is None else f"going on from {found.path.name}"
+    for checkpoint in (folder / name for name in found.skipped):
+        if (checkpoint / MARKER).exists():
+            aside = atomic.move_aside(checkpoint, folder.parent / "damaged")
+            say(f"{checkpoint.name} was altered or cut off: kept as {aside.name}, {then}")
+        else:
+            shutil.rmtree(checkpoint)
+            say(f"{checkpoint.name} was not finished: deleted, {then}")
+    return found.path
+
+
+def drop_unfinished(folder: Path) -> None:
+    """Free the room of a checkpoint whose writing failed."""
+    for checkpoint in _checkpoints(folder):
+        if not (checkpoint / MARKER).exists():
+            shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def is_complete(checkpoint: Path) -> bool:
@@ -58,10 +83,11 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
 
     Args:
         own_state: JSON-able state that belongs into a checkpoint.
+        keep: checkpoints that stay, at least 1.
     """
 
-    def __init__(self, own_state: Callable[[], dict[str, Any]]) -> None:
-        self._own_state = own_state
+    def __init__(self, own_state: Callable[[], dict[str, Any]], keep: int) -> None:
+        self._own_state, self._keep = own_state, keep
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -84,31 +110,39 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
             folder = Path(args.output_dir)
             checkpoint = folder / f"{_PREFIX}{state.global_step}"
             atomic.write_text(checkpoint / STATE, json.dumps(self._own_state()))
+            (checkpoint / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # nothing reads it, and it names this folder
+            atomic.apply_umask(checkpoint)
             _write_marker(checkpoint)
-            _drop_old(folder)
+            _drop_old(folder, state.global_step, self._keep)
         PartialState().wait_for_everyone()
 
 
 def _checkpoints(folder: Path) -> list[Path]:
     """Checkpoints in order of their steps."""
-    found = [path for path in folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix(_PREFIX)))
+    return sorted((path for path in folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdigit()), key=_step)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix(_PREFIX))
 
 
 def _write_marker(checkpoint: Path) -> None:
-    """Name, size and sha256 of every file."""
+    """Name, size and sha256 of every file, once they are on the disk: an older checkpoint goes because of this one."""
     files = {
         path.relative_to(checkpoint).as_posix(): {"size": path.stat().st_size, "sha256": file_digest(path)}
         for path in sorted(checkpoint.rglob("*"))
         if path.is_file() and path.name != MARKER
     }
+    atomic.fsync_tree(checkpoint)
     atomic.write_json(checkpoint / MARKER, {"files": files})
 
 
-def _drop_old(folder: Path) -> None:
-    """Keep the newest checkpoints that have a marker; the one just written is among them."""
-    marked = [path for path in _checkpoints(folder) if (path / MARKER).is_file()]
-    keep = marked[-_KEEP:]
+def _drop_old(folder: Path, step: int, keep: int) -> None:
+    """Keep the checkpoint just written, of `step`, and the newest before it that have a marker, `keep` in all.
+
+    Checkpoints of later steps were there when the training went on from an earlier one, because they are damaged.
+    """
+    marked = [path for path in _checkpoints(folder) if _step(path) <= step and (path / MARKER).is_file()]
     for checkpoint in _checkpoints(folder):
-        if checkpoint not in keep:
+        if checkpoint not in marked[-keep:]:
             shutil.rmtree(checkpoint, ignore_errors=True)

@@ -1,14 +1,17 @@
 """What a training run is given besides data and settings, and what it gives back. Imports nothing heavy."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from spa_recipes.recipe.schema import Model, Threshold
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+CHECKPOINT_MARKER = "spa_checkpoint.json"
+"""Written last into a checkpoint's folder: a checkpoint without it was not finished."""
 
 OnProgress = Callable[[int, int, dict[str, Any]], None]
 """Called with (optimizer steps done, optimizer steps in all, figures of a log line or {}), on the first process."""
@@ -26,8 +29,10 @@ class TrainEnv:
         model: dtype, attention, LoRA and the like; the path of the model to train is given apart.
         output_dir: the trained model is saved here: weights, config, generation config, tokenizer, training log.
         checkpoint_dir: checkpoints of the running training; a training that finds some there goes on from the newest.
+        checkpoints_kept: whole checkpoints that stay there; there is one more while the next one is written.
         tokenizer: the policy's, with its chat template; saved beside the model and never changed.
         report_to: trackers of transformers; none by default.
+        on_notice: is told what a person should know, such as a damaged checkpoint; on the first process.
     """
 
     model: Model
@@ -35,9 +40,11 @@ class TrainEnv:
     output_dir: Path
     checkpoint_dir: Path
     tokenizer: "PreTrainedTokenizerBase"
+    checkpoints_kept: int = 2
     report_to: list[str] = field(default_factory=list)
     run_name: str | None = None
     on_progress: OnProgress = ignore_progress
+    on_notice: Callable[[str], None] = print
 
 
 @dataclass(frozen=True)
@@ -49,12 +56,16 @@ class Refinement:
         lam: lambda of the de-coupled detection; 0 is the plain detector.
         threshold: how tau is set.
         warmup_ratio: share of the optimizer steps with alpha = 0.
+        detector: whose margin is looked at: the policy's in training, the judge's, or both added.
+        judge_margins: the judge's margin of every judged row, in their order; needed unless `detector` is policy.
     """
 
     alpha: float
     lam: float
     threshold: Threshold
     warmup_ratio: float
+    detector: Literal["policy", "judge", "both"] = "policy"
+    judge_margins: Sequence[float] = ()
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -42,12 +43,13 @@ def load_model(path: Path | str, settings: Model, dtype: torch.dtype, *, in_4bit
         return AutoModelForCausalLM.from_pretrained(
             str(path),
             revision=_revision(path, settings),
+            use_safetensors=True,
             dtype=dtype,
             attn_implementation=settings.attn_implementation,
             trust_remote_code=settings.trust_remote_code,
             **quantization,
         )
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise DataError(f"no model can be loaded from {path}: {error}", fix="check model_name_or_path") from error
 
 

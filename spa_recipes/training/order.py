@@ -62,6 +62,8 @@ class EpochOrder(torch.utils.data.Sampler[int]):
         group_by_length: fill each global batch with rows of similar length (batches come in random order). Otherwise
             its rows are random, and only sorted inside the batch, so that micro-batches hold little padding.
         epoch: tells the epoch when an iteration starts, also in the middle of a training that resumes.
+        replayed: the last so many rows are a group of their own, spread evenly over the batches (not with
+            `group_by_length`).
     """
 
     def __init__(
@@ -73,9 +75,10 @@ class EpochOrder(torch.utils.data.Sampler[int]):
         *,
         group_by_length: bool,
         epoch: Callable[[], int],
+        replayed: int = 0,
     ) -> None:
         self._lengths, self._size, self._parallel = lengths, global_batch_size, parallel_rows
-        self._seed, self._group, self._epoch = seed, group_by_length, epoch
+        self._seed, self._group, self._epoch, self._replayed = seed, group_by_length, epoch, replayed
 
     def __len__(self) -> int:
         return len(self._lengths) + -len(self._lengths) % self._parallel
@@ -85,6 +88,8 @@ class EpochOrder(torch.utils.data.Sampler[int]):
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
         count = len(self._lengths)
         order: list[int] = torch.randperm(count, generator=generator).tolist()
+        if self._replayed:
+            order = _spread(order, count - self._replayed)
         if self._group:
             order = self._buckets(order)
         batches = [order[start : start + self._size] for start in range(0, count, self._size)]
@@ -104,6 +109,13 @@ class EpochOrder(torch.utils.data.Sampler[int]):
             for start in range(0, len(order), size)
             for index in sorted(order[start : start + size], key=self._lengths.__getitem__, reverse=True)
         ]
+
+
+def _spread(order: Sequence[int], boundary: int) -> list[int]:
+    """Merge the rows below and from `boundary` on, each in its order, so that every stretch holds its share of both."""
+    groups = [[row for row in order if row < boundary], [row for row in order if row >= boundary]]
+    placed = [((k + 0.5) / len(group), row) for group in groups for k, row in enumerate(group)]
+    return [row for _, row in sorted(placed)]
 
 
 def as_dataset(rows: datasets.Dataset | Sequence[Mapping[str, Any]]) -> datasets.Dataset:

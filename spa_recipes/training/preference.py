@@ -14,7 +14,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import use_adapter
 
 from spa_recipes.algo.decoupled import DecoupledLogps
-from spa_recipes.algo.refine import ThresholdWindow, dpo_loss, dpo_margin, flag_noisy, refined_loss
+from spa_recipes.algo.refine import ThresholdWindow, detection_margin, dpo_loss, dpo_margin, flag_noisy, refined_loss
 from spa_recipes.recipe.schema import FixedThreshold
 from spa_recipes.training.env import Refinement
 from spa_recipes.training.order import (
@@ -66,7 +66,7 @@ class NoiseDetector:
 
     Attributes:
         warmup_steps: optimizer steps with alpha = 0.
-        trace: all pairs seen, in the order of steps and, inside a step, of rows.
+        trace: all judged pairs seen, in the order of steps and, inside a step, of rows.
     """
 
     settings: Refinement
@@ -87,6 +87,12 @@ class NoiseDetector:
             return self.window.tau()
         assert isinstance(self.settings.threshold, FixedThreshold)
         return self.settings.threshold.tau
+
+    def margin(self, policy_margin_B: torch.Tensor, row_B: torch.Tensor) -> torch.Tensor:
+        """The detector's margin of a micro-batch; rows without a judge's margin (padding, replayed ones) have 0."""
+        known = self.settings.judge_margins
+        judge_margin_B = [known[row] if 0 <= row < len(known) else 0.0 for row in row_B.tolist()]
+        return detection_margin(policy_margin_B, policy_margin_B.new_tensor(judge_margin_B), self.settings.detector)
 
     def tau_in_use(self, done_steps: int) -> float | None:
         """The threshold, or None while alpha = 0."""
@@ -132,6 +138,8 @@ class SpaTrainer(DPOTrainer):  # type: ignore[misc]
         rows: columns prompt_ids, chosen_ids, rejected_ids and perhaps ref_chosen_logps, ref_rejected_logps.
         global_batch_size: pairs per optimizer step over all processes.
         detector: None is plain DPO.
+        replayed: the last so many rows are labelled seed pairs among judged ones: they are spread evenly over the
+            batches, are never flagged, and the detector does not see them.
     """
 
     # The loss is divided by the pairs of the whole step here, not by transformers per micro-batch.
@@ -145,6 +153,7 @@ class SpaTrainer(DPOTrainer):  # type: ignore[misc]
         *,
         global_batch_size: int,
         detector: NoiseDetector | None,
+        replayed: int = 0,
         ref_model: Any = None,
         **kwargs: Any,
     ) -> None:
@@ -153,6 +162,7 @@ class SpaTrainer(DPOTrainer):  # type: ignore[misc]
         self._seen: list[_SeenPairs] = []
         self._grad_norm: Any = None
         self._lengths = pair_lengths(rows)
+        self._replayed = replayed
         policy_head = add_response_logps(model)
         # Without a reference model it is the policy without its adapter, whose output layer is frozen.
         self._reference_head = policy_head if ref_model is None else add_response_logps(ref_model)
@@ -177,6 +187,7 @@ class SpaTrainer(DPOTrainer):  # type: ignore[misc]
             self.args.seed,
             group_by_length=False,
             epoch=lambda: self.state.global_step // steps_per_epoch(len(self._lengths), self._global_batch_size),
+            replayed=self._replayed,
         )
 
     # --- one micro-batch ---
@@ -199,8 +210,9 @@ class SpaTrainer(DPOTrainer):  # type: ignore[misc]
                 logps.reference_rejected,
                 self.beta,
             )
-            p_detect_B = torch.sigmoid(detector_margin_B.detach())
+            p_detect_B = torch.sigmoid(self.detector.margin(detector_margin_B, inputs["row"]))
             flagged_B = flag_noisy(p_detect_B, self.detector.tau_in_use(self.state.global_step))
+            flagged_B = flagged_B * self._judged(inputs["row"])
             loss_B = refined_loss(margin_B, flagged_B, self.detector.settings.alpha)
         self._seen.append(
             _SeenPairs(
@@ -218,6 +230,10 @@ class SpaTrainer(DPOTrainer):  # type: ignore[misc]
         # Gradients are averaged over the processes: each contributes its sum, times their number.
         scale: float = self.accelerator.num_processes / pairs
         return (loss_B * counts_B).sum() * scale
+
+    def _judged(self, row_B: torch.Tensor) -> torch.Tensor:
+        """Whether rows are judged pairs, and not replayed ones."""
+        return row_B < len(self._lengths) - self._replayed
 
     def _pair_logps(self, model: Any, inputs: dict[str, torch.Tensor]) -> "_PairLogps":
         """Log-probs of both responses under the policy, the reference and the detector's distribution."""
@@ -268,15 +284,23 @@ class SpaTrainer(DPOTrainer):  # type: ignore[misc]
             "rewards/accuracies": (columns.reward_chosen > columns.reward_rejected).double(),
         }
         if self.detector is not None:
-            metrics |= {"spa/flagged": columns.flagged, "spa/p_detect": columns.p_detect}
+            judged = _SeenPairs(*(column[self._judged(columns.row)] for column in columns))
+            metrics |= {"spa/flagged": judged.flagged, "spa/p_detect": judged.p_detect}
             tau = self.detector.tau()
             if tau is not None:
                 self._metrics["train"]["spa/tau"].append(tau)
-            flags = columns.flagged.long().tolist()
-            figures = zip(rows, columns.p_detect.tolist(), columns.margin.tolist(), flags, strict=True)
-            self.detector.see([PairRecord(row, step, p, margin, flag) for row, p, margin, flag in figures])
+            self.detector.see(
+                [
+                    PairRecord(int(row), step, p, margin, int(flag))
+                    for row, p, margin, flag in zip(
+                        *(part.tolist() for part in (judged.row, judged.p_detect, judged.margin, judged.flagged)),
+                        strict=True,
+                    )
+                ]
+            )
         for name, values in metrics.items():
-            self._metrics["train"][name].append(values.mean().item())
+            if len(values):  # a step of replayed pairs alone has none that are judged
+                self._metrics["train"][name].append(values.mean().item())
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """Keep the norm for `finish_step`, which comes next."""

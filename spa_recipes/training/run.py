@@ -20,7 +20,7 @@ from spa_recipes.errors import DataError, RecipeError, TryAgainError
 from spa_recipes.recipe.schema import PreferenceTraining, Training
 from spa_recipes.state import atomic
 from spa_recipes.training import models
-from spa_recipes.training.checkpoints import CheckpointCallback, newest_complete_checkpoint, read_state
+from spa_recipes.training.checkpoints import CheckpointCallback, drop_unfinished, read_state, resume_point
 from spa_recipes.training.env import OnProgress, Refinement, TrainEnv, TrainResult
 from spa_recipes.training.order import as_dataset, column_lengths, steps_per_epoch
 from spa_recipes.training.preference import REFERENCE_COLUMNS, NoiseDetector, PairCollator, SpaTrainer
@@ -41,6 +41,11 @@ __all__ = [
     "TrainEnv",
     "TrainResult",
     "accumulation_steps",
+    "checked_rows",
+    "common_arguments",
+    "finish",
+    "fit",
+    "memory_errors",
     "train_preference",
     "train_sft",
 ]
@@ -60,10 +65,10 @@ def train_sft(model_path: Path | str, rows: Rows, settings: Training, env: Train
         StageError: loss or gradient became NaN or infinite.
         TryAgainError: out of memory.
     """
-    table = _checked(rows, ("input_ids", "response_mask"))
-    with _memory_errors():
+    table = checked_rows(rows, ("input_ids", "response_mask"))
+    with memory_errors():
         dtype = models.resolve_dtype(env.model)
-        args = SFTConfig(**_arguments(settings, env, dtype, len(table)), max_length=None)
+        args = SFTConfig(**common_arguments(settings, env, dtype, len(table)), max_length=None)
         trainer = SpaSftTrainer(
             _policy(model_path, env, dtype, args),
             args,
@@ -87,18 +92,20 @@ def train_preference(
     *,
     reference_path: Path | str | None,
     refinement: Refinement | None,
+    replayed: int = 0,
 ) -> TrainResult:
     """DPO (`refinement` None) or self-refinement on rows `{"prompt_ids", "chosen_ids", "rejected_ids"}`.
 
     The training reference is given by the columns `ref_chosen_logps` and `ref_rejected_logps`, and then no reference
     model is loaded; or by `reference_path`. lambda > 0 needs a live model: `reference_path`, or with LoRA (and no
-    `reference_path`, or the policy's own) the policy with its adapter switched off.
+    `reference_path`, or the policy's own) the policy with its adapter switched off. The last `replayed` rows are
+    labelled seed pairs, which every batch gets its share of.
 
     Writes the same as `train_sft`, and with `refinement` also `pairs_trace.jsonl`: one line per pair seen.
 
     Raises: as `train_sft`.
     """
-    table = _checked(rows, ("prompt_ids", "chosen_ids", "rejected_ids"))
+    table = checked_rows(rows, ("prompt_ids", "chosen_ids", "rejected_ids"))
     has_columns = all(name in table.column_names for name in REFERENCE_COLUMNS)
     needs_live = refinement is not None and refinement.lam > 0
     own_base = env.model.lora is not None and reference_path in (None, policy_path)
@@ -110,9 +117,9 @@ def train_preference(
             fix="give reference_path",
         )
     precomputed = has_columns and not needs_live
-    with _memory_errors():
+    with memory_errors():
         dtype = models.resolve_dtype(env.model)
-        arguments = _arguments(settings, env, dtype, len(table))
+        arguments = common_arguments(settings, env, dtype, len(table))
         args = DPOConfig(
             **arguments,
             beta=settings.beta,
@@ -134,6 +141,7 @@ def train_preference(
             table,
             global_batch_size=settings.global_batch_size,
             detector=detector,
+            replayed=replayed,
             ref_model=reference,
             processing_class=copy.deepcopy(env.tokenizer),
             data_collator=PairCollator(_pad_token_id(env)),
@@ -176,36 +184,51 @@ def _train(
         # TRL rounds the adapters of a 4-bit model to bfloat16.
         if parameter.requires_grad and getattr(trainer.model, "is_loaded_in_4bit", False):
             parameter.data = parameter.data.float()
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(CheckpointCallback(lambda: {} if detector is None else detector.state_dict()))
-    if trainer.is_world_process_zero():
-        trainer.add_callback(_Progress(env.on_progress))
     if not is_sharded():
         with trainer.accelerator.autocast():
             check_response_logps(trainer.model, example, _TOLERANCE if dtype == torch.float32 else _HALF_TOLERANCE)
-    checkpoint = _checkpoint(trainer, env.checkpoint_dir)
+    resumed_from = fit(trainer, env, detector)
+    _save(trainer, policy_path, env, dtype)
+    if detector is not None and trainer.is_world_process_zero():
+        _write_lines(env.output_dir / PAIRS_TRACE, [record._asdict() for record in detector.trace])
+    result = finish(trainer, env, resumed_from, row_count, tokens)
+    if detector is not None:
+        result.metrics["spa/flagged"] = detector.flagged_share()
+    return result
+
+
+def fit(trainer: Trainer, env: TrainEnv, detector: NoiseDetector | None = None) -> int:
+    """Train, from the newest whole checkpoint if there is one; returns the step of that checkpoint, or 0."""
+    trainer.remove_callback(PrinterCallback)
+    checkpoints = CheckpointCallback(lambda: {} if detector is None else detector.state_dict(), env.checkpoints_kept)
+    trainer.add_callback(checkpoints)
+    if trainer.is_world_process_zero():
+        trainer.add_callback(_Progress(env.on_progress))
+    checkpoint = _checkpoint(trainer, env)
     if checkpoint is not None and detector is not None:
         detector.load_state_dict(read_state(checkpoint))
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    _save(trainer, policy_path, env, dtype)
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except Exception:
+        if trainer.is_world_process_zero():
+            drop_unfinished(env.checkpoint_dir)  # a full disk has room again, to say that it was full
+        raise
+    return 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+
+
+def finish(trainer: Trainer, env: TrainEnv, resumed_from: int, row_count: int, tokens: int) -> TrainResult:
+    """Write the training log beside the saved model, and sum up."""
     history = _history(trainer)
-    metrics = {
-        "train_loss": _mean_loss(history),
-        "resumed_from_step": 0.0 if checkpoint is None else float(checkpoint.name.rpartition("-")[2]),
-    }
     last = history[-1]
+    metrics = {"train_loss": _mean_loss(history), "resumed_from_step": float(resumed_from)}
     metrics |= {name: last[name] for name in ("rewards/accuracies", "rewards/margins") if name in last}
-    if detector is not None:
-        metrics["spa/flagged"] = detector.flagged_share()
     if trainer.is_world_process_zero():
         _write_lines(env.output_dir / TRAINING_LOG, history)
-        if detector is not None:
-            _write_lines(env.output_dir / PAIRS_TRACE, [record._asdict() for record in detector.trace])
     trainer.accelerator.wait_for_everyone()
     return TrainResult(trainer.state.global_step, row_count, tokens, metrics, history)
 
 
-def _arguments(settings: Training, env: TrainEnv, dtype: torch.dtype, row_count: int) -> dict[str, Any]:
+def common_arguments(settings: Training, env: TrainEnv, dtype: torch.dtype, row_count: int) -> dict[str, Any]:
     """What the trainers of TRL have in common, in transformers' names."""
     cuda = torch.cuda.is_available()
     return {
@@ -269,7 +292,7 @@ def _pad_token_id(env: TrainEnv) -> int:
     return int(pad)
 
 
-def _checked(rows: Rows, columns: tuple[str, ...]) -> datasets.Dataset:
+def checked_rows(rows: Rows, columns: tuple[str, ...]) -> datasets.Dataset:
     """The rows as a Dataset with the needed columns."""
     table = as_dataset(rows)
     missing = [name for name in columns if name not in table.column_names]
@@ -282,11 +305,11 @@ def _total_steps(settings: Training, row_count: int) -> int:
     return steps_per_epoch(row_count, settings.global_batch_size) * settings.num_train_epochs
 
 
-def _checkpoint(trainer: Trainer, folder: Path) -> Path | None:
+def _checkpoint(trainer: Trainer, env: TrainEnv) -> Path | None:
     """The newest whole checkpoint, found by the first process for all."""
     found: list[Path | None] = [None]
     if trainer.is_world_process_zero():
-        found = [newest_complete_checkpoint(folder).path]
+        found = [resume_point(env.checkpoint_dir, env.on_notice)]
     broadcast_object_list(found)
     return found[0]
 
@@ -336,7 +359,7 @@ def _write_lines(path: Path, values: Sequence[Mapping[str, Any]]) -> None:
 
 
 @contextmanager
-def _memory_errors() -> Iterator[None]:
+def memory_errors() -> Iterator[None]:
     """Out of memory is something the user can cure."""
     try:
         yield

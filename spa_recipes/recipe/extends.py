@@ -1,0 +1,112 @@
+"""Recipes that build on others: `extends: other.yaml`, then only what is different.
+
+A section is merged key by key into the other recipe's section of that name; texts, numbers, lists and null replace what
+was there. A section that names another `type` than before starts anew: its old keys belong to the old type.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from spa_recipes.errors import RecipeError
+from spa_recipes.recipe.problems import EXAMPLES
+from spa_recipes.recipe.text import Keys, Place, Values, parse, read_text
+
+EXTENDS = "extends"
+MAX_CHAIN = 8
+
+
+def read_values(path: Path) -> tuple[Values, str]:
+    """The values of a recipe file and of those it extends, each with its place; and the text of the file itself.
+
+    Raises:
+        RecipeError: a file cannot be read as a recipe, or the chain of recipes does not end.
+    """
+    values, text = _read(path)
+    chain = [(path, values)]
+    while (base := _base_of(*chain[-1])) is not None:
+        where = chain[-1][1].places[(EXTENDS,)].text
+        if len(chain) == MAX_CHAIN or base.resolve() in {link.resolve() for link, _ in chain}:
+            raise RecipeError(
+                f"the chain of recipes does not end ({' -> '.join(link.name for link, _ in chain)} -> {base.name})",
+                where=f"{where}: {EXTENDS}",
+                fix=f"let a recipe extend one that does not extend it, {MAX_CHAIN - 1} in a row at most",
+            )
+        chain.append((base, _read_base(base, where)))
+    for link, own in chain[:-1]:
+        if "name" not in own.root:
+            place = own.places[(EXTENDS,)].text
+            raise RecipeError(
+                "a recipe that extends another needs a name of its own, which names the folder of its run",
+                where=place,
+                fix=f"add e.g. name: {link.stem}",
+            )
+    merged = chain[-1][1]
+    for _, own in reversed(chain[:-1]):
+        _drop(own, (EXTENDS,))
+        del own.root[EXTENDS]
+        _merge(merged, own, ())
+    return merged, text
+
+
+def _read(path: Path) -> tuple[Values, str]:
+    text = read_text(path)
+    values = parse(text, lambda line: Place(f"{path}:{line}", line))
+    if values.root is None and values.written[()] == "":
+        raise RecipeError("the recipe is empty", where=str(path), fix="write a starter with `spa init`")
+    if not isinstance(values.root, dict):
+        what = f"a recipe is a mapping of keys to values, not {values.shown(())}"
+        raise RecipeError(what, where=f"{path}:1", fix=f"begin with {EXAMPLES['name']}")
+    return values, text
+
+
+def _base_of(path: Path, values: Values) -> Path | None:
+    """The recipe that this one extends; a relative path starts at its folder."""
+    if EXTENDS not in values.root:
+        return None
+    named = values.root[EXTENDS]
+    if not isinstance(named, str) or not named:
+        raise RecipeError(
+            f"must be the path of a recipe, not {values.shown((EXTENDS,))}",
+            where=f"{values.places[(EXTENDS,)].text}: {EXTENDS}",
+            fix=f"e.g. {EXTENDS}: ultrafeedback_3p3.yaml",
+        )
+    return path.parent / Path(named).expanduser()
+
+
+def _read_base(base: Path, where: str) -> Values:
+    try:
+        return _read(base)[0]
+    except RecipeError as error:
+        if error.where != str(base):  # a mistake inside that file has its own line
+            raise
+        raise RecipeError(f"{base}: {error.what}", where=f"{where}: {EXTENDS}", fix=error.fix) from None
+
+
+def _merge(values: Values, own: Values, keys: Keys) -> None:
+    """Put what `own` says at `keys` over what is in `values`."""
+    target, changes = values.get(keys), own.get(keys)
+    for name, change in changes.items():
+        here = (*keys, name)
+        if _is_same_section(target.get(name), change):
+            values.places[here] = own.places[here]
+            _merge(values, own, here)
+            continue
+        _drop(values, here)
+        target[name] = change
+        values.places.update({k: place for k, place in own.places.items() if k[: len(here)] == here})
+        values.written.update({k: text for k, text in own.written.items() if k[: len(here)] == here})
+
+
+def _is_same_section(old: Any, new: Any) -> bool:
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return False
+    return "type" not in new or new["type"] == old.get("type")
+
+
+def _drop(values: Values, keys: Keys) -> None:
+    """Forget the places and spellings of a value and of all below it."""
+    for table in (values.places, values.written):
+        for old in [k for k in table if k[: len(keys)] == keys]:
+            del table[old]

@@ -1,0 +1,324 @@
+"""Collects what a run has on disk and writes it as one HTML page."""
+
+import json
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import yaml
+from markupsafe import Markup
+
+from spa_recipes import __version__
+from spa_recipes.errors import RecipeError
+from spa_recipes.estimates import human_count, human_seconds
+from spa_recipes.plan import MODEL, Plan, Stage
+from spa_recipes.recipe.schema import Recipe
+from spa_recipes.report.charts import Series, histogram, line_chart
+from spa_recipes.report.policies import HEADINGS, cell, lines
+from spa_recipes.run.rundir import RunDir
+from spa_recipes.state.stagedir import Manifest
+
+EXAMPLES = 4
+"""Flagged pairs shown per iteration, and prompts with sample answers."""
+
+CURVES = {
+    "loss": "loss",
+    "rewards/margins": "reward margin",
+    "rewards/accuracies": "reward accuracy",
+    "grad_norm": "gradient norm",
+}
+"""What a trainer logs, and what its chart is called."""
+
+
+class StageRow(NamedTuple):
+    """A stage in the table of the plan; `share` of the run's time for its bar."""
+
+    id: str
+    role: str
+    state: str
+    rows: str
+    seconds: str
+    share: float
+
+
+class Iteration(NamedTuple):
+    """What an iteration labelled: answers by the judge, flags by the detector."""
+
+    number: int
+    facts: dict[str, str]
+    flagged: list[dict[str, Any]]
+
+
+def write_report(plan: Plan, run: RunDir, found: Mapping[str, Manifest], path: Path) -> None:
+    """Write the page.
+
+    Raises:
+        RecipeError: nothing has run yet, or the file cannot be written.
+    """
+    if not found:
+        raise RecipeError("nothing is finished yet", where=str(run.path), fix=f"`spa resume {run.path}` first")
+    page = render(plan, run, found)
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(
+            f"cannot be written ({error.strerror})", where=str(path), fix="choose another --out"
+        ) from None
+
+
+def render(plan: Plan, run: RunDir, found: Mapping[str, Manifest]) -> str:
+    """The page as text."""
+    assert isinstance(plan.recipe, Recipe)
+    files = _Files(plan, run, found)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("spa_recipes.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    policies = lines(plan, run.name, dict(found))
+    shown = [name for name in HEADINGS if name != "run" and any(getattr(line, name) is not None for line in policies)]
+    newest = max(manifest.finished_at for manifest in found.values())
+    return environment.get_template("template.html").render(
+        name=run.name,
+        recipe=plan.recipe,
+        finished=datetime.fromisoformat(newest).strftime("%Y-%m-%d %H:%M"),
+        complete=len(found) == len(plan.stages),
+        headline=_headline(policies),
+        policy_headings=[HEADINGS[name] for name in shown],
+        policies=[[cell(name, getattr(line, name)) for name in shown] for line in policies],
+        stages=_stage_rows(plan, run, found),
+        total_seconds=human_seconds(sum(manifest.seconds for manifest in found.values())),
+        curves=_curves(files),
+        trends=_trends(found),
+        margins=_margins(files),
+        iterations=_iterations(files),
+        samples=_samples(files),
+        recipe_text=yaml.safe_dump(plan.recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        versions=next(iter(found.values())).versions,
+        version=__version__,
+    )
+
+
+class _Files:
+    """Reads the outputs of finished stages; a file that was pruned reads as empty."""
+
+    def __init__(self, plan: Plan, run: RunDir, found: Mapping[str, Manifest]) -> None:
+        self.plan, self.run, self.found = plan, run, found
+
+    def stages(self, *kinds: str) -> Iterator[Stage]:
+        """Finished stages of these kinds, in the plan's order."""
+        return (stage for stage in self.plan.stages if stage.kind in kinds and stage.id in self.found)
+
+    def lines(self, stage_id: str, name: str) -> list[dict[str, Any]]:
+        """Rows of a JSON Lines file in a stage's output."""
+        if stage_id not in self.found:
+            return []
+        path = self.run.stage_dir(self.plan.stage(stage_id), self.plan).output / name
+        if not path.is_file():
+            return []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    def iterations(self) -> range:
+        """Numbers of the recipe's iterations."""
+        assert isinstance(self.plan.recipe, Recipe)
+        return range(1, self.plan.recipe.iterations + 1)
+
+
+def _headline(policies: list[Any]) -> str:
+    wins = [line for line in policies if line.win_rate is not None]
+    if not wins:
+        return ""
+    return "Win rate against pi_init: " + ", ".join(f"{line.policy} {line.win_rate:.1%}" for line in wins)
+
+
+def _stage_rows(plan: Plan, run: RunDir, found: Mapping[str, Manifest]) -> list[StageRow]:
+    longest = max(manifest.seconds for manifest in found.values()) or 1.0
+    rows = []
+    for stage in plan.stages:
+        manifest = found.get(stage.id)
+        if manifest is None:
+            rows.append(StageRow(stage.id, stage.role, run.status(stage, plan), "", "", 0.0))
+            continue
+        state = f"from {manifest.reused_from}" if manifest.reused_from else "done"
+        seconds = manifest.seconds
+        rows.append(
+            StageRow(stage.id, stage.role, state, human_count(manifest.rows), human_seconds(seconds), seconds / longest)
+        )
+    return rows
+
+
+def _curves(files: _Files) -> list[tuple[str, list[Markup]]]:
+    """For every training its curves over the steps."""
+    result = []
+    for stage in files.stages("sft", "dpo", "reward_model", "refine"):
+        log = files.lines(stage.id, f"{MODEL}/training_log.jsonl")
+        charts = []
+        for name, label in CURVES.items():
+            points = [(float(line["step"]), float(line[name])) for line in log if name in line]
+            charts.append(line_chart([Series("", points)], x="optimizer step", y=label))
+        if shown := [chart for chart in charts if chart]:
+            result.append((f"{stage.id}: {stage.role}", shown))
+    return result
+
+
+def _trends(found: Mapping[str, Manifest]) -> list[Markup]:
+    """How the policies and their judges develop over the iterations."""
+
+    def series(name: str, kind: str, figure: str, shift: int = 0) -> Series:
+        points = [
+            (float(key.removeprefix(kind)) - shift, float(manifest.metrics[figure]))
+            for key, manifest in found.items()
+            if key.startswith(kind) and key != "evaluate-init" and figure in manifest.metrics
+        ]
+        return Series(name, points)
+
+    charts = [
+        line_chart(
+            [
+                series("win rate against pi_init", "evaluate-", "win_rate_vs_init"),
+                series("at equal length", "evaluate-", "length_controlled_win_rate_vs_init"),
+            ],
+            x="policy pi_i",
+            y="win rate",
+        ),
+        line_chart(
+            [
+                series("on held-out labels", "evaluate-", "heldout_accuracy"),
+                series("on its own samples, by the gold reward", "judge-", "accuracy_vs_gold", shift=1),
+            ],
+            x="judge pi_i",
+            y="judge accuracy",
+        ),
+        line_chart(
+            [
+                series("chosen", "judge-", "chosen_tokens"),
+                series("rejected", "judge-", "rejected_tokens"),
+                series("held-out answers", "evaluate-", "mean_tokens"),
+            ],
+            x="iteration",
+            y="tokens per answer",
+        ),
+    ]
+    return [chart for chart in charts if chart]
+
+
+def _margins(files: _Files) -> list[Markup]:
+    """What judges and detectors saw: a distribution per iteration."""
+    judged = {i: files.lines(f"judge-{i}", "judgments.jsonl") for i in files.iterations()}
+    traces = {i: files.lines(f"refine-{i}", f"{MODEL}/pairs_trace.jsonl") for i in files.iterations()}
+    charts = [
+        histogram(
+            [(f"iteration {i}", [row["margin"] for row in rows]) for i, rows in judged.items()],
+            x="implicit-reward margin of the judge",
+        ),
+        histogram(
+            [(f"iteration {i}", [row["p_chosen"] for row in rows]) for i, rows in judged.items()],
+            x="p(chosen > rejected) of the judge",
+        ),
+        histogram(
+            [(f"iteration {i}", [row["p_detect"] for row in rows]) for i, rows in traces.items()],
+            x="p~ of the detector in training",
+        ),
+    ]
+    return [chart for chart in charts if chart]
+
+
+def _iterations(files: _Files) -> list[Iteration]:
+    result = []
+    for i in files.iterations():
+        judge, refine = files.found.get(f"judge-{i}"), files.found.get(f"refine-{i}")
+        if judge is None:
+            continue
+        facts = {"pairs": f"{judge.rows:,}", **_facts(judge.metrics, _JUDGE_FACTS)}
+        flagged: list[dict[str, Any]] = []
+        if refine is not None:
+            facts |= _facts(refine.metrics, _REFINE_FACTS)
+            flagged = _flagged(files, i)
+        result.append(Iteration(i, facts, flagged))
+    return result
+
+
+_JUDGE_FACTS = {
+    "accuracy_vs_gold": ("judge accuracy by the gold reward", "{:.1%}"),
+    "agreement_with_labels": ("agreement with labels", "{:.1%}"),
+    "mean_margin": ("mean margin", "{:.3g}"),
+    "chosen_tokens": ("tokens, chosen", "{:.1f}"),
+    "rejected_tokens": ("tokens, rejected", "{:.1f}"),
+    "ties": ("ties", "{}"),
+    "dropped_identical": ("dropped: the same answers", "{}"),
+    "dropped_empty": ("dropped: empty answers", "{}"),
+}
+_REFINE_FACTS = {
+    "flagged_pairs": ("flagged pairs", "{}"),
+    "flagged_of_all": ("flagged of all", "{:.1%}"),
+    "flagged_judge_margin": ("judge's margin of flagged pairs", "{:.3g}"),
+    "flag_precision": ("wrong among flagged", "{:.1%}"),
+    "wrong_base_rate": ("wrong among all", "{:.1%}"),
+    "replayed_pairs": ("replayed seed pairs", "{}"),
+}
+
+
+def _facts(metrics: Mapping[str, Any], names: Mapping[str, tuple[str, str]]) -> dict[str, str]:
+    return {
+        label: pattern.format(metrics[name])
+        for name, (label, pattern) in names.items()
+        if metrics.get(name) is not None
+    }
+
+
+def _flagged(files: _Files, i: int) -> list[dict[str, Any]]:
+    """The pairs that the detector doubted most, with their texts."""
+    trace = [row for row in files.lines(f"refine-{i}", f"{MODEL}/pairs_trace.jsonl") if row["flagged"]]
+    doubted = sorted(trace, key=lambda row: row["p_detect"])[:EXAMPLES]
+    pairs, judged = files.lines(f"judge-{i}", "pairs.jsonl"), files.lines(f"judge-{i}", "judgments.jsonl")
+    examples = []
+    for row in doubted:
+        pair, judgment = pairs[row["row"]], judged[row["row"]]
+        gold = judgment["gold"]
+        examples.append(
+            {
+                "prompt": pair["prompt"][-1]["content"],
+                "chosen": pair["chosen"][-1]["content"],
+                "rejected": pair["rejected"][-1]["content"],
+                "p_detect": row["p_detect"],
+                "margin": pair["margin"],
+                "verdict": _verdict(gold[judgment["chosen"]], gold[judgment["rejected"]]) if gold else "",
+            }
+        )
+    return examples
+
+
+def _verdict(chosen: float, rejected: float) -> str:
+    if chosen == rejected:
+        return "the gold reward finds them equal"
+    return "the gold reward agrees with the label" if chosen > rejected else "the gold reward says the label is wrong"
+
+
+def _samples(files: _Files) -> list[dict[str, Any]]:
+    """Answers of all policies to the same held-out prompts."""
+    by_policy = {
+        stage.id.removeprefix("evaluate-"): {
+            row["prompt_id"]: row for row in reversed(files.lines(stage.id, "samples.jsonl"))
+        }
+        for stage in files.stages("evaluate")
+    }
+    by_policy = {name: rows for name, rows in by_policy.items() if rows}
+    if not by_policy:
+        return []
+    first = next(iter(by_policy.values()))
+    prompts = list(reversed(first))[:EXAMPLES]
+    return [
+        {
+            "prompt": first[prompt]["prompt"][-1]["content"],
+            "answers": [
+                {"policy": f"pi_{name}", "text": rows[prompt]["response"], "reward": rows[prompt]["reward"]}
+                for name, rows in by_policy.items()
+                if prompt in rows
+            ],
+        }
+        for prompt in prompts
+    ]

@@ -1,0 +1,67 @@
+"""Room on the disk: asked for before a stage, and told when it runs out in the middle of one."""
+
+import errno
+import shutil
+from pathlib import Path
+
+from spa_recipes.errors import TryAgainError
+from spa_recipes.estimates import human_bytes, needs
+from spa_recipes.plan import Plan, Stage
+from spa_recipes.state.stagedir import StageDir
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+_WORDS = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing", "unexpected pos ")
+"""What safetensors (the first two) and torch.save say, whose errors carry no number."""
+
+
+def free_bytes(path: Path) -> int:
+    """Free space where `path` is or will be."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, says that nothing more fits on the disk."""
+    while error is not None:
+        if (isinstance(error, OSError) and error.errno in _NO_ROOM) or any(words in str(error) for words in _WORDS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def full_disk(error: BaseException | None, folder: Path, *, where: str, needed: int | None = None) -> TryAgainError:
+    """What to say after `is_full`, or about a disk without any room: the path, what is free, what is needed.
+
+    Args:
+        folder: named where the error names no file.
+        needed: estimate for the whole stage, in bytes.
+    """
+    path = error.filename if isinstance(error, OSError) and error.filename else folder
+    wanted = f"; the stage needs up to {human_bytes(needed)}" if needed else ""
+    return TryAgainError(
+        f"the disk is full: {path} could not be written, {human_bytes(free_bytes(folder))} are free{wanted}",
+        where=where,
+        fix="make room (`spa gc` may help); `spa resume` (or the same command) then goes on, what was finished is kept",
+    )
+
+
+def room_needed(stage: Stage, plan: Plan, folder: StageDir) -> int | None:
+    """Upper bound for the bytes that a stage will still write, None where no estimate is known.
+
+    Raises:
+        TryAgainError: less than that is free.
+    """
+    need = needs(stage, plan)
+    if need.disk is None and need.scratch is None:
+        return None
+    there = sum(path.stat().st_size for path in folder.work.rglob("*") if path.is_file())
+    missing = max(0, (need.disk or 0) + (need.scratch or 0) - there)
+    free = free_bytes(folder.path)
+    if missing > free:
+        raise TryAgainError(
+            f"needs up to {human_bytes(missing)} on the disk and {human_bytes(free)} are free; nothing was started",
+            where=f"{stage.id}: {folder.path}",
+            fix="make room (`spa gc` may help; `spa plan` says more), or set storage.checkpoints_while_training: 1",
+        )
+    return missing

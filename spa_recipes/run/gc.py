@@ -1,0 +1,319 @@
+"""What of a run may be deleted, why, and deleting it.
+
+A run needs the stages of its stored plan, and the progress of those that are not finished. What else is there is
+garbage, unless another run has a use for it. All of it is read from the disk. A deletion that is interrupted leaves a
+consistent run: what makes a stage count as done goes before its files.
+"""
+
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from spa_recipes.errors import DataError, LockedError, RecipeError
+from spa_recipes.plan import MODEL
+from spa_recipes.run.rundir import Planned, RunDir, all_runs
+from spa_recipes.state.stagedir import MANIFEST, StageDir
+from spa_recipes.state.usage import File, files
+from spa_recipes.training.env import CHECKPOINT_MARKER
+
+_FOLDER = re.compile(r"\d{2,}-(?P<name>.+-[0-9a-f]{8})(?P<damaged>\.damaged-\d+)?")
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+_KEEP = {"checkpoints": "keep_checkpoints", "shards": "keep_shards"}
+
+
+class Item(NamedTuple):
+    """Something that can go.
+
+    Attributes:
+        path: a file or a folder.
+        why: the reason, for people.
+        weights: for a model that loses only its weights, their files.
+    """
+
+    path: Path
+    why: str
+    weights: tuple[Path, ...] = ()
+
+
+class Kept(NamedTuple):
+    """Something that the run itself does not need, and the reason why it stays all the same."""
+
+    path: Path
+    why: str
+
+
+class Found(NamedTuple):
+    """The garbage of a run, and what only seems to be some."""
+
+    items: list[Item]
+    kept: list[Kept]
+
+
+class Size(NamedTuple):
+    """Bytes that become free, and bytes of files that stay because they have another name elsewhere (hard links)."""
+
+    freed: int
+    shared: int
+
+
+class Sweep(NamedTuple):
+    """What was found, or deleted, in a run; `skipped` says why the run was left alone."""
+
+    run: RunDir
+    items: list[tuple[Item, Size]]
+    kept: list[Kept]
+    skipped: str = ""
+
+
+def look(runs: Sequence[RunDir], *, models: bool) -> list[Sweep]:
+    """What `sweep` would delete; deletes nothing."""
+    results = [_look(run, models) for run in runs]
+    found = [result for result in results if isinstance(result, Found)]
+    every = iter(sizes([item for each in found for item in each.items]))
+    return [
+        Sweep(run, [], [], result)
+        if isinstance(result, str)
+        else Sweep(run, [(item, next(every)) for item in result.items], result.kept)
+        for run, result in zip(runs, results, strict=True)
+    ]
+
+
+def sweep(runs: Sequence[RunDir], *, models: bool) -> list[Sweep]:
+    """Delete the garbage of the runs that no process holds.
+
+    Raises:
+        DataError: something cannot be deleted.
+    """
+    return [_sweep(run, models) for run in runs]
+
+
+def _look(run: RunDir, models: bool) -> Found | str:
+    holder = run.holder()
+    if holder is not None:
+        return f"in use by {holder}"
+    try:
+        return find(run, models=models)
+    except RecipeError as error:
+        return str(error)
+
+
+def _sweep(run: RunDir, models: bool) -> Sweep:
+    try:
+        with run.locked():
+            found = find(run, models=models)
+            return Sweep(run, [(item, free(item)) for item in found.items], found.kept)
+    except (LockedError, RecipeError) as error:
+        return Sweep(run, [], [], error.what if isinstance(error, LockedError) else str(error))
+
+
+def find(run: RunDir, *, models: bool) -> Found:
+    """The garbage of a run that no process works on.
+
+    With `models` also the weights of its policies before the final one, if the run was finished and every stage that
+    reads them is done.
+
+    Raises:
+        RecipeError: the run's plan or settings cannot be read, so nothing is known to be garbage.
+    """
+    planned = run.planned()
+    needed = {stage.name: stage for stage in planned}
+    keep = _progress_to_keep(run)
+    found = Found([], [])
+    optional: list[tuple[StageDir, Item]] = []
+    for folder, match in _stage_folders(run):
+        if match["damaged"]:
+            found.items.append(Item(folder, "it was damaged and was set aside"))
+        elif match["name"] in needed:
+            found.items.extend(_leftovers(StageDir(folder), needed[match["name"]], keep))
+        else:
+            optional.append((StageDir(folder), Item(folder, "not in the run's plan any more")))
+    if models:
+        optional += _earlier_models(run, planned)
+    uses = _uses(run)
+    for stage_dir, item in optional:
+        why = uses.of(stage_dir, item.path)
+        if why:
+            found.kept.append(Kept(item.path, why))
+        else:
+            found.items.append(item)
+    found.items.extend(_temporary_files(run, found.items))
+    return found
+
+
+def sizes(items: Sequence[Item]) -> list[Size]:
+    """What deleting all the items frees; a file that several of them name counts for the first one only."""
+    contents = [list(_files(item)) for item in items]
+    going = Counter(file.inode for content in contents for file in content)
+    counted = set[tuple[int, int]]()
+    result = []
+    for content in contents:
+        new = {file.inode: file for file in content if file.inode not in counted}
+        counted |= new.keys()
+        freed = sum(file.size for file in new.values() if going[file.inode] == file.names)
+        result.append(Size(freed, sum(file.size for file in new.values()) - freed))
+    return result
+
+
+def free(item: Item) -> Size:
+    """Delete an item; returns what that freed.
+
+    Raises:
+        DataError: it cannot be deleted.
+    """
+    freed = shared = 0
+    try:
+        if item.weights:
+            StageDir(item.path.parents[1]).mark_pruned(f"{MODEL}/{path.name}" for path in item.weights)
+        manifest = item.path / MANIFEST
+        for file in sorted(_files(item), key=lambda file: file.path != manifest):
+            if file.path.lstat().st_nlink == 1:
+                freed += file.size
+            else:
+                shared += file.size
+            file.path.unlink()
+        if item.path.is_dir() and not item.weights:
+            shutil.rmtree(item.path)  # folders; their files are gone
+            with suppress(OSError):
+                item.path.parent.rmdir()  # only if that was all in it
+    except OSError as error:
+        raise DataError(
+            f"cannot be deleted ({error.strerror})",
+            where=str(error.filename or item.path),
+            fix="see to its permissions, then `spa gc` again",
+        ) from None
+    return Size(freed, shared)
+
+
+def _files(item: Item) -> Iterator[File]:
+    for path in item.weights or (item.path,):
+        yield from files(path)
+
+
+def _stage_folders(run: RunDir) -> Iterator[tuple[Path, re.Match[str]]]:
+    """The folders that this package made below `stages/`; any others are not its own to delete."""
+    stages = run.path / "stages"
+    for folder in sorted(stages.iterdir()) if stages.is_dir() else ():
+        match = _FOLDER.fullmatch(folder.name)
+        if match and folder.is_dir() and not folder.is_symlink():
+            yield folder, match
+
+
+def _leftovers(folder: StageDir, stage: Planned, keep: set[str]) -> Iterator[Item]:
+    """What a stage of the plan has left behind and no attempt will use."""
+    if folder.draft.is_dir():
+        yield Item(folder.draft, "output of an attempt that did not finish")
+    if folder.output.is_dir() and not (folder.path / MANIFEST).exists():
+        yield Item(folder.output, "output that was not committed")
+    if not folder.is_done(stage.key):
+        for checkpoint in sorted(folder.work.glob("checkpoints/checkpoint-*")):
+            if not (checkpoint / CHECKPOINT_MARKER).is_file():
+                yield Item(checkpoint, "a checkpoint that was not finished")
+        if (folder.work / "damaged").is_dir():
+            yield Item(folder.work / "damaged", "it was damaged and was set aside")
+        return
+    for path in sorted(folder.work.iterdir()) if folder.work.is_dir() else ():
+        if path.name not in keep:
+            yield Item(path, "progress of a stage that is finished")
+    manifest = folder.manifest()
+    left = tuple(path for name in (manifest.pruned if manifest else ()) if (path := folder.output / name).is_file())
+    if left:
+        yield Item(folder.output / MODEL, "weights that were given up before", left)
+
+
+def _earlier_models(run: RunDir, planned: Sequence[Planned]) -> Iterator[tuple[StageDir, Item]]:
+    """Policies before the final one that every reader is done with."""
+    done = run.done(planned)
+    made = [stage for stage in planned if stage.kind in ("sft", "dpo", "refine") and stage.id in done]
+    folders = {stage.id: folder for stage in made if (folder := run.existing(stage)) is not None}
+    if run.final.resolve() not in [(folder.output / MODEL).resolve() for folder in folders.values()]:
+        return  # the run was not finished since its recipe changed
+    for stage in made[:-1]:
+        model = folders[stage.id].output / MODEL
+        weights = tuple(sorted(model.glob("*.safetensors")))
+        read = all(other.id in done for other in planned if stage.id in other.reads)
+        if stage.kind != "sft" and read and weights and model.resolve() != run.final.resolve():
+            yield folders[stage.id], Item(model, "weights of a policy before the final one", weights)
+
+
+def _temporary_files(run: RunDir, items: Sequence[Item]) -> list[Item]:
+    """What writers that were killed left behind, outside of what goes anyway."""
+    return [
+        Item(file.path, "temporary file of a process that was killed")
+        for file in files(run.path)
+        if _TEMPORARY.fullmatch(file.path.name) and not any(file.path.is_relative_to(item.path) for item in items)
+    ]
+
+
+class _Uses(NamedTuple):
+    """What a run's final link, other runs' plans, and paths in recipes point to.
+
+    Attributes:
+        final: the model that `final` shows.
+        wanted: run that still has to do a stage, by the name of the stage's folder.
+        named: paths in recipes, with the run whose recipe it is.
+    """
+
+    final: Path
+    wanted: dict[str, str]
+    named: list[tuple[Path, str]]
+
+    def of(self, folder: StageDir, path: Path) -> str:
+        """Why `path`, a stage's folder or something in it, has to stay; empty if it need not."""
+        path = path.resolve()
+        if self.final.is_relative_to(path):
+            return "`final` shows it until the run is finished again"
+        manifest, name = folder.manifest(), folder.path.name.partition("-")[2]
+        if name in self.wanted and manifest is not None and folder.has_all(manifest.key):
+            return f"run {self.wanted[name]} has this stage in its plan and can take it over"
+        readers = [run for named, run in self.named if named.is_relative_to(path) or path.is_relative_to(named)]
+        return f"the recipe of run {readers[0]} reads it" if readers else ""
+
+
+def _uses(run: RunDir) -> _Uses:
+    wanted: dict[str, str] = {}
+    named: list[tuple[Path, str]] = []
+    for other in all_runs(run.path.parent):
+        with suppress(RecipeError):  # a run whose plan is lost cannot take anything over
+            named += [(path, other.name) for path in _named_paths(_resolved(other), other)]
+            if not other.path.samefile(run.path):
+                planned = other.planned()
+                done = other.done(planned)
+                wanted |= {stage.name: other.name for stage in planned if stage.id not in done}
+    return _Uses(run.final.resolve(), wanted, named)
+
+
+def _named_paths(value: Any, run: RunDir) -> Iterator[Path]:
+    """Paths inside of stages in a recipe: relative to this folder, or to the one that the folder of the runs is in."""
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _named_paths(inner, run)
+    elif isinstance(value, str):
+        for base in {Path.cwd(), run.path.absolute().parent.parent}:
+            with suppress(OSError, ValueError, RuntimeError):  # most texts are no paths
+                path = (base / Path(value).expanduser()).resolve(strict=True)
+                if "stages" in path.parts:
+                    yield path
+
+
+def _progress_to_keep(run: RunDir) -> set[str]:
+    """Folders below `work/` that the recipe keeps after a stage is finished."""
+    storage = _resolved(run).get("storage", {})
+    return {name for name, setting in _KEEP.items() if storage.get(setting)}
+
+
+def _resolved(run: RunDir) -> dict[str, Any]:
+    path = run.path / "resolved.json"
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        value = None
+    if not isinstance(value, dict):
+        raise RecipeError(
+            "the run's settings cannot be read", where=str(path), fix="write them again from the recipe with `spa run`"
+        )
+    return value

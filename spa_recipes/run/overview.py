@@ -1,0 +1,90 @@
+"""A run in one line, from what is on disk alone: no recipe is compiled, and no data or model has to be there still."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from spa_recipes.errors import RecipeError
+from spa_recipes.plan import Plan
+from spa_recipes.run.decay import judge_decay
+from spa_recipes.run.rundir import Planned, RunDir, all_runs, last_touched
+from spa_recipes.state.stagedir import Manifest
+from spa_recipes.state.usage import inodes
+
+
+class Overview(NamedTuple):
+    """A run as `spa status` lists it.
+
+    Attributes:
+        stages: done and all, such as `3/16`; `?` if the plan cannot be read.
+        note: the last win rate, the next stage, or what is wrong with the run.
+        touched: time of the newest event, in seconds since the epoch.
+        files: bytes by inode, so that files which runs share can be counted once.
+    """
+
+    name: str
+    stages: str
+    state: str
+    note: str
+    touched: float
+    files: dict[tuple[int, int], int]
+
+
+def overviews(runs_dir: Path) -> list[Overview]:
+    """The runs of a folder, most recently touched first."""
+    return [_overview(run) for run in all_runs(runs_dir)]
+
+
+def disk_usage(runs: Sequence[Overview]) -> int:
+    """Bytes of all runs together; a file that several of them have counts once."""
+    everything: dict[tuple[int, int], int] = {}
+    for run in runs:
+        everything |= run.files
+    return sum(everything.values())
+
+
+def _overview(run: RunDir) -> Overview:
+    touched, content = last_touched(run), inodes(run.path)
+    try:
+        planned = run.planned()
+    except RecipeError as error:
+        return Overview(run.name, "?", "unreadable", str(error), touched, content)
+    done = run.done(planned)
+    state, note = _state(run, planned, done)
+    return Overview(run.name, f"{len(done)}/{len(planned)}", state, note, touched, content)
+
+
+def _state(run: RunDir, planned: Sequence[Planned], done: set[str]) -> tuple[str, str]:
+    """What the run is at, and the figure or stage that matters most."""
+    manifests = {
+        stage.id: manifest
+        for stage in planned
+        if stage.id in done and (folder := run.existing(stage)) and (manifest := folder.manifest())
+    }
+    if len(done) == len(planned):
+        return "done", _win_rate(manifests)
+    if _stopped_early(run, manifests):
+        return "stopped early", _win_rate(manifests)
+    left = [stage for stage in planned if stage.id not in done]
+    states = [run.status_unfinished(folder) for stage in left if (folder := run.existing(stage)) is not None]
+    state = next((state for state in ("running", "failed", "interrupted") if state in states), "unfinished")
+    return state, f"next: {left[0].id}"
+
+
+def _stopped_early(run: RunDir, manifests: dict[str, Manifest]) -> bool:
+    """Whether the rest of the run is not wanted because its judge got worse."""
+    try:
+        recipe = run.recipe()
+    except RecipeError:  # of another version, or altered: `spa resume` says so
+        return False
+    return recipe is not None and judge_decay(Plan(recipe, ()), manifests) is not None
+
+
+def _win_rate(manifests: dict[str, Manifest]) -> str:
+    """The newest policy's, if the evaluations measured one."""
+    rates = [
+        manifest.metrics["win_rate_vs_init"]
+        for manifest in manifests.values()
+        if "win_rate_vs_init" in manifest.metrics
+    ]
+    return f"win rate {rates[-1]:.1%}" if rates else ""

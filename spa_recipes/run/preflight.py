@@ -1,0 +1,413 @@
+"""What a run takes from outside, looked at before its first stage starts: models, their tokenizers, datasets.
+
+Only small files are read and no heavy library is imported, so a mistake is told in seconds. Models come from a folder
+or from the Hub (its cache, where the environment forbids the network).
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from spa_recipes.data.chat import is_path
+from spa_recipes.data.files import local_path
+from spa_recipes.data.hub import hub_error
+from spa_recipes.errors import DataError, RecipeError, SpaError, TryAgainError
+from spa_recipes.plan import External, Plan, Stage
+from spa_recipes.recipe.schema import JudgeJob, Recipe
+from spa_recipes.run.rundir import RunDir
+
+WEIGHTS = "model.safetensors"
+SHARDED_WEIGHTS = "model.safetensors.index.json"
+PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len")
+
+_DATASETS = {"pairs", "prompts", "source"}
+"""Names of inputs that are datasets; the others are models."""
+
+_OPTIONS = {
+    "model.model_name_or_path": "--policy",
+    "reference": "--reference",
+    "pairs.source": "--pairs",
+    "model.max_length": "--max-length",
+    "model.chat_template": "--chat-template",
+    "model.trust_remote_code": "--trust-remote-code",
+}
+"""What `spa judge` calls the keys of its job."""
+
+
+def check_inputs(plan: Plan, run: RunDir, until: str | None = None) -> None:
+    """Look at every model and dataset from outside that the stages left to do, up to `until`, will read.
+
+    Raises:
+        DataError: one is missing or not usable; the run's folder holds links.
+        RecipeError: a model does not go with the recipe's settings.
+        TryAgainError: the network failed.
+    """
+    _refuse_links(run)
+    left = [stage for stage in plan.until(until) if not run.is_done(stage, plan)]
+    recipe = plan.recipe
+    for dataset in _datasets(left):
+        with _named(recipe, dataset):
+            _check_hub_dataset(dataset.location)
+    uses = _models(left)
+    for model, use in uses.items():
+        with _named(recipe, model):
+            _check_model(ModelFiles(model.location, model.revision), use, recipe)
+    _check_vocabularies(recipe, uses)
+
+
+def _refuse_links(run: RunDir) -> None:
+    """A link below `stages/` would lead a stage's output out of the run."""
+    stages = run.path / "stages"
+    for path in (stages, *sorted(stages.glob("*")), *sorted(stages.glob("*/*"))):
+        if path.is_symlink():
+            raise DataError(
+                f"this is a link to {path.readlink()}, and a run writes into its own folder only",
+                where=str(path),
+                fix="put the folder itself there, or choose another --run-dir",
+            )
+
+
+# --- what is read
+
+
+@dataclass
+class _Use:
+    """How the stages use a model.
+
+    Attributes:
+        texts: its own tokenizer and chat template render texts.
+        tokens: it reads token ids that the policy's tokenizer made.
+        reward: it is a reward model.
+    """
+
+    texts: bool = False
+    tokens: bool = False
+    reward: bool = False
+
+
+def _datasets(stages: Sequence[Stage]) -> list[External]:
+    """Datasets that are on the Hub; a local one was found when the plan was made."""
+    found = {
+        value: None
+        for stage in stages
+        for name, value in stage.inputs.items()
+        if name in _DATASETS and isinstance(value, External) and value.fingerprint.startswith("hub:")
+    }
+    return [dataset for dataset in found if local_path(dataset.location) is None]
+
+
+def _models(stages: Sequence[Stage]) -> dict[External, _Use]:
+    uses: dict[External, _Use] = {}
+    for stage in stages:
+        for name, value in stage.inputs.items():
+            if name in _DATASETS or not isinstance(value, External):
+                continue
+            use = uses.setdefault(value, _Use())
+            if stage.kind == "reward":
+                use.reward = use.texts = True
+            else:
+                use.texts |= name == "policy" or stage.kind == "candidates"
+                use.tokens = True
+    return uses
+
+
+@contextmanager
+def _named(recipe: Recipe | JudgeJob, value: External) -> Iterator[None]:
+    """Put the key that names a model or dataset in front of an error about it."""
+    try:
+        yield
+    except SpaError as error:
+        where = f"{_key_of(recipe, value)}: {error.where}"
+        raise type(error)(error.what, where=where, fix=error.fix) from error
+
+
+def _key_of(recipe: Recipe | JudgeJob, value: External) -> str:
+    """The first key of the recipe, or option of `spa judge`, whose value is this location."""
+
+    def search(node: Any, path: tuple[str, ...]) -> Iterator[str]:
+        if isinstance(node, dict):
+            for key, inner in node.items():
+                yield from search(inner, (*path, key))
+        elif isinstance(node, str) and value.location in (node, str(Path(node).expanduser())):
+            yield ".".join(path)
+
+    return _word(recipe, next(search(recipe.model_dump(mode="json"), ())))
+
+
+def _word(recipe: Recipe | JudgeJob, key: str) -> str:
+    """A key as the user knows it."""
+    return _OPTIONS.get(key, key) if isinstance(recipe, JudgeJob) else key
+
+
+# --- datasets
+
+
+def _check_hub_dataset(name: str) -> None:
+    """Whether a dataset of the Hub is there for this user; one in the cache will do where the Hub is out of reach."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().auth_check(name, repo_type="dataset")
+    except Exception as error:  # the Hub client and its network library raise what they like
+        problem = hub_error("dataset", name, error)
+        if not (_is_cached_dataset(name) and (_hub_is_offline() or isinstance(problem, TryAgainError))):
+            raise problem from error
+
+
+def _is_cached_dataset(name: str) -> bool:
+    """Whether `datasets` has prepared this dataset before."""
+    from huggingface_hub import constants
+
+    cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets")
+    return (cache / name.replace("/", "___")).is_dir()
+
+
+def _hub_is_offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+# --- models
+
+
+class ModelFiles(NamedTuple):
+    """The small files of a model in a folder or on the Hub."""
+
+    location: str
+    revision: str | None
+
+    @property
+    def local(self) -> bool:
+        """Whether it is a folder on this disk."""
+        return Path(self.location).is_dir()
+
+    def find(self, name: str, *, needed: bool = False) -> Path | None:
+        """A file, fetched from the Hub if it has to be; None where there is none.
+
+        Raises:
+            DataError, TryAgainError: the Hub does not give it; where it cannot be asked, for a `needed` file only.
+        """
+        if self.local:
+            path = Path(self.location) / name
+            return path if path.is_file() else None
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+
+        try:
+            return Path(hf_hub_download(self.location, name, revision=self.revision))
+        except EntryNotFoundError as error:  # also: not in the cache, and the Hub cannot be asked
+            if needed and type(error).__name__ == "LocalEntryNotFoundError":
+                raise hub_error("model", self.location, error) from error
+            return None
+        except Exception as error:  # the Hub client and its network library raise what they like
+            raise hub_error("model", self.location, error) from error
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file, without fetching it."""
+        if self.local:
+            return (Path(self.location) / name).is_file()
+        from huggingface_hub import HfApi, try_to_load_from_cache
+
+        if isinstance(try_to_load_from_cache(self.location, name, revision=self.revision), str):
+            return True
+        if _hub_is_offline():
+            return False
+        try:
+            return HfApi().file_exists(self.location, name, revision=self.revision)
+        except Exception as error:  # as above
+            raise hub_error("model", self.location, error) from error
+
+    def read(self, name: str, *, needed: bool = False) -> dict[str, Any]:
+        """A JSON object; empty where there is no such file.
+
+        Raises:
+            DataError: it is no JSON object; as `find`.
+        """
+        path = self.find(name, needed=needed)
+        if path is None:
+            return {}
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            reason = str(error).splitlines()[0]
+            raise DataError(f"{name} cannot be read ({reason})", where=self.location, fix="save it again") from error
+        if not isinstance(value, dict):
+            raise DataError(f"{name} is not a JSON object", where=self.location, fix="save the model again")
+        return value
+
+
+def _check_model(files: ModelFiles, use: _Use, recipe: Recipe | JudgeJob) -> None:
+    if not files.local and is_path(files.location):
+        raise DataError("no such model folder", where=files.location, fix="check the path")
+    config = files.read("config.json", needed=True)
+    if not config:
+        adapter = files.find("adapter_config.json") is not None
+        raise DataError(
+            "only an adapter, without the model that it belongs to" if adapter else "there is no config.json",
+            where=files.location,
+            fix="merge it into its model first"
+            if adapter
+            else "give a folder as `save_pretrained` writes it, or a Hub id",
+        )
+    _check_weights(files)
+    if not recipe.model.trust_remote_code:
+        _refuse_remote_code(files, config, recipe, tokenizer=use.texts)
+    if use.reward:
+        _check_outputs(files, config)
+    if use.tokens:
+        _check_positions(files, config, recipe)
+    if use.texts:
+        _check_tokenizer(files, use, recipe)
+
+
+def _check_weights(files: ModelFiles) -> None:
+    """Weights are read from safetensors only: a pickle can run code when it is loaded."""
+    if files.has(WEIGHTS):
+        return
+    if files.has(SHARDED_WEIGHTS):
+        parts = files.read(SHARDED_WEIGHTS).get("weight_map")
+        names = sorted(set(parts.values())) if isinstance(parts, dict) else []
+        missing = [name for name in names if not files.has(name)]
+        if not names or missing:
+            what = f"the weights {missing[0]} are missing" if missing else f"{SHARDED_WEIGHTS} names no files"
+            raise DataError(what, where=files.location, fix="download or save the model again")
+        return
+    pickled = next((name for name in PICKLED_WEIGHTS if files.has(name)), None)
+    if pickled is not None:
+        raise DataError(
+            f"its weights are a pickle ({pickled}), which could run code when it is loaded",
+            where=files.location,
+            fix="where you trust it, load it with transformers and save it again, which writes model.safetensors",
+        )
+    raise DataError(
+        f"there are no weights: neither {WEIGHTS} nor {SHARDED_WEIGHTS}",
+        where=files.location,
+        fix="download or save the model again",
+    )
+
+
+def _refuse_remote_code(
+    files: ModelFiles, config: Mapping[str, Any], recipe: Recipe | JudgeJob, *, tokenizer: bool
+) -> None:
+    """A model that only its own Python code can load, and a recipe that does not allow it."""
+    contents = {"config.json": config}
+    if tokenizer:
+        contents["tokenizer_config.json"] = files.read("tokenizer_config.json")
+    for name, content in contents.items():
+        if content.get("auto_map") and not _is_built_in(config.get("model_type")):
+            key = _word(recipe, "model.trust_remote_code")
+            raise RecipeError(
+                f"this model runs Python code of its own (auto_map in {name}), which is off",
+                where=files.location,
+                fix=f"if you trust it, set {key}" + ("" if key.startswith("--") else ": true"),
+            )
+
+
+def _is_built_in(model_type: object) -> bool:
+    """Whether transformers knows the architecture itself, and so needs none of the code beside the weights."""
+    from transformers.models.auto.auto_mappings import CONFIG_MAPPING_NAMES
+
+    return model_type in CONFIG_MAPPING_NAMES
+
+
+def _check_outputs(files: ModelFiles, config: Mapping[str, Any]) -> None:
+    labels = config.get("id2label")
+    outputs = config.get("num_labels") or (len(labels) if isinstance(labels, dict) else 2)  # 2 is not written out
+    if outputs != 1:
+        raise DataError(
+            f"a reward model has one output (num_labels 1), not {outputs}",
+            where=files.location,
+            fix="name a reward model, saved with num_labels=1",
+        )
+
+
+def _check_positions(files: ModelFiles, config: Mapping[str, Any], recipe: Recipe | JudgeJob) -> None:
+    inner = config.get("text_config")
+    settings = {**config, **inner} if isinstance(inner, dict) else config
+    name = next((name for name in POSITIONS if isinstance(settings.get(name), int) and settings[name] > 0), None)
+    if name is None:
+        return
+    limit = max(settings[name], _stretched(settings, settings[name]))
+    key, wanted = _word(recipe, "model.max_length"), recipe.model.max_length
+    if wanted > limit:
+        raise RecipeError(
+            f"{key} ({wanted}) is more than the model's {name} ({limit})",
+            where=files.location,
+            fix=f"set {key} to {limit} or less",
+        )
+
+
+def _stretched(settings: Mapping[str, Any], positions: int) -> int:
+    """Positions with RoPE scaling, which a configuration may count in or not."""
+    rope = settings.get("rope_parameters") or settings.get("rope_scaling")
+    if not isinstance(rope, dict) or not isinstance(rope.get("factor"), int | float):
+        return positions
+    original = rope.get("original_max_position_embeddings", positions)
+    return int(original * rope["factor"]) if isinstance(original, int) else positions
+
+
+def _check_tokenizer(files: ModelFiles, use: _Use, recipe: Recipe | JudgeJob) -> None:
+    settings = files.read("tokenizer_config.json")
+    if settings.get("auto_map") and recipe.model.trust_remote_code:
+        return  # only its own code knows where its vocabulary and template are
+    if not any(files.find(name) for name in TOKENIZERS):
+        raise DataError(
+            "there is no tokenizer", where=files.location, fix="download or save the tokenizer beside the model"
+        )
+    # The recipe's template is the policy's; a reward model reads texts by its own.
+    given = recipe.model.chat_template is not None and not use.reward
+    if not given and not settings.get("chat_template") and files.find("chat_template.jinja") is None:
+        fix = (
+            "name a reward model whose tokenizer has one"
+            if use.reward
+            else f"name a file with one in {_word(recipe, 'model.chat_template')}"
+        )
+        raise DataError("the tokenizer has no chat template", where=files.location, fix=fix)
+
+
+# --- vocabularies
+
+
+def _check_vocabularies(recipe: Recipe | JudgeJob, uses: Mapping[External, _Use]) -> None:
+    """Models that score the policy's token ids must split text as the policy does.
+
+    Compared where both have a `tokenizer.json`; `spa judge` compares the tokenizers themselves as well.
+    """
+    readers = [model for model, use in uses.items() if use.tokens]
+    policy = next((model for model in readers if _is_policy(recipe, model)), None)
+    if policy is None:
+        return
+    with _named(recipe, policy):
+        ours = _vocabulary(policy)
+    for model in readers:
+        with _named(recipe, model):
+            if model != policy and ours and (theirs := _vocabulary(model)) and theirs != ours:
+                raise DataError(
+                    f"the tokenizers of this model and of {policy.location} differ",
+                    where=model.location,
+                    fix="name models with the same tokenizer: a policy and the one that it was trained from",
+                )
+
+
+def _is_policy(recipe: Recipe | JudgeJob, model: External) -> bool:
+    name = recipe.model.model_name_or_path
+    return model.location in (name, str(Path(name).expanduser()))
+
+
+def _vocabulary(model: External) -> dict[str, int]:
+    """Tokens and their ids as `tokenizer.json` lists them; empty where that cannot be told."""
+    content = ModelFiles(model.location, model.revision).read("tokenizer.json")
+    try:
+        words = content["model"]["vocab"]
+        # A dictionary, or the pieces of a Unigram model with their scores, in the order of their ids.
+        vocabulary = words if isinstance(words, dict) else {piece: i for i, (piece, _) in enumerate(words)}
+        return vocabulary | {token["content"]: token["id"] for token in content["added_tokens"]}
+    except (KeyError, TypeError, ValueError):
+        return {}

@@ -1,0 +1,134 @@
+"""Rewards of completions by a reward model: what the reward_model judge labels by."""
+
+import math
+from typing import Any
+
+import pyarrow as pa
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedModel
+
+from spa_recipes.algo.reward import READS_TURNS
+from spa_recipes.data.chat import Renderer, load_tokenizer
+from spa_recipes.data.rows import Message, read_jsonl
+from spa_recipes.errors import DataError, StageError
+from spa_recipes.generation.rewards import load_reward_model, reward_config, sequence_rewards
+from spa_recipes.recipe.schema import Model
+from spa_recipes.stages.common import mean, model_section, read_table, sharded, use_local_device, write_table
+from spa_recipes.stages.context import Context, Result
+from spa_recipes.stages.score import SHARD_ROWS
+
+REWARDS = pa.schema([("reward", pa.float64())])
+"""One row per completion, in their order."""
+
+
+def run(context: Context) -> Result:
+    """Write `rewards.parquet`, aligned with the rows of the completions.
+
+    A reward model trained in this run reads the token ids of the completions. Any other one comes with the input
+    `prompts`, and reads the texts as its own tokenizer and chat template write them.
+    """
+    completions = read_table(context.input("completions"))
+    model = model_section(context, "model")
+    cut = 0
+    if "prompts" in context.spec.inputs:
+        sequences, cut = render(model, read_jsonl(context.input("prompts")), completions)
+    else:
+        sequences = [row["prompt_ids"] + row["response_ids"] for row in completions]
+    rewards = _rewards(context, model, completions, sequences)
+    if rewards is None:
+        return Result(0, 0, {})
+    table = pa.table(
+        {
+            "item": pa.array([row["item"] for row in completions], pa.int64()),
+            "sample": pa.array([row["sample"] for row in completions], pa.int32()),
+            "reward": pa.array(rewards, pa.float64()),
+        }
+    )
+    write_table(context.draft / "rewards.parquet", table)
+    return Result(len(rewards), sum(map(len, sequences)), {"mean_reward": mean(rewards), "cut": cut})
+
+
+def render(
+    model: Model, prompts: list[dict[str, Any]], completions: list[dict[str, Any]]
+) -> tuple[list[list[int]], int]:
+    """Token ids of the conversations as a reward model from outside the run reads them.
+
+    One that this package trained, in whichever run, gets its conversations as it did then; an answer that was cut off
+    gets the end of its turn, which its text does not tell. For others the chat template writes the whole conversation;
+    one that is longer than `max_length`, or than the tokenizer's own limit, loses its beginning, as the reward is read
+    at the end.
+
+    Returns:
+        The token ids, and how many conversations lost their beginning.
+
+    Raises:
+        DataError: no such model or not a reward model; no tokenizer, no chat template, or one that fails.
+    """
+    config = reward_config(model)
+    tokenizer = _tokenizer(model)
+    conversations: list[tuple[list[Message], str]] = [
+        (prompts[row["item"]]["prompt"], row["text"]) for row in completions
+    ]
+    if getattr(config, READS_TURNS, False):
+        renderer = Renderer(tokenizer, max_prompt_length=model.max_prompt_length, max_length=model.max_length)
+        return [renderer.prompt_ids(prompt) + renderer.response_ids(prompt, text) for prompt, text in conversations], 0
+    room = min(model.max_length, tokenizer.model_max_length)
+    whole = [
+        _conversation_ids(tokenizer, [*prompt, {"role": "assistant", "content": text}])
+        for prompt, text in conversations
+    ]
+    return [ids[-room:] for ids in whole], sum(len(ids) > room for ids in whole)
+
+
+def _tokenizer(model: Model) -> Any:
+    """The reward model's own tokenizer; the recipe's chat template is the policy's and has no say here."""
+    try:
+        return load_tokenizer(
+            model.model_name_or_path, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except DataError as error:
+        raise DataError(
+            error.what, where=error.where, fix="judge.model_name_or_path needs a tokenizer with a chat template"
+        ) from error
+
+
+def _conversation_ids(tokenizer: Any, messages: list[Message]) -> list[int]:
+    try:
+        ids: list[int] = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise DataError(
+            f"the reward model's chat template fails on a conversation of {roles}: {error}",
+            fix="change the data, or judge.model_name_or_path",
+        ) from error
+    return ids
+
+
+def _rewards(
+    context: Context, model: Model, completions: list[dict[str, Any]], sequences: list[list[int]]
+) -> list[float] | None:
+    """Rewards shard by shard; the model is loaded only if a shard is missing. None in every process but the first."""
+    loaded: list[PreTrainedModel] = []
+    budget = context.spec.runtime["compute"]["score_tokens_per_batch"]
+
+    def compute(start: int, end: int) -> pa.Table:
+        if not loaded:
+            use_local_device()
+            loaded.append(load_reward_model(model))
+        rewards = sequence_rewards(
+            loaded[0],
+            sequences[start:end],
+            tokens_per_batch=budget,
+            on_progress=lambda done, tokens: context.progress(start + done, len(sequences), "responses", "rewards"),
+        )
+        for row, reward in zip(completions[start:end], rewards, strict=True):
+            if not math.isfinite(reward):
+                raise StageError(
+                    f"the reward of answer {row['sample']} is {reward}",
+                    where=f"prompt {row['prompt_id']}",
+                    fix="look at the training of the reward model, or set model.dtype to float32",
+                )
+        return pa.table({"reward": pa.array(rewards, pa.float64())})
+
+    table = sharded(context, "rewards", len(sequences), SHARD_ROWS, REWARDS, compute)
+    return None if table is None else [float(value) for value in table["reward"].to_pylist()]

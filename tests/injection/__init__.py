@@ -1,0 +1,1 @@
+"""Runs that are stopped on purpose, at every point that matters, and what must be true of them afterwards."""
