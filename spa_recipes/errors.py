@@ -1,7 +1,7 @@
 """Errors that a user can cause or cure: one line each, with a documented exit code.
 
 Exit codes: 0 ok; 1 a stage failed; 2 usage or recipe; 3 data; 4 the run is locked by another process;
-5 the recipe changed under a resume; 75 try again (out of memory, network); 130/143 on Ctrl-C/SIGTERM.
+5 the recipe changed under a resume; 75 try again (out of memory, network, disk full); 130/143 on Ctrl-C/SIGTERM.
 """
 
 from typing import ClassVar
@@ -62,7 +62,7 @@ class RecipeChangedError(SpaError):
 
 
 class TryAgainError(SpaError):
-    """Out of memory, or the network: the same command may work later or with other settings."""
+    """Out of memory, a full disk, or the network: the same command may work later or with other settings."""
 
     exit_code = 75
 

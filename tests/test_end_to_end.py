@@ -312,14 +312,14 @@ def test_spa_judge_with_a_length_penalty(home: Path) -> None:
             handle.write(json.dumps({"prompt": row["prompt"][0]["content"], **texts}) + "\n")
     arguments = [
         "judge", "--policy", home / "runs" / "mini" / "final", "--reference", output(home, "sft", "model"),
-        "--pairs", "long.jsonl", "--max-length", "128", "--max-prompt-length", "48", "--out", "short.jsonl",
+        "--pairs", "long.jsonl", "--max-length", "128", "--max-prompt-length", "48",
     ]  # fmt: skip
-    done = run_spa(home, *arguments, "--length-penalty", "1000")
+    done = run_spa(home, *arguments, "--out", "short.jsonl", "--length-penalty", "1000")
     assert done.returncode == 0, done.stderr
     for row in rows(home / "short.jsonl"):
         chosen, rejected = (len(row[name][0]["content"].split()) for name in ("chosen", "rejected"))
         assert chosen <= rejected
-    refused = run_spa(home, *arguments, "--length-penalty", "-1")
+    refused = run_spa(home, *arguments, "--out", "none.jsonl", "--length-penalty", "-1")
     assert refused.returncode == 2
     assert "--length-penalty: must be a number of at least 0" in refused.stderr
 

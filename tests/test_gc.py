@@ -373,6 +373,14 @@ def test_models_of_a_run_that_is_not_finished_stay(tmp_path: Path, case: str) ->
         assert (folder_of(run, plan, stage_id).output / "model" / "model.safetensors").exists()
 
 
+def test_weights_that_somebody_still_has_to_read_stay(tmp_path: Path) -> None:
+    plan = plan_of()
+    run = make_run(tmp_path, plan)
+    shutil.rmtree(folder_of(run, plan, "evaluate-0").path)  # reads pi_0
+    (found,) = gc.sweep([run], models=True)
+    assert [item.path for item, _ in found.items] == [folder_of(run, plan, "refine-1").output / "model"]
+
+
 def test_a_new_final_model_stays_before_the_link_shows_it(tmp_path: Path) -> None:
     """A finished run got one more iteration, and was killed when all but the link was done."""
     run = make_run(tmp_path, plan_of(data={"prompts_per_iteration": [32]}))
@@ -383,7 +391,7 @@ def test_a_new_final_model_stays_before_the_link_shows_it(tmp_path: Path) -> Non
             commit(run, plan, stage.id)
     assert run.final.resolve() == (folder_of(run, plan, "refine-1").output / "model").resolve()
     (found,) = gc.sweep([run], models=True)
-    assert [item.path for item, _ in found.items] == [folder_of(run, plan, "seed").output / "model"]
+    assert [item.path for item, _ in found.items if item.weights] == [folder_of(run, plan, "seed").output / "model"]
 
 
 def test_a_run_without_iterations_keeps_its_model(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_stopped_at_chosen_points_nothing_is_lost(tmp_path: Path) -> None:
     """Eleven stops of `spa run`, `spa resume` and `spa judge` at calls of every kind; see `campaign.SHORT`."""
     printed = campaign(tmp_path, "--short")
     assert "11 kills in 3 trials" in printed
-    assert "points that were not met any more: 0" in printed
+    assert "faults that were not met: 0" in printed
 
 
 @pytest.mark.slow
@@ -53,12 +53,12 @@ def test_stopped_at_drawn_points_nothing_is_lost(tmp_path: Path) -> None:
 # --- the tools notice what they are there for ---
 
 WRITER = """
-import os, shutil, sys
+import json, shutil, sys
 from pathlib import Path
 from spa_recipes.state import atomic
 from tests.injection import faults
 folder = Path(sys.argv[1])
-faults.install(folder, folder.with_suffix(".notes"), faults.Fault(*__import__("json").loads(sys.argv[2])))
+faults.install(folder, folder.with_suffix(".notes"), [faults.Fault(*json.loads(sys.argv[2]))])
 atomic.write_text(folder / "one", "old")
 with (folder / "log").open("a") as handle:
     handle.write("0123456789")
@@ -212,6 +212,27 @@ def test_a_stage_ends_when_its_fork_server_is_killed(tmp_path: Path) -> None:
     server.send_signal(signal.SIGKILL)
     server.wait()
     soon(lambda: not alive(stage))
+
+
+IMPORTING = """
+import time
+from spa_recipes.run import forkserver
+forkserver.preload = lambda: (print("importing", flush=True), time.sleep(99))
+forkserver.main()
+"""
+
+
+def test_a_fork_server_that_still_imports_ends_when_its_runner_is_gone() -> None:
+    server = subprocess.Popen([sys.executable, "-c", IMPORTING], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert server.stdin is not None
+    assert server.stdout is not None
+    assert server.stdout.readline() == b"importing\n"
+    server.stdin.write(b'{"spec": "a request that waits')
+    server.stdin.flush()
+    with pytest.raises(subprocess.TimeoutExpired):
+        server.wait(1)
+    server.stdin.close()
+    server.wait(30)
 
 
 def soon(condition: Callable[[], object]) -> None:

@@ -27,7 +27,8 @@ ALLOWED: dict[str, set[str]] = {
     "stages": {"errors", "recipe", "plan", "state", "data", "algo", "generation", "training", "sandbox"},
     "run": {"errors", "recipe", "keys", "plan", "estimates", "state", "data", "stages", "generation", "training"},
     "api": {"errors", "recipe", "plan", "state", "run"},
-    "cli": {"errors", "recipe", "plan", "state", "data", "run", "api", "estimates"},
+    "report": {"errors", "recipe", "plan", "estimates", "state", "run"},
+    "cli": {"errors", "recipe", "plan", "state", "data", "run", "api", "estimates", "report"},
 }
 """A part of the package and the parts that it may import."""
 

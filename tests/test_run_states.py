@@ -129,7 +129,8 @@ sys.argv = ["spa", "resume", "mini"]
 from spa_recipes.cli.app import main
 main()
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=home, capture_output=True, text=True, timeout=60)
+    with umask(0o002):
+        done = subprocess.run([sys.executable, "-c", code], cwd=home, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "HEAVY []"
     assert done.stdout.count("done before") == STAGES + 1

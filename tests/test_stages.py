@@ -81,17 +81,24 @@ def test_shards_that_are_done_are_not_made_again(tmp_path: Path) -> None:
     assert second.made == [(6, 9), (9, 10)]
 
 
-@pytest.mark.parametrize("damage", [b"", b"PAR1 not really", None])
-def test_a_damaged_shard_is_made_again(tmp_path: Path, damage: bytes | None) -> None:
+@pytest.mark.parametrize("damage", [b"", b"PAR1 not really", None, pa.table({"n": [5, 4, 3]})])
+def test_a_damaged_shard_is_made_again(tmp_path: Path, damage: bytes | pa.Table | None) -> None:
+    """Empty, no Parquet, cut off; and readable with as many rows, but other ones."""
     context = context_of(tmp_path)
     sharded(context, "t", 6, 3, NUMBERS, Counter())
     shard = context.work / "shards" / "t" / "00000003-00000006.parquet"
-    shard.write_bytes(damage if damage is not None else shard.read_bytes()[:-20])
+    if isinstance(damage, pa.Table):
+        pq.write_table(damage, shard)
+    else:
+        shard.write_bytes(damage if damage is not None else shard.read_bytes()[:-20])
+    damaged = shard.read_bytes()
     again = Counter()
     table = sharded(context, "t", 6, 3, NUMBERS, again)
     assert table is not None
     assert table["n"].to_pylist() == list(range(6))
     assert again.made == [(3, 6)]
+    assert (context.work / "damaged" / f"{shard.name}.damaged-1").read_bytes() == damaged
+    assert "altered or cut off" in (context.attempt_dir / "progress.jsonl").read_text()
 
 
 def test_another_shard_size_does_not_mix(tmp_path: Path) -> None:

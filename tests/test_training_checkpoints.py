@@ -174,11 +174,17 @@ def test_damaged_checkpoints_do_not_push_out_the_new_one(tmp_path: Path, keep: i
     assert newest_complete_checkpoint(tmp_path) == (tmp_path / "checkpoint-2", [])
 
 
-def test_a_training_goes_on_from_the_last_whole_checkpoint(policy: Path, interrupted: Path, tmp_path: Path) -> None:
+def test_a_training_goes_on_from_the_last_whole_checkpoint(
+    policy: Path, interrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     straight = _train(policy, tmp_path / "straight")
     shutil.copytree(interrupted, tmp_path / "resumed")
     (tmp_path / "resumed" / "checkpoints" / "checkpoint-4" / "optimizer.pt").write_bytes(b"half")
+    capsys.readouterr()
     resumed = _train(policy, tmp_path / "resumed")
+    said = "checkpoint-4 was altered or cut off: kept as checkpoint-4.damaged-1, going on from checkpoint-2"
+    assert said in capsys.readouterr().out.splitlines()
+    assert (tmp_path / "resumed" / "damaged" / "checkpoint-4.damaged-1" / "optimizer.pt").read_bytes() == b"half"
     assert resumed.metrics.pop("resumed_from_step") == 2
     straight.metrics.pop("resumed_from_step")
     assert resumed == straight

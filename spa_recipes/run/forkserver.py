@@ -16,6 +16,7 @@ import select
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 POLL_SECONDS = 0.02
@@ -81,7 +82,8 @@ def wait_or_stop(child: int) -> int | None:
 def main() -> None:
     """Serve until standard input ends."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    preload()
+    with _ending_with_input():
+        preload()
     lifeline = os.pipe()
     while line := _read_line():
         request = json.loads(line)
@@ -89,6 +91,27 @@ def main() -> None:
         if code is None:
             return
         print(json.dumps({"exit": code}), flush=True)
+
+
+@contextlib.contextmanager
+def _ending_with_input() -> Iterator[None]:
+    """End this process if its standard input does: the imports take long on a busy machine. Leaves no thread behind."""
+    done = threading.Event()
+
+    def watch() -> None:
+        hangup = select.poll()
+        hangup.register(0, 0)  # a closed pipe is reported even so; a request that waits is not
+        while not done.wait(POLL_SECONDS):
+            if hangup.poll(0):
+                os._exit(1)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def _read_line() -> str:

@@ -236,7 +236,7 @@ def _earlier_models(run: RunDir, planned: Sequence[Planned]) -> Iterator[tuple[S
         model = folders[stage.id].output / MODEL
         weights = tuple(sorted(model.glob("*.safetensors")))
         read = all(other.id in done for other in planned if stage.id in other.reads)
-        if stage.kind != "sft" and read and weights and model.resolve() != run.final.resolve():
+        if stage.kind != "sft" and read and weights:
             yield folders[stage.id], Item(model, "weights of a policy before the final one", weights)
 
 

@@ -36,6 +36,9 @@ NO_ITERATIONS = ["data.prompts_per_iteration=[]", "noise.lambdas=null"]
 LABELS = {"3p3": ["data.seed_labels=300"], "0p8": ["data.seed_labels=72"]}
 THREE = ["data.prompts_per_iteration=[1200, 3000, 3000]", "noise.lambdas=[0.5, 0.25, 0.125]"]
 
+REWARD_MODEL = "{learning_rate: 1e-3, num_train_epochs: 3, global_batch_size: 16, per_device_train_batch_size: 16}"
+"""Chosen on seed 101 by its accuracy on the policy's samples: 64 % with 3e-4, 66 % with this."""
+
 IMPROVEMENTS = {
     "judge_detector": ["noise.detector=judge", "noise.lambdas=null", "noise.alpha=0.5"],
     "replay": ["refine.seed_replay=0.1", "data.prompts_per_iteration=[1080, 2700]"],
@@ -58,7 +61,7 @@ RECIPES: dict[str, list[str]] = {
     "zero_labels": ["data.seed_labels=0", "judge.reference=base"],
     "random_judge_3p3": ["judge={type: random}"],
     "gold_judge_3p3": ["judge={type: gold}"],
-    "reward_model_3p3": ["judge={type: reward_model}"],
+    "reward_model_3p3": [f"judge={{type: reward_model, training: {REWARD_MODEL}}}"],
     "dpo_equal_steps_3p3": ["seed_training.num_train_epochs=10", *NO_ITERATIONS],
     "dpo_equal_steps_0p8": ["data.seed_labels=72", "seed_training.num_train_epochs=29", *NO_ITERATIONS],
     **{f"{name}_{share}": [*labels, *over] for name, over in IMPROVEMENTS.items() for share, labels in LABELS.items()},

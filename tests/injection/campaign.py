@@ -33,7 +33,18 @@ from spa_recipes.run import gc
 from spa_recipes.run.rundir import RunDir
 from tests.conftest import mini, write_recipe
 from tests.injection import checks, processes
-from tests.injection.faults import HALVES, ORPHAN, REACHED, Fault, Note, Victim, When, lose_unsynced, read_notes, says
+from tests.injection.faults import (
+    HALVES,
+    REACHED,
+    Fault,
+    Note,
+    Victim,
+    When,
+    left_alone,
+    lose_unsynced,
+    reached,
+    read_notes,
+)
 
 SAVE_STEPS = 2
 PATIENCE = 600.0
@@ -69,6 +80,8 @@ VICTIMS: dict[Victim, int] = {
     "SIGINT": 2,
     "SIGINT twice": 1,
 }
+ROUNDS = 6
+"""How often the kills that did not take place are tried again."""
 TIMED = 0.15
 """Share of stops at a random time instead of at a call."""
 EXIT_CODES = {"SIGTERM": 128 + signal.SIGTERM, "SIGINT": 128 + signal.SIGINT, "SIGINT twice": 128 + signal.SIGINT}
@@ -87,7 +100,7 @@ class Report:
 
     Attributes:
         kills: faults that took place, in turn.
-        missed: faults whose call was not made any more.
+        missed: faults that the run did not meet.
         commands: how often the command was started.
         gone: longest time until the processes of a stopped run were gone, in seconds.
         problems: what is wrong.
@@ -148,17 +161,21 @@ def run_of(job: Job, folder: Path) -> Path:
 
 
 def start_and_stop(
-    arguments: Sequence[str], folder: Path, log: Path, notes: Path, fault: Fault | None, *, fresh: bool = False
+    arguments: Sequence[str], folder: Path, log: Path, notes: Path, armed: Sequence[Fault], *, fresh: bool = False
 ) -> int | None:
-    """Exit code of the command, stopped by `fault`; None if it does not end."""
-    pid = processes.start(folder, arguments, log, notes, fault, fresh=fresh)
-    if fault is not None and fault.kind == "time":
-        code = processes.wait(pid, fault.nth / 1000)
+    """Exit code of the command, stopped by the first of the `armed` faults; None if it does not end.
+
+    A fault at a time is armed alone.
+    """
+    timed = armed[0] if armed and armed[0].kind == "time" else None
+    pid = processes.start(folder, arguments, log, notes, () if timed else armed, fresh=fresh)
+    if timed is not None:
+        code = processes.wait(pid, timed.nth / 1000)
         if code is not None:
             return code
         with notes.open("a") as handle:
-            handle.write("0\trunner\treached\t\t\n")
-        _strike_from_outside(fault, pid, folder)
+            handle.write(f"0\trunner\t{REACHED}\t{json.dumps(timed)}\t\n")
+        _strike_from_outside(timed, pid, folder)
     code = processes.wait(pid, PATIENCE)
     if code is None:
         os.kill(pid, signal.SIGKILL)
@@ -186,13 +203,14 @@ def _strike_from_outside(fault: Fault, runner: int, folder: Path) -> None:
 
 
 def conduct(bench: Bench, trial: Trial, name: str) -> Report:
-    """Stop the command at each fault, then let it end, and look."""
+    """Stop the command at one fault after the other, then let it end, and look."""
     begin = time.monotonic()
     report, folder = Report(trial), bench.base / "trials" / name
     prepare(bench, trial.job, folder)
-    for fault in (*trial.faults, None):
-        if not _step(bench, report, folder, fault):
-            break
+    left = list(trial.faults)
+    while _step(bench, report, folder, left):
+        pass
+    report.missed = len(left)
     if not report.problems:
         report.problems += _end(bench, trial.job, folder)
     if not report.problems:
@@ -201,23 +219,22 @@ def conduct(bench: Bench, trial: Trial, name: str) -> Report:
     return report
 
 
-def _step(bench: Bench, report: Report, folder: Path, fault: Fault | None) -> bool:
-    """One command; True if the run goes on after it."""
+def _step(bench: Bench, report: Report, folder: Path, left: list[Fault]) -> bool:
+    """One command, and the fault that stopped it is taken out of those that are left; True if it did not end."""
     job, number = report.trial.job, report.commands
     before = checks.snapshot(folder)
     log, notes = (folder.with_name(f"{folder.name}.{number}.{kind}") for kind in ("log", "notes"))
-    code = start_and_stop(command(job, folder, bench.base), folder, log, notes, fault, fresh=job == "run fresh")
+    armed = left[:1] if left and left[0].kind == "time" else [fault for fault in left if fault.kind != "time"]
+    code = start_and_stop(command(job, folder, bench.base), folder, log, notes, armed, fresh=job == "run fresh")
     report.commands += 1
-    reached = fault is not None and says(notes, REACHED)
-    if reached:
-        assert fault is not None
+    fault = reached(notes)
+    if fault is not None:
         report.kills.append(fault)
-    elif fault is not None:
-        report.missed += 1
-    problems = _after_a_stop(report, job, folder, code, fault if reached else None)
-    if says(notes, ORPHAN):
+        left.remove(fault)
+    problems = _after_a_stop(report, job, folder, code, fault)
+    if left_alone(notes):
         problems.append("a worker went on after the runner and the fork server were killed")
-    if fault is not None and reached and fault.victim == "power":
+    if fault is not None and fault.victim == "power":
         lose_unsynced(folder, notes, fault)
     if not (job == "judge" and (folder / "out.jsonl").exists()):  # then what is left is being removed
         problems += checks.lost_work(folder, before, checks.snapshot(folder), read_notes(notes), SAVE_STEPS)
@@ -263,15 +280,24 @@ def _end(bench: Bench, job: Job, folder: Path) -> list[str]:
 # --- choosing the faults ---
 
 
-def trials(bench: Bench, kills: int, seed: int) -> Iterator[Trial]:
-    """Trials with that many faults in all."""
-    rng = random.Random(seed)
-    shares = {job: round(kills * share) for job, share in SHARES.items()}
-    shares["run"] += kills - sum(shares.values())
-    for job, left in shares.items():
-        points = _Points(bench.notes(job), rng)
-        for start in range(0, left, KILLS_PER_TRIAL[job]):
-            count = min(left - start, KILLS_PER_TRIAL[job])
+class Draws:
+    """Trials with random faults, until as many have taken place as were asked for."""
+
+    def __init__(self, bench: Bench, kills: int, seed: int) -> None:
+        rng = random.Random(seed)
+        self._wanted = {job: round(kills * share) for job, share in SHARES.items()}
+        self._wanted["run"] += kills - sum(self._wanted.values())
+        self._points = {job: _Points(bench.notes(job), rng) for job in SHARES}
+
+    def trials(self, reports: Sequence[Report]) -> list[Trial]:
+        """For what the trials so far left to do: a run that ends early meets no more faults."""
+        done = Counter(report.trial.job for report in reports for _ in report.kills)
+        return [trial for job in SHARES for trial in self._trials(job, self._wanted[job] - done[job])]
+
+    def _trials(self, job: Job, kills: int) -> Iterator[Trial]:
+        for start in range(0, kills, KILLS_PER_TRIAL[job]):
+            count = min(kills - start, KILLS_PER_TRIAL[job])
+            points = self._points[job]
             yield Trial(job, tuple(points.draw(count) if job != "run fresh" else points.timed(count)))
 
 
@@ -303,7 +329,7 @@ class _Points:
             # A command that goes on makes fewer of the calls at the same place.
             occurrence = occurrence if number == 0 else min(occurrence, self._rng.randint(1, 3))
             whens: list[When] = ["before", "after", "half"] if point.kind in HALVES else ["before", "after"]
-            faults.append(Fault(*point, occurrence, self._rng.choice(whens), self._victim()))
+            faults.append(Fault(*point, occurrence, self._rng.choice(whens), self._victim(point.role)))
         return faults
 
     def timed(self, count: int) -> list[Fault]:
@@ -312,13 +338,12 @@ class _Points:
 
     def _timed(self, longest: int) -> Fault:
         role = self._rng.choice(["runner", "worker"])
-        victim = self._victim()
-        victim = "process" if victim in ("server", "runner+server") else victim
-        return Fault(role, "time", "", self._rng.randint(50, longest), "before", victim)
+        return Fault(role, "time", "", self._rng.randint(50, longest), "before", self._victim("runner"))
 
-    def _victim(self) -> Victim:
+    def _victim(self, role: str) -> Victim:
         (victim,) = self._rng.choices(list(VICTIMS), weights=list(VICTIMS.values()))
-        return victim
+        # Only a worker knows that there is a fork server.
+        return "tree" if role == "runner" and victim in ("server", "runner+server") else victim
 
 
 SHORT: dict[Job, list[tuple[str, str, str, When, Victim]]] = {
@@ -368,7 +393,7 @@ def set_up(bench: Bench) -> None:
         folder = bench.reference(job)
         prepare(bench, job, folder)
         log = folder.with_suffix(".log")
-        code = start_and_stop(command(job, folder, bench.base), folder, log, folder.with_suffix(".notes"), None)
+        code = start_and_stop(command(job, folder, bench.base), folder, log, folder.with_suffix(".notes"), [])
         if code != 0:
             raise SystemExit(f"the undisturbed {job} ended with exit code {code}: {log.read_text()}")
 
@@ -383,9 +408,9 @@ def _make_models(base: Path) -> None:
     write_jsonl(base / "pairs.jsonl", preference_rows(12, seed=0))
 
 
-def conduct_all(bench: Bench, chosen: Sequence[Trial], jobs: int) -> Iterator[Report]:
-    """Trials as they end."""
-    names = [f"{number:03d}" for number in range(len(chosen))]
+def conduct_all(bench: Bench, chosen: Sequence[Trial], jobs: int, first: int) -> Iterator[Report]:
+    """Trials as they end; they are numbered from `first`."""
+    names = [f"{number:03d}" for number in range(first, first + len(chosen))]
     do = functools.partial(conduct, bench)
     if jobs == 1:
         yield from map(do, chosen, names)
@@ -429,7 +454,7 @@ def print_summary(reports: Sequence[Report], seconds: float) -> None:
     _print_counts("by moment", (fault.when if fault.kind != "time" else "any time" for fault in kills))
     _print_counts("by victim", (fault.victim for fault in kills))
     print(f"resumed: {sum(max(report.commands - 1, 0) for report in reports)} times")
-    print(f"points that were not met any more: {sum(report.missed for report in reports)}")
+    print(f"faults that were not met: {sum(report.missed for report in reports)}")
     print(f"processes gone after at most {max((report.gone for report in reports), default=0):.2f} s")
     print(f"trials with problems: {sum(bool(report.problems) for report in reports)}")
 
@@ -457,14 +482,15 @@ def main() -> None:
     processes.load_libraries()
     set_up(bench)
     print(f"undisturbed runs are there after {time.monotonic() - begin:.0f} s, in {base}", flush=True)
-    if options.repeat:
-        chosen = [parse_trial(text) for text in options.repeat]
-    else:
-        chosen = short_trials(bench) if options.short else list(trials(bench, options.kills, options.seed))
-    reports = []
-    for number, report in enumerate(conduct_all(bench, chosen, options.jobs)):
-        reports.append(report)
-        print_report(report, number)
+    draws = Draws(bench, options.kills, options.seed)
+    fixed = [parse_trial(text) for text in options.repeat or []] or (short_trials(bench) if options.short else [])
+    chosen = fixed or draws.trials([])
+    reports: list[Report] = []
+    for _ in range(1 if fixed else ROUNDS):
+        for report in conduct_all(bench, chosen, options.jobs, len(reports)):
+            print_report(report, len(reports))
+            reports.append(report)
+        chosen = draws.trials(reports)
     print_summary(reports, time.monotonic() - begin)
     failed = any(report.problems for report in reports)
     if not failed and options.folder is None:

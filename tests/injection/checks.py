@@ -87,7 +87,7 @@ def _newest_attempt(stage: Path) -> Path:
 
 def _steps(attempt: Path) -> list[int]:
     """Steps of a training that its progress names."""
-    return [line["done"] for line in whole_lines(attempt / "progress.jsonl") if line["unit"] == "steps"]
+    return [line["done"] for line in whole_lines(attempt / "progress.jsonl") if line.get("unit") == "steps"]
 
 
 def whole_lines(file: Path) -> Iterator[dict[str, Any]]:

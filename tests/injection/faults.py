@@ -7,13 +7,14 @@ test knows nothing of it. The notes of all processes go to one file, a line per 
 import builtins
 import functools
 import io
+import json
 import os
 import re
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -92,16 +93,28 @@ def read_notes(file: Path) -> list[Note]:
     return found
 
 
-def says(file: Path, word: str) -> bool:
-    """Whether the notes say REACHED (the fault took place) or ORPHAN (a worker went on by itself)."""
-    return file.exists() and f"\t{word}\t" in file.read_text()
+def _words(file: Path, word: str) -> list[str]:
+    """What notes of that kind say."""
+    lines = [line.split("\t") for line in file.read_text().splitlines()] if file.exists() else []
+    return [line[3] for line in lines if line[2] == word]
+
+
+def reached(file: Path) -> Fault | None:
+    """The fault that took place."""
+    found = _words(file, REACHED)
+    return Fault(*json.loads(found[0])) if found else None
+
+
+def left_alone(file: Path) -> bool:
+    """Whether a worker went on when nobody waited for it any more."""
+    return bool(_words(file, ORPHAN))
 
 
 class _Watch:
     """The state of this process: where notes go, and what is to happen."""
 
-    def __init__(self, folder: Path, notes: Path, fault: Fault | None) -> None:
-        self.folder, self.notes, self.fault = str(folder.resolve()) + os.sep, notes, fault
+    def __init__(self, folder: Path, notes: Path, armed: Sequence[Fault]) -> None:
+        self.folder, self.notes, self.armed = str(folder.resolve()) + os.sep, notes, armed
         self.runner = os.getpid()
         self.started: list[int] = []  # leaders of the groups that the runner started
         self._inside = False
@@ -115,29 +128,32 @@ class _Watch:
             return do()
         self._inside = True  # a library's call may be made of others
         try:
-            when = self._note(kind, path, target)
-            if when == "before":
-                self._strike()
-            if when == "half" and kind == "rmtree":
+            fault = self._note(kind, path, target)
+            if fault is None:
+                return do()
+            if fault.when == "before":
+                self._strike(fault)
+            if fault.when == "half" and kind == "rmtree":
                 half()
-                self._strike()
+                self._strike(fault)
             result = do()
-            if when == "half":
+            if fault.when == "half":
                 half()
-            if when in ("half", "after"):
-                self._strike()
+            if fault.when in ("half", "after"):
+                self._strike(fault)
             return result
         finally:
             self._inside = False
 
-    def _note(self, kind: str, path: str, target: str) -> When | None:
-        """Append the note; the fault's `when` if this is its call."""
+    def _note(self, kind: str, path: str, target: str) -> Fault | None:
+        """Append the note; the fault whose call it is, if there is one."""
         below = path.removeprefix(self.folder)
         self._append(kind, below, target.removeprefix(self.folder))
-        fault = self.fault
-        if fault is None or fault.point != Point(self.role(), kind, place(below)):
+        here = [fault for fault in self.armed if fault.point == Point(self.role(), kind, place(below))]
+        if not here or reached(self.notes) is not None:
             return None
-        return fault.when if sum(note.point == fault.point for note in read_notes(self.notes)) == fault.nth else None
+        made = sum(note.point == here[0].point for note in read_notes(self.notes))
+        return next((fault for fault in here if fault.nth == made), None)
 
     def _append(self, kind: str, path: str, target: str = "") -> None:
         line = f"{os.getpid()}\t{self.role()}\t{kind}\t{path}\t{target}\n"
@@ -145,11 +161,10 @@ class _Watch:
         os.write(descriptor, line.encode())
         os.close(descriptor)
 
-    def _strike(self) -> None:
+    def _strike(self, fault: Fault) -> None:
         """Stop what the fault says. Returns if this process is not among it."""
-        assert self.fault is not None
-        self._append(REACHED, self.fault.path)
-        victim = self.fault.victim
+        self._append(REACHED, json.dumps(fault))
+        victim = fault.victim
         is_runner = os.getpid() == self.runner
         if victim in ("SIGTERM", "SIGINT", "SIGINT twice"):
             os.kill(self.runner, signal.SIGTERM if victim == "SIGTERM" else signal.SIGINT)
@@ -178,10 +193,10 @@ class _Watch:
 _watch: _Watch | None = None
 
 
-def install(folder: Path, notes: Path, fault: Fault | None) -> None:
-    """Watch this process, which is the runner, and those that it will fork."""
+def install(folder: Path, notes: Path, armed: Sequence[Fault]) -> None:
+    """Watch this process, which is the runner, and those that it will fork; stop at the first of the `armed` faults."""
     global _watch
-    _watch = _Watch(folder, notes, fault)
+    _watch = _Watch(folder, notes, armed)
     for name in ("rename", "replace", "link"):
         _wrap(os, name, "rename" if name == "replace" else name, _first, has_target=True)
     for name in ("mkdir", "unlink"):

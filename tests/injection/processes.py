@@ -87,7 +87,7 @@ def start(
     arguments: Sequence[str],
     log: Path,
     notes: Path,
-    fault: faults.Fault | None,
+    armed: Sequence[faults.Fault],
     *,
     fresh: bool = False,
 ) -> int:
@@ -111,7 +111,7 @@ def start(
         os.environ |= {"HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "COLUMNS": "200"}
         if fresh:
             os.execv(sys.executable, [sys.executable, "-m", "spa_recipes.cli", *arguments])
-        faults.install(folder, notes, fault)
+        faults.install(folder, notes, armed)
         subprocess.Popen = ForkingPopen  # type: ignore[assignment,misc]
         code = _run("spa_recipes.cli.app", ["spa", *arguments])
     finally:
