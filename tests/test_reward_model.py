@@ -195,6 +195,7 @@ _train(pathlib.Path(policy), make_pairs(21, reference=False), env, per_device_tr
 """
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_same_model(policy: Path, tmp_path: Path) -> None:
     one = _train(policy, make_pairs(21, reference=False), make_env(policy, tmp_path / "one"))
     with socket.socket() as probe:

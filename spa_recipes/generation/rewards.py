@@ -11,7 +11,7 @@ from spa_recipes.algo.reward import use_score_head
 from spa_recipes.errors import DataError
 from spa_recipes.generation.engines import Progress
 from spa_recipes.generation.scoring import CPU_TOKENS
-from spa_recipes.generation.transformers import _device, _dtype, _load_error, out_of_memory
+from spa_recipes.generation.transformers import compute_dtype, load_error, local_device, out_of_memory
 from spa_recipes.recipe import schema
 
 
@@ -34,7 +34,7 @@ def reward_config(model: schema.Model) -> PretrainedConfig:
             trust_remote_code=model.trust_remote_code,
         )
     except (OSError, ValueError) as error:
-        raise _load_error(error, path) from error
+        raise load_error(error, path) from error
     if config.num_labels != 1:
         raise DataError(
             f"a reward model has one output (num_labels 1), not {config.num_labels}",
@@ -51,7 +51,7 @@ def load_reward_model(model: schema.Model) -> PreTrainedModel:
         DataError: as `reward_config`; weights are missing, such as those of the output.
         TryAgainError: out of memory, or the Hub is out of reach.
     """
-    path, config, device = model.model_name_or_path, reward_config(model), _device()
+    path, config, device = model.model_name_or_path, reward_config(model), local_device()
     try:
         with out_of_memory("load the reward model on a larger device, or set model.dtype to bfloat16"):
             loaded, info = AutoModelForSequenceClassification.from_pretrained(
@@ -60,7 +60,7 @@ def load_reward_model(model: schema.Model) -> PreTrainedModel:
                 use_safetensors=True,
                 revision=None if Path(path).is_dir() else model.revision,
                 local_files_only=Path(path).is_dir(),
-                dtype=_dtype(model.dtype, device),
+                dtype=compute_dtype(model.dtype, device),
                 attn_implementation=model.attn_implementation,
                 trust_remote_code=model.trust_remote_code,
                 output_loading_info=True,
@@ -68,7 +68,7 @@ def load_reward_model(model: schema.Model) -> PreTrainedModel:
             use_score_head(loaded)
             loaded = loaded.to(device).eval()
     except (OSError, ValueError, SafetensorError) as error:
-        raise _load_error(error, path) from error
+        raise load_error(error, path) from error
     if info["missing_keys"]:
         raise DataError(
             f"the weights of {', '.join(sorted(info['missing_keys'])[:3])} are missing",

@@ -34,7 +34,7 @@ def load_model(path: str | Path, *, model: schema.Model, revision: str | None = 
         TryAgainError: out of memory, or the Hub is out of reach.
     """
     local = Path(path).is_dir()
-    device = _device()
+    device = local_device()
     try:
         with out_of_memory("load the model on a larger device, or set model.dtype to bfloat16"):
             loaded, info = AutoModelForCausalLM.from_pretrained(
@@ -42,14 +42,14 @@ def load_model(path: str | Path, *, model: schema.Model, revision: str | None = 
                 revision=None if local else revision,
                 local_files_only=local,
                 use_safetensors=True,
-                dtype=_dtype(model.dtype, device),
+                dtype=compute_dtype(model.dtype, device),
                 attn_implementation=model.attn_implementation,
                 trust_remote_code=model.trust_remote_code,
                 output_loading_info=True,
             )
             loaded = loaded.to(device).eval()
     except (OSError, ValueError, SafetensorError) as error:
-        raise _load_error(error, str(path)) from error
+        raise load_error(error, str(path)) from error
     if info["missing_keys"]:
         names = sorted(info["missing_keys"])
         raise DataError(
@@ -60,7 +60,8 @@ def load_model(path: str | Path, *, model: schema.Model, revision: str | None = 
     return loaded
 
 
-def _load_error(error: Exception, path: str) -> DataError | TryAgainError:
+def load_error(error: Exception, path: str) -> DataError | TryAgainError:
+    """What transformers says about a model that does not load, as one line: try again where the Hub is out of reach."""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if "couldn't connect" in reason.lower():
         return TryAgainError(reason, where=path, fix="check the network, or give model_name_or_path a local folder")
@@ -69,11 +70,13 @@ def _load_error(error: Exception, path: str) -> DataError | TryAgainError:
     )
 
 
-def _device() -> torch.device:
+def local_device() -> torch.device:
+    """The GPU of this process, or the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
+def compute_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The precision of a recipe's `model.dtype`; auto is bfloat16 on a GPU that has it, else float32."""
     if name != "auto":
         dtype: torch.dtype = getattr(torch, name)
         return dtype

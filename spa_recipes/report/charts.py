@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-WIDTH, HEIGHT = 460, 230
+WIDTH, HEIGHT = 350, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 40
 MAX_POINTS = 300
 COLOURS = 6
@@ -47,7 +47,7 @@ def line_chart(series: Sequence[Series], *, x: str, y: str, zero: bool = False) 
     ys = [point[1] for line in shown for point in line.points] + ([0.0] if zero else [])
     across = _Scale(*_range(xs, tight=True), _LEFT, WIDTH - _RIGHT)
     up = _Scale(*_range(ys), HEIGHT - _BOTTOM, _TOP)
-    parts = _axes(across, up, x, y)
+    parts = _axes(across, up, x, y, whole=all(value == round(value) for value in xs))
     for number, line in enumerate(shown):
         path = " ".join(f"{across(a):.1f},{up(b):.1f}" for a, b in line.points)
         if len(line.points) == 1:
@@ -114,14 +114,15 @@ def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
     return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
 
 
-def _axes(across: _Scale, up: _Scale, x: str, y: str) -> list[str]:
+def _axes(across: _Scale, up: _Scale, x: str, y: str, *, whole: bool = False) -> list[str]:
+    """Ticks, axis and titles; `whole` leaves out ticks of x between whole numbers, which count something."""
     parts = []
     for value in ticks(up.low, up.high):
         parts.append(
             f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{up(value):.1f}" y2="{up(value):.1f}"/>'
         )
         parts.append(f'<text x="{_LEFT - 6}" y="{up(value) + 3.5:.1f}" text-anchor="end">{_number(value)}</text>')
-    for value in ticks(across.low, across.high):
+    for value in [value for value in ticks(across.low, across.high) if not whole or value == round(value)]:
         parts.append(
             f'<text x="{across(value):.1f}" y="{HEIGHT - _BOTTOM + 15}" text-anchor="middle">{_number(value)}</text>'
         )

@@ -82,7 +82,9 @@ def lost_work(folder: Path, before: Snapshot, now: Snapshot, notes: list[Note], 
 
 
 def _newest_attempt(stage: Path) -> Path:
-    return max((stage / "attempts").iterdir(), key=lambda path: int(path.name))
+    """The folder of the newest attempt, which need not be there."""
+    number = max((int(path.name) for path in (stage / "attempts").iterdir()), default=1)
+    return stage / "attempts" / str(number)
 
 
 def _steps(attempt: Path) -> list[int]:
