@@ -1,6 +1,6 @@
 """The paper's comparison in the sandbox, with the controls that keep it honest: mean and spread over fresh seeds.
 
-    python -m tests.benchmarks.sandbox_table                      # five seeds; about 3 h on two cores
+    python -m tests.benchmarks.sandbox_table                      # five seeds; about 2 h on two idle cores
     python -m tests.benchmarks.sandbox_table --seeds 1 --only spa_3p3 dpo_equal_steps_3p3
 
 Every row is a recipe (recipes/quickstart.yaml with the overrides below) that goes through the real stages; stages are
@@ -43,7 +43,6 @@ IMPROVEMENTS = {
     "judge_detector": ["noise.detector=judge", "noise.lambdas=null", "noise.alpha=0.5"],
     "replay": ["refine.seed_replay=0.1", "data.prompts_per_iteration=[1080, 2700]"],
     "length_penalty": ["judge.length_penalty=0.001"],
-    "balanced": ["judge.length_penalty=balanced"],
     "stop_rule": [*THREE, "evaluation.max_judge_decay=0.02"],
     "dpo_tuned": ["seed_training.learning_rate=1e-3", "seed_training.num_train_epochs=2", *NO_ITERATIONS],
 }
@@ -149,7 +148,6 @@ ROWS = (
             ("judge_detector", "(a) doubts small judge margins"),
             ("replay", "(b) replays seed pairs"),
             ("length_penalty", "(c) fixed length penalty"),
-            ("balanced", "(c) balanced lengths"),
             ("stop_rule", "(d) up to 3 iterations, stops at a decay"),
         )
     ),
