@@ -80,6 +80,8 @@ VICTIMS: dict[Victim, int] = {
     "SIGINT": 2,
     "SIGINT twice": 1,
 }
+DEADLY = frozenset({"process", "tree", "power"})
+"""Victims among which is the process that makes the call: only a process that died leaves half of a file."""
 ROUNDS = 6
 """How often the kills that did not take place are tried again."""
 TIMED = 0.15
@@ -329,7 +331,10 @@ class _Points:
             # A command that goes on makes fewer of the calls at the same place.
             occurrence = occurrence if number == 0 else min(occurrence, self._rng.randint(1, 3))
             whens: list[When] = ["before", "after", "half"] if point.kind in HALVES else ["before", "after"]
-            faults.append(Fault(*point, occurrence, self._rng.choice(whens), self._victim(point.role)))
+            when, victim = self._rng.choice(whens), self._victim(point.role)
+            if when == "half" and victim not in DEADLY:
+                victim = "process"
+            faults.append(Fault(*point, occurrence, when, victim))
         return faults
 
     def timed(self, count: int) -> list[Fault]:

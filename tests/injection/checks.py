@@ -128,7 +128,8 @@ def differences(wanted: Path, found: Path) -> list[str]:
     problems = [f"stages/{name}: only in one of the runs" for name in sorted(names[0] ^ names[1])]
     for name in sorted(names[0] & names[1]):
         one, other = wanted / "stages" / name, found / "stages" / name
-        files = [{p.relative_to(s).as_posix() for p in s.rglob("*")} for s in (one, other)]
+        # An empty folder is nothing lost: a kill between commit and clean-up leaves `work`.
+        files = [{p.relative_to(s).as_posix() for p in s.rglob("*") if not p.is_dir()} for s in (one, other)]
         odd = sorted(path for path in files[0] ^ files[1] if not path.startswith("attempts"))
         problems += [f"stages/{name}/{path}: only in one of the runs" for path in odd]
         shared = sorted(path for path in files[0] & files[1] if path.startswith("output/") and (one / path).is_file())
