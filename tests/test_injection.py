@@ -136,8 +136,10 @@ def test_every_difference_between_two_runs_is_found(tmp_path: Path) -> None:
     assert checks.differences(one, other) == []
     (stage / "output" / "pairs.jsonl").write_text("[]\n")
     assert checks.differences(one, other) == ["stages/00-judge-12345678/output/pairs.jsonl: other bytes"]
-    (stage / "work").mkdir()
-    assert "stages/00-judge-12345678/work: only in one of the runs" in checks.differences(one, other)
+    (stage / "work").mkdir()  # empty: left by a kill between commit and clean-up, and nothing is lost or odd
+    assert len(checks.differences(one, other)) == 1
+    (stage / "work" / "shard").touch()
+    assert "stages/00-judge-12345678/work/shard: only in one of the runs" in checks.differences(one, other)
     manifest = json.loads((stage / "manifest.json").read_text())
     (stage / "manifest.json").write_text(json.dumps({**manifest, "rows": 77}))
     assert "stages/00-judge-12345678/manifest.json: other content" in checks.differences(one, other)
