@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import datasets
 import torch
-from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
@@ -19,14 +18,12 @@ from spa_recipes.recipe.schema import FixedThreshold
 from spa_recipes.training.env import Refinement
 from spa_recipes.training.order import (
     PADDING_ROW,
-    EpochOrder,
-    TokenRows,
     column_lengths,
     not_finite,
     rows_in_step,
-    steps_per_epoch,
 )
 from spa_recipes.training.response_logps import IGNORED, Reference, add_response_logps
+from spa_recipes.training.token_rows import TrainsTokenRows
 
 REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 
@@ -123,7 +120,7 @@ class NoiseDetector:
         self.trace = [PairRecord(*record) for record in state["trace"]]
 
 
-class SpaTrainer(DPOTrainer):  # type: ignore[misc]
+class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
     """DPO and refinement of a policy on tokenised pairs.
 
     TRL has no hook for a loss: this overrides `_compute_loss`, `_prepare_dataset` and `_precompute_ref_logps`, which
@@ -171,24 +168,9 @@ class SpaTrainer(DPOTrainer):  # type: ignore[misc]
 
     # --- data ---
 
-    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> TokenRows:
-        """Rows are tokenised already."""
-        return TokenRows(dataset, self._lengths)
-
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         """The columns are in the rows already."""
         return dataset
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return EpochOrder(
-            self._lengths,
-            self._global_batch_size,
-            self.args.per_device_train_batch_size * self.args.world_size,
-            self.args.seed,
-            group_by_length=False,
-            epoch=lambda: self.state.global_step // steps_per_epoch(len(self._lengths), self._global_batch_size),
-            replayed=self._replayed,
-        )
 
     # --- one micro-batch ---
 
@@ -306,18 +288,6 @@ class SpaTrainer(DPOTrainer):  # type: ignore[misc]
         """Keep the norm for `finish_step`, which comes next."""
         self._grad_norm = super()._get_grad_norm(model, grad_norm)
         return self._grad_norm
-
-    # --- what TRL and transformers would do besides ---
-
-    def _send_telemetry(self) -> None:
-        """Nobody is told."""
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Checkpoints have none."""
-
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Not counted: it costs a walk over all parameters per micro-batch."""
-        return 0
 
 
 class _PairLogps(NamedTuple):

@@ -8,7 +8,6 @@ from typing import Any
 import datasets
 import torch
 from safetensors import SafetensorError
-from torch.utils.data import Sampler
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, Trainer, TrainingArguments
 from transformers.utils import logging as transformers_logging
 from trl import RewardConfig, RewardTrainer
@@ -22,15 +21,13 @@ from spa_recipes.training import models
 from spa_recipes.training.env import TrainEnv, TrainResult
 from spa_recipes.training.order import (
     PADDING_ROW,
-    EpochOrder,
-    TokenRows,
     column_lengths,
     not_finite,
     rows_in_step,
-    steps_per_epoch,
 )
 from spa_recipes.training.preference import PairCollator, pair_lengths
 from spa_recipes.training.run import Rows, checked_rows, common_arguments, finish, fit, memory_errors
+from spa_recipes.training.token_rows import TrainsTokenRows
 
 
 def train_reward_model(
@@ -87,7 +84,7 @@ def train_reward_model(
         return finish(trainer, env, resumed_from, len(table), tokens * settings.num_train_epochs)
 
 
-class SpaRewardTrainer(RewardTrainer):  # type: ignore[misc]
+class SpaRewardTrainer(TrainsTokenRows, RewardTrainer):  # type: ignore[misc]
     """Bradley-Terry loss on tokenised pairs: the mean over all pairs of an optimizer step, whichever process has them.
 
     TRL's own loss is a mean of means, which is another number where the last batch of an epoch is smaller; with equal
@@ -108,20 +105,6 @@ class SpaRewardTrainer(RewardTrainer):  # type: ignore[misc]
         self._lengths = pair_lengths(rows)
         self._seen: list[torch.Tensor] = []
         super().__init__(model=model, args=args, train_dataset=rows, **kwargs)
-
-    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> TokenRows:
-        """Rows are tokenised already."""
-        return TokenRows(dataset, self._lengths)
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return EpochOrder(
-            self._lengths,
-            self._global_batch_size,
-            self.args.per_device_train_batch_size * self.args.world_size,
-            self.args.seed,
-            group_by_length=False,
-            epoch=lambda: self.state.global_step // steps_per_epoch(len(self._lengths), self._global_batch_size),
-        )
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -157,16 +140,6 @@ class SpaRewardTrainer(RewardTrainer):  # type: ignore[misc]
         for name, values in figures.items():
             self._metrics["train"][name].append(values.mean().item())
         return norm
-
-    def _send_telemetry(self) -> None:
-        """Nobody is told."""
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Checkpoints have none."""
-
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Not counted: it costs a walk over all parameters per micro-batch."""
-        return 0
 
 
 def _model(path: Path | str, env: TrainEnv, dtype: torch.dtype, args: TrainingArguments) -> PreTrainedModel:

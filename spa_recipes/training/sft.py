@@ -6,21 +6,18 @@ from typing import Any
 
 import datasets
 import torch
-from torch.utils.data import Sampler
 from trl import SFTConfig, SFTTrainer
 
 from spa_recipes.training.order import (
     PADDING_ROW,
-    EpochOrder,
-    TokenRows,
     column_lengths,
     not_finite,
-    steps_per_epoch,
 )
 from spa_recipes.training.response_logps import IGNORED, add_response_logps
+from spa_recipes.training.token_rows import TrainsTokenRows
 
 
-class SpaSftTrainer(SFTTrainer):  # type: ignore[misc]
+class SpaSftTrainer(TrainsTokenRows, SFTTrainer):  # type: ignore[misc]
     """Next-token loss on the response tokens of tokenised rows: the mean over all of them in an optimizer step.
 
     TRL's own loss is the same number; it also computes entropy and accuracy of every token, which costs more than the
@@ -34,26 +31,12 @@ class SpaSftTrainer(SFTTrainer):  # type: ignore[misc]
     def __init__(
         self, model: Any, args: SFTConfig, rows: datasets.Dataset, *, global_batch_size: int, **kwargs: Any
     ) -> None:
-        self._global_batch_size = global_batch_size
+        self._global_batch_size, self._group_by_length = global_batch_size, True
         self._lengths = column_lengths(rows, "input_ids")
         self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []
         add_response_logps(model)
         super().__init__(model=model, args=args, train_dataset=rows, **kwargs)
         self.model_accepts_loss_kwargs = True  # transformers counts the labels of a step only then
-
-    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> TokenRows:
-        """Rows are tokenised already."""
-        return TokenRows(dataset, self._lengths)
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return EpochOrder(
-            self._lengths,
-            self._global_batch_size,
-            self.args.per_device_train_batch_size * self.args.world_size,
-            self.args.seed,
-            group_by_length=True,
-            epoch=lambda: self.state.global_step // steps_per_epoch(len(self._lengths), self._global_batch_size),
-        )
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -76,16 +59,6 @@ class SpaSftTrainer(SFTTrainer):  # type: ignore[misc]
             rows = self.accelerator.gather(torch.cat([rows for rows, _ in seen])).tolist()
             raise not_finite("gradient" if finite else "loss", self.state.global_step + 1, rows)
         return norm
-
-    def _send_telemetry(self) -> None:
-        """Nobody is told."""
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Checkpoints have none."""
-
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Not counted: it costs a walk over all parameters per micro-batch."""
-        return 0
 
 
 @dataclass
