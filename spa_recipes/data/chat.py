@@ -165,6 +165,15 @@ def load_tokenizer(
     return tokenizer
 
 
+def conversation_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """Token ids of a whole conversation as the tokenizer's chat template writes it: what a foreign model reads.
+
+    Raises:
+        DataError: the template fails.
+    """
+    return _tokenise(tokenizer, _apply_template(tokenizer, messages, generation_prompt=False))
+
+
 def _apply_template(tokenizer: Any, messages: Sequence[Message], generation_prompt: bool = True) -> str:
     try:
         text: str = tokenizer.apply_chat_template(

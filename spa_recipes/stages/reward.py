@@ -4,11 +4,10 @@ import math
 from typing import Any
 
 import pyarrow as pa
-from jinja2.exceptions import TemplateError
 from transformers import PreTrainedModel
 
 from spa_recipes.algo.reward import READS_TURNS
-from spa_recipes.data.chat import Renderer, load_tokenizer
+from spa_recipes.data.chat import Renderer, conversation_ids, load_tokenizer
 from spa_recipes.data.rows import Message, read_jsonl
 from spa_recipes.errors import DataError, StageError
 from spa_recipes.generation.rewards import load_reward_model, reward_config, sequence_rewards
@@ -94,14 +93,10 @@ def _tokenizer(model: Model) -> Any:
 
 def _conversation_ids(tokenizer: Any, messages: list[Message]) -> list[int]:
     try:
-        ids: list[int] = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
-    except TemplateError as error:
-        roles = ", ".join(message["role"] for message in messages)
-        raise DataError(
-            f"the reward model's chat template fails on a conversation of {roles}: {error}",
-            fix="change the data, or judge.model_name_or_path",
-        ) from error
-    return ids
+        return conversation_ids(tokenizer, messages)
+    except DataError as error:
+        fix = "change the data, or judge.model_name_or_path"
+        raise DataError(f"the reward model: {error.what}", where=error.where, fix=fix) from error
 
 
 def _rewards(
