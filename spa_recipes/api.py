@@ -11,6 +11,7 @@ from spa_recipes.errors import RecipeError
 from spa_recipes.plan import MODEL, External, Plan, Stage, compile_judge_plan, compile_plan
 from spa_recipes.recipe.load import load_recipe
 from spa_recipes.recipe.schema import Compute, DatasetSource, ForkExecutor, ImplicitRewardJudge, JudgeJob, Model
+from spa_recipes.report.card import final_texts
 from spa_recipes.run import gc
 from spa_recipes.run.decay import judge_decay
 from spa_recipes.run.executors import Executors, has_nvidia_driver
@@ -61,7 +62,14 @@ def run_recipe(
     """
     check_inputs(prepared.plan, prepared.run, until)
     return execute(
-        prepared.plan, prepared.run, prepared.text, until=until, accept=accept, reporter=reporter, executors=executors
+        prepared.plan,
+        prepared.run,
+        prepared.text,
+        until=until,
+        accept=accept,
+        reporter=reporter,
+        executors=executors,
+        describe=final_texts,
     )
 
 

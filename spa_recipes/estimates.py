@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from spa_recipes.plan import Plan, Stage
-from spa_recipes.recipe.schema import SANDBOX_MODEL, JudgeJob, Recipe
+from spa_recipes.recipe.schema import SANDBOX_MODEL, AnyRecipe, Recipe
 
 ADAMW_BYTES = 16
 """Per trained parameter: float32 weight, gradient and two moments."""
@@ -31,7 +31,7 @@ class Need(NamedTuple):
     scratch: int | None = None
 
 
-def parameters_of(recipe: Recipe | JudgeJob) -> int | None:
+def parameters_of(recipe: AnyRecipe) -> int | None:
     """Number of parameters: from the recipe, the sandbox, or the model's config.json on this disk."""
     model = recipe.model
     if model.num_parameters is not None:
@@ -75,19 +75,24 @@ def needs(stage: Stage, plan: Plan) -> Need:
         assert isinstance(recipe, Recipe)
         tokens = None if stage.rows is None else stage.rows * recipe.sampling.max_tokens
         return Need(tokens, weights, None if tokens is None else tokens * 8)
+    if stage.kind == "answers":
+        return Need(None if stage.rows is None else stage.rows * stage.settings["sampling"].max_tokens, weights)
+    if stage.kind in ("verdicts", "endpoint_verdicts"):
+        made = None if stage.rows is None else stage.rows * stage.settings["judge"].max_tokens
+        return Need(made, weights if "policy" in stage.inputs else None)
     if stage.kind in ("score", "reward"):
         return Need(None if stage.rows is None else stage.rows * recipe.model.max_length, weights)
     return Need(disk=weights if stage.kind == "init_model" else None)
 
 
-def _train_tokens(stage: Stage, recipe: Recipe | JudgeJob) -> int | None:
+def _train_tokens(stage: Stage, recipe: AnyRecipe) -> int | None:
     if stage.rows is None:
         return None
     sides = 1 if stage.kind == "sft" else 2
     return stage.rows * sides * recipe.model.max_length * int(stage.settings["training"].num_train_epochs)
 
 
-def _checkpoint_bytes(stage: Stage, recipe: Recipe | JudgeJob, size: int | None) -> int | None:
+def _checkpoint_bytes(stage: Stage, recipe: AnyRecipe, size: int | None) -> int | None:
     """Checkpoints that are on the disk at the same time; None for adapters, which are small."""
     if size is None or recipe.model.lora is not None:
         return None
@@ -100,7 +105,7 @@ def _checkpoint_bytes(stage: Stage, recipe: Recipe | JudgeJob, size: int | None)
     return int(most) * size * CHECKPOINT_BYTES
 
 
-def _train_memory(stage: Stage, recipe: Recipe | JudgeJob, size: int | None, weights: int | None) -> int | None:
+def _train_memory(stage: Stage, recipe: AnyRecipe, size: int | None, weights: int | None) -> int | None:
     if size is None or weights is None:
         return None
     reference = weights if stage.settings.get("lambda", 0) else 0

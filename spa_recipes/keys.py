@@ -20,9 +20,17 @@ KIND_VERSIONS: dict[str, int] = {
     "candidates": 1,
     "score": 1,
     "reward": 1,
+    "verdicts": 1,
+    "endpoint_verdicts": 1,
     "judge": 2,
     "refine": 1,
     "evaluate": 2,
+    "answers": 1,
+    "alpaca_annotations": 1,
+    "alpaca_score": 1,
+    "mt_bench_judge": 1,
+    "versus": 1,
+    "win_rate": 1,
 }
 """Raised by one when a stage of that kind would give another result for the same settings."""
 

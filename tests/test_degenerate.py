@@ -1,8 +1,9 @@
 """Output that nothing can be learned from: counted, shown, refused above a stated share, and never labelled."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,11 +44,12 @@ def sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., An
     asked: list[int] = []
 
     def call(texts: list[list[str]], **sampling: Any) -> dict[str, Any]:
-        def open_engine(*_: Any) -> Any:
-            def engine(requests: Sequence[Request], **_: Any) -> list[Completion]:
+        def open_engine(*_: Any, **__: Any) -> Any:
+            def stream(groups: Iterable[Sequence[Request]], **_: Any) -> Iterator[tuple[int, list[Completion]]]:
+                (requests,) = groups
                 asked.append(len(requests))
                 answers = [text for group in texts for text in group]
-                return [
+                completions = [
                     Completion(
                         request.prompt_id,
                         request.sample,
@@ -57,13 +59,19 @@ def sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., An
                     )
                     for request, text in zip(requests, answers, strict=True)
                 ]
+                yield 0, completions
 
-            return engine
+            return SimpleNamespace(stream=stream, close=lambda: None)
 
         monkeypatch.setattr(generate, "open_engine", open_engine)
         monkeypatch.setattr(generate, "renderer_of", lambda model: FakeRenderer())
         write_jsonl(tmp_path / "prompts.jsonl", [{"prompt_id": f"p{i}", "prompt": []} for i in range(len(texts))])
-        settings = {"model": MODEL, "sampling": {"n": len(texts[0]), **sampling}, "seed": 1, "iteration": 1}
+        settings = {
+            "model": MODEL,
+            "sampling": {"n": len(texts[0]), "check_logps": 0, **sampling},
+            "seed": 1,
+            "iteration": 1,
+        }
         inputs = {"policy": tmp_path / "m", "prompts": tmp_path / "prompts.jsonl"}
         result = generate.run(context_of(tmp_path / "stage", "generate", settings=settings, inputs=inputs))
         return {**result.metrics, "asked": sum(asked)}

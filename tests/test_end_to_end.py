@@ -2,13 +2,19 @@
 
 import json
 import math
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
+from spa_recipes.recipe.load import load_recipe
+from spa_recipes.run.final import model_shown
+from spa_recipes.state.stagedir import StageDir
 from tests.conftest import mini, run_spa, write_recipe
 
 STAGES = 16
@@ -56,8 +62,28 @@ def test_the_summary_says_what_where_and_next(home: Path) -> None:
         assert expected in text
     final = home / "runs" / "mini" / "final"
     assert str(final.relative_to(home)) in text
-    assert final.resolve() == output(home, "refine-2", "model").resolve()
+    assert model_shown(final) == output(home, "refine-2", "model").resolve()
     assert attempts(home) == STAGES
+
+
+def test_the_final_model_has_a_card_and_its_example_runs(home: Path) -> None:
+    final = home / "runs" / "mini" / "final"
+    card = (final / "README.md").read_text()
+    evaluation = StageDir(stage_dir(home, "evaluate-2")).manifest()
+    assert evaluation is not None
+    for figure in ("win_rate_vs_init", "heldout_accuracy"):
+        assert f"{evaluation.metrics[figure]:.1%}" in card
+    for library, version in evaluation.versions.items():
+        assert f"| {library} | {version} |" in card
+    assert str(home) not in card
+    (example,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", example], cwd=final, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    assert load_recipe(final / "recipe.yaml", []).recipe.name == "mini"
+    before = {path.name: path.lstat().st_mtime_ns for path in (final, *final.iterdir())}
+    assert run_spa(home, "resume", "mini").returncode == 0
+    assert {path.name: path.lstat().st_mtime_ns for path in (final, *final.iterdir())} == before
 
 
 def test_the_folder_is_as_documented(home: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from spa_recipes.errors import DataError
 from spa_recipes.plan import Plan, compile_plan
 from spa_recipes.recipe.schema import Recipe
-from spa_recipes.run import gc, rundir
+from spa_recipes.run import final, gc, rundir
 from spa_recipes.run.overview import disk_usage, overviews
 from spa_recipes.run.rundir import RunDir, find_reusable
 from spa_recipes.state.digests import DigestMemo
@@ -54,7 +54,7 @@ def make_run(runs: Path, plan: Plan, *, done: int | None = None) -> RunDir:
     if done is None:
         made = plan.newest_model([stage.id for stage in plan.stages])
         assert made is not None
-        run.point_to_final(run.stage_dir(made, plan).output / "model")
+        final.show(run, run.stage_dir(made, plan).output / "model", {"README.md": "card"})
     return run
 
 
@@ -245,7 +245,7 @@ def test_replaced_stages_go_but_not_the_model_that_final_shows(tmp_path: Path) -
     assert {path.name[3:-9] for path in gone} == set(names)
     assert judge.path in gone
     (kept,) = found.kept
-    assert kept.path == run.final.resolve().parents[1]
+    assert kept.path == final.model_shown(run.final).parents[1]
     assert "final" in kept.why
     assert (run.final / "model.safetensors").stat().st_size == WEIGHTS
     assert not any(path.exists() for path in gone)
@@ -389,7 +389,7 @@ def test_a_new_final_model_stays_before_the_link_shows_it(tmp_path: Path) -> Non
     for stage in plan.stages:
         if not run.is_done(stage, plan):
             commit(run, plan, stage.id)
-    assert run.final.resolve() == (folder_of(run, plan, "refine-1").output / "model").resolve()
+    assert final.model_shown(run.final) == (folder_of(run, plan, "refine-1").output / "model").resolve()
     (found,) = gc.sweep([run], models=True)
     assert [item.path for item, _ in found.items if item.weights] == [folder_of(run, plan, "seed").output / "model"]
 
@@ -405,7 +405,7 @@ def test_models_that_two_finished_runs_share_are_freed_by_freeing_both(tmp_path:
     run, other = make_run(tmp_path, plan), make_run(tmp_path, second, done=0)
     for stage in second.stages:
         adopt(folder_of(run, plan, stage.id), folder_of(other, second, stage.id), run.name)
-    other.point_to_final(folder_of(other, second, "refine-2").output / "model")
+    final.show(other, folder_of(other, second, "refine-2").output / "model", {})
     assert sum(sizes.freed for _, sizes in gc.look([run], models=True)[0].items) == 0
     looked = [sizes for sweep in gc.look([run, other], models=True) for _, sizes in sweep.items]
     swept = [sizes for sweep in gc.sweep([run, other], models=True) for _, sizes in sweep.items]
@@ -490,7 +490,7 @@ def test_the_list_counts_shared_files_once_and_says_how_far(tmp_path: Path) -> N
     plan, second = plan_of(name="first"), plan_of(name="second")
     run, other = make_run(tmp_path, plan), make_run(tmp_path, second, done=0)
     alone = size(run.path)
-    os.link(run.final / "model.safetensors", run.path / "another-name")
+    os.link((run.final / "model.safetensors").resolve(), run.path / "another-name")
     assert size(run.path) == alone
     for stage in second.stages[:8]:
         adopt(folder_of(run, plan, stage.id), folder_of(other, second, stage.id), run.name)

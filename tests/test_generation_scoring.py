@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import (
     CohereConfig,
     CohereForCausalLM,
@@ -22,7 +24,7 @@ from transformers import (
 )
 
 from spa_recipes.errors import StageError
-from spa_recipes.generation import scoring
+from spa_recipes.generation import packing, scoring
 from spa_recipes.generation.lm_head import checked_lm_head, logits_at
 from spa_recipes.generation.requests import Request
 from spa_recipes.generation.scoring import Scored, sequence_logps
@@ -69,6 +71,8 @@ def build(kind: str) -> PreTrainedModel:
         return GPT2LMHeadModel(config).eval()
     if kind == "mistral":
         return MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=7)).eval()
+    if kind == "wide mistral":
+        return MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=64)).eval()
     if kind == "gemma2":
         config = Gemma2Config(**SHAPE, head_dim=8, final_logit_softcapping=2.0, sliding_window=7)
         config._attn_implementation = "eager"
@@ -114,6 +118,110 @@ def slow_logps(model: PreTrainedModel, items: list[Scored]) -> list[float]:
 
 def setup_module() -> None:
     torch.set_num_threads(1)
+
+
+def with_shared_prompts(prompts: int = 6, samples: int = 4) -> list[Scored]:
+    """Several responses of 1 to 12 tokens to each of some prompts of 12 to 40, in no order."""
+    rng = random.Random(1)
+    items = []
+    for _ in range(prompts):
+        prompt = [rng.randrange(VOCAB) for _ in range(rng.randint(12, 40))]
+        items += [Scored(prompt, [rng.randrange(VOCAB) for _ in range(rng.randint(1, 12))]) for _ in range(samples)]
+    rng.shuffle(items)
+    return items
+
+
+@pytest.fixture
+def widths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Responses per row of every row that was scored."""
+    seen: list[int] = []
+
+    def collate(rows: Any, *arguments: Any) -> Any:
+        seen.extend(len(row.responses) for row in rows)
+        return packing.collate(rows, *arguments)
+
+    monkeypatch.setattr(scoring, "collate", collate)
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2", "granite", "cohere", "wide mistral"])
+def test_scores_with_a_shared_prompt_are_those_of_the_definition(kind: str, widths: list[int]) -> None:
+    model = build(kind)
+    if kind == "gemma2":
+        model.config.sliding_window = 64
+    items = with_shared_prompts()
+    assert sequence_logps(model, items, tokens_per_batch=200) == pytest.approx(slow_logps(model, items), abs=2e-4)
+    assert max(widths) > 1
+
+
+@pytest.mark.parametrize("kind", ["mistral", "doubling", "bare"])
+def test_a_model_that_cannot_share_a_prompt_does_not(kind: str, widths: list[int]) -> None:
+    model = build(kind)
+    items = with_shared_prompts(prompts=3)
+    assert sequence_logps(model, items, tokens_per_batch=200) == pytest.approx(slow_logps(model, items), abs=2e-4)
+    assert set(widths) == {1}
+
+
+def test_a_model_that_ignores_who_sees_whom_is_found_out(widths: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("llama")
+    forward = type(model.base_model).forward
+
+    def causal(
+        self: Any, input_ids: Any = None, attention_mask: Any = None, position_ids: Any = None, **rest: Any
+    ) -> Any:
+        return forward(self, input_ids, position_ids=position_ids, **rest)
+
+    monkeypatch.setattr(type(model.base_model), "forward", causal)
+    items = [Scored([1, 2, 3, 4, 5, 6, 7, 8], ids) for ids in ([9, 10, 11], [12, 13, 14])]
+    assert sequence_logps(model, items, tokens_per_batch=200) == pytest.approx(slow_logps(model, items), abs=2e-4)
+    assert widths == [2, 1, 1, 1, 1]  # one row with both, to look at what the model makes of it, and then none
+
+
+@given(
+    prompts=st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=3), min_size=1, max_size=12),
+    lengths=st.lists(st.integers(1, 5), min_size=12, max_size=12),
+    most=st.integers(1, 4),
+    budget=st.integers(1, 40),
+)
+def test_every_item_is_in_one_row_and_sees_its_prompt_and_itself(
+    prompts: list[list[int]], lengths: list[int], most: int, budget: int
+) -> None:
+    items = [Scored(prompt, [7] * length) for prompt, length in zip(prompts, lengths, strict=False)]
+    rows = packing.rows_of(items, lambda lengths, prompt: len(lengths) <= most)
+    assert sorted(i for row in rows for i in row.items) == list(range(len(items)))
+    passes = list(packing.batches(rows, budget))
+    assert sorted(i for rows in passes for row in rows for i in row.items) == list(range(len(items)))
+    for rows in passes:
+        assert len(rows) == 1 or len(rows) * max(row.width for row in rows) <= budget
+        for row in rows:
+            assert len(row.items) <= most
+            assert all(items[i].prompt_ids == row.prompt_ids for i in row.items)
+        batch = packing.collate(rows, torch.device("cpu"), torch.float32)
+        members = [i for row in rows for i in row.items]
+        assert [members[k] for k in batch.item.tolist()] == [i for i in members for _ in items[i].response_ids]
+        if batch.positions is not None:
+            sees_who_it_should(rows, batch)
+
+
+def sees_who_it_should(rows: list[packing.Row], batch: packing.Batch) -> None:
+    """Spelled out, token by token."""
+    for b, row in enumerate(rows):
+        owners = [None] * len(row.prompt_ids) + [k for k, r in enumerate(row.responses) for _ in r[:-1]]
+        counts: dict[Any, int] = {}
+        for q, owner in enumerate(owners):
+            start = 0 if owner is None else len(row.prompt_ids)
+            assert batch.positions[b, q] == start + counts.get(owner, 0)
+            counts[owner] = counts.get(owner, 0) + 1
+            for k in range(batch.input_ids.shape[1]):
+                allowed = k <= q and owners[k] in (None, owner)
+                assert (batch.attention[b, 0, q, k] == 0) == allowed
+
+
+def test_a_prompt_is_shared_where_that_is_less_work() -> None:
+    pays = packing.cheaper_together(LlamaConfig(hidden_size=256))
+    assert pays([110, 110], 70)
+    assert not pays([2000, 2000], 5)
+    assert not pays([4], 100)  # nothing to share it with
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gpt2", "gemma2", "granite", "cohere", "doubling", "bare"])

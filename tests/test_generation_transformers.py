@@ -296,11 +296,28 @@ def test_the_engine_is_the_one_the_recipe_names(tmp_path: Path) -> None:
     sampling = Sampling(temperature=0.8, max_tokens=20, backend=TransformersBackend(batch_size=3))
     requests = ask([4, 6], samples=2)
     engine = open_engine(settings, sampling, [0, 1, 2])
-    assert engine(requests, seed_of=seed_of) == run(model, requests, batch_size=3)
+    groups = [requests[:1], [], requests[1:]]
+    reports: list[tuple[int, int]] = []
+    stream = engine.stream(iter(groups), seed_of=seed_of, on_progress=lambda *report: reports.append(report))
+    answers = [run(model, group, batch_size=3) for group in groups]
+    assert list(stream) == list(enumerate(answers))
+    assert reports[-1] == (4, sum(len(answer.response_ids) for group in answers for answer in group))
+
+
+def test_a_prompt_without_room_for_an_answer_is_refused(tmp_path: Path) -> None:
+    build("llama").save_pretrained(tmp_path)
+    settings = Model(model_name_or_path=str(tmp_path), max_length=30, max_prompt_length=10)
+    sampling = Sampling(temperature=0.8, max_tokens=20)
+    engine = open_engine(settings, sampling, [0])
+    groups = iter([ask([10]), ask([4, 11])])
+    stream = engine.stream(groups, seed_of=seed_of)
+    assert len(next(stream)[1]) == 1
+    with pytest.raises(DataError, match=r"p1: a prompt of 11 tokens and an answer of up to 20 .*max_length \(30\)"):
+        next(stream)
 
 
 def test_vllm_that_is_not_there_is_a_recipe_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "vllm", None)
     sampling = Sampling(backend=VllmBackend(type="vllm"))
-    with pytest.raises(RecipeError, match="install the extra `vllm`"):
+    with pytest.raises(RecipeError, match=r"spa-recipes\[vllm\]"):
         open_engine(Model(model_name_or_path="x/y"), sampling, [0])

@@ -18,6 +18,7 @@ from spa_recipes.algo.refine import detection_margin
 from spa_recipes.plan import Plan, compile_plan
 from spa_recipes.recipe.schema import FixedThreshold, Recipe
 from spa_recipes.run.decay import judge_decay
+from spa_recipes.run.final import model_shown
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.state.digests import DigestMemo
 from spa_recipes.state.stagedir import Manifest
@@ -286,10 +287,12 @@ def test_a_run_stops_at_a_decay_and_goes_on_without_the_rule(stopped: Path) -> N
     assert ruled.returncode == 0, ruled.stderr
     assert "stopped before generate-2: the judge's accuracy on held-out labels fell from" in ruled.stdout
     run = RunDir(stopped / "runs" / "mini")
-    assert "refine-1" in str(run.final.resolve())
+    assert "refine-1" in str(model_shown(run.final))
+    assert "This is pi_1" in (run.final / "README.md").read_text()
     status = run_spa(stopped, "status", "mini")
     assert "stopped before generate-2" in status.stdout
     assert "every run in runs is finished" in run_spa(stopped, "resume").stderr
     onward = run_spa(stopped, "run", "mini.yaml")
     assert onward.returncode == 0
-    assert "refine-2" in str(run.final.resolve())
+    assert "refine-2" in str(model_shown(run.final))
+    assert "This is pi_2" in (run.final / "README.md").read_text()

@@ -37,9 +37,9 @@ def campaign(folder: Path, *options: str) -> str:
 
 @pytest.mark.timeout(1500)
 def test_stopped_at_chosen_points_nothing_is_lost(tmp_path: Path) -> None:
-    """Eleven stops of `spa run`, `spa resume` and `spa judge` at calls of every kind; see `campaign.SHORT`."""
+    """Twelve stops of `spa run`, `spa resume` and `spa judge` at calls of every kind; see `campaign.SHORT`."""
     printed = campaign(tmp_path, "--short")
-    assert "11 kills in 3 trials" in printed
+    assert "12 kills in 3 trials" in printed
     assert "faults that were not met: 0" in printed
 
 
@@ -126,7 +126,9 @@ def finished_run(folder: Path) -> Path:
         (stage.path / path).parent.mkdir(parents=True, exist_ok=True)
         (stage.path / path).write_text(text)
     stage.commit({**FIELDS, "metrics": {"resumed_from_step": 0}})
-    (folder / "final").symlink_to("stages")
+    (folder / "final").mkdir()
+    (folder / "final" / "README.md").write_text("card")
+    (folder / "final" / "pairs.jsonl").symlink_to("../stages/00-judge-12345678/output/pairs.jsonl")
     return folder
 
 
@@ -143,6 +145,15 @@ def test_every_difference_between_two_runs_is_found(tmp_path: Path) -> None:
     manifest = json.loads((stage / "manifest.json").read_text())
     (stage / "manifest.json").write_text(json.dumps({**manifest, "rows": 77}))
     assert "stages/00-judge-12345678/manifest.json: other content" in checks.differences(one, other)
+
+
+@pytest.mark.parametrize("name", ["README.md", "pairs.jsonl"])
+def test_a_final_folder_that_differs_is_found(tmp_path: Path, name: str) -> None:
+    one, other = finished_run(tmp_path / "one"), finished_run(tmp_path / "other")
+    (other / "final" / name).unlink()
+    assert checks.differences(one, other) == [f"final/{name}: differs"]
+    (other / "final" / name).symlink_to("elsewhere")
+    assert checks.differences(one, other) == [f"final/{name}: differs"]
 
 
 def training(folder: Path, checkpoint: int, steps: list[int], attempt: int) -> checks.Snapshot:

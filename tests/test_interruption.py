@@ -30,11 +30,11 @@ RESULTS = [
 PATIENCE = 120.0
 
 
-def start(folder: Path, *arguments: str) -> "subprocess.Popen[bytes]":
+def start(folder: Path, *arguments: str, **variables: str) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         [sys.executable, "-m", "spa_recipes.cli", *(arguments or ("run", "mini.yaml"))],
         cwd=folder,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **variables},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )

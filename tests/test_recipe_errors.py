@@ -14,7 +14,7 @@ model:
 data:
   pairs: {type: dataset, source: a.jsonl}
 """
-TYPES = "gold, implicit_reward, random, reward_model"
+TYPES = "gold, implicit_reward, llm, random, reward_model"
 TOP = (
     "name, description, seed, model, data, sft, seed_training, sampling, judge, refine, noise, evaluation, tracking, "
     "compute, storage"
@@ -40,7 +40,7 @@ APPENDED = {
     "sampling: {num_return_sequences: 2}": "6: sampling.num_return_sequences: unknown key; did you mean n?",
     "learning_rate: 1e-5": "6: learning_rate: unknown key; it belongs under sft or seed_training or refine",
     "temperature: 1": "6: temperature: unknown key; it belongs under sampling",
-    "noise: {max_tokens: 1}": "6: noise.max_tokens: unknown key; it belongs under sampling",
+    "noise: {max_tokens: 1}": "6: noise.max_tokens: unknown key; it belongs under sampling or judge",
     "noise.alpha: 0.1": "6: noise.alpha: unknown key; write noise: {alpha: ...}",
     "noise.threshold.k: 5": "6: noise.threshold.k: unknown key; write noise: {threshold: {k: ...}}",
     "'': 1": f"6: '': unknown key; allowed here: {TOP}",

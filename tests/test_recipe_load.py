@@ -471,9 +471,10 @@ def test_schema_lets_the_type_out_where_there_is_a_default() -> None:
     defaults = {name for name, section in kinds.items() if "type" not in section.get("required", ())}
     assert defaults == {
         "DatasetSource", "ImplicitRewardJudge", "PercentileThreshold", "TransformersBackend", "LocalExecutor",
+        "ImplicitRewardComparison",
     }  # fmt: skip
     judges = {entry["$ref"].rpartition("/")[2] for entry in recipe_schema()["properties"]["judge"]["oneOf"]}
-    assert judges == {"ImplicitRewardJudge", "RewardModelJudge", "GoldJudge", "RandomJudge"}
+    assert judges == {"ImplicitRewardJudge", "RewardModelJudge", "LlmJudge", "GoldJudge", "RandomJudge"}
     assert sections["DatasetSource"]["required"] == ["source"]
 
 

@@ -123,6 +123,9 @@ def test_baselines_and_variants() -> None:
     assert small.model.lora.load_in_4bit
     assert small.compute.executor.type == "local"
     assert shipped("reward_model_3p3").judge.type == "reward_model"
+    words = shipped("llm_as_judge_3p3").judge
+    assert words.type == "llm"
+    assert (words.model_name_or_path, words.endpoint) == (None, None)  # the policy itself
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -189,6 +192,7 @@ PLANS = {
     "sft_ultrachat": ["data", "sft", "evaluate-init"],
     "zero_label": ["data", "evaluate-init"],
     "reward_model_3p3": ["data", *SEED_JUDGES, "reward-model"],
+    "llm_as_judge_3p3": ["data", *SEED_JUDGES],
     **{name: ["data", *SEED_JUDGES] for name in ("llama3_8b_3p3", "ultrafeedback_3p3_24gb", "smollm2_135m")},
 }
 
@@ -200,10 +204,8 @@ def test_plans(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (tmp_path / "data" / "pairs.jsonl").write_text("{}\n")
     (tmp_path / "recipes").symlink_to(RECIPES)
     recipe = load_recipe(path).recipe
-    steps = [
-        step.replace("score-{i}-reference", "reward-{i}") if recipe.judge.type == "reward_model" else step
-        for step in ITERATION
-    ]
+    instead = {"reward_model": "reward-{i}", "llm": "llm-judge-{i}"}.get(recipe.judge.type, "score-{i}-reference")
+    steps = [step.replace("score-{i}-reference", instead) for step in ITERATION]
     rounds = [step.format(i=i) for i in range(1, recipe.iterations + 1) for step in steps]
     plan = compile_plan(recipe, DigestMemo(tmp_path / "memo.json"))
     assert [stage.id for stage in plan.stages] == PLANS[path.stem] + rounds

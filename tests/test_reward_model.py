@@ -29,9 +29,8 @@ from spa_recipes.recipe.schema import Lora, Model
 from spa_recipes.sandbox.model import build_model
 from spa_recipes.sandbox.rows import preference_rows
 from spa_recipes.stages import reward
-from spa_recipes.stages.common import write_table
+from spa_recipes.stages.common import preference_row, write_table
 from spa_recipes.stages.generate import COMPLETIONS
-from spa_recipes.stages.training import preference_row
 from spa_recipes.training.env import TrainEnv, TrainResult
 from spa_recipes.training.reward import train_reward_model
 from tests.conftest import mini, run_spa, write_recipe

@@ -151,10 +151,12 @@ def modes(folder: Path) -> set[tuple[str, int]]:
 
 
 def test_a_run_does_not_know_where_it_is(home: Path) -> None:
-    """No file of it holds its place, and the link to the model is relative."""
+    """No file of it holds its place, and the links to the model are relative."""
     place = str(home).encode()
     assert [path for path in (home / "runs" / "mini").rglob("*") if path.is_file() and place in path.read_bytes()] == []
-    assert not (home / "runs" / "mini" / "final").readlink().is_absolute()
+    links = [path for path in (home / "runs" / "mini").rglob("*") if path.is_symlink()]
+    assert links
+    assert not any(path.readlink().is_absolute() for path in links)
 
 
 @pytest.mark.parametrize("year", [1980, 2090])
@@ -399,7 +401,7 @@ class BadEnd(Executors):
         super().__init__(LocalExecutor())
         self._body = body
 
-    def start(self, kind: str, spec: Path, log: Path) -> Worker:
+    def start(self, kind: str, spec: Path, log: Path, engines: Any = None) -> Worker:
         return Worker([sys.executable, "-c", BAD_END.format(body=self._body), str(spec)], log)
 
 

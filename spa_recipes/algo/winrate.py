@@ -1,11 +1,14 @@
 """Win rates: README "What is measured"."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 
 _RIDGE = 1e-3
 _NEWTON_STEPS = 50
+_Z = 1.959963984540054
+"""97.5 % quantile of the normal distribution: intervals hold the true rate with 95 %."""
 
 
 def outcomes(rewards: Sequence[float], baseline_rewards: Sequence[float]) -> list[float]:
@@ -13,6 +16,27 @@ def outcomes(rewards: Sequence[float], baseline_rewards: Sequence[float]) -> lis
     return [
         0.5 if ours == theirs else float(ours > theirs) for ours, theirs in zip(rewards, baseline_rewards, strict=True)
     ]
+
+
+def confidence_interval(outcome: Sequence[float]) -> tuple[float, float]:
+    """Wilson's 95 % interval of a win rate: all rates p whose own error, sqrt(p * (1 - p) / n), explains the one seen.
+
+    Outcomes between 0 and 1 vary less than wins and losses with the same mean do, so ties make the interval wider than
+    it need be and never too narrow. It has a width even where every outcome is a win.
+
+    Args:
+        outcome: per prompt, from 0 (lost) to 1 (won); prompts are taken to be independent.
+
+    Raises:
+        ValueError: no outcomes.
+    """
+    n = len(outcome)
+    if not n:
+        raise ValueError("no interval of no outcomes")
+    rate, weight = sum(outcome) / n, _Z * _Z / n
+    middle = (rate + weight / 2) / (1 + weight)
+    reach = _Z / (1 + weight) * math.sqrt(rate * (1 - rate) / n + weight / (4 * n))
+    return max(0.0, min(rate, middle - reach)), min(1.0, max(rate, middle + reach))  # against rounding
 
 
 def length_controlled_win_rate(

@@ -143,6 +143,101 @@ def judge(
     print_judged(request.out, manifest)
 
 
+@app.command(
+    epilog="Examples:\n\n`spa evaluate quickstart --benchmark alpaca_eval`  (answers only: no key needed)\n\n"
+    "`spa evaluate my-model --benchmark alpaca_eval --annotator weighted_alpaca_eval_gpt4_turbo`  (needs "
+    "OPENAI_API_KEY)\n\n"
+    "`spa evaluate --benchmark alpaca_eval --annotations annotations.json`\n\n"
+    "`spa evaluate my-model --benchmark mt_bench --questions question.jsonl --judge-prompts judge_prompts.jsonl "
+    "--reference-answers gpt-4.jsonl --endpoint-url https://api.openai.com/v1 --endpoint-model gpt-4`\n\n"
+    "`spa evaluate my-dpo-model --benchmark pairwise --against my-sft-model --prompts prompts.jsonl "
+    "--judge reward_model --reward-model my-reward-model`"
+)
+def evaluate(
+    benchmark: Annotated[str, typer.Option(help="alpaca_eval, mt_bench or pairwise.", show_default=False)],
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="[MODEL]", help="Folder, Hub id, or name of a finished run.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the results; default: `evaluations/NAME-BENCHMARK`.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What the model is called in the results.")] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(help="Prompts to answer. alpaca_eval: JSON or JSONL with `instruction`; default: the Hub's 805."),
+    ] = None,
+    annotator: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="alpaca_eval: an annotator of that package (extra `eval`), which is paid."),
+    ] = None,
+    annotations: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="alpaca_eval: score annotations that are there; no MODEL and no key."),
+    ] = None,
+    questions: Annotated[str | None, typer.Option(metavar="FILE", help="mt_bench: FastChat's question.jsonl.")] = None,
+    judge_prompts: Annotated[
+        str | None, typer.Option(metavar="FILE", help="mt_bench: FastChat's judge_prompts.jsonl.")
+    ] = None,
+    reference_answers: Annotated[
+        str | None, typer.Option(metavar="FILE", help="mt_bench: FastChat's reference_answer/gpt-4.jsonl.")
+    ] = None,
+    endpoint_url: Annotated[
+        str | None, typer.Option(help="mt_bench and --judge llm: an OpenAI-compatible server.")
+    ] = None,
+    endpoint_model: Annotated[str | None, typer.Option(help="The server's name of the model that judges.")] = None,
+    endpoint_key_env: Annotated[
+        str | None,
+        typer.Option(help="Variable that holds the server's key; default OPENAI_API_KEY, `none` sends no key."),
+    ] = None,
+    against: Annotated[str | None, typer.Option(metavar="MODEL", help="pairwise: the model to compare with.")] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(help="pairwise: implicit_reward (default), reward_model, llm, or gold (sandbox prompts)."),
+    ] = None,
+    judge_policy: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="pairwise: model whose implicit reward judges.")
+    ] = None,
+    judge_reference: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="pairwise: what that model was trained from.")
+    ] = None,
+    reward_model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="pairwise: a reward model with one output.")
+    ] = None,
+    judge_model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="pairwise: a language model that compares the answers in words.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="alpaca_eval and pairwise; default 0.7. mt_bench has its own.")
+    ] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus; default 1.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="New tokens per answer; default 1024.")] = None,
+    max_length: Annotated[
+        int, typer.Option(help="Tokens of prompt and answer; a longer prompt loses its start.")
+    ] = 4096,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    chat_template: Annotated[str | None, typer.Option(help="Jinja file, for models without a template.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run code of the models.")] = False,
+    backend: Annotated[str, typer.Option(help="Engine that samples: transformers or vllm.")] = "transformers",
+    batch_size: Annotated[int | None, typer.Option(help="transformers: answers decoded together.")] = None,
+    tensor_parallel_size: Annotated[int | None, typer.Option(help="vllm: GPUs per model.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 42,
+    runs_dir: RunsDir = Path("runs"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results that are there.")] = False,
+) -> None:
+    """Run one of the field's benchmarks for a model: AlpacaEval 2.0, MT-Bench, or a win rate against another model.
+
+    Goes on where a stopped call was when it is made again.
+    """
+    options = dict(locals())  # before anything else is a local name
+
+    from spa_recipes.cli.evaluate import run_evaluation
+    from spa_recipes.evaluation import EvaluateRequest
+
+    run_evaluation(EvaluateRequest(**options))
+
+
 @app.command(epilog="Example:\n\n`spa validate recipes/*.yaml`")
 def validate(
     recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="Recipe files.", show_default=False)],
@@ -259,6 +354,30 @@ def report(
     path = out or prepared.run.path / "report.html"
     write_report(prepared.plan, prepared.run, api.manifests(prepared.plan, prepared.run), path)
     typer.echo(f"report: {path}")
+
+
+@app.command(
+    epilog="Examples:\n\n`spa push quickstart --repo-id you/my-model --dry-run`  (says what would go)\n\n"
+    "`spa push quickstart --repo-id you/my-model --private`"
+)
+def push(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Name or folder of a run.", show_default=False)],
+    repo_id: Annotated[str, typer.Option(help="Repository on the Hub, as you/name; made if it is new.")],
+    runs_dir: RunsDir = Path("runs"),
+    private: Annotated[bool, typer.Option("--private", help="Only its owners may see the repository.")] = False,
+    revision: Annotated[str, typer.Option(help="Branch to write to; made if it is new.")] = "main",
+    commit_message: Annotated[str | None, typer.Option(help="Default: the run and its last stage.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and upload nothing.")] = False,
+) -> None:
+    """Upload the final model of a finished run to the Hub, with its model card and its recipe.
+
+    Needs HF_TOKEN or `hf auth login`. Everything goes in one commit, in which weights of an earlier upload that the
+    model does not have any more are deleted.
+    """
+    from spa_recipes.cli.push import push_and_print
+    from spa_recipes.publish import Target
+
+    push_and_print(run, runs_dir, Target(repo_id, private, revision, commit_message), dry_run=dry_run)
 
 
 @app.command(

@@ -19,6 +19,7 @@ from spa_recipes.errors import RecipeError, SpaError
 from spa_recipes.estimates import human_bytes, human_count, human_seconds, needs
 from spa_recipes.plan import Plan, Stage
 from spa_recipes.recipe.schema import Recipe
+from spa_recipes.report.benchmarks import benchmark_lines
 from spa_recipes.run.decay import judge_decay
 from spa_recipes.run.disk import free_bytes
 from spa_recipes.run.overview import disk_usage, overviews
@@ -41,6 +42,13 @@ FIGURES = {
     "length_cut": "cut off",
     "identical": "identical",
     "empty": "empty",
+    "logp_difference_max": "kept log-probs off by at most",
+    "questions": "questions",
+    "unparsed": "without a verdict",
+    "too_long": "too long",
+    "verdict_ties": "verdict a tie",
+    "order_disagreement": "orders disagree",
+    "first_place": "for the first place",
     "accuracy_vs_gold": "judge accuracy",
     "agreement_with_labels": "agreement",
     "mean_margin": "margin",
@@ -60,6 +68,17 @@ FIGURES = {
     "win_rate_vs_init": "win rate",
     "length_controlled_win_rate_vs_init": "at equal length",
     "heldout_accuracy": "label accuracy",
+    "alpaca_win_rate": "AlpacaEval win rate",
+    "alpaca_length_controlled": "length-controlled",
+    "mt_bench_score": "MT-Bench",
+    "mt_bench_turn_1": "turn 1",
+    "mt_bench_turn_2": "turn 2",
+    "unrated": "without a rating",
+    "pairwise_win_rate": "win rate",
+    "pairwise_low": "from",
+    "pairwise_high": "to",
+    "prompts_cut": "prompts cut",
+    "without_preference": "without a preference",
     "resumed_from_step": "went on from step",
 }
 """Figures worth a place in a summary line, and what people call them."""
@@ -68,6 +87,10 @@ SHARES = frozenset(
         "length_cut",
         "identical",
         "empty",
+        "unparsed",
+        "verdict_ties",
+        "order_disagreement",
+        "first_place",
         "accuracy_vs_gold",
         "agreement_with_labels",
         "flagged_of_all",
@@ -77,6 +100,11 @@ SHARES = frozenset(
         "win_rate_vs_init",
         "length_controlled_win_rate_vs_init",
         "heldout_accuracy",
+        "alpaca_win_rate",
+        "alpaca_length_controlled",
+        "pairwise_win_rate",
+        "pairwise_low",
+        "pairwise_high",
     }
 )
 SILENT_AT_ZERO = frozenset(
@@ -89,9 +117,15 @@ SILENT_AT_ZERO = frozenset(
         "identical",
         "empty",
         "ties",
+        "unparsed",
+        "too_long",
+        "verdict_ties",
         "length_penalty",
         "replayed_pairs",
         "resumed_from_step",
+        "unrated",
+        "prompts_cut",
+        "without_preference",
     }
 )
 
@@ -214,6 +248,7 @@ def print_summary(prepared: api.Prepared, outcome: Outcome) -> None:
     console.print()
     console.print(table)
     _print_judge_audit(outcome.manifests)
+    _print_benchmarks(outcome.manifests)
     if outcome.decay is not None:
         out.print(f"[yellow]{escape(str(outcome.decay))}[/]", soft_wrap=True)
     _print_samples(plan, run)
@@ -241,6 +276,11 @@ def _print_judge_audit(manifests: dict[str, Manifest]) -> None:
                 "later labels are less to be trusted[/]",
                 soft_wrap=True,
             )
+
+
+def _print_benchmarks(manifests: dict[str, Manifest]) -> None:
+    for line in benchmark_lines(manifests):
+        out.print(escape(line), soft_wrap=True)
 
 
 def _series(manifests: dict[str, Manifest], kind: str, measure: str) -> list[tuple[str, float]]:
@@ -412,6 +452,7 @@ def print_run_status(name: str, runs_dir: Path) -> None:
             log = run.stage_dir(stage, prepared.plan).attempts()[-1] / "worker.log"
             out.print(f"  {'':<18} log: {log}", soft_wrap=True)
     _print_judge_audit(manifests)
+    _print_benchmarks(manifests)
     decay = judge_decay(prepared.plan, manifests)
     if decay is not None:
         out.print(f"[yellow]{escape(str(decay))}[/]", soft_wrap=True)

@@ -60,7 +60,7 @@ def hub_error(kind: str, name: str, error: BaseException) -> SpaError:
             fix="unset HF_HUB_OFFLINE and HF_DATASETS_OFFLINE, download it first, or name a local path",
         )
     missing = names & {"RepositoryNotFoundError", "DatasetNotFoundError"} or statuses & {401, 403, 404}
-    if not missing and (names & _NETWORK or statuses & {429, 500, 502, 503, 504}):
+    if not missing and is_network_error(error):
         return TryAgainError(
             f"the Hub cannot be reached ({reason})", where=name, fix="check the network and run the command again"
         )
@@ -71,6 +71,13 @@ def hub_error(kind: str, name: str, error: BaseException) -> SpaError:
             fix="check the name; a private one needs HF_TOKEN",
         )
     return DataError(f"the {kind} cannot be loaded ({reason})", where=name)
+
+
+def is_network_error(error: BaseException) -> bool:
+    """Whether the network or the Hub failed, so that the same may work later."""
+    names = {ancestor.__name__ for link in _chain(error) for ancestor in type(link).__mro__}
+    statuses = {getattr(getattr(link, "response", None), "status_code", None) for link in _chain(error)}
+    return bool(names & _NETWORK or statuses & {429, 500, 502, 503, 504})
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

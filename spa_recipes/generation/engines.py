@@ -1,30 +1,60 @@
 """One way to ask for samples, whatever engine the recipe names."""
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
-from spa_recipes.generation.requests import Completion, Request
+from spa_recipes.generation.requests import Completion, Request, check_lengths
 from spa_recipes.recipe.schema import Model, Sampling, TransformersBackend
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Progress = Callable[[int, int], None]
 """Called with the number of requests and of tokens that are finished so far."""
+
+SeedOf = Callable[[Request], int]
+"""Seed of a request, in [0, 2**63)."""
 
 
 class Engine(Protocol):
     """A loaded model that samples."""
 
-    def __call__(
-        self,
-        requests: Sequence[Request],
-        *,
-        seed_of: Callable[[Request], int],
-        on_progress: Progress | None = None,
-    ) -> list[Completion]:
-        """Sample one answer per request, in the order of the requests."""
+    def stream(
+        self, groups: Iterable[Sequence[Request]], *, seed_of: SeedOf, on_progress: Progress | None = None
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """Sample one answer per request, and give back a group as soon as all of its answers are there.
+
+        Groups are what the caller commits, not batches: an engine that can works on several of them at a time, and
+        asks for the next one when it has room.
+
+        Yields:
+            Number of the group and its completions in the order of its requests; groups in any order.
+
+        Raises:
+            DataError: a prompt does not fit; nothing of its group was sampled.
+            StageError: the model gives NaN or infinite log-probabilities.
+            TryAgainError: out of memory.
+        """
+
+    def close(self) -> None:
+        """Let go of the model and its memory."""
 
 
-def open_engine(model: Model, sampling: Sampling, stop_ids: Sequence[int]) -> Engine:
+def open_engine(
+    model: Model,
+    sampling: Sampling,
+    stop_ids: Sequence[int],
+    *,
+    adapter: Path | None = None,
+) -> Engine:
     """Load a model into the engine of `sampling.backend`.
+
+    Args:
+        model: with the place of its weights.
+        sampling: how answers are sampled.
+        stop_ids: token ids that end an answer; the answer keeps the one that ended it.
+        adapter: LoRA weights on top of the model's; for vLLM only.
 
     Raises:
         RecipeError: the engine is not installed or cannot serve the model.
@@ -32,35 +62,53 @@ def open_engine(model: Model, sampling: Sampling, stop_ids: Sequence[int]) -> En
         TryAgainError: out of memory.
     """
     if isinstance(sampling.backend, TransformersBackend):
-        return _open_transformers(model, sampling, sampling.backend, stop_ids)
+        from spa_recipes.generation.transformers import load_model
+
+        loaded = load_model(model.model_name_or_path, model=model, revision=model.revision)
+        return _Transformers(loaded, sampling, sampling.backend.batch_size, stop_ids, model.max_length)
     from spa_recipes.generation.vllm import open_vllm
 
-    return open_vllm(model, sampling, sampling.backend, stop_ids)
+    return open_vllm(model, sampling, sampling.backend, stop_ids, adapter=adapter)
 
 
-def _open_transformers(
-    model: Model, sampling: Sampling, backend: TransformersBackend, stop_ids: Sequence[int]
-) -> Engine:
-    from spa_recipes.generation.transformers import load_model, sample
+class _Transformers:
+    """Works group by group: sorting by length, which its batches need, is done inside a group."""
 
-    loaded = load_model(model.model_name_or_path, model=model, revision=model.revision)
+    def __init__(
+        self, model: "PreTrainedModel", sampling: Sampling, batch_size: int, stop_ids: Sequence[int], max_length: int
+    ) -> None:
+        self._model: PreTrainedModel | None = model
+        self._sampling, self._batch_size, self._stop_ids = sampling, batch_size, stop_ids
+        self._max_length = max_length
 
-    def engine(
-        requests: Sequence[Request],
-        *,
-        seed_of: Callable[[Request], int],
-        on_progress: Progress | None = None,
-    ) -> list[Completion]:
-        return sample(
-            loaded,
-            requests,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            max_tokens=sampling.max_tokens,
-            stop_ids=stop_ids,
-            seed_of=seed_of,
-            batch_size=backend.batch_size,
-            on_progress=on_progress,
-        )
+    def stream(
+        self, groups: Iterable[Sequence[Request]], *, seed_of: SeedOf, on_progress: Progress | None = None
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        from spa_recipes.generation.transformers import sample
 
-    return engine
+        assert self._model is not None
+        before, tokens = 0, 0
+        for number, requests in enumerate(groups):
+            check_lengths(requests, self._sampling.max_tokens, self._max_length, "model.max_length")
+            completions = sample(
+                self._model,
+                requests,
+                temperature=self._sampling.temperature,
+                top_p=self._sampling.top_p,
+                max_tokens=self._sampling.max_tokens,
+                stop_ids=self._stop_ids,
+                seed_of=seed_of,
+                batch_size=self._batch_size,
+                on_progress=_after(before, tokens, on_progress),
+            )
+            before += len(completions)
+            tokens += sum(len(completion.response_ids) for completion in completions)
+            yield number, completions
+
+    def close(self) -> None:
+        self._model = None
+
+
+def _after(requests: int, tokens: int, report: Progress | None) -> Progress | None:
+    """A report that counts on from what earlier groups did."""
+    return None if report is None else lambda done, made: report(requests + done, tokens + made)

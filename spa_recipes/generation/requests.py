@@ -2,9 +2,10 @@
 
 import hashlib
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from spa_recipes.errors import StageError
+from spa_recipes.errors import DataError, StageError
 
 
 class Request(NamedTuple):
@@ -51,4 +52,28 @@ def check_logps(request: Request, logps: list[float]) -> None:
         raise StageError(
             f"the model gives NaN or infinite log-probabilities to an answer to prompt {request.prompt_id}",
             fix="look for a training stage that diverged, or set model.dtype to float32",
+        )
+
+
+def check_lengths(requests: Sequence[Request], max_tokens: int, limit: int, key: str) -> None:
+    """Refuse prompts that leave no room for a whole answer, before any engine sees them.
+
+    Args:
+        requests: what is asked.
+        max_tokens: tokens of the longest answer.
+        limit: tokens of prompt and answer together.
+        key: where the recipe sets the limit.
+
+    Raises:
+        DataError: names the longest of them.
+    """
+    if not requests:
+        return
+    longest = max(requests, key=lambda request: len(request.prompt_ids))
+    if len(longest.prompt_ids) + max_tokens > limit:
+        raise DataError(
+            f"a prompt of {len(longest.prompt_ids)} tokens and an answer of up to {max_tokens} do not fit {key} "
+            f"({limit})",
+            where=f"prompt {longest.prompt_id}",
+            fix=f"shorten the prompt, or raise {key}",
         )

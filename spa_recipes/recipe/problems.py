@@ -30,6 +30,9 @@ EXAMPLES = {
     "sft.data": "data: {type: dataset, source: conversations.jsonl}",
     "tau": "tau: 0.3",
     "num_processes": "num_processes: 4",
+    "evaluation.benchmarks.questions": "questions: question.jsonl",
+    "evaluation.benchmarks.endpoint.base_url": "base_url: https://api.openai.com/v1",
+    "evaluation.benchmarks.endpoint.model": "model: gpt-4",
     "type": "type: dataset",
 }
 
@@ -95,9 +98,11 @@ def _problem(
         case "extra_forbidden":
             what, fix = "unknown key", _known_keys(keys, values)
         case "union_tag_invalid":
+            given = "type" in values.get(keys)
             keys = (*keys, "type")
-            what = f"must be one of {', '.join(_types(node))}, not {values.shown(keys)}"
-            fix = _did_you_mean(values.get(keys), [*_types(node)])
+            kinds = ", ".join(_types(node))
+            what = f"must be one of {kinds}, not {values.shown(keys)}" if given else "this key is required"
+            fix = _did_you_mean(values.get(keys), [*_types(node)]) if given else f"add it, one of {kinds}"
         case "too_short":
             what, fix = "must not be empty", "give it an entry, or remove the key for its default"
         case _:
@@ -129,7 +134,8 @@ def _place_named(message: str, section: Keys, values: Values) -> Place | None:
 
 
 def _example(keys: Keys) -> str:
-    return EXAMPLES.get(dotted(keys)) or EXAMPLES.get(str(keys[-1])) or f"{keys[-1]}: ..."
+    named = tuple(key for key in keys if isinstance(key, str))  # without places in a list
+    return EXAMPLES.get(dotted(named)) or EXAMPLES.get(str(keys[-1])) or f"{keys[-1]}: ..."
 
 
 def _known_keys(keys: Keys, values: Values) -> str:
@@ -216,7 +222,8 @@ def _expected_option(node: dict[str, Any]) -> str:
     if "const" in node:
         return str(node["const"])
     if node.get("type") == "array":
-        return f"a list of {_MANY[_resolve(node['items'])['type']]}"
+        items = _resolve(node["items"])
+        return f"a list of {'sections' if _types(items) else _MANY[items['type']]}"
     if "pattern" in node:
         return f"text that matches {node['pattern']}"
     if node.get("minLength"):
@@ -280,7 +287,8 @@ def _section(keys: Keys, values: Values) -> tuple[dict[str, Any], dict[str, Any]
     for length, key in enumerate(keys, start=1):
         node = union = _child(node, key)
         if types := _types(union):
-            default = next(kind for kind, member in types.items() if "type" not in member.get("required", ()))
+            optional = (kind for kind, member in types.items() if "type" not in member.get("required", ()))
+            default = next(optional, "")
             node = types[values.get(keys[:length]).get("type", default)]
     return union, node
 

@@ -222,7 +222,12 @@ class VllmBackend(Section):
     """Sampling with vLLM (extra `vllm`)."""
 
     type: Literal["vllm"]
-    tensor_parallel_size: PositiveInt = Field(1, description="GPUs per model.", json_schema_extra=RUNTIME)
+    tensor_parallel_size: PositiveInt = Field(
+        1, description="GPUs that share one copy of the model.", json_schema_extra=RUNTIME
+    )
+    data_parallel_size: PositiveInt = Field(
+        1, description="Copies of the model, each with GPUs of its own.", json_schema_extra=RUNTIME
+    )
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(
         0.9, description="Share of each GPU's memory.", json_schema_extra=RUNTIME
     )
@@ -230,6 +235,11 @@ class VllmBackend(Section):
         None, description="Longest sequence; null: the model's max_length.", json_schema_extra=RUNTIME
     )
     enforce_eager: bool = Field(False, description="No CUDA graphs.", json_schema_extra=RUNTIME)
+    lora: Literal["merged", "adapter"] = Field(
+        "merged",
+        description="With model.lora: sample from the merged weights, or from those before the training with the "
+        "adapter beside them, which does not round the sum to model.dtype.",
+    )
     shard_size: PositiveInt = Field(
         512, description="Prompts per file on disk: what an interrupted stage loses at most.", json_schema_extra=RUNTIME
     )
@@ -266,7 +276,48 @@ class Sampling(Section):
         "the default because the paper's own limit of 300 tokens cuts many.",
         json_schema_extra=RUNTIME,
     )
+    check_logps: Annotated[int, Field(ge=0)] = Field(
+        32,
+        description="Answers whose log-probs, kept from the sampling for the judge, are compared with a second pass "
+        "over them; the differences are reported. 0 compares none.",
+        json_schema_extra=RUNTIME,
+    )
     backend: Backend = Field(TransformersBackend(), description="Engine that samples.")
+
+
+class Endpoint(Section):
+    """A server that speaks OpenAI's chat completions: a provider's, or one of your own such as `vllm serve`."""
+
+    base_url: str = Field(
+        pattern=r"^https?://[^\s/?#@]+(/[^\s?#@]*)?$", description="Such as https://api.openai.com/v1."
+    )
+    model: str = Field(min_length=1, description="The server's name of the model.")
+    api_key_env: str | None = Field(
+        "OPENAI_API_KEY",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="Environment variable that holds the key, which is never stored; null sends no key.",
+    )
+    reasoning_model: bool = Field(
+        False,
+        description="true sends max_completion_tokens instead of max_tokens, and no temperature: OpenAI's reasoning "
+        "models refuse both.",
+    )
+    max_concurrency: PositiveInt = Field(8, description="Questions under way at a time.", json_schema_extra=RUNTIME)
+    timeout_seconds: Annotated[float, Field(gt=0)] = Field(
+        120.0, description="Longest wait for the server to say anything.", json_schema_extra=RUNTIME
+    )
+    max_retries: Annotated[int, Field(ge=0)] = Field(
+        6,
+        description="Further tries of a question after a lost connection, too many requests (429) or an error of the "
+        "server (5xx), with growing pauses.",
+        json_schema_extra=RUNTIME,
+    )
+
+    @model_validator(mode="after")
+    def _base_url_is_the_base(self) -> Endpoint:
+        if self.base_url.rstrip("/").endswith("/completions"):
+            raise ValueError("base_url ends before /chat/completions, e.g. https://api.openai.com/v1")
+        return self
 
 
 class ImplicitRewardJudge(Section):
@@ -313,6 +364,55 @@ class RewardModelJudge(Section):
         return self
 
 
+class LlmJudge(Section):
+    """A language model compares the answers in words, each pair in both orders and without sampling.
+
+    An answer's reward is the share of its comparisons that it won, a tie being one half, so a pair's margin lies
+    between 0 and 1 and its p_chosen, the sigmoid of that, between 0.5 and 0.73: not the judge's certainty.
+    """
+
+    type: Literal["llm"]
+    model_name_or_path: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder or Hub id of the judge; null: the policy pi_{i-1} judges its own answers.",
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
+    chat_template: str | None = Field(
+        None, description="File with a Jinja chat template, for a judge that has none of its own."
+    )
+    endpoint: Endpoint | None = Field(None, description="A server that is asked instead of a model on this machine.")
+    prompt: str | None = Field(
+        None,
+        min_length=1,
+        description="File with a Jinja template of the question; null: that of the package, "
+        "spa_recipes/data/question.jinja, which lists the variables and how a verdict is read.",
+    )
+    max_tokens: PositiveInt = Field(512, description="New tokens per verdict, with its reasons.")
+    max_length: PositiveInt | None = Field(
+        None,
+        description="Tokens of question and verdict together; null: model.max_length. A longer question is not cut "
+        "but not asked: it counts as a tie, and for max_unparsed.",
+    )
+    max_unparsed: Fraction = Field(
+        0.5,
+        description="Stop when a larger share of the questions is left without a verdict, which counts as a tie. 1 "
+        "never stops.",
+        json_schema_extra=RUNTIME,
+    )
+
+    @model_validator(mode="after")
+    def _one_judge(self) -> LlmJudge:
+        if self.model_name_or_path is not None and self.endpoint is not None:
+            raise ValueError("judge.endpoint and judge.model_name_or_path name two judges; leave one out")
+        for name in ("revision", "chat_template"):
+            if self.model_name_or_path is None and getattr(self, name) is not None:
+                raise ValueError(f"judge.{name} needs judge.model_name_or_path")
+        if self.endpoint is not None and self.max_length is not None:
+            raise ValueError("judge.max_length has no use with judge.endpoint, whose server has its own limit")
+        return self
+
+
 class GoldJudge(Section):
     """The sandbox's gold reward labels the pairs: a control, the ceiling of every judge."""
 
@@ -328,6 +428,7 @@ class RandomJudge(Section):
 Judge = Annotated[
     Annotated[ImplicitRewardJudge, Tag("implicit_reward")]
     | Annotated[RewardModelJudge, Tag("reward_model")]
+    | Annotated[LlmJudge, Tag("llm")]
     | Annotated[GoldJudge, Tag("gold")]
     | Annotated[RandomJudge, Tag("random")],
     _by_type("implicit_reward"),
@@ -392,6 +493,121 @@ class Noise(Section):
         return self
 
 
+class Answering(Section):
+    """How a benchmark's prompts are answered."""
+
+    max_tokens: PositiveInt = Field(1024, description="New tokens per answer.")
+    max_length: PositiveInt | None = Field(
+        None,
+        description="Tokens of prompt and answer together: a longer prompt loses its beginning. null: "
+        "model.max_length.",
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus.")
+
+    @model_validator(mode="after")
+    def _answer_leaves_room(self) -> Answering:
+        if self.max_length is not None and self.max_tokens >= self.max_length:
+            raise ValueError(f"max_tokens ({self.max_tokens}) must be smaller than max_length ({self.max_length})")
+        return self
+
+
+class AlpacaEval(Answering):
+    """AlpacaEval 2.0: `model_outputs.json`, and with an annotator the win rates against the baseline's answers."""
+
+    type: Literal["alpaca_eval"]
+    prompts: str | None = Field(
+        None,
+        min_length=1,
+        description="File with `instruction` and, for an annotator, the baseline's `output` and `generator`; null: "
+        "tatsu-lab/alpaca_eval on the Hub (805 instructions with GPT-4 Turbo's answers).",
+    )
+    annotator: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Annotator of the alpaca_eval package (extra `eval`), e.g. weighted_alpaca_eval_gpt4_turbo; its "
+        "service is paid by the key in its own variable, such as OPENAI_API_KEY. null only writes the answers.",
+    )
+    temperature: Annotated[float, Field(ge=0)] = Field(0.7, description="0 is greedy.")
+
+
+class MtBench(Answering):
+    """MT-Bench: answers over two turns in FastChat's form, graded by a model behind an endpoint."""
+
+    type: Literal["mt_bench"]
+    questions: str = Field(min_length=1, description="FastChat's question.jsonl.")
+    endpoint: Endpoint | None = Field(
+        None, description="Server of the model that grades; null only writes the answers."
+    )
+    judge_prompts: str | None = Field(None, min_length=1, description="FastChat's judge_prompts.jsonl.")
+    reference_answers: str | None = Field(
+        None, min_length=1, description="FastChat's reference_answer/gpt-4.jsonl, for math, reasoning and coding."
+    )
+    judge_max_tokens: PositiveInt = Field(2048, description="New tokens per judgment.")
+
+    @model_validator(mode="after")
+    def _judge_is_whole(self) -> MtBench:
+        if self.endpoint is not None and self.judge_prompts is None:
+            raise ValueError("endpoint needs judge_prompts: the judge_prompts.jsonl that FastChat publishes")
+        if self.endpoint is None and (self.judge_prompts or self.reference_answers):
+            raise ValueError("judge_prompts and reference_answers need an endpoint to grade with")
+        return self
+
+
+class ImplicitRewardComparison(Section):
+    """Compares answers by the implicit reward of a model against what it was trained from."""
+
+    type: Literal["implicit_reward"] = "implicit_reward"
+    policy: str | None = Field(
+        None, min_length=1, description="Folder or Hub id of a model trained with preferences; null: the run's pi_0."
+    )
+    reference: str | None = Field(
+        None, min_length=1, description="Folder or Hub id of what it was trained from; null: the run's pi_init."
+    )
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> ImplicitRewardComparison:
+        if (self.policy is None) != (self.reference is None):
+            raise ValueError("policy and reference belong together: give both, or neither")
+        return self
+
+
+class RewardModelComparison(Section):
+    """Compares answers by a sequence-classification model with one output."""
+
+    type: Literal["reward_model"]
+    model_name_or_path: str = Field(min_length=1, description="Folder or Hub id.")
+    revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
+
+
+PairwiseJudge = Annotated[
+    Annotated[ImplicitRewardComparison, Tag("implicit_reward")]
+    | Annotated[RewardModelComparison, Tag("reward_model")]
+    | Annotated[LlmJudge, Tag("llm")]
+    | Annotated[GoldJudge, Tag("gold")],
+    _by_type("implicit_reward"),
+]
+
+
+class Pairwise(Answering):
+    """A win rate against another model on prompts of one's own, by a judge that costs nothing."""
+
+    type: Literal["pairwise"]
+    against: str = Field(
+        "init", min_length=1, description="The other model: init (the run's pi_init), or a folder or Hub id."
+    )
+    prompts: DatasetSource | None = Field(None, description="Prompts to answer; null: the run's held-out ones.")
+    judge: PairwiseJudge = Field(ImplicitRewardComparison(), description="Who compares the answers.")
+    temperature: Annotated[float, Field(ge=0)] = Field(0.7, description="0 is greedy.")
+
+
+Benchmark = Annotated[
+    Annotated[AlpacaEval, Tag("alpaca_eval")]
+    | Annotated[MtBench, Tag("mt_bench")]
+    | Annotated[Pairwise, Tag("pairwise")],
+    _by_type(""),
+]
+
+
 class Evaluation(Section):
     """What is measured of pi_init and of every model after it, on held-out prompts and pairs."""
 
@@ -414,6 +630,13 @@ class Evaluation(Section):
         description="Stop before the next iteration once the judge's accuracy on held-out labels is more than this "
         "below its best, e.g. 0.02; null only says so.",
         json_schema_extra=RUNTIME,
+    )
+
+    benchmarks: list[Benchmark] = Field(
+        [],
+        description="The field's benchmarks for the final policy, after everything else; `spa evaluate` runs them for "
+        "any model.",
+        json_schema_extra=RUNTIME,  # each is a stage of its own, whose key holds what matters
     )
 
     @model_validator(mode="after")
@@ -467,6 +690,11 @@ class Compute(Section):
 
     executor: Executor = Field(LocalExecutor(), description="How stage processes are started.")
     cpu_threads: PositiveInt | None = Field(None, description="Threads per process on the CPU; null: torch decides.")
+    vllm_python: str | None = Field(
+        None,
+        description="Python of the environment that has vLLM, for the stages that sample with it; null: this one. "
+        "spa-recipes must be installed there, too.",
+    )
     score_tokens_per_batch: PositiveInt = Field(16384, description="Tokens per forward pass when log-probs are scored.")
 
 
@@ -492,6 +720,19 @@ class JudgeJob(Section):
     reference_revision: str | None = None
     pairs: DatasetSource
     judge: ImplicitRewardJudge
+    seed: Seed = 42
+    compute: Compute = Compute()
+    storage: Storage = Storage()
+    tracking: Tracking = Tracking()
+
+
+class EvaluateJob(Section):
+    """What `spa evaluate` does: one benchmark for one model."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")
+    model: Model
+    benchmark: Benchmark
+    backend: Backend = TransformersBackend()
     seed: Seed = 42
     compute: Compute = Compute()
     storage: Storage = Storage()
@@ -546,6 +787,15 @@ class Recipe(Section):
                 f"model.max_prompt_length ({self.model.max_prompt_length}) + sampling.max_tokens "
                 f"({self.sampling.max_tokens}) must not exceed model.max_length ({self.model.max_length})"
             )
+        backend = self.sampling.backend
+        needed = self.model.max_prompt_length + self.sampling.max_tokens
+        if backend.type == "vllm" and backend.max_model_len is not None and backend.max_model_len < needed:
+            raise ValueError(
+                f"sampling.backend.max_model_len ({backend.max_model_len}) must not be less than "
+                f"model.max_prompt_length + sampling.max_tokens ({needed})"
+            )
+        if backend.type == "vllm" and backend.lora == "adapter" and self.model.lora is None:
+            raise ValueError("sampling.backend.lora adapter needs model.lora: without it no stage trains an adapter")
         gold = self.judge.type == "gold" or self.evaluation.reward == "gold"
         if gold and self.data.pairs.type != "sandbox":
             raise ValueError("judge.type gold and evaluation.reward gold need data.pairs.type sandbox")
@@ -560,6 +810,13 @@ class Recipe(Section):
                 "data.seed_labels is 0, so there is nothing to train a reward model on; give one by "
                 "judge.model_name_or_path"
             )
+        if self.judge.type == "llm" and self.judge.endpoint is None:
+            limit = self.judge.max_length or self.model.max_length
+            if self.judge.max_tokens >= limit:
+                key = "model" if self.judge.max_length is None else "judge"
+                raise ValueError(
+                    f"judge.max_tokens ({self.judge.max_tokens}) must be smaller than {key}.max_length ({limit})"
+                )
         if self.data.seed_labels == 0 and self.refine.seed_replay:
             raise ValueError("data.seed_labels is 0, so refine.seed_replay has no pairs to replay")
         evaluated = self.evaluation.enabled and self.data.heldout > 0
@@ -572,6 +829,9 @@ class Recipe(Section):
             raise ValueError(
                 "evaluation.max_judge_decay needs held-out labels: set data.heldout above 0 and evaluation.enabled true"
             )
+        for index, benchmark in enumerate(self.evaluation.benchmarks):
+            if problem := self._benchmark_problem(benchmark):
+                raise ValueError(f"evaluation.benchmarks.{index}{problem}")
         if reference == "base" and self.sft is None:
             raise ValueError("judge.reference base needs an sft section: without one the model is pi_init itself")
         if self.data.seed_labels == 0 and not self.iterations and self.sft is None:
@@ -583,3 +843,26 @@ class Recipe(Section):
         if self.sampling.temperature == 0 and self.iterations:
             raise ValueError("sampling.temperature 0 gives n equal responses and no pair to judge; set it above 0")
         return self
+
+    def _benchmark_problem(self, benchmark: AlpacaEval | MtBench | Pairwise) -> str | None:
+        """What of a benchmark does not go with the rest of the recipe, to be read behind its key."""
+        if benchmark.max_length is None and benchmark.max_tokens >= self.model.max_length:
+            limit = self.model.max_length
+            return f".max_tokens ({benchmark.max_tokens}) must be smaller than model.max_length ({limit})"
+        if not isinstance(benchmark, Pairwise):
+            return None
+        if benchmark.prompts is None and not self.data.heldout:
+            return " has no prompts: set its prompts, or data.heldout above 0"
+        if benchmark.judge.type == "gold" and (self.data.pairs.type != "sandbox" or benchmark.prompts is not None):
+            return ".judge gold needs the sandbox's prompts: set data.pairs.type sandbox, and leave out prompts"
+        judge = benchmark.judge
+        if judge.type == "llm" and judge.endpoint is None and judge.model_name_or_path is None:
+            return ".judge is to be another model: give it model_name_or_path or endpoint"
+        by_run = benchmark.judge.type == "implicit_reward" and benchmark.judge.policy is None
+        if by_run and self.data.seed_labels == 0:
+            return ".judge has no pi_0 to judge by, as data.seed_labels is 0: give it policy and reference"
+        return None
+
+
+AnyRecipe = Recipe | JudgeJob | EvaluateJob
+"""Whatever a plan can be made of."""

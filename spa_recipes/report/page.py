@@ -15,6 +15,7 @@ from spa_recipes.errors import RecipeError
 from spa_recipes.estimates import human_count, human_seconds
 from spa_recipes.plan import MODEL, Plan, Stage
 from spa_recipes.recipe.schema import Recipe
+from spa_recipes.report.benchmarks import benchmark_lines
 from spa_recipes.report.charts import Series, histogram, line_chart
 from spa_recipes.report.policies import HEADINGS, cell, lines
 from spa_recipes.run.rundir import RunDir
@@ -94,6 +95,7 @@ def render(plan: Plan, run: RunDir, found: Mapping[str, Manifest]) -> str:
         total_seconds=human_seconds(sum(manifest.seconds for manifest in found.values())),
         curves=_curves(files),
         trends=_trends(found),
+        benchmarks=benchmark_lines(found),
         margins=_margins(files),
         iterations=_iterations(files),
         samples=_samples(files),
@@ -210,10 +212,12 @@ def _margins(files: _Files) -> list[Markup]:
     """What judges and detectors saw: a distribution per iteration."""
     judged = {i: files.lines(f"judge-{i}", "judgments.jsonl") for i in files.iterations()}
     traces = {i: files.lines(f"refine-{i}", f"{MODEL}/pairs_trace.jsonl") for i in files.iterations()}
+    assert isinstance(files.plan.recipe, Recipe)
+    implicit = files.plan.recipe.judge.type == "implicit_reward"
     charts = [
         histogram(
             [(f"iteration {i}", [row["margin"] for row in rows]) for i, rows in judged.items()],
-            x="implicit-reward margin of the judge",
+            x="implicit-reward margin of the judge" if implicit else "reward margin of the judge",
         ),
         histogram(
             [(f"iteration {i}", [row["p_chosen"] for row in rows]) for i, rows in judged.items()],
@@ -233,16 +237,18 @@ def _iterations(files: _Files) -> list[Iteration]:
         judge, refine = files.found.get(f"judge-{i}"), files.found.get(f"refine-{i}")
         if judge is None:
             continue
-        facts = {"pairs": f"{judge.rows:,}", **_facts(judge.metrics, _JUDGE_FACTS)}
+        facts = {"pairs": f"{judge.rows:,}", **facts_of(judge.metrics, JUDGE_FACTS)}
+        if (verdicts := files.found.get(f"llm-judge-{i}")) is not None:
+            facts |= facts_of(verdicts.metrics, VERDICT_FACTS)
         flagged: list[dict[str, Any]] = []
         if refine is not None:
-            facts |= _facts(refine.metrics, _REFINE_FACTS)
+            facts |= facts_of(refine.metrics, REFINE_FACTS)
             flagged = _flagged(files, i)
         result.append(Iteration(i, facts, flagged))
     return result
 
 
-_JUDGE_FACTS = {
+JUDGE_FACTS = {
     "accuracy_vs_gold": ("judge accuracy by the gold reward", "{:.1%}"),
     "agreement_with_labels": ("agreement with labels", "{:.1%}"),
     "mean_margin": ("mean margin", "{:.3g}"),
@@ -252,7 +258,14 @@ _JUDGE_FACTS = {
     "dropped_identical": ("dropped: the same answers", "{}"),
     "dropped_empty": ("dropped: empty answers", "{}"),
 }
-_REFINE_FACTS = {
+VERDICT_FACTS = {
+    "questions": ("questions to the judge", "{:,}"),
+    "order_disagreement": ("pairs whose two orders disagree", "{:.1%}"),
+    "first_place": ("verdicts for the first place", "{:.1%}"),
+    "verdict_ties": ("verdicts that are ties", "{:.1%}"),
+    "unparsed": ("questions without a verdict", "{:.1%}"),
+}
+REFINE_FACTS = {
     "flagged_pairs": ("flagged pairs", "{}"),
     "flagged_of_all": ("flagged of all", "{:.1%}"),
     "flagged_judge_margin": ("judge's margin of flagged pairs", "{:.3g}"),
@@ -262,7 +275,8 @@ _REFINE_FACTS = {
 }
 
 
-def _facts(metrics: Mapping[str, Any], names: Mapping[str, tuple[str, str]]) -> dict[str, str]:
+def facts_of(metrics: Mapping[str, Any], names: Mapping[str, tuple[str, str]]) -> dict[str, str]:
+    """The figures among `names` (label and format of each) that a stage has, by label."""
     return {
         label: pattern.format(metrics[name])
         for name, (label, pattern) in names.items()

@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, NamedTuple, Protocol
 
-from spa_recipes.plan import HEAVY_KINDS
-from spa_recipes.recipe.schema import AccelerateExecutor, Executor, ForkExecutor
+from spa_recipes.plan import HEAVY_KINDS, Stage
+from spa_recipes.recipe.schema import AccelerateExecutor, Compute, Executor, ForkExecutor, Sampling, VllmBackend
+from spa_recipes.stages.context import RANK, WORLD_SIZE
 
 WORKER = "spa_recipes.run.worker"
 GRACE_SECONDS = 10.0
@@ -28,6 +30,29 @@ class Running(Protocol):
         """End it and all its children; returns when they are gone."""
 
 
+class Engines(NamedTuple):
+    """The processes of a stage that samples with vLLM.
+
+    Attributes:
+        python: of the environment that has vLLM.
+        copies: processes, each with a copy of the model.
+        gpus_each: GPUs that a copy has to itself.
+    """
+
+    python: str
+    copies: int
+    gpus_each: int
+
+
+def engines_of(stage: Stage, compute: Compute) -> Engines | None:
+    """What a stage needs that samples with vLLM; None for any other."""
+    sampling = stage.settings.get("sampling")
+    if not isinstance(sampling, Sampling) or not isinstance(sampling.backend, VllmBackend):
+        return None
+    backend = sampling.backend
+    return Engines(compute.vllm_python or sys.executable, backend.data_parallel_size, backend.tensor_parallel_size)
+
+
 class Executors:
     """Starts stages as the recipe says; keeps the fork server alive between stages."""
 
@@ -35,8 +60,14 @@ class Executors:
         self._settings = settings
         self._server: ForkServer | None = None
 
-    def start(self, kind: str, spec: Path, log: Path) -> Running:
-        """Start the process of a stage, its output going to `log`."""
+    def start(self, kind: str, spec: Path, log: Path, engines: Engines | None = None) -> Running:
+        """Start the process of a stage, its output going to `log`; with `engines` one for each of them.
+
+        vLLM starts processes of its own for the GPUs of a copy, so its stages never run under a launcher, and never
+        fork from a process that has imported torch.
+        """
+        if engines is not None:
+            return _engine_workers(engines, spec, log)
         if isinstance(self._settings, ForkExecutor):
             if self._server is None or not self._server.alive():
                 self._server = ForkServer(log)
@@ -62,6 +93,30 @@ def _command(settings: Executor, kind: str, spec: Path) -> list[str]:
     return [*command, "--module", WORKER, str(spec)]
 
 
+def _engine_workers(engines: Engines, spec: Path, log: Path) -> "Running":
+    """A worker per copy of the model; with several of them each has its rank and sees its own GPUs only."""
+    command = [engines.python, "-m", WORKER, str(spec)]
+    if engines.copies == 1:
+        return Worker(command, log)
+    gpus = visible_gpus()
+    workers = []
+    for rank in range(engines.copies):
+        mine = gpus[rank * engines.gpus_each : (rank + 1) * engines.gpus_each]
+        ranks = {RANK: str(rank), WORLD_SIZE: str(engines.copies)}
+        workers.append(Worker(command, log, ranks | ({"CUDA_VISIBLE_DEVICES": ",".join(mine)} if gpus else {})))
+    return Workers(workers)
+
+
+def visible_gpus() -> list[str]:
+    """Names of the GPUs that a process started here would see, as `CUDA_VISIBLE_DEVICES` spells them."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not has_nvidia_driver():
+        return []
+    if chosen is not None:
+        return [name.strip() for name in chosen.split(",") if name.strip()]
+    return [str(index) for index, _ in enumerate(Path("/proc/driver/nvidia/gpus").iterdir())]
+
+
 def has_nvidia_driver() -> bool:
     """Whether this machine has a driver for GPUs, without importing torch."""
     return Path("/proc/driver/nvidia/version").exists()
@@ -70,19 +125,50 @@ def has_nvidia_driver() -> bool:
 class Worker:
     """A process group of its own, tied to this process by a pipe."""
 
-    def __init__(self, command: list[str], log: Path) -> None:
+    def __init__(self, command: list[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, **(environment or {})},
             )
 
     def poll(self) -> int | None:
         """Exit code, None while it runs."""
-        return self._process.poll()
+        code = self._process.poll()
+        if code is not None:
+            # A stage that was killed leaves its children, and an engine among them would keep its GPU.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        return code
 
     def stop(self) -> None:
         """SIGTERM to the group, SIGKILL to what is left after a grace period."""
         _end_group(self._process)
+
+
+class Workers:
+    """Several processes that do one stage: done when all are, failed as soon as one is."""
+
+    def __init__(self, workers: Sequence[Worker]) -> None:
+        self._workers = workers
+
+    def poll(self) -> int | None:
+        """Exit code of the first that failed, 0 when all ended well, None while they run."""
+        codes = [worker.poll() for worker in self._workers]
+        failed = next((code for code in codes if code), None)
+        if failed is not None:
+            self.stop()
+            return failed
+        return None if None in codes else 0
+
+    def stop(self) -> None:
+        """End them all."""
+        for worker in self._workers:
+            worker.stop()
 
 
 class ForkServer:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from spa_recipes.errors import DataError, LockedError, RecipeError
-from spa_recipes.plan import MODEL
+from spa_recipes.plan import MODEL, POLICY_KINDS
+from spa_recipes.run import final
 from spa_recipes.run.rundir import Planned, RunDir, all_runs
 from spa_recipes.state.stagedir import MANIFEST, StageDir
 from spa_recipes.state.usage import File, files
@@ -141,6 +142,7 @@ def find(run: RunDir, *, models: bool) -> Found:
             found.kept.append(Kept(item.path, why))
         else:
             found.items.append(item)
+    found.items.extend(Item(path, "a folder of the final model that was not finished") for path in final.leftovers(run))
     found.items.extend(_temporary_files(run, found.items))
     return found
 
@@ -228,9 +230,9 @@ def _leftovers(folder: StageDir, stage: Planned, keep: set[str]) -> Iterator[Ite
 def _earlier_models(run: RunDir, planned: Sequence[Planned]) -> Iterator[tuple[StageDir, Item]]:
     """Policies before the final one that every reader is done with."""
     done = run.done(planned)
-    made = [stage for stage in planned if stage.kind in ("sft", "dpo", "refine") and stage.id in done]
+    made = [stage for stage in planned if stage.kind in POLICY_KINDS and stage.id in done]
     folders = {stage.id: folder for stage in made if (folder := run.existing(stage)) is not None}
-    if run.final.resolve() not in [(folder.output / MODEL).resolve() for folder in folders.values()]:
+    if final.model_shown(run.final) not in [(folder.output / MODEL).resolve() for folder in folders.values()]:
         return  # the run was not finished since its recipe changed
     for stage in made[:-1]:
         model = folders[stage.id].output / MODEL
@@ -250,7 +252,7 @@ def _temporary_files(run: RunDir, items: Sequence[Item]) -> list[Item]:
 
 
 class _Uses(NamedTuple):
-    """What a run's final link, other runs' plans, and paths in recipes point to.
+    """What a run's `final`, other runs' plans, and paths in recipes point to.
 
     Attributes:
         final: the model that `final` shows.
@@ -284,7 +286,7 @@ def _uses(run: RunDir) -> _Uses:
                 planned = other.planned()
                 done = other.done(planned)
                 wanted |= {stage.name: other.name for stage in planned if stage.id not in done}
-    return _Uses(run.final.resolve(), wanted, named)
+    return _Uses(final.model_shown(run.final), wanted, named)
 
 
 def _named_paths(value: Any, run: RunDir) -> Iterator[Path]:
@@ -296,8 +298,7 @@ def _named_paths(value: Any, run: RunDir) -> Iterator[Path]:
         for base in {Path.cwd(), run.path.absolute().parent.parent}:
             with suppress(OSError, ValueError, RuntimeError):  # most texts are no paths
                 path = (base / Path(value).expanduser()).resolve(strict=True)
-                if "stages" in path.parts:
-                    yield path
+                yield from (place for place in {path, final.model_shown(path)} if "stages" in place.parts)
 
 
 def _progress_to_keep(run: RunDir) -> set[str]:

@@ -25,8 +25,11 @@ def smaller(kind: str, settings: dict[str, Any]) -> str:
         return f"set {section}.per_device_train_batch_size lower, {section}.gradient_checkpointing: true, or model.lora"
     if kind in ("score", "reward"):
         return _SCORING
-    if kind in ("generate", "evaluate"):
+    if kind in ("generate", "verdicts", "evaluate", "answers"):
         vllm = settings["sampling"]["backend"]["type"] == "vllm"
+        if kind == "verdicts":
+            sampling = "gpu_memory_utilization" if vllm else "batch_size"
+            return f"set sampling.backend.{sampling} or judge.max_length lower"
         sampling = "gpu_memory_utilization or max_model_len" if vllm else "batch_size"
         fix = f"set sampling.backend.{sampling} or sampling.max_tokens lower"
         return f"{fix}, or {_SCORING.removeprefix('set ')}" if kind == "evaluate" else fix

@@ -43,6 +43,19 @@ def disk_usage(runs: Sequence[Overview]) -> int:
     return sum(everything.values())
 
 
+def next_stage(run: RunDir) -> str | None:
+    """Id of the stage that the run goes on with; None if it is finished, or stopped early for good.
+
+    Raises:
+        RecipeError: the run's plan cannot be read.
+    """
+    planned = run.planned()
+    done = run.done(planned)
+    if _state(run, planned, done)[0] in ("done", "stopped early"):
+        return None
+    return next(stage.id for stage in planned if stage.id not in done)
+
+
 def _overview(run: RunDir) -> Overview:
     touched, content = last_touched(run), inodes(run.path)
     try:

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from spa_recipes.benchmarks import alpaca_eval, mt_bench
 from spa_recipes.data.chat import is_path
 from spa_recipes.data.files import local_path
 from spa_recipes.data.hub import hub_error
 from spa_recipes.errors import DataError, RecipeError, SpaError, TryAgainError
-from spa_recipes.plan import External, Plan, Stage
-from spa_recipes.recipe.schema import JudgeJob, Recipe
+from spa_recipes.plan import ALPACA_EVAL_PROMPTS, External, Plan, Stage, is_of_benchmark
+from spa_recipes.recipe.schema import AnyRecipe, Endpoint, EvaluateJob, JudgeJob, Recipe
+from spa_recipes.run.engines import check_engines
 from spa_recipes.run.rundir import RunDir
 
 WEIGHTS = "model.safetensors"
@@ -27,7 +29,13 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "s
 POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len")
 
 _DATASETS = {"pairs", "prompts", "source"}
-"""Names of inputs that are datasets; the others are models."""
+"""Names of inputs that are datasets."""
+
+_FILES = {"instructions", "questions", "judge_prompts", "reference_answers"}
+"""Names of inputs that are a benchmark's files."""
+
+_TEMPLATES = {"question"}
+"""Names of inputs that were read when the plan was made; those that are none of these three are models."""
 
 _OPTIONS = {
     "model.model_name_or_path": "--policy",
@@ -38,6 +46,18 @@ _OPTIONS = {
     "model.trust_remote_code": "--trust-remote-code",
 }
 """What `spa judge` calls the keys of its job."""
+
+_EVALUATE_OPTIONS = {
+    **_OPTIONS,
+    "model.model_name_or_path": "MODEL",
+    "benchmark.against": "--against",
+    "benchmark.prompts.source": "--prompts",
+    "benchmark.judge.policy": "--judge-policy",
+    "benchmark.judge.reference": "--judge-reference",
+    "benchmark.judge.model_name_or_path": "--reward-model",
+    "judge.max_length": "--max-length",
+}
+"""What `spa evaluate` calls the keys of its job."""
 
 
 def check_inputs(plan: Plan, run: RunDir, until: str | None = None) -> None:
@@ -51,14 +71,19 @@ def check_inputs(plan: Plan, run: RunDir, until: str | None = None) -> None:
     _refuse_links(run)
     left = [stage for stage in plan.until(until) if not run.is_done(stage, plan)]
     recipe = plan.recipe
+    check_engines(left, recipe.compute)
     for dataset in _datasets(left):
         with _named(recipe, dataset):
             _check_hub_dataset(dataset.location)
     uses = _models(left)
+    _policy_as_judge(left, uses, recipe)
     for model, use in uses.items():
         with _named(recipe, model):
             _check_model(ModelFiles(model.location, model.revision), use, recipe)
-    _check_vocabularies(recipe, uses)
+    # A benchmark's models each have their own tokens; those of its judge are compared by the stage that makes them.
+    _check_vocabularies(recipe, _models([stage for stage in left if not is_of_benchmark(stage)]))
+    for stage in left:
+        _check_benchmark(stage)
 
 
 def _refuse_links(run: RunDir) -> None:
@@ -84,11 +109,15 @@ class _Use:
         texts: its own tokenizer and chat template render texts.
         tokens: it reads token ids that the policy's tokenizer made.
         reward: it is a reward model.
+        judge: it is an llm judge that is no policy, with a chat template of its own.
+        judge_length: tokens of the questions that it is asked as an llm judge, and of its verdicts.
     """
 
     texts: bool = False
     tokens: bool = False
     reward: bool = False
+    judge: bool = False
+    judge_length: int | None = None
 
 
 def _datasets(stages: Sequence[Stage]) -> list[External]:
@@ -106,19 +135,30 @@ def _models(stages: Sequence[Stage]) -> dict[External, _Use]:
     uses: dict[External, _Use] = {}
     for stage in stages:
         for name, value in stage.inputs.items():
-            if name in _DATASETS or not isinstance(value, External):
+            if name in _DATASETS | _FILES | _TEMPLATES or not isinstance(value, External):
                 continue
             use = uses.setdefault(value, _Use())
             if stage.kind == "reward":
                 use.reward = use.texts = True
+            elif stage.kind == "verdicts" and name == "model":
+                use.judge = use.texts = True
+                use.judge_length = stage.settings["model"]["max_length"]
             else:
                 use.texts |= name == "policy" or stage.kind == "candidates"
                 use.tokens = True
     return uses
 
 
+def _policy_as_judge(stages: Sequence[Stage], uses: Mapping[External, _Use], recipe: AnyRecipe) -> None:
+    """Where the policy judges in words, the model that it is made from has to have room for the questions."""
+    lengths = [s.settings["model"]["max_length"] for s in stages if s.kind == "verdicts" and "policy" in s.inputs]
+    for model, use in uses.items():
+        if lengths and _is_policy(recipe, model):
+            use.judge_length = lengths[0]
+
+
 @contextmanager
-def _named(recipe: Recipe | JudgeJob, value: External) -> Iterator[None]:
+def _named(recipe: AnyRecipe, value: External) -> Iterator[None]:
     """Put the key that names a model or dataset in front of an error about it."""
     try:
         yield
@@ -127,7 +167,7 @@ def _named(recipe: Recipe | JudgeJob, value: External) -> Iterator[None]:
         raise type(error)(error.what, where=where, fix=error.fix) from error
 
 
-def _key_of(recipe: Recipe | JudgeJob, value: External) -> str:
+def _key_of(recipe: AnyRecipe, value: External) -> str:
     """The first key of the recipe, or option of `spa judge`, whose value is this location."""
 
     def search(node: Any, path: tuple[str, ...]) -> Iterator[str]:
@@ -140,8 +180,12 @@ def _key_of(recipe: Recipe | JudgeJob, value: External) -> str:
     return _word(recipe, next(search(recipe.model_dump(mode="json"), ())))
 
 
-def _word(recipe: Recipe | JudgeJob, key: str) -> str:
+def _word(recipe: AnyRecipe, key: str) -> str:
     """A key as the user knows it."""
+    if isinstance(recipe, EvaluateJob):
+        if key == "benchmark.judge.model_name_or_path" and recipe.model_dump()["benchmark"]["judge"]["type"] == "llm":
+            return "--judge-model"
+        return _EVALUATE_OPTIONS.get(key, key)
     return _OPTIONS.get(key, key) if isinstance(recipe, JudgeJob) else key
 
 
@@ -172,6 +216,33 @@ def _hub_is_offline() -> bool:
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
+
+
+# --- benchmarks
+
+
+def _check_benchmark(stage: Stage) -> None:
+    """What a benchmark's stage reads, and whether the service that it asks can be asked."""
+    files = {name: value for name, value in stage.inputs.items() if isinstance(value, External) and name in _FILES}
+    for name, value in files.items():
+        if name == "instructions":
+            hub = value.location == ALPACA_EVAL_PROMPTS
+            path = alpaca_eval.hub_file(alpaca_eval.HUB_PROMPTS) if hub else Path(value.location)
+            prompts = alpaca_eval.read_prompts(path)
+            if stage.kind == "alpaca_annotations":
+                alpaca_eval.reference_outputs(prompts, str(path))
+        elif name == "questions":
+            mt_bench.read_questions(Path(value.location))
+        elif name == "judge_prompts":
+            mt_bench.read_judge_prompts(Path(value.location))
+        else:
+            mt_bench.read_answers(Path(value.location))
+    if stage.kind == "alpaca_annotations":
+        alpaca_eval.check_annotator(stage.settings["annotator"])
+    if isinstance(endpoint := stage.settings.get("endpoint"), Endpoint):
+        from spa_recipes.generation.endpoint import api_key
+
+        api_key(endpoint)
 
 
 # --- models
@@ -243,7 +314,7 @@ class ModelFiles(NamedTuple):
         return value
 
 
-def _check_model(files: ModelFiles, use: _Use, recipe: Recipe | JudgeJob) -> None:
+def _check_model(files: ModelFiles, use: _Use, recipe: AnyRecipe) -> None:
     if not files.local and is_path(files.location):
         raise DataError("no such model folder", where=files.location, fix="check the path")
     config = files.read("config.json", needed=True)
@@ -262,7 +333,9 @@ def _check_model(files: ModelFiles, use: _Use, recipe: Recipe | JudgeJob) -> Non
     if use.reward:
         _check_outputs(files, config)
     if use.tokens:
-        _check_positions(files, config, recipe)
+        _check_positions(files, config, _word(recipe, "model.max_length"), recipe.model.max_length)
+    if use.judge_length is not None:
+        _check_positions(files, config, _word(recipe, "judge.max_length"), use.judge_length)
     if use.texts:
         _check_tokenizer(files, use, recipe)
 
@@ -293,9 +366,7 @@ def _check_weights(files: ModelFiles) -> None:
     )
 
 
-def _refuse_remote_code(
-    files: ModelFiles, config: Mapping[str, Any], recipe: Recipe | JudgeJob, *, tokenizer: bool
-) -> None:
+def _refuse_remote_code(files: ModelFiles, config: Mapping[str, Any], recipe: AnyRecipe, *, tokenizer: bool) -> None:
     """A model that only its own Python code can load, and a recipe that does not allow it."""
     contents = {"config.json": config}
     if tokenizer:
@@ -328,14 +399,14 @@ def _check_outputs(files: ModelFiles, config: Mapping[str, Any]) -> None:
         )
 
 
-def _check_positions(files: ModelFiles, config: Mapping[str, Any], recipe: Recipe | JudgeJob) -> None:
+def _check_positions(files: ModelFiles, config: Mapping[str, Any], key: str, wanted: int) -> None:
+    """Whether a model has positions for so many tokens, which `key` sets."""
     inner = config.get("text_config")
     settings = {**config, **inner} if isinstance(inner, dict) else config
     name = next((name for name in POSITIONS if isinstance(settings.get(name), int) and settings[name] > 0), None)
     if name is None:
         return
     limit = max(settings[name], _stretched(settings, settings[name]))
-    key, wanted = _word(recipe, "model.max_length"), recipe.model.max_length
     if wanted > limit:
         raise RecipeError(
             f"{key} ({wanted}) is more than the model's {name} ({limit})",
@@ -353,7 +424,7 @@ def _stretched(settings: Mapping[str, Any], positions: int) -> int:
     return int(original * rope["factor"]) if isinstance(original, int) else positions
 
 
-def _check_tokenizer(files: ModelFiles, use: _Use, recipe: Recipe | JudgeJob) -> None:
+def _check_tokenizer(files: ModelFiles, use: _Use, recipe: AnyRecipe) -> None:
     settings = files.read("tokenizer_config.json")
     if settings.get("auto_map") and recipe.model.trust_remote_code:
         return  # only its own code knows where its vocabulary and template are
@@ -361,21 +432,20 @@ def _check_tokenizer(files: ModelFiles, use: _Use, recipe: Recipe | JudgeJob) ->
         raise DataError(
             "there is no tokenizer", where=files.location, fix="download or save the tokenizer beside the model"
         )
-    # The recipe's template is the policy's; a reward model reads texts by its own.
-    given = recipe.model.chat_template is not None and not use.reward
+    # The recipe's template is the policy's; a reward model reads texts by its own, and a judge has a key of its own.
+    key, template = _word(recipe, "model.chat_template"), recipe.model.chat_template
+    if use.judge and isinstance(recipe, Recipe) and recipe.judge.type == "llm":
+        key, template = "judge.chat_template", recipe.judge.chat_template
+    given = template is not None and not use.reward
     if not given and not settings.get("chat_template") and files.find("chat_template.jinja") is None:
-        fix = (
-            "name a reward model whose tokenizer has one"
-            if use.reward
-            else f"name a file with one in {_word(recipe, 'model.chat_template')}"
-        )
+        fix = "name a reward model whose tokenizer has one" if use.reward else f"name a file with one in {key}"
         raise DataError("the tokenizer has no chat template", where=files.location, fix=fix)
 
 
 # --- vocabularies
 
 
-def _check_vocabularies(recipe: Recipe | JudgeJob, uses: Mapping[External, _Use]) -> None:
+def _check_vocabularies(recipe: AnyRecipe, uses: Mapping[External, _Use]) -> None:
     """Models that score the policy's token ids must split text as the policy does.
 
     Compared where both have a `tokenizer.json`; `spa judge` compares the tokenizers themselves as well.
@@ -396,7 +466,7 @@ def _check_vocabularies(recipe: Recipe | JudgeJob, uses: Mapping[External, _Use]
                 )
 
 
-def _is_policy(recipe: Recipe | JudgeJob, model: External) -> bool:
+def _is_policy(recipe: AnyRecipe, model: External) -> bool:
     name = recipe.model.model_name_or_path
     return model.location in (name, str(Path(name).expanduser()))
 

@@ -15,8 +15,8 @@ from filelock import FileLock, Timeout
 
 from spa_recipes.errors import DataError, LockedError, RecipeError
 from spa_recipes.keys import stage_key
-from spa_recipes.plan import Input, Plan, Stage, StageOutput
-from spa_recipes.recipe.schema import JudgeJob, Recipe
+from spa_recipes.plan import POLICY_KINDS, Input, Plan, Stage, StageOutput
+from spa_recipes.recipe.schema import AnyRecipe, Recipe
 from spa_recipes.run.disk import is_full
 from spa_recipes.state import atomic
 from spa_recipes.state.stagedir import MANIFEST, StageDir
@@ -79,14 +79,18 @@ class RunDir:
         return folder.is_done(stage.key) and stage.id in self.done([_planned(other) for other in plan.stages])
 
     def done(self, stages: Sequence[Planned]) -> set[str]:
-        """Ids of the stages that need not run; pruned ones are among them if all stages that read them are."""
+        """Ids of the stages that need not run; pruned ones are among them if all stages that read them are.
+
+        The newest policy is what the run is for: it has to be whole, whoever reads it.
+        """
         done = set[str]()
+        newest = [stage.id for stage in stages if stage.kind in POLICY_KINDS][-1:]
         for stage in reversed(stages):  # readers come after what they read
             folder = self.existing(stage)
             if folder is None or not folder.is_done(stage.key):
                 continue
             read_by = [other.id for other in stages if stage.id in other.reads]
-            if folder.has_all(stage.key) or done.issuperset(read_by):
+            if folder.has_all(stage.key) or (stage.id not in newest and done.issuperset(read_by)):
                 done.add(stage.id)
         return done
 
@@ -103,7 +107,7 @@ class RunDir:
             return "failed"
         return "running" if self.holder() is not None else "interrupted"
 
-    def write_recipe(self, text: str, recipe: Recipe | JudgeJob, plan: Plan) -> None:
+    def write_recipe(self, text: str, recipe: AnyRecipe, plan: Plan) -> None:
         """Keep the recipe as given and as resolved, and the plan, before the first stage starts."""
         (self.path / "stages").mkdir(parents=True, exist_ok=True)
         atomic.write_text(self.path / "recipe.yaml", text)
@@ -149,15 +153,8 @@ class RunDir:
 
     @property
     def final(self) -> Path:
-        """Link to the model of the last stage, made when the run is complete."""
+        """The model of the last stage with its card, made when the run is complete: see `spa_recipes.run.final`."""
         return self.path / "final"
-
-    def point_to_final(self, model: Path) -> None:
-        """Make or renew the link; relative, so that a moved run keeps it."""
-        fresh = self.path / ".final"
-        fresh.unlink(missing_ok=True)
-        fresh.symlink_to(model.relative_to(self.path), target_is_directory=True)
-        fresh.replace(self.final)
 
     def log_event(self, event: str, **facts: Any) -> None:
         """Append a line to `events.jsonl`."""

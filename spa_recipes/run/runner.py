@@ -4,7 +4,7 @@ import contextlib
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -13,9 +13,10 @@ from pydantic import BaseModel
 from spa_recipes.errors import EXIT_CODES, DataError, RecipeChangedError, SpaError, StageError, TryAgainError
 from spa_recipes.keys import differences
 from spa_recipes.plan import MODEL, External, Plan, Stage
+from spa_recipes.run import final
 from spa_recipes.run.decay import Decay, judge_decay
 from spa_recipes.run.disk import free_bytes, full_disk, is_full, room_needed
-from spa_recipes.run.executors import Executors, Running
+from spa_recipes.run.executors import Engines, Executors, Running, engines_of
 from spa_recipes.run.memory import smaller
 from spa_recipes.run.rundir import RunDir, find_reusable
 from spa_recipes.stages.context import StageSpec
@@ -49,6 +50,10 @@ class Reporter(Protocol):
         """A stage was committed."""
 
 
+Describe = Callable[[Plan, Mapping[str, Manifest]], dict[str, str]]
+"""Writes what goes beside the final model, by file name, from the manifests of a finished run."""
+
+
 class Outcome(NamedTuple):
     """Manifests of the finished stages in order.
 
@@ -70,8 +75,11 @@ def execute(
     accept: bool,
     reporter: Reporter,
     executors: Executors | None = None,
+    describe: Describe | None = None,
 ) -> Outcome:
     """Run the plan in `run`, or what is left of it; `executors` are those of a caller that has several runs.
+
+    `describe` writes the texts beside the final model of a run that is complete; None leaves it without.
 
     Raises:
         LockedError: another process holds the run.
@@ -90,7 +98,7 @@ def execute(
             with run.locked():
                 if not accept:
                     refuse_changes(plan, run)
-                manifests, decay = _go_on(plan, run, recipe_text, stages, starts, reporter)
+                manifests, decay = _go_on(plan, run, recipe_text, stages, starts, reporter, describe)
         except OSError as error:
             if is_full(error):
                 raise full_disk(error, run.path, where=run.name) from error
@@ -107,7 +115,13 @@ Done = tuple[dict[str, Manifest], Decay | None]
 
 
 def _go_on(
-    plan: Plan, run: RunDir, recipe_text: str, stages: Sequence[Stage], executors: Executors, reporter: Reporter
+    plan: Plan,
+    run: RunDir,
+    recipe_text: str,
+    stages: Sequence[Stage],
+    executors: Executors,
+    reporter: Reporter,
+    describe: Describe | None,
 ) -> Done:
     """Do what is to be done in a run that this process holds."""
     run.write_recipe(recipe_text, plan.recipe, plan)
@@ -125,7 +139,7 @@ def _go_on(
     complete = decay is not None or len(stages) == len(plan.stages)
     made = plan.newest_model(manifests)
     if complete and made is not None:
-        run.point_to_final(run.stage_dir(made, plan).output / MODEL)
+        final.show(run, run.stage_dir(made, plan).output / MODEL, describe(plan, manifests) if describe else {})
     run.log_event("run finished" if complete else "run paused", **({"reason": str(decay)} if decay else {}))
     return manifests, decay
 
@@ -242,7 +256,7 @@ def _run(plan: Plan, run: RunDir, stage: Stage, executors: Executors, reporter: 
     run.log_event("stage started", stage=stage.id, attempt=int(attempt.name))
     reporter.started(stage, int(attempt.name))
     log = attempt / "worker.log"
-    with _running(executors, stage, spec, log) as process:
+    with _running(executors, stage, spec, log, engines_of(stage, plan.recipe.compute)) as process:
         progress = ProgressFile(attempt / "progress.jsonl")
         while (code := process.poll()) is None:
             _report(progress, run, stage, reporter)
@@ -257,9 +271,9 @@ def _run(plan: Plan, run: RunDir, stage: Stage, executors: Executors, reporter: 
 
 
 @contextlib.contextmanager
-def _running(executors: Executors, stage: Stage, spec: Path, log: Path) -> Iterator[Running]:
+def _running(executors: Executors, stage: Stage, spec: Path, log: Path, engines: Engines | None) -> Iterator[Running]:
     """The stage's process, stopped with all its children if this one is interrupted."""
-    process = executors.start(stage.kind, spec, log)
+    process = executors.start(stage.kind, spec, log, engines)
     try:
         yield process
     except BaseException:

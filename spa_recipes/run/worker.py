@@ -37,9 +37,17 @@ MODULES = {
     "candidates": "spa_recipes.stages.candidates",
     "score": "spa_recipes.stages.score",
     "reward": "spa_recipes.stages.reward",
+    "verdicts": "spa_recipes.stages.verdicts",
+    "endpoint_verdicts": "spa_recipes.stages.verdicts",
     "judge": "spa_recipes.stages.judge",
     "refine": "spa_recipes.stages.refine",
     "evaluate": "spa_recipes.stages.evaluate",
+    "answers": "spa_recipes.stages.answers",
+    "alpaca_annotations": "spa_recipes.stages.alpaca_annotations",
+    "alpaca_score": "spa_recipes.stages.alpaca_score",
+    "mt_bench_judge": "spa_recipes.stages.mt_bench_judge",
+    "versus": "spa_recipes.stages.versus",
+    "win_rate": "spa_recipes.stages.win_rate",
 }
 VERSIONED = ("spa-recipes", "torch", "transformers", "trl", "datasets", "accelerate", "peft", "vllm")
 
@@ -106,7 +114,7 @@ def library_versions() -> dict[str, str]:
 
 def _limit_threads(spec: StageSpec) -> None:
     threads = spec.runtime["compute"]["cpu_threads"]
-    if threads is not None and spec.kind not in ("data", "judge"):
+    if threads is not None and spec.kind not in ("data", "judge", "endpoint_verdicts"):
         import torch
 
         torch.set_num_threads(threads)

@@ -41,6 +41,15 @@ def renderer_of(model: Model) -> Renderer:
     return Renderer(tokenizer, max_prompt_length=model.max_prompt_length, max_length=model.max_length)
 
 
+def preference_row(renderer: Renderer, pair: dict[str, Any]) -> dict[str, Any]:
+    """Token ids of a labelled pair, as `train_preference` takes them."""
+    return {
+        "prompt_ids": renderer.prompt_ids(pair["prompt"]),
+        "chosen_ids": renderer.response_ids(pair["prompt"], pair["chosen"][0]["content"]),
+        "rejected_ids": renderer.response_ids(pair["prompt"], pair["rejected"][0]["content"]),
+    }
+
+
 def use_local_device() -> None:
     """With several processes on a machine, each takes the GPU of its local rank."""
     import torch
@@ -72,6 +81,55 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def write_rewards(context: Context, completions: Sequence[dict[str, Any]], rewards: Sequence[float]) -> None:
+    """Write `rewards.parquet`, a row for each of the completions in their order, as the judge reads it."""
+    table = pa.table(
+        {
+            "item": pa.array([row["item"] for row in completions], pa.int64()),
+            "sample": pa.array([row["sample"] for row in completions], pa.int32()),
+            "reward": pa.array(rewards, pa.float64()),
+        }
+    )
+    write_table(context.draft / "rewards.parquet", table)
+
+
+class Shards:
+    """A table that is made piece by piece, each committed by itself, and joined in order.
+
+    Shards that an earlier attempt finished are used if their digests are right, and moved to `work/damaged` if not; a
+    shard file's name holds its rows, so another shard size never mixes with them. Process r of n makes every n-th
+    shard.
+    """
+
+    def __init__(self, context: Context, name: str, total: int, size: int, schema: pa.Schema) -> None:
+        self._context, self._schema = context, schema
+        self._folder = context.work / "shards" / name
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._ranges = [(start, min(start + size, total)) for start in range(0, total, size)]
+
+    def missing(self) -> list[tuple[int, int]]:
+        """Rows [start, end) of each shard that this process has to make."""
+        mine = self._ranges[self._context.rank :: self._context.world_size]
+        return [rows for rows in mine if not _is_there(self._context, self._path(rows))]
+
+    def write(self, rows: tuple[int, int], table: pa.Table) -> None:
+        """Commit a shard."""
+        _write_shard(self._path(rows), table.cast(self._schema))
+
+    def joined(self, *, every_rank: bool = False) -> pa.Table | None:
+        """The whole table, once the other processes have made theirs; unless `every_rank`, process 0 gets it only."""
+        rank, world_size = self._context.rank, self._context.world_size
+        if rank != 0 and not every_rank:
+            return None
+        paths = [self._path(rows) for rows in self._ranges]
+        _wait_for([path for i, path in enumerate(paths) if i % world_size != rank])
+        tables = [pq.read_table(path, schema=self._schema) for path in paths]
+        return pa.concat_tables(tables) if tables else self._schema.empty_table()
+
+    def _path(self, rows: tuple[int, int]) -> Path:
+        return self._folder / f"{rows[0]:08d}-{rows[1]:08d}.parquet"
+
+
 def sharded(
     context: Context,
     name: str,
@@ -82,23 +140,11 @@ def sharded(
     *,
     every_rank: bool = False,
 ) -> pa.Table | None:
-    """Make a table shard by shard, each committed by itself, and join them in order.
-
-    Shards that an earlier attempt finished are read back if their digests are right, and moved to `work/damaged` if
-    not; a shard file's name holds its rows, so another shard size never mixes with them. Process r of n makes every
-    n-th shard; unless `every_rank`, only process 0 gets the joined table, the others None.
-    """
-    folder = context.work / "shards" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    ranges = [(start, min(start + size, total)) for start in range(0, total, size)]
-    paths = [folder / f"{start:08d}-{end:08d}.parquet" for start, end in ranges]
-    for path, (start, end) in list(zip(paths, ranges, strict=True))[context.rank :: context.world_size]:
-        if not _is_there(context, path):
-            _write_shard(path, compute(start, end).cast(schema))
-    if context.rank != 0 and not every_rank:
-        return None
-    _wait_for([path for i, path in enumerate(paths) if i % context.world_size != context.rank])
-    return pa.concat_tables([pq.read_table(path, schema=schema) for path in paths]) if paths else schema.empty_table()
+    """Make a table shard by shard, one after the other, as `Shards` says."""
+    shards = Shards(context, name, total, size, schema)
+    for start, end in shards.missing():
+        shards.write((start, end), compute(start, end))
+    return shards.joined(every_rank=every_rank)
 
 
 def _write_shard(path: Path, table: pa.Table) -> None:

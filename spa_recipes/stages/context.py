@@ -12,6 +12,9 @@ from spa_recipes.state.stagedir import StageDir
 
 _ABOVE = f"..{os.sep}"
 
+RANK, WORLD_SIZE = "SPA_RANK", "SPA_WORLD_SIZE"
+"""Environment of processes that share a stage without a torch process group."""
+
 
 class Result(NamedTuple):
     """Rows produced, tokens processed, and key figures by name (JSON values)."""
@@ -118,5 +121,7 @@ class Context:
 
     @classmethod
     def from_environment(cls, spec: StageSpec) -> "Context":
-        """Rank and world size as torch's launchers set them."""
+        """Rank and world size, ours or as torch's launchers set them."""
+        if RANK in os.environ:
+            return cls(spec, int(os.environ[RANK]), int(os.environ[WORLD_SIZE]))
         return cls(spec, int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))

@@ -6,9 +6,9 @@ second model is kept in memory.
 
 from spa_recipes.data.rows import read_jsonl
 from spa_recipes.recipe.schema import PreferenceTraining
-from spa_recipes.stages.common import model_section, renderer_of
+from spa_recipes.stages.common import model_section, preference_row, renderer_of
 from spa_recipes.stages.context import Context, Result
-from spa_recipes.stages.training import add_reference_logps, preference_row, stage_result, train_env
+from spa_recipes.stages.training import add_reference_logps, stage_result, train_env
 from spa_recipes.training.run import train_preference
 
 

@@ -11,18 +11,16 @@ from spa_recipes.data.rows import Message, read_jsonl, write_jsonl
 from spa_recipes.generation.scoring import Scored
 from spa_recipes.recipe.schema import Evaluation, Sampling
 from spa_recipes.sandbox.gold import gold_reward
-from spa_recipes.stages.common import mean, model_section, renderer_of, share
+from spa_recipes.stages.common import mean, model_section, preference_row, share
 from spa_recipes.stages.context import Context, Result
-from spa_recipes.stages.generate import Sampler
+from spa_recipes.stages.generate import Sampler, sampler_of
 from spa_recipes.stages.score import score
-from spa_recipes.stages.training import preference_row
 
 
 def run(context: Context) -> Result:
     """Write `samples.jsonl` (answers to held-out prompts) and `heldout.jsonl` (log-probs of held-out pairs)."""
     pairs = read_jsonl(context.input("heldout"))
-    model = model_section(context, "policy")
-    sampler = Sampler(model, Sampling.model_validate(context.spec.settings["sampling"]), renderer_of(model))
+    sampler = sampler_of(context, Sampling.model_validate(context.spec.settings["sampling"]))
     logps = _score_heldout(context, sampler, pairs)
     if logps is None:
         return Result(0, 0, {})

@@ -1,7 +1,7 @@
 """Labels: which of a prompt's answers is preferred, and how surely. One rule for every kind of judge.
 
-A pair's rewards come from the implicit reward (the method), or from a reward model, the sandbox's gold reward or a coin
-(controls).
+A pair's rewards come from the implicit reward (the method), or from a reward model, the verdicts of a language model,
+the sandbox's gold reward or a coin (what it is compared with).
 Prompts whose best and worst answers are the same text are dropped and counted; ties are broken by a seeded rule. An
 empty answer is no candidate; a prompt that has one and not two different others is dropped and counted.
 """
@@ -120,7 +120,7 @@ def _judge(
     if judge["type"] == "implicit_reward":
         lengths = torch.tensor([len(a["response_ids"]) for a in answers], dtype=torch.float64)
         rewards = _implicit_rewards(answers, judge["beta"]) - length_penalty * lengths
-    elif judge["type"] == "reward_model":
+    elif judge["type"] in ("reward_model", "llm"):
         rewards = torch.tensor([a["reward"] for a in answers], dtype=torch.float64)
     elif judge["type"] == "gold":
         assert gold is not None

@@ -9,9 +9,9 @@ from typing import Any
 from spa_recipes.data.rows import read_jsonl
 from spa_recipes.plan import MODEL
 from spa_recipes.recipe.schema import Noise, RefineTraining
-from spa_recipes.stages.common import model_section, read_table, renderer_of, share
+from spa_recipes.stages.common import model_section, preference_row, read_table, renderer_of, share
 from spa_recipes.stages.context import Context, Result
-from spa_recipes.stages.training import add_reference_logps, preference_row, stage_result, train_env
+from spa_recipes.stages.training import add_reference_logps, stage_result, train_env
 from spa_recipes.training.run import Refinement, train_preference
 
 

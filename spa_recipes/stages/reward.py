@@ -12,7 +12,7 @@ from spa_recipes.data.rows import Message, read_jsonl
 from spa_recipes.errors import DataError, StageError
 from spa_recipes.generation.rewards import load_reward_model, reward_config, sequence_rewards
 from spa_recipes.recipe.schema import Model
-from spa_recipes.stages.common import mean, model_section, read_table, sharded, use_local_device, write_table
+from spa_recipes.stages.common import mean, model_section, read_table, sharded, use_local_device, write_rewards
 from spa_recipes.stages.context import Context, Result
 from spa_recipes.stages.score import SHARD_ROWS
 
@@ -36,14 +36,7 @@ def run(context: Context) -> Result:
     rewards = _rewards(context, model, completions, sequences)
     if rewards is None:
         return Result(0, 0, {})
-    table = pa.table(
-        {
-            "item": pa.array([row["item"] for row in completions], pa.int64()),
-            "sample": pa.array([row["sample"] for row in completions], pa.int32()),
-            "reward": pa.array(rewards, pa.float64()),
-        }
-    )
-    write_table(context.draft / "rewards.parquet", table)
+    write_rewards(context, completions, rewards)
     return Result(len(rewards), sum(map(len, sequences)), {"mean_reward": mean(rewards), "cut": cut})
 
 

@@ -2,9 +2,9 @@
 
 from spa_recipes.data.rows import read_jsonl
 from spa_recipes.recipe.schema import Training
-from spa_recipes.stages.common import model_section, renderer_of
+from spa_recipes.stages.common import model_section, preference_row, renderer_of
 from spa_recipes.stages.context import Context, Result
-from spa_recipes.stages.training import preference_row, stage_result, train_env
+from spa_recipes.stages.training import stage_result, train_env
 from spa_recipes.training.reward import train_reward_model
 
 

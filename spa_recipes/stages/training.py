@@ -5,7 +5,7 @@ from typing import Any
 
 from spa_recipes.data.chat import Renderer
 from spa_recipes.generation.scoring import Scored
-from spa_recipes.plan import MODEL
+from spa_recipes.plan import ADAPTER, MODEL
 from spa_recipes.recipe.schema import Model
 from spa_recipes.stages.common import model_section
 from spa_recipes.stages.context import Context, Result
@@ -26,6 +26,7 @@ def train_env(context: Context, model: Model, renderer: Renderer) -> TrainEnv:
         model=model,
         seed=context.spec.settings["seed"],
         output_dir=context.draft / MODEL,
+        adapter_dir=context.draft / ADAPTER,
         checkpoint_dir=context.work / "checkpoints",
         checkpoints_kept=context.spec.runtime["storage"]["checkpoints_while_training"],
         tokenizer=renderer.tokenizer,
@@ -34,15 +35,6 @@ def train_env(context: Context, model: Model, renderer: Renderer) -> TrainEnv:
         on_progress=report,
         on_notice=context.notice,
     )
-
-
-def preference_row(renderer: Renderer, pair: dict[str, Any]) -> dict[str, Any]:
-    """Token ids of a labelled pair, as `train_preference` takes them."""
-    return {
-        "prompt_ids": renderer.prompt_ids(pair["prompt"]),
-        "chosen_ids": renderer.response_ids(pair["prompt"], pair["chosen"][0]["content"]),
-        "rejected_ids": renderer.response_ids(pair["prompt"], pair["rejected"][0]["content"]),
-    }
 
 
 def add_reference_logps(context: Context, rows: list[dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Container
 from pathlib import Path
 
 from spa_recipes.state import atomic
@@ -37,12 +38,14 @@ class DigestMemo:
         except (OSError, ValueError):
             self._known = {}
 
-    def of(self, path: Path) -> str:
-        """sha256 over names and contents of a folder, or of one file."""
+    def of(self, path: Path, *, leave_out: Container[str] = ()) -> str:
+        """sha256 over names and contents of a folder, but for the files `leave_out` at its top, or of one file."""
         if path.is_file():
             return self._of_file(path)
         content = hashlib.sha256()
         for file in files_below(path):
+            if file.relative_to(path).as_posix() in leave_out:
+                continue
             content.update(f"{file.relative_to(path).as_posix()}\0{self._of_file(file)}\n".encode())
         return content.hexdigest()
 

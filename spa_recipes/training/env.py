@@ -28,6 +28,7 @@ class TrainEnv:
     Attributes:
         model: dtype, attention, LoRA and the like; the path of the model to train is given apart.
         output_dir: the trained model is saved here: weights, config, generation config, tokenizer, training log.
+        adapter_dir: where the trained LoRA weights are kept once they are merged; None keeps the merged model only.
         checkpoint_dir: checkpoints of the running training; a training that finds some there goes on from the newest.
         checkpoints_kept: whole checkpoints that stay there; there is one more while the next one is written.
         tokenizer: the policy's, with its chat template; saved beside the model and never changed.
@@ -40,6 +41,7 @@ class TrainEnv:
     output_dir: Path
     checkpoint_dir: Path
     tokenizer: "PreTrainedTokenizerBase"
+    adapter_dir: Path | None = None
     checkpoints_kept: int = 2
     report_to: list[str] = field(default_factory=list)
     run_name: str | None = None

@@ -117,6 +117,18 @@ def drop_adapter(output_dir: Path) -> None:
     shutil.rmtree(adapter_folder(output_dir), ignore_errors=True)
 
 
+def keep_adapter(output_dir: Path, folder: Path) -> None:
+    """Move the adapter out of the merged model's folder.
+
+    peft writes the place of the base model on this disk into its config, and a card that says nothing: neither stays.
+    """
+    adapter = adapter_folder(output_dir)
+    (adapter / "README.md").unlink(missing_ok=True)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    atomic.write_json(adapter / "adapter_config.json", {**config, "base_model_name_or_path": None})
+    adapter.rename(folder)
+
+
 def _cast(state_dict: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Floating-point tensors in another precision; tied tensors stay one tensor."""
     done: dict[tuple[int, torch.Size], torch.Tensor] = {}

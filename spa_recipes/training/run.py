@@ -324,7 +324,10 @@ def _save(trainer: Trainer, policy_path: Path | str, env: TrainEnv, dtype: torch
         trainer.save_model(str(models.adapter_folder(env.output_dir)))
         if first:
             models.save_merged(models.adapter_folder(env.output_dir), policy_path, env.model, env.output_dir, dtype)
-            models.drop_adapter(env.output_dir)
+            if env.adapter_dir is None:
+                models.drop_adapter(env.output_dir)
+            else:
+                models.keep_adapter(env.output_dir, env.adapter_dir)
     else:
         state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)
         if first:

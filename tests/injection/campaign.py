@@ -360,7 +360,8 @@ SHORT: dict[Job, list[tuple[str, str, str, When, Victim]]] = {
         ("worker", "rmtree", r"06-generate.*/work/shards$", "half", "tree"),
         ("worker", "write", r"07-score.*/attempts/N/progress\.jsonl$", "after", "SIGTERM"),
         ("worker", "fsync", r"09-refine.*/checkpoint-4/\.spa_checkpoint\.json\.tmp$", "before", "runner+server"),
-        ("runner", "symlink", r"/\.final$", "before", "power"),
+        ("runner", "symlink", r"/\.final\.new/model\.safetensors$", "before", "process"),
+        ("runner", "rename", r"/\.final\.new$", "before", "power"),
     ],
     "adopt": [("runner", "link", r"model\.safetensors$", "before", "process")],
     "judge": [

@@ -1,0 +1,295 @@
+"""MT-Bench: FastChat's files, its temperatures, its judge prompts filled in, its ratings read and averaged.
+
+Neither the questions nor the judge prompts are part of this package: they are files that the user gives.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeGuard
+
+from spa_recipes.data.files import existing_path
+from spa_recipes.data.rows import Message, read_lines
+from spa_recipes.errors import DataError
+
+TEMPERATURES = {
+    "writing": 0.7,
+    "roleplay": 0.7,
+    "extraction": 0.0,
+    "math": 0.0,
+    "coding": 0.0,
+    "reasoning": 0.0,
+    "stem": 0.1,
+    "humanities": 0.1,
+}
+"""FastChat's temperature for each category."""
+OTHER_TEMPERATURE = 0.7
+WITH_REFERENCE = frozenset({"math", "reasoning", "coding"})
+"""Categories that are graded with a reference answer at hand."""
+NO_RATING = -1
+"""FastChat's score for a judgment in which no rating is found; averages leave it out."""
+
+_RATINGS = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))
+_FIELD = re.compile(r"\{(\w+)\}")
+
+
+class Question(NamedTuple):
+    """A line of question.jsonl."""
+
+    id: int | str
+    category: str
+    turns: tuple[str, ...]
+
+    @property
+    def temperature(self) -> float:
+        """At which FastChat samples the answers."""
+        return TEMPERATURES.get(self.category, OTHER_TEMPERATURE)
+
+
+class JudgePrompt(NamedTuple):
+    """A line of judge_prompts.jsonl."""
+
+    name: str
+    system: str
+    template: str
+
+
+class Match(NamedTuple):
+    """A question for the judge: one turn of one answer."""
+
+    question: Question
+    turn: int
+    prompt: str
+    messages: list[Message]
+
+
+# --- files
+
+
+def read_questions(path: Path) -> list[Question]:
+    """FastChat's question.jsonl.
+
+    Raises:
+        DataError: the file is missing, empty or not in that form.
+    """
+    questions = []
+    for where, row in _rows(path):
+        turns = row.get("turns")
+        if "question_id" not in row or not _texts(turns):
+            raise DataError("no question_id, or no texts in turns", where=where, fix="give FastChat's question.jsonl")
+        questions.append(Question(row["question_id"], str(row.get("category", "")), tuple(turns)))
+    twice = [q.id for i, q in enumerate(questions) if q.id in [other.id for other in questions[:i]]]
+    if twice or not questions:
+        what = f"question_id {twice[0]} occurs twice" if twice else "no questions"
+        raise DataError(what, where=str(path), fix="give FastChat's question.jsonl")
+    return questions
+
+
+def read_answers(path: Path) -> dict[int | str, list[str]]:
+    """Turns of the first choice of every question, from an answer file.
+
+    Raises:
+        DataError: the file is missing or not in FastChat's form.
+    """
+    answers = {}
+    for where, row in _rows(path):
+        try:
+            turns = row["choices"][0]["turns"]
+            known = row["question_id"]
+        except (LookupError, TypeError):
+            turns = known = None
+        if known is None or not _texts(turns, empty=True):
+            raise DataError("no question_id, or no turns in choices", where=where, fix="give FastChat's answer file")
+        answers[known] = list(turns)
+    return answers
+
+
+def read_judge_prompts(path: Path) -> dict[str, JudgePrompt]:
+    """The prompts for grading one answer, by name.
+
+    Raises:
+        DataError: the file is missing, not in FastChat's form, or without one of the four prompts.
+    """
+    prompts = {}
+    for where, row in _rows(path):
+        if row.get("type") != "single":
+            continue
+        values = [row.get(name) for name in ("name", "system_prompt", "prompt_template")]
+        if not all(isinstance(value, str) for value in values) or row.get("output_format") != "[[rating]]":
+            raise DataError(
+                "not a prompt that asks for [[rating]], with name, system_prompt and prompt_template",
+                where=where,
+                fix="give the judge_prompts.jsonl that FastChat publishes",
+            )
+        prompts[str(values[0])] = JudgePrompt(*map(str, values))
+    for name in ("single-v1", "single-math-v1", "single-v1-multi-turn", "single-math-v1-multi-turn"):
+        if name not in prompts:
+            raise DataError(
+                f"no judge prompt {name}", where=str(path), fix="give the judge_prompts.jsonl that FastChat publishes"
+            )
+    return prompts
+
+
+def answer_row(question: Question, turns: Sequence[str], model: str, tstamp: float) -> dict[str, Any]:
+    """A line of FastChat's answer file; its id follows from the content."""
+    content = "\x1f".join((model, str(question.id), *turns))
+    return {
+        "question_id": question.id,
+        "answer_id": hashlib.sha256(content.encode()).hexdigest()[:22],
+        "model_id": model,
+        "choices": [{"index": 0, "turns": list(turns)}],
+        "tstamp": tstamp,
+    }
+
+
+def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    existing_path(str(path))
+    rows = []
+    for line in read_lines(path):
+        if line.error is not None:
+            raise line.error
+        if line.value is not None:
+            rows.append((f"{path}:{line.number}", line.value))
+    return rows
+
+
+def _texts(value: Any, *, empty: bool = False) -> TypeGuard[list[str]]:
+    """Whether a value is a list of strings, none of them blank unless `empty`."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(text, str) and (empty or text.strip()) for text in value)
+    )
+
+
+# --- judging
+
+
+def matches(
+    questions: Sequence[Question],
+    answers: Mapping[int | str, Sequence[str]],
+    prompts: Mapping[str, JudgePrompt],
+    references: Mapping[int | str, Sequence[str]],
+) -> list[Match]:
+    """What the judge is asked, first turns first: each with the prompt for its turn and category.
+
+    Raises:
+        DataError: an answer or a reference answer is missing, or a prompt asks for something unknown.
+    """
+    found = []
+    for turn in (1, 2):
+        for question in questions:
+            if turn > len(question.turns):
+                continue
+            name = "single-math-v1" if question.category in WITH_REFERENCE else "single-v1"
+            prompt = prompts[name + ("-multi-turn" if turn == 2 else "")]
+            fields = _fields(question, turn, answers, references)
+            text = _filled(prompt, fields)
+            messages: list[Message] = [
+                {"role": "system", "content": prompt.system},
+                {"role": "user", "content": text},
+            ]
+            found.append(Match(question, turn, prompt.name, messages))
+    return found
+
+
+def _fields(
+    question: Question,
+    turn: int,
+    answers: Mapping[int | str, Sequence[str]],
+    references: Mapping[int | str, Sequence[str]],
+) -> dict[str, str]:
+    """The texts that a prompt of FastChat can name."""
+    where = f"question {question.id}"
+    if len(answers.get(question.id, ())) < turn:
+        raise DataError(f"no answer to turn {turn}", where=where, fix="answer the questions again")
+    given = answers[question.id]
+    fields = {"question": question.turns[0], "answer": given[0]}
+    for number in range(1, turn + 1):
+        fields |= {f"question_{number}": question.turns[number - 1], f"answer_{number}": given[number - 1]}
+    if question.category not in WITH_REFERENCE:
+        return fields
+    reference = references.get(question.id, ())
+    if len(reference) < turn:
+        raise DataError(
+            f"no reference answer to turn {turn}, which the category {question.category} is graded with",
+            where=where,
+            fix="give FastChat's reference_answer/gpt-4.jsonl as reference_answers",
+        )
+    return fields | {f"ref_answer_{number}": text for number, text in enumerate(reference, start=1)}
+
+
+def _filled(prompt: JudgePrompt, fields: Mapping[str, str]) -> str:
+    """The template with its fields; only names in braces are replaced, so that no template can do anything else."""
+    unknown = [name for name in _FIELD.findall(prompt.template) if name not in fields]
+    if unknown:
+        raise DataError(
+            f"the judge prompt {prompt.name} asks for {{{unknown[0]}}}, which is not known here",
+            fix="give the judge_prompts.jsonl that FastChat publishes",
+        )
+    return _FIELD.sub(lambda found: fields[found.group(1)], prompt.template)
+
+
+def rating(judgment: str) -> float | int:
+    """The first rating in double brackets, else in single ones; NO_RATING where there is none."""
+    for pattern in _RATINGS:
+        if found := pattern.search(judgment):
+            text = found.group(1)
+            return int(text) if text.isdecimal() else float(text)
+    return NO_RATING
+
+
+def judgment_row(match: Match, model: str, judge: str, judgment: str, tstamp: float) -> dict[str, Any]:
+    """A line of FastChat's judgment file."""
+    return {
+        "question_id": match.question.id,
+        "model": model,
+        "judge": [judge, match.prompt],
+        "user_prompt": match.messages[-1]["content"],
+        "judgment": judgment,
+        "score": rating(judgment),
+        "turn": match.turn,
+        "tstamp": tstamp,
+    }
+
+
+class Averages(NamedTuple):
+    """Mean scores; None where nothing was rated.
+
+    Attributes:
+        score: over all turns, FastChat's headline.
+        turns: by turn.
+        categories: by category, both turns.
+        by_category_and_turn: by category, then by turn.
+        unrated: judgments without a rating, which no mean counts.
+    """
+
+    score: float | None
+    turns: dict[str, float | None]
+    categories: dict[str, float | None]
+    by_category_and_turn: dict[str, dict[str, float | None]]
+    unrated: int
+
+
+def averages(judgments: Sequence[Mapping[str, Any]], categories: Mapping[int | str, str]) -> Averages:
+    """Mean scores of the rows of a judgment file; `categories` by question id."""
+    rated = [row for row in judgments if row["score"] != NO_RATING]
+    turns = sorted({row["turn"] for row in judgments})
+    names = list(dict.fromkeys(categories[row["question_id"]] for row in judgments))
+
+    def average(turn: int | None = None, category: str | None = None) -> float | None:
+        scores = [
+            row["score"]
+            for row in rated
+            if turn in (None, row["turn"]) and category in (None, categories[row["question_id"]])
+        ]
+        return sum(scores) / len(scores) if scores else None
+
+    return Averages(
+        average(),
+        {str(turn): average(turn) for turn in turns},
+        {name: average(category=name) for name in names},
+        {name: {str(turn): average(turn, name) for turn in turns} for name in names},
+        len(judgments) - len(rated),
+    )

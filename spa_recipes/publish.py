@@ -1,0 +1,229 @@
+"""What `spa push` does: the final model of a run with its card and its recipe, to the Hub, in one commit."""
+
+import fnmatch
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from spa_recipes import __version__
+from spa_recipes.data.hub import is_network_error
+from spa_recipes.errors import DataError, RecipeError, SpaError, TryAgainError
+from spa_recipes.plan import CARD, MODEL, POLICY_KINDS
+from spa_recipes.run.final import EDITED
+from spa_recipes.run.overview import next_stage
+from spa_recipes.run.rundir import RunDir
+from spa_recipes.state.digests import file_digest, files_below
+from spa_recipes.state.stagedir import FileRecord, StageDir
+
+OF_THE_RUN = ("*.jsonl", f"*{EDITED}")
+"""Files of the final folder that stay here: logs of the training, and texts that were replaced."""
+
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+"""Files that go from the Hub if the new model has none of that name: what loads a model would mix the two."""
+
+MAIN = "main"
+
+
+class Target(NamedTuple):
+    """Where to upload: `you/name` on the Hub; `revision` is a branch, which is made if it is not there."""
+
+    repo_id: str
+    private: bool = False
+    revision: str = MAIN
+    message: str | None = None
+
+
+class Upload(NamedTuple):
+    """A file to upload: where it is, its name in the repository, and its bytes."""
+
+    path: Path
+    name: str
+    size: int
+
+
+class Shipment(NamedTuple):
+    """What goes: the stage whose model it is, and the files in the order of their names."""
+
+    stage: str
+    files: list[Upload]
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        return sum(file.size for file in self.files)
+
+
+def push(run: RunDir, target: Target, *, announce: Callable[[Shipment], None], dry_run: bool = False) -> str | None:
+    """Check the run's final model and upload it; returns its address on the Hub, or None for a dry run.
+
+    Args:
+        target: its `repo_id` has gone through `check_repo_id`.
+        announce: told what goes before anything is sent.
+
+    Raises:
+        RecipeError: the run is not finished, or nobody is logged in who may write there.
+        DataError: the model is damaged. LockedError: a process works on the run. TryAgainError: the network failed.
+    """
+    with _held(run):  # nothing may change while it is read
+        shipment = collect(run)
+        announce(shipment)
+        return None if dry_run else _upload(run, shipment, target)
+
+
+def _held(run: RunDir) -> AbstractContextManager[None]:
+    return nullcontext() if run.is_read_only else run.locked()
+
+
+def check_repo_id(repo_id: str) -> None:
+    """RecipeError unless it is `you/name` as the Hub allows it."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, not in its __all__
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        reason = str(error).split(": ")[0].rstrip(".")
+        raise RecipeError(reason, where=f"--repo-id {repo_id}", fix="give it as you/name") from None
+    if "/" not in repo_id:
+        raise RecipeError("it names no owner", where=f"--repo-id {repo_id}", fix="give it as you/name")
+
+
+def collect(run: RunDir) -> Shipment:
+    """The files of a finished run's final folder, every one of the model as its stage left it.
+
+    Raises:
+        RecipeError: the run is not finished. DataError: a file is missing or was altered.
+    """
+    again = f"`spa resume {run.path}`"
+    unfinished = next_stage(run)
+    if unfinished is not None:
+        raise RecipeError(
+            f"the run is not finished, {unfinished} is still to be done", where=str(run.path), fix=f"{again} first"
+        )
+    if not (run.final / CARD).is_file():
+        raise DataError(
+            "no model card is there", where=str(run.final), fix=f"{again} writes it, and trains nothing again"
+        )
+    stage, records = _final_stage(run)
+    for name, record in records.items():
+        problem = _problem(run.final / name, record)
+        if problem:
+            raise DataError(problem, where=str(run.final / name), fix=f"{again} makes it again")
+    files = [
+        Upload(path.resolve(), name, path.stat().st_size)
+        for path in files_below(run.final)
+        if not _matches(name := path.relative_to(run.final).as_posix(), OF_THE_RUN)
+    ]
+    return Shipment(stage, files)
+
+
+def _final_stage(run: RunDir) -> tuple[str, dict[str, FileRecord]]:
+    """The stage that made the run's newest policy, and the files of its model by their names in it."""
+    planned = run.planned()
+    done = run.done(planned)
+    made = [stage for stage in planned if stage.kind in POLICY_KINDS and stage.id in done]
+    folder = run.existing(made[-1]) if made else None
+    manifest = StageDir(folder.path).manifest() if folder else None
+    if manifest is None:
+        raise DataError("the run made no model", where=str(run.path), fix="push a run with a training stage")
+    below = f"{MODEL}/"
+    return manifest.id, {
+        name.removeprefix(below): record for name, record in manifest.files.items() if name.startswith(below)
+    }
+
+
+def _problem(path: Path, record: FileRecord) -> str:
+    """What is wrong with a file; empty for nothing."""
+    if not path.is_file():
+        return "the file is missing"
+    return "" if file_digest(path) == record.sha256 else "the file was altered"
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+
+
+def has_license(card: Path) -> bool:
+    """Whether the card's front matter, which the Hub reads, names a license."""
+    parts = card.read_text(encoding="utf-8").split("---\n", 2)
+    try:
+        metadata = yaml.safe_load(parts[1]) if len(parts) == 3 else None
+    except yaml.YAMLError:
+        return False
+    return isinstance(metadata, dict) and bool(metadata.get("license"))
+
+
+def _upload(run: RunDir, shipment: Shipment, target: Target) -> str:
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    api = HfApi(library_name="spa-recipes", library_version=__version__)
+    try:
+        api.whoami()
+        url = str(api.create_repo(target.repo_id, private=target.private or None, exist_ok=True))
+        if target.private and not api.model_info(target.repo_id).private:
+            raise RecipeError(
+                "the repository is there already, and it is public",
+                where=target.repo_id,
+                fix="make it private in its settings first, choose another --repo-id, or leave --private out",
+            )
+        if target.revision != MAIN:
+            api.create_branch(target.repo_id, branch=target.revision, exist_ok=True)
+        _commit(api, shipment, target, target.message or f"{run.name}: the model of {shipment.stage}")
+    except SpaError:
+        raise
+    except Exception as error:
+        raise push_error(target.repo_id, error) from error
+    return url if target.revision == MAIN else f"{url}/tree/{target.revision}"
+
+
+def _commit(api: Any, shipment: Shipment, target: Target, message: str) -> None:
+    """Upload what the Hub has not got, then make all of it visible at once."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    names = {file.name for file in shipment.files}
+    there = api.list_repo_files(target.repo_id, revision=target.revision)
+    api.create_commit(
+        target.repo_id,
+        operations=[
+            *(CommitOperationAdd(file.name, file.path) for file in shipment.files),
+            *(CommitOperationDelete(name) for name in there if name not in names and _matches(name, WEIGHTS)),
+        ],
+        commit_message=message,
+        revision=target.revision,
+    )
+
+
+def push_error(repo_id: str, error: Exception) -> SpaError:
+    """What went wrong with the upload, in one line with a remedy."""
+    name, reason = type(error).__name__, " ".join((str(error) or type(error).__name__).split())
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if name == "LocalTokenNotFoundError":
+        return RecipeError("nobody is logged in to the Hub", fix=_LOG_IN)
+    if name == "OfflineModeIsEnabled":
+        return RecipeError("the environment forbids the network", fix="unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE")
+    if status == 401:
+        return RecipeError("the Hub does not know the token that it was given", where=repo_id, fix=_LOG_IN)
+    if status == 403 or name == "XetAuthenticationError":
+        return RecipeError(
+            "this token may not write there",
+            where=repo_id,
+            fix="use a token with the permission to write (HF_TOKEN, `hf auth login`), or a --repo-id of your own",
+        )
+    if status == 404:
+        return RecipeError("the Hub knows no such owner, repository or branch", where=repo_id, fix="check --repo-id")
+    if status in (409, 412):
+        return TryAgainError("something else changed the repository meanwhile", where=repo_id, fix=_AGAIN)
+    if is_network_error(error) or isinstance(error, RuntimeError):  # the latter is how hf_xet fails
+        return TryAgainError(f"the Hub cannot be reached ({reason})", where=repo_id, fix=_AGAIN)
+    return DataError(f"the Hub does not take it ({reason})", where=repo_id)
+
+
+_LOG_IN = "set HF_TOKEN to a token that may write (https://huggingface.co/settings/tokens), or run `hf auth login`"
+_AGAIN = "run the command again: what has arrived is not sent twice"

@@ -1,0 +1,48 @@
+"""The results of the field's benchmarks, a line each."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from spa_recipes.state.stagedir import Manifest
+
+
+def benchmark_lines(found: Mapping[str, Manifest]) -> list[str]:
+    """What the finished benchmarks among these stages came to."""
+    written = {"alpaca_score": _alpaca_eval, "mt_bench_judge": _mt_bench, "win_rate": _pairwise}
+    return [
+        f"{name}: {written[manifest.kind](manifest.metrics, manifest.rows)}"
+        for name, manifest in found.items()
+        if manifest.kind in written
+    ]
+
+
+def _alpaca_eval(figures: Mapping[str, Any], rows: int) -> str:
+    error = f" ± {figures['alpaca_standard_error']:.2%}" if "alpaca_standard_error" in figures else ""
+    line = f"win rate {figures['alpaca_win_rate']:.2%}{error}"
+    if "alpaca_length_controlled" in figures:
+        line += f", length-controlled {figures['alpaca_length_controlled']:.2%}"
+    return f"{line} over {rows} instructions"
+
+
+def _mt_bench(figures: Mapping[str, Any], rows: int) -> str:
+    turns = ", ".join(
+        f"turn {name.removeprefix('mt_bench_turn_')} {_score(value)}"
+        for name, value in figures.items()
+        if name.startswith("mt_bench_turn_")
+    )
+    categories = ", ".join(f"{name} {_score(value)}" for name, value in figures["mt_bench_categories"].items())
+    unrated = f"; {figures['unrated']} of {rows} judgments without a rating" if figures["unrated"] else ""
+    return f"{_score(figures['mt_bench_score'])} ({turns}); {categories}{unrated}"
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _pairwise(figures: Mapping[str, Any], rows: int) -> str:
+    order = f"; on {figures['order_decides']} the order decided" if figures["order_decides"] else ""
+    return (
+        f"win rate {figures['pairwise_win_rate']:.1%} (95 %: {figures['pairwise_low']:.1%} to "
+        f"{figures['pairwise_high']:.1%}), at equal length {figures['pairwise_length_controlled']:.1%}; "
+        f"{figures['wins']} won, {figures['losses']} lost, {figures['draws']} drawn{order}"
+    )

@@ -1,0 +1,75 @@
+"""Whether the stages that sample with vLLM can start here, found out in seconds and without importing it."""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from spa_recipes.errors import RecipeError
+from spa_recipes.plan import Stage
+from spa_recipes.recipe.schema import Compute
+from spa_recipes.run.executors import engines_of, visible_gpus
+
+_LOOK = """
+import importlib.metadata as metadata, importlib.util as util, json
+spa = metadata.version("spa-recipes") if util.find_spec("spa_recipes") else None
+print(json.dumps({"vllm": util.find_spec("vllm") is not None, "spa": spa}))
+"""
+_KEY = "compute.vllm_python"
+_PATIENCE_SECONDS = 60
+
+
+def check_engines(stages: Sequence[Stage], compute: Compute) -> None:
+    """Look for vLLM in the environment that these stages would start it in, and for the GPUs that it would need.
+
+    Raises:
+        RecipeError: there is no vLLM, another version of this package beside it, or there are too few GPUs.
+    """
+    needed = [engines for stage in stages if (engines := engines_of(stage, compute)) is not None]
+    if not needed:
+        return
+    if compute.vllm_python is None:
+        if importlib.util.find_spec("vllm") is None:
+            raise RecipeError(
+                "vLLM is not installed here",
+                where="sampling.backend.type vllm",
+                fix=f"pip install 'spa-recipes[vllm]', or name the Python that has it in {_KEY}, or set "
+                "sampling.backend.type to transformers",
+            )
+    else:
+        _check_python(compute.vllm_python)
+    gpus, wanted = len(visible_gpus()), max(engines.copies * engines.gpus_each for engines in needed)
+    if gpus and wanted > gpus:
+        raise RecipeError(
+            f"tensor_parallel_size x data_parallel_size asks for {wanted} GPUs and there are {gpus}",
+            where="sampling.backend",
+            fix="set one of them lower",
+        )
+
+
+def _check_python(python: str) -> None:
+    if shutil.which(python) is None:
+        raise RecipeError(
+            f"no such program: {python}", where=_KEY, fix="name the `python` of the environment that has vLLM"
+        )
+    try:
+        answer = subprocess.run(
+            [python, "-c", _LOOK], capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=True
+        )
+        found = json.loads(answer.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        raise RecipeError(
+            f"{python} does not run as a Python ({type(error).__name__})",
+            where=_KEY,
+            fix="name the `python` of the environment that has vLLM",
+        ) from error
+    if not found["vllm"]:
+        raise RecipeError(f"vLLM is not installed for {python}", where=_KEY, fix=f"{python} -m pip install vllm")
+    if found["spa"] != version("spa-recipes"):
+        raise RecipeError(
+            f"spa-recipes {found['spa'] or 'is not installed'} for {python}, and {version('spa-recipes')} here",
+            where=_KEY,
+            fix="install this version there, too",
+        )

@@ -1,0 +1,24 @@
+"""AlpacaEval's annotator on a model's answers: the stage that a service is paid for, so it does nothing else."""
+
+from spa_recipes.benchmarks import alpaca_eval
+from spa_recipes.data.files import read_raw
+from spa_recipes.recipe.schema import DatasetSource
+from spa_recipes.stages.answers import instructions_file
+from spa_recipes.stages.context import Context, Result
+
+
+def run(context: Context) -> Result:
+    """Write `<annotator>/annotations.json` and `<annotator>/leaderboard.csv`, as the package does."""
+    outputs = [raw.value for raw in read_raw(DatasetSource(source=context.spec.inputs["outputs"]))]
+    prompts = alpaca_eval.read_prompts(instructions_file(context))
+    references = alpaca_eval.reference_outputs(prompts, context.spec.inputs["instructions"])
+    path = alpaca_eval.annotate(
+        [row for row in outputs if row is not None],
+        references,
+        context.spec.settings["annotator"],
+        folder=context.draft,
+        cache=context.work / "annotated.json",
+    )
+    annotations = alpaca_eval.read_annotations(path)
+    missing = sum(row["preference"] is None for row in annotations)
+    return Result(len(annotations), 0, {"without_preference": missing})

@@ -1,0 +1,211 @@
+"""Answers of a model to a benchmark's prompts, in the benchmark's own form."""
+
+import itertools
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from spa_recipes.benchmarks import alpaca_eval, mt_bench
+from spa_recipes.data.rows import Message, prompt_id, write_jsonl
+from spa_recipes.data.sources import read_prompts
+from spa_recipes.generation.requests import Request
+from spa_recipes.recipe.schema import DatasetSource, Model, Sampling
+from spa_recipes.stages.common import mean, model_section, renderer_of, sharded, share
+from spa_recipes.stages.context import Context, Result
+from spa_recipes.stages.generate import Sampler
+
+ANSWERS = pa.schema(
+    [
+        ("turns", pa.list_(pa.string())),
+        ("tokens", pa.int64()),
+        ("cut", pa.bool_()),
+        ("prompt_cut", pa.bool_()),
+        ("tstamp", pa.float64()),
+    ]
+)
+"""A row per conversation: the texts of its answers, their tokens together, whether one of them (or one of its prompts)
+was cut, and when it was finished, in seconds since the epoch."""
+
+
+class Asked(NamedTuple):
+    """A conversation to answer turn by turn.
+
+    Attributes:
+        id: names its random stream.
+        messages: what stands before the first answer.
+        more: the user's further turns.
+    """
+
+    id: str
+    messages: list[Message]
+    more: tuple[str, ...] = ()
+    temperature: float = 0.0
+
+
+def run(context: Context) -> Result:
+    """Write `model_outputs.json`, `model_answer/<name>.jsonl` or `answers.jsonl`, as the benchmark has it."""
+    return {"alpaca_eval": _alpaca_eval, "mt_bench": _mt_bench, "pairwise": _pairwise}[
+        context.spec.settings["benchmark"]
+    ](context)
+
+
+def _alpaca_eval(context: Context) -> Result:
+    prompts = alpaca_eval.read_prompts(instructions_file(context))
+    temperature = context.spec.settings["sampling"]["temperature"]
+    asked = [Asked(prompt_id(p.messages), p.messages, temperature=temperature) for p in prompts]
+    rows = _answered(context, asked)
+    if rows is None:
+        return Result(0, 0, {})
+    outputs = alpaca_eval.model_outputs(prompts, [row["turns"][0] for row in rows], context.spec.settings["name"])
+    alpaca_eval.write_json(context.draft / "model_outputs.json", outputs)
+    return _result(rows)
+
+
+def _mt_bench(context: Context) -> Result:
+    questions = mt_bench.read_questions(context.input("questions"))
+    # One temperature after the other: an engine samples at one, and is opened once for each.
+    order = sorted(range(len(questions)), key=lambda i: questions[i].temperature)
+    asked = [
+        Asked(str(q.id), [{"role": "user", "content": q.turns[0]}], q.turns[1:], q.temperature)
+        for q in (questions[i] for i in order)
+    ]
+    rows = _answered(context, asked)
+    if rows is None:
+        return Result(0, 0, {})
+    name = context.spec.settings["name"]
+    by_question = dict(zip(order, rows, strict=True))
+    answers = [
+        mt_bench.answer_row(
+            question, [text.strip() for text in by_question[i]["turns"]], name, by_question[i]["tstamp"]
+        )
+        for i, question in enumerate(questions)
+    ]
+    write_jsonl(context.draft / "model_answer" / f"{name}.jsonl", answers)
+    return _result(rows)
+
+
+def _pairwise(context: Context) -> Result:
+    settings = context.spec.settings
+    source = DatasetSource.model_validate({**settings["source"], "source": context.spec.inputs["prompts"]})
+    # Several rows may have one prompt; it is answered, and counts, once.
+    prompts = list({row["prompt_id"]: row for row in read_prompts(source).rows}.values())
+    temperature = settings["sampling"]["temperature"]
+    rows = _answered(context, [Asked(row["prompt_id"], row["prompt"], temperature=temperature) for row in prompts])
+    if rows is None:
+        return Result(0, 0, {})
+    write_jsonl(
+        context.draft / "answers.jsonl",
+        [
+            {
+                "prompt_id": prompt["prompt_id"],
+                "prompt": prompt["prompt"],
+                "response": row["turns"][0],
+                "tokens": row["tokens"],
+            }
+            for prompt, row in zip(prompts, rows, strict=True)
+        ],
+    )
+    return _result(rows)
+
+
+def instructions_file(context: Context) -> Path:
+    """AlpacaEval's prompts: a file that was given, or the Hub's."""
+    given = context.spec.inputs["instructions"]
+    return alpaca_eval.hub_file(alpaca_eval.HUB_PROMPTS) if given == alpaca_eval.HUB_DATASET else Path(given)
+
+
+def _answered(context: Context, asked: Sequence[Asked]) -> list[dict[str, Any]] | None:
+    """Rows of ANSWERS, in the order of what was asked; None in every process but the first."""
+    sampling = Sampling.model_validate(context.spec.settings["sampling"])
+    samplers = _Samplers(model_section(context, "policy"), sampling)
+
+    def compute(start: int, end: int) -> pa.Table:
+        rows: list[dict[str, Any]] = []
+        for temperature, group in itertools.groupby(asked[start:end], key=lambda one: one.temperature):
+            rows += _conversations(context, samplers.at(temperature), list(group), start + len(rows), len(asked))
+        return pa.Table.from_pylist(rows, schema=ANSWERS)
+
+    table = sharded(context, "answers", len(asked), sampling.backend.shard_size, ANSWERS, compute)
+    samplers.close()
+    if table is None:
+        return None
+    answered: list[dict[str, Any]] = table.to_pylist()
+    return answered
+
+
+class _Samplers:
+    """One open sampler at a time, for one temperature."""
+
+    def __init__(self, model: Model, sampling: Sampling) -> None:
+        self._model, self._sampling, self._renderer = model, sampling, renderer_of(model)
+        self._temperature: float | None = None
+        self._open: Sampler | None = None
+
+    def at(self, temperature: float) -> Sampler:
+        """A sampler at this temperature; one at another is closed."""
+        if self._open is None or self._temperature != temperature:
+            self.close()
+            sampling = self._sampling.model_copy(update={"temperature": temperature})
+            self._temperature, self._open = temperature, Sampler(self._model, sampling, self._renderer)
+        return self._open
+
+    def close(self) -> None:
+        """Let go of the model."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+
+def _conversations(
+    context: Context, sampler: Sampler, asked: Sequence[Asked], before: int, total: int
+) -> list[dict[str, Any]]:
+    """Every turn of some conversations, all first turns together, then all second ones."""
+    messages = [list(one.messages) for one in asked]
+    rows: list[dict[str, Any]] = [
+        {"turns": [], "tokens": 0, "cut": False, "prompt_cut": False, "tstamp": 0.0} for _ in asked
+    ]
+    last_turn = 1 + max(len(one.more) for one in asked)
+    for turn in range(last_turn):
+        active = [i for i, one in enumerate(asked) if turn <= len(one.more)]
+        if turn:
+            for i in active:
+                messages[i] += [
+                    {"role": "assistant", "content": rows[i]["turns"][-1].strip()},
+                    {"role": "user", "content": asked[i].more[turn - 1]},
+                ]
+        prompts = [sampler.renderer.render_prompt(messages[i]) for i in active]
+        completions = sampler(
+            [Request(f"{asked[i].id}:{turn}", 0, prompt.ids) for i, prompt in zip(active, prompts, strict=True)],
+            seed=context.spec.settings["seed"],
+            purpose="benchmark",
+            progress=lambda done, tokens, turn=turn: context.progress(  # type: ignore[misc]
+                before + (done if turn == last_turn - 1 else 0), total, "conversations", f"turn {turn + 1}"
+            ),
+        )
+        for i, prompt, completion in zip(active, prompts, completions, strict=True):
+            row = rows[i]
+            row["turns"].append(sampler.renderer.decode(completion.response_ids))
+            row["tokens"] += len(completion.response_ids)
+            row["cut"] |= completion.finish_reason == "length"
+            row["prompt_cut"] |= prompt.cut
+            row["tstamp"] = time.time()
+    return rows
+
+
+def _result(rows: list[dict[str, Any]]) -> Result:
+    turns = [text for row in rows for text in row["turns"]]
+    tokens = sum(row["tokens"] for row in rows)
+    return Result(
+        len(rows),
+        tokens,
+        {
+            "mean_tokens": tokens / len(turns),
+            "mean_characters": mean([len(text) for text in turns]),
+            "length_cut": share([row["cut"] for row in rows]),
+            "prompts_cut": sum(row["prompt_cut"] for row in rows),
+            "empty": share([not text.strip() for text in turns]),
+        },
+    )

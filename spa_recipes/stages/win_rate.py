@@ -1,0 +1,89 @@
+"""How often a model's answer is preferred to another model's, by a judge of one's own.
+
+An answer that says nothing loses against one that says something, and two of them are a tie, whoever judges. A judge
+that gives each answer a reward decides the same in both orders.
+"""
+
+from collections import defaultdict
+from typing import Any
+
+from spa_recipes.algo.winrate import confidence_interval, length_controlled_win_rate, outcomes
+from spa_recipes.data.rows import read_jsonl, write_jsonl
+from spa_recipes.sandbox.gold import gold_reward
+from spa_recipes.stages.common import mean, read_table
+from spa_recipes.stages.context import Context, Result
+from spa_recipes.state import atomic
+
+
+def run(context: Context) -> Result:
+    """Write `outcomes.jsonl` (both answers to every prompt, and who won) and `scores.json`."""
+    judged = _both_orders(context, read_jsonl(context.input("pairs")))
+    rows = [_outcome(row, judged.get(row["prompt_id"])) for row in read_jsonl(context.input("all"))]
+    won = [row["outcome"] for row in rows]
+    low, high = confidence_interval(won)
+    metrics: dict[str, Any] = {
+        "pairwise_win_rate": mean(won),
+        "pairwise_low": low,
+        "pairwise_high": high,
+        "pairwise_length_controlled": length_controlled_win_rate(
+            won, [row["tokens"][0] for row in rows], [row["tokens"][1] for row in rows]
+        ),
+        "wins": sum(value > 0.5 for value in won),
+        "losses": sum(value < 0.5 for value in won),
+        "draws": sum(value == 0.5 for value in won),
+        "order_decides": sum(len(set(row["orders"])) > 1 for row in rows),
+    }
+    write_jsonl(context.draft / "outcomes.jsonl", rows)
+    atomic.write_json(context.draft / "scores.json", {"prompts": len(rows), **metrics})
+    return Result(len(rows), 0, metrics)
+
+
+def _both_orders(context: Context, pairs: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """By prompt, what the model's answer came to when it stood first and when it stood second."""
+    if "verdicts" in context.spec.inputs:
+        return _by_verdicts(context, pairs)
+    rewards = _rewards(context, pairs)
+    won = outcomes([ours for ours, _ in rewards], [theirs for _, theirs in rewards])
+    return {row["prompt_id"]: [value, value] for row, value in zip(pairs, won, strict=True)}
+
+
+def _by_verdicts(context: Context, pairs: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """A tie, a reply without a verdict and a question that was not asked, as both texts are the same, are one half."""
+    orders = {row["prompt_id"]: [0.5, 0.5] for row in pairs}
+    for row in read_jsonl(context.input("verdicts")):
+        for_first = {"first": 1.0, "second": 0.0}.get(row["verdict"], 0.5)
+        orders[row["prompt_id"]][row["first"]] = for_first if row["first"] == 0 else 1.0 - for_first
+    return orders
+
+
+def _rewards(context: Context, pairs: list[dict[str, Any]]) -> list[tuple[float, float]]:
+    """The rewards of both answers to each prompt."""
+    inputs = context.spec.inputs
+    if "rewards" in inputs:
+        return _by_prompt(context, "rewards", "reward")
+    if "policy_logps" in inputs:
+        policy, reference = (_by_prompt(context, f"{role}_logps", "logp") for role in ("policy", "reference"))
+        return [
+            (ours - ours_before, theirs - theirs_before)
+            for (ours, theirs), (ours_before, theirs_before) in zip(policy, reference, strict=True)
+        ]
+    return [
+        (gold_reward(row["prompt"][-1]["content"], ours), gold_reward(row["prompt"][-1]["content"], theirs))
+        for row in pairs
+        for ours, theirs in [row["responses"]]
+    ]
+
+
+def _by_prompt(context: Context, name: str, column: str) -> list[tuple[float, float]]:
+    """The two values of each prompt, the model's first."""
+    values: dict[int, dict[int, float]] = defaultdict(dict)
+    for row in read_table(context.input(name)):
+        values[row["item"]][row["sample"]] = row[column]
+    return [(values[item][0], values[item][1]) for item in range(len(values))]
+
+
+def _outcome(row: dict[str, Any], judged: list[float] | None) -> dict[str, Any]:
+    if judged is None:
+        ours, theirs = (bool(text.strip()) for text in row["responses"])
+        judged = [0.5 if ours == theirs else float(ours)] * 2
+    return {**row, "orders": judged, "outcome": sum(judged) / 2}

@@ -1,0 +1,76 @@
+"""What the benchmarks share: random models and texts, and sides that take turns."""
+
+import os
+import platform
+import random
+import time
+from collections.abc import Callable, Mapping
+from datetime import date
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from spa_recipes.generation.scoring import Scored
+
+PROMPT, RESPONSE = (20, 120), (20, 200)
+"""Shortest and longest, in tokens."""
+
+
+def llama(hidden: int, layers: int, vocab: int, *, seed: int = 0, heads: int = 4, **changes: Any) -> PreTrainedModel:
+    """A random Llama in float32 on the CPU."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        intermediate_size=3 * hidden,
+        tie_word_embeddings=True,
+        initializer_range=0.06,
+        max_position_embeddings=512,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+        **changes,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def pairs(count: int, vocab: int) -> list[Scored]:
+    """Two random responses to each of `count` random prompts, the responses of a prompt side by side."""
+    rng = random.Random(0)
+
+    def text(lengths: tuple[int, int]) -> list[int]:
+        return [rng.randrange(1, vocab) for _ in range(rng.randint(*lengths))]
+
+    return [Scored(prompt, text(RESPONSE)) for _ in range(count) for prompt in [text(PROMPT)] for _ in range(2)]
+
+
+def take_turns(sides: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Shortest time of each side in seconds; one after the other, so that a slow moment meets them all."""
+    best = dict.fromkeys(sides, float("inf"))
+    for _ in range(repeats):
+        for name, work in sides.items():
+            begin = time.perf_counter()
+            work()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            best[name] = min(best[name], time.perf_counter() - begin)
+    return best
+
+
+def where(threads: int) -> str:
+    """Machine and day, for the figures to be kept with."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{_processor()}, {threads} threads"
+    return f"{device}, torch {torch.__version__}, {date.today()}"
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:  # noqa: PTH123
+            name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
+    except OSError:
+        name = ""
+    return f"{name or platform.processor() or platform.machine()} ({os.cpu_count()} cores)"

@@ -1,0 +1,1 @@
+"""vLLM on the CPU: what its environment needs, and checks that run inside it."""
