@@ -12,6 +12,7 @@ import torch
 from spa_recipes.algo.logps import (
     CHUNK_SIZE,
     LmHead,
+    Scratch,
     compute_dtype,
     head_logits,
     logps_dtype,
@@ -68,16 +69,20 @@ def chunked_decoupled_logps(
     reference_N = torch.empty(targets_N.shape, dtype=logps_dtype(dtype), device=targets_N.device)
     decoupled_N = torch.empty_like(reference_N)
 
+    scratch = Scratch()
+
     def observe(place: slice, policy_logits_nV: torch.Tensor) -> None:
-        reference_logits_nV = head_logits(reference_hidden_ND[place].detach().to(dtype), frozen)
+        reference_logits_nV = head_logits(
+            reference_hidden_ND[place].detach().to(dtype), frozen, scratch, "reference logits"
+        )
         if reference_logits_nV.shape != policy_logits_nV.shape:
             raise ValueError(
                 f"policy and reference have different vocabularies: {policy_logits_nV.shape[1]} and "
                 f"{reference_logits_nV.shape[1]} tokens"
             )
-        reference_N[place] = target_logps(reference_logits_nV, targets_N[place])
+        reference_N[place] = target_logps(reference_logits_nV, targets_N[place], scratch)
         decoupled_N[place] = target_logps(
-            decoupled_logits(policy_logits_nV, reference_logits_nV, lam), targets_N[place]
+            decoupled_logits(policy_logits_nV, reference_logits_nV, lam), targets_N[place], scratch
         )
 
     policy_N = observed_token_logps(policy_hidden_ND, policy_head, targets_N, chunk_size, gather_head, observe)

@@ -151,9 +151,35 @@ def compute_dtype(hidden_ND: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
 
 
-def head_logits(hidden_nD: torch.Tensor, head: LmHead) -> torch.Tensor:
-    """Logits of a chunk, at least in float32; call it with autocast off and hidden and weight in one dtype."""
-    logits_nV = at_least_fp32(hidden_nD @ head.weight.T)
+class Scratch:
+    """Memory for the tensors of one chunk that the next one uses again.
+
+    Memory that a CPU has to ask the system for takes as long to get as to fill. A GPU's allocator keeps it anyway.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, torch.Tensor] = {}
+
+    def room(self, name: str, rows: int, like_V: torch.Tensor) -> torch.Tensor | None:
+        """A tensor (rows, V) to write into, with the precision of `like_V`; None where there is nothing to gain."""
+        if like_V.device.type != "cpu":
+            return None
+        kept = self._kept.get(name)
+        if kept is None or len(kept) < rows:
+            kept = self._kept[name] = like_V.new_empty(rows, like_V.shape[-1])
+        return kept[:rows]
+
+
+def head_logits(
+    hidden_nD: torch.Tensor, head: LmHead, scratch: Scratch | None = None, name: str = "logits"
+) -> torch.Tensor:
+    """Logits of a chunk, at least in float32; call it with autocast off and hidden and weight in one dtype.
+
+    With `scratch` (without gradients only) they stand until the next call with the same `name`.
+    """
+    weight_DV = head.weight.T
+    out = None if scratch is None else scratch.room(name, len(hidden_nD), weight_DV)
+    logits_nV = at_least_fp32(torch.mm(hidden_nD, weight_DV, out=out))
     if head.bias is not None:
         logits_nV = logits_nV + head.bias
     logits_nV = logits_nV * head.scale if head.scale != 1.0 else logits_nV
@@ -162,9 +188,10 @@ def head_logits(hidden_nD: torch.Tensor, head: LmHead) -> torch.Tensor:
     return logits_nV
 
 
-def target_logps(logits_nV: torch.Tensor, targets_n: torch.Tensor) -> torch.Tensor:
-    """log softmax at the targets."""
-    return logits_nV.gather(-1, targets_n[:, None]).squeeze(-1) - logits_nV.logsumexp(dim=-1)
+def target_logps(logits_nV: torch.Tensor, targets_n: torch.Tensor, scratch: Scratch | None = None) -> torch.Tensor:
+    """log softmax at the targets; `scratch` for use without gradients only."""
+    out = None if scratch is None else scratch.room("log softmax", len(logits_nV), logits_nV)
+    return torch.log_softmax(logits_nV, dim=-1, out=out).gather(-1, targets_n[:, None]).squeeze(-1)
 
 
 def _ignore(place: slice, logits_nV: torch.Tensor) -> None:
@@ -193,9 +220,10 @@ class _ChunkedLogps(torch.autograd.Function):
         logps_N = torch.empty(hidden_ND.shape[0], dtype=logps_dtype(dtype), device=hidden_ND.device)
         with gather_head(), torch.autocast(hidden_ND.device.type, enabled=False):
             head = LmHead(weight_VD.to(dtype), bias_V, scale, softcap)
+            scratch = Scratch()
             for place in chunks(hidden_ND.shape[0], chunk_size):
-                logits_nV = head_logits(hidden_ND[place].to(dtype), head)
-                logps_N[place] = target_logps(logits_nV, targets_N[place])
+                logits_nV = head_logits(hidden_ND[place].to(dtype), head, scratch)
+                logps_N[place] = target_logps(logits_nV, targets_N[place], scratch)
                 observe(place, logits_nV)
         return logps_N
 
@@ -211,11 +239,13 @@ class _ChunkedLogps(torch.autograd.Function):
             grad_hidden_ND = torch.zeros_like(hidden_ND) if needs_hidden else None
             grad_weight_VD = torch.zeros_like(weight_VD, dtype=logps_dtype(dtype)) if needs_weight else None
             grad_bias_V = torch.zeros_like(bias_V, dtype=logps_dtype(dtype)) if needs_bias else None
+            scratch = Scratch()
             for place in chunks(hidden_ND.shape[0], chunk_size):
                 hidden_nD = hidden_ND[place].to(dtype)
-                logits_nV = head_logits(hidden_nD, head)
+                logits_nV = head_logits(hidden_nD, head, scratch)
                 grad_n1 = grad_N[place, None]
-                grad_nV = torch.softmax(logits_nV, dim=-1).mul_(-grad_n1)
+                room = scratch.room("gradient", len(hidden_nD), logits_nV)
+                grad_nV = torch.softmax(logits_nV, dim=-1, out=room).mul_(-grad_n1)
                 grad_nV.scatter_add_(-1, targets_N[place, None], grad_n1.to(grad_nV.dtype))
                 if softcap is not None:
                     grad_nV *= 1.0 - (logits_nV / softcap) ** 2

@@ -40,8 +40,8 @@ class Batch(NamedTuple):
 
     Attributes:
         input_ids: (B, T) prompts and responses without their last token.
-        attention: (B, T) 1 at tokens and 0 at padding; or where rows hold several responses, (B, 1, T, T) zero where
-            a token may look and the smallest number elsewhere.
+        attention: None where rows hold one response each: padding stands on the right, where no token looks.
+            Otherwise (B, 1, T, T), zero where a token may look and the smallest number elsewhere.
         positions: (B, T) places of the tokens in their own text; None where rows hold one response each.
         at: (N,) places of the positions that predict response tokens, in the flattened B * T.
         item: (N,) item of each of them, counted within the batch.
@@ -49,7 +49,7 @@ class Batch(NamedTuple):
     """
 
     input_ids: torch.Tensor
-    attention: torch.Tensor
+    attention: torch.Tensor | None
     positions: torch.Tensor | None
     at: torch.Tensor
     item: torch.Tensor
@@ -115,14 +115,10 @@ def collate(rows: Sequence[Row], device: torch.device, dtype: torch.dtype) -> Ba
     several = any(len(row.responses) > 1 for row in rows)
     return Batch(
         torch.tensor(input_ids, device=device),
-        _who_sees_whom(rows, width, device, dtype) if several else _no_padding(rows, width, device),
+        _who_sees_whom(rows, width, device, dtype) if several else None,
         _positions(rows, width, device) if several else None,
         *(torch.tensor(values, device=device) for values in (at, item, targets)),
     )
-
-
-def _no_padding(rows: Sequence[Row], width: int, device: torch.device) -> torch.Tensor:
-    return torch.tensor([[1] * row.width + [0] * (width - row.width) for row in rows], device=device)
 
 
 def _positions(rows: Sequence[Row], width: int, device: torch.device) -> torch.Tensor:
@@ -156,14 +152,14 @@ def cheaper_together(config: Any) -> Pays:
     """`Pays` for a decoder of this (text) configuration: the matrix products saved against the attention added.
 
     A token costs about 12 D^2 multiplications in each layer besides attention, a pair of tokens that attention
-    compares (as many as there are pairs in a row) 2 D.
+    compares 2 D: all pairs of a row where it is told who sees whom, half of them in a row of one text.
     """
     hidden: int = config.hidden_size
 
     def pays(lengths: Sequence[int], prompt: int) -> bool:
         apart = sum((prompt + length) ** 2 for length in lengths)
         together = (prompt + sum(lengths)) ** 2
-        return 12 * hidden * prompt * (len(lengths) - 1) > 2 * (together - apart)
+        return 12 * hidden * prompt * (len(lengths) - 1) > 2 * together - apart
 
     return pays
 

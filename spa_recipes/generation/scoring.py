@@ -97,10 +97,11 @@ def _by_forward(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """Token log-probs from the model's own logits, one item at a time: slow, and right for every model."""
     width = batch.input_ids.shape[1]
     logps = []
-    for row, (input_ids_T, mask_T) in enumerate(zip(batch.input_ids, batch.attention, strict=True)):
+    for row, input_ids_T in enumerate(batch.input_ids):
         mine_N = batch.item == row
         at_n = batch.at[mine_N] - row * width
-        output = logits_at(model, at_n, input_ids=input_ids_T[mask_T.bool()][None], use_cache=False)
+        without_padding_1T = input_ids_T[None, : int(at_n[-1]) + 1]
+        output = logits_at(model, at_n, input_ids=without_padding_1T, use_cache=False)
         logps.append(target_logps(at_least_fp32(output.logits[0]), batch.targets[mine_N]))
     return torch.cat(logps)
 

@@ -1,6 +1,6 @@
 """Judging speed in pairs per second, from one run: this package against what else does it.
 
-    python -m tests.benchmarks.bench_judge [--pairs 400] [--vocab 1000 32000] [--threads 2] [--repeats 3] [--bf16]
+    python -m tests.benchmarks.bench_judge [--pairs 400] [--vocab 1000 32000] [--repeats 3] [--sides ...] [--bf16]
 
 Two models score both responses of each pair, as the judge does without kept log-probs; `one model` is what is left to
 do when the generation has kept the policy's.
@@ -100,6 +100,7 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, nargs="*", default=[1000, 32000])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--sides", nargs="*", default=[], help="only these, and ours")
     parser.add_argument("--bf16", action="store_true", help="weights and products in bfloat16")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -115,7 +116,7 @@ def main() -> None:
             model.to(torch.device("cuda" if gpu else "cpu"), torch.bfloat16 if half else torch.float32)
         for model in fused:
             add_fused_lm_head(model)
-        compare(vocab, models, fused, pairs(arguments.pairs, vocab), arguments.repeats, exact=not half)
+        compare(vocab, models, fused, pairs(arguments.pairs, vocab), arguments, exact=not half)
 
 
 def compare(
@@ -123,7 +124,7 @@ def compare(
     models: list[PreTrainedModel],
     fused: list[PreTrainedModel],
     items: list[Scored],
-    repeats: int,
+    arguments: argparse.Namespace,
     *,
     exact: bool,
 ) -> None:
@@ -147,7 +148,9 @@ def compare(
         **{f"TRL {n}": judge(f"TRL {n}", trl, fused, 2 * n) for n in (1, 8, 32)},
         "floor": lambda: [floor(model, items) for model in models],
     }
-    seconds = take_turns(sides, repeats)
+    if arguments.sides:
+        sides = {name: work for name, work in sides.items() if name in ("ours", "one model", *arguments.sides)}
+    seconds = take_turns(sides, arguments.repeats)
     count = len(items) // 2
     print(f"\nvocabulary {vocab:,}: pairs per second (ours and one model, as multiples of it)")
     for name, time in seconds.items():
