@@ -24,6 +24,7 @@ def run(context: Context) -> Result:
     logps = _score_heldout(context, sampler, pairs)
     if logps is None:
         return Result(0, 0, {})
+    context = Context(context.spec)  # the first process goes on alone, and waits for nobody's shards
     samples = _samples(context, sampler, pairs)
     write_jsonl(context.draft / "samples.jsonl", samples)
     write_jsonl(context.draft / "heldout.jsonl", logps)

@@ -69,9 +69,13 @@ class Steps:
     def __init__(self) -> None:
         self.times: list[float] = []
         self.peak = 0
+        self._newest = 0
 
-    def ended(self, *_: Any) -> None:
-        """Note a step."""
+    def ended(self, step: int, *_: Any) -> None:
+        """Note a step, once however often it is told."""
+        if step == self._newest:
+            return
+        self._newest = step
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.times.append(time.perf_counter())
@@ -127,8 +131,8 @@ def train_by_trl(model: Path, rows: list[dict[str, Any]], settings: Any, env: An
             return dataset
 
     class StepEnd(TrainerCallback):  # type: ignore[misc]
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            steps.ended()
+        def on_step_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+            steps.ended(state.global_step)
 
     dtype = resolve_dtype(env.model)
     half = {"dtype": dtype}
