@@ -36,17 +36,10 @@ def checked_lm_head(model: PreTrainedModel, token_ids: list[int]) -> LmHead | No
     return head if bool(off <= TOLERANCE[head.weight.dtype] * theirs_TV.abs().max()) else None
 
 
-def hidden_states(
-    model: PreTrainedModel,
-    input_ids_BT: torch.Tensor,
-    attention: torch.Tensor | None = None,
-    positions_BT: torch.Tensor | None = None,
-) -> Any:
-    """Last hidden states (B, T, D), before the output layer; `attention` and positions as `packing.Batch` has them."""
+def hidden_states(model: PreTrainedModel, input_ids_BT: torch.Tensor, positions_BT: torch.Tensor | None = None) -> Any:
+    """Last hidden states (B, T, D), before the output layer; padding stands on the right, where no token looks."""
     positions = {} if positions_BT is None else {"position_ids": positions_BT}
-    return model.base_model(
-        input_ids=input_ids_BT, attention_mask=attention, use_cache=False, **positions
-    ).last_hidden_state
+    return model.base_model(input_ids=input_ids_BT, use_cache=False, **positions).last_hidden_state
 
 
 def logits_at(model: PreTrainedModel, positions: int | torch.Tensor, **inputs: Any) -> Any:

@@ -1,13 +1,16 @@
-"""Batches for scoring: rows of prompts with their responses, padded, and what a model has to look at in them.
+"""Batches for scoring: which tokens a model reads in one pass, and which of its outputs predict which response token.
 
-Responses to one prompt can stand in one row behind it. Then the prompt is computed once: every response sees it and
-itself, its positions go on from the prompt's, and no response sees another.
+Everything in a transformer but attention treats tokens one by one. So all tokens of a pass stand in one row without
+padding, a prompt once for all its responses; attention alone gets them text by text, each response behind its prompt.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 
 class Scored(NamedTuple):
@@ -22,148 +25,177 @@ class Scored(NamedTuple):
     response_ids: list[int]
 
 
-class Row(NamedTuple):
-    """One row of a batch: a prompt and responses to it, which stand at `items` among all."""
+class Group(NamedTuple):
+    """A prompt and responses to it, which stand at `items` among all."""
 
     prompt_ids: list[int]
     responses: list[list[int]]
     items: list[int]
 
     @property
-    def width(self) -> int:
+    def tokens(self) -> int:
         """Tokens that a model reads: the last one of a response predicts nothing here."""
         return len(self.prompt_ids) + sum(len(response) - 1 for response in self.responses)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text."""
+        return len(self.prompt_ids) + max(len(response) - 1 for response in self.responses)
 
-class Batch(NamedTuple):
-    """Some rows, padded on the right.
+
+class Layout(NamedTuple):
+    """How the tokens of a pass lie in the I texts that attention sees, each of W places, padded on the right.
 
     Attributes:
-        input_ids: (B, T) prompts and responses without their last token.
-        attention: None where rows hold one response each: padding stands on the right, where no token looks.
-            Otherwise (B, 1, T, T), zero where a token may look and the smallest number elsewhere.
-        positions: (B, T) places of the tokens in their own text; None where rows hold one response each.
-        at: (N,) places of the positions that predict response tokens, in the flattened B * T.
+        of_texts: (I, W) the token at each place; any token at padding, which stands where no other one looks.
+        of_tokens: (T,) a place of each token, in the flattened I * W.
+    """
+
+    of_texts: torch.Tensor
+    of_tokens: torch.Tensor
+
+
+class Batch(NamedTuple):
+    """What a model reads in one pass.
+
+    Attributes:
+        input_ids: (1, T) all tokens; or without `layout` (I, W), a text per row, padded on the right.
+        positions: (1, T) places of the tokens in their texts; None without `layout`.
+        layout: what attention sees; None where it sees the rows as they are.
+        at: (N,) places of the positions that predict response tokens, in the flattened `input_ids`.
         item: (N,) item of each of them, counted within the batch.
         targets: (N,) the response tokens themselves.
     """
 
     input_ids: torch.Tensor
-    attention: torch.Tensor | None
     positions: torch.Tensor | None
+    layout: Layout | None
     at: torch.Tensor
     item: torch.Tensor
     targets: torch.Tensor
 
 
-Pays = Callable[[Sequence[int], int], bool]
-"""Whether to put responses of these lengths into one row behind a prompt of that length."""
-
-
-def rows_of(items: Sequence[Scored], pays: Pays) -> list[Row]:
-    """The items as rows; those with equal prompts together, as long as that pays."""
+def groups_of(items: Sequence[Scored], most: int) -> list[Group]:
+    """The items, those with equal prompts together as long as they are not more than `most` tokens."""
     by_prompt: dict[tuple[int, ...], list[int]] = {}
     for i, item in enumerate(items):
         by_prompt.setdefault(tuple(item.prompt_ids), []).append(i)
-    rows = []
+    groups = []
     for members in by_prompt.values():
-        row: list[int] = []
-        for i in members:
-            lengths = [len(items[j].response_ids) - 1 for j in (*row, i)]
-            if row and not pays(lengths, len(items[i].prompt_ids)):
-                rows.append(_row(items, row))
-                row = []
-            row.append(i)
-        rows.append(_row(items, row))
-    return rows
+        group = _group(items, members[:1])
+        for i in members[1:]:
+            if group.tokens + len(items[i].response_ids) - 1 > most:
+                groups.append(group)
+                group = _group(items, [i])
+            else:
+                group = _group(items, [*group.items, i])
+        groups.append(group)
+    return groups
 
 
-def _row(items: Sequence[Scored], members: list[int]) -> Row:
-    return Row(items[members[0]].prompt_ids, [items[i].response_ids for i in members], members)
+def alone(items: Sequence[Scored]) -> list[Group]:
+    """Each item by itself."""
+    return [_group(items, [i]) for i in range(len(items))]
 
 
-def batches(rows: Sequence[Row], tokens_per_batch: int) -> Iterator[list[Row]]:
-    """The rows of each pass, the widest first: memory runs out at once or not at all."""
-    ordered = sorted(rows, key=lambda row: -row.width)
-    begin = 0
-    while begin < len(ordered):
-        size = max(1, tokens_per_batch // ordered[begin].width)
-        yield ordered[begin : begin + size]
-        begin += size
+def _group(items: Sequence[Scored], members: list[int]) -> Group:
+    return Group(items[members[0]].prompt_ids, [items[i].response_ids for i in members], members)
 
 
-def collate(rows: Sequence[Row], device: torch.device, dtype: torch.dtype) -> Batch:
-    """Pad rows and say who sees whom.
+def batches(groups: Sequence[Group], tokens_per_batch: int) -> Iterator[list[Group]]:
+    """The groups of each pass, the longest texts first: memory runs out at once or not at all.
 
-    Args:
-        dtype: of the attention mask, where one is needed.
+    What counts are the places that attention sees, padding included.
     """
-    width = max(row.width for row in rows)
-    input_ids, at, item, targets = [], [], [], []  # type: list[list[int]], list[int], list[int], list[int]
-    number = 0
-    for i, row in enumerate(rows):
-        ids = list(row.prompt_ids)
-        for response in row.responses:
+    batch: list[Group] = []
+    texts = 0
+    for group in sorted(groups, key=lambda group: -group.longest):
+        texts += len(group.items)
+        if batch and texts * batch[0].longest > tokens_per_batch:
+            yield batch
+            batch, texts = [], len(group.items)
+        batch.append(group)
+    if batch:
+        yield batch
+
+
+def packed(groups: Sequence[Group], device: torch.device) -> Batch:
+    """All tokens in one row, prompts once."""
+    ids, positions, places, texts = [], [], [], []  # type: list[int], list[int], list[int], list[list[int]]
+    at, item, targets = [], [], []  # type: list[int], list[int], list[int]
+    width = max(group.longest for group in groups)
+    for group in groups:
+        prompt = list(range(len(ids), len(ids) + len(group.prompt_ids)))
+        ids += group.prompt_ids
+        positions += range(len(prompt))
+        places += range(len(texts) * width, len(texts) * width + len(prompt))
+        for response in group.responses:
+            own = list(range(len(ids), len(ids) + len(response) - 1))
+            ids += response[:-1]
+            positions += range(len(prompt), len(prompt) + len(own))
+            start = len(texts) * width + len(prompt)
+            places += range(start, start + len(own))
             # The prompt's last token predicts the response's first one, and each token of it the next.
-            at.append(i * width + len(row.prompt_ids) - 1)
-            at.extend(range(i * width + len(ids), i * width + len(ids) + len(response) - 1))
-            item.extend([number] * len(response))
-            targets.extend(response)
-            ids.extend(response[:-1])
-            number += 1
-        input_ids.append(ids + [0] * (width - len(ids)))
-    several = any(len(row.responses) > 1 for row in rows)
-    return Batch(
-        torch.tensor(input_ids, device=device),
-        _who_sees_whom(rows, width, device, dtype) if several else None,
-        _positions(rows, width, device) if several else None,
-        *(torch.tensor(values, device=device) for values in (at, item, targets)),
-    )
+            at += [prompt[-1], *own]
+            item += [len(texts)] * len(response)
+            targets += response
+            texts.append(prompt + own)
+    padded = [text + [0] * (width - len(text)) for text in texts]
+    layout = Layout(torch.tensor(padded, device=device), torch.tensor(places, device=device))
+    (ids_1T, positions_1T) = (torch.tensor([values], device=device) for values in (ids, positions))
+    return Batch(ids_1T, positions_1T, layout, *(torch.tensor(values, device=device) for values in (at, item, targets)))
 
 
-def _positions(rows: Sequence[Row], width: int, device: torch.device) -> torch.Tensor:
-    positions = []
-    for row in rows:
-        start = len(row.prompt_ids)
-        own = [*range(start), *(start + t for response in row.responses for t in range(len(response) - 1))]
-        positions.append(own + [0] * (width - len(own)))
-    return torch.tensor(positions, device=device)
+def padded(groups: Sequence[Group], device: torch.device) -> Batch:
+    """A text per row. Padding needs no mask: it stands on the right, where no token looks."""
+    texts = [(group.prompt_ids, response) for group in groups for response in group.responses]
+    width = max(len(prompt) + len(response) - 1 for prompt, response in texts)
+    rows = [prompt + response[:-1] for prompt, response in texts]
+    at = [i * width + len(p) - 1 + t for i, (p, response) in enumerate(texts) for t in range(len(response))]
+    item = [i for i, (_, response) in enumerate(texts) for _ in response]
+    targets = [token for _, response in texts for token in response]
+    ids_IW = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
+    return Batch(ids_IW, None, None, *(torch.tensor(values, device=device) for values in (at, item, targets)))
 
 
-def _who_sees_whom(rows: Sequence[Row], width: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """(B, 1, T, T): tokens see what is before them in their own response and its prompt; padding sees itself only."""
-    parts = []
-    for row in rows:
-        own = [0] * len(row.prompt_ids)
-        for number, response in enumerate(row.responses, start=1):
-            own += [number] * (len(response) - 1)
-        parts.append(own + [-1] * (width - len(own)))
-    part_BT = torch.tensor(parts, device=device)
-    looks_BT1, seen_B1T = part_BT[:, :, None], part_BT[:, None, :]
-    before_TT = torch.ones(width, width, dtype=torch.bool, device=device).tril()
-    allowed_BTT = before_TT & (looks_BT1 >= 0) & ((seen_B1T == 0) | (seen_B1T == looks_BT1))
-    # A row of nothing but forbidden places would be NaN.
-    allowed_BTT |= torch.eye(width, dtype=torch.bool, device=device)
-    mask_BTT = torch.zeros(allowed_BTT.shape, dtype=dtype, device=device)
-    return mask_BTT.masked_fill_(~allowed_BTT, torch.finfo(dtype).min)[:, None]
+# --- attention that sees texts
+
+ATTENTION = "spa_packed"
+Attention = Callable[..., tuple[torch.Tensor, Any]]
+_current: list[tuple[Layout, Attention]] = []
 
 
-def cheaper_together(config: Any) -> Pays:
-    """`Pays` for a decoder of this (text) configuration: the matrix products saved against the attention added.
+@contextmanager
+def seen_as(layout: Layout | None, model: PreTrainedModel) -> Iterator[None]:
+    """Let the model's own attention see the tokens of a pass as `layout` says."""
+    if layout is None:
+        yield
+        return
+    config = model.config.get_text_config()
+    own = config._attn_implementation
+    _current.append((layout, ALL_ATTENTION_FUNCTIONS[own]))
+    config._attn_implementation = ATTENTION  # for which transformers makes no mask
+    try:
+        yield
+    finally:
+        config._attn_implementation = own
+        _current.pop()
 
-    A token costs about 12 D^2 multiplications in each layer besides attention, a pair of tokens that attention
-    compares 2 D: all pairs of a row where it is told who sees whom, half of them in a row of one text.
-    """
-    hidden: int = config.hidden_size
 
-    def pays(lengths: Sequence[int], prompt: int) -> bool:
-        apart = sum((prompt + length) ** 2 for length in lengths)
-        together = (prompt + sum(lengths)) ** 2
-        return 12 * hidden * prompt * (len(lengths) - 1) > 2 * together - apart
+def _attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **settings: Any,
+) -> tuple[torch.Tensor, None]:
+    """The model's own attention over the texts; queries, keys and values come as (1, heads, T, D)."""
+    layout, own = _current[-1]
+    settings.pop("position_ids", None)  # by which some kernels look for texts in a row themselves
+    texts = (states[0].transpose(0, 1)[layout.of_texts].transpose(1, 2) for states in (query, key, value))
+    output_IWHD, _ = own(module, *texts, None, **settings)
+    return output_IWHD.flatten(0, 1)[layout.of_tokens][None], None
 
-    return pays
 
-
-def never(lengths: Sequence[int], prompt: int) -> bool:
-    """`Pays` for models that cannot have several responses in one row."""
-    return False
+AttentionInterface.register(ATTENTION, _attention)

@@ -3,7 +3,6 @@
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -12,7 +11,7 @@ from spa_recipes.algo.logps import LmHead, at_least_fp32, chunked_token_logps, t
 from spa_recipes.errors import StageError
 from spa_recipes.generation.engines import Progress
 from spa_recipes.generation.lm_head import TOLERANCE, checked_lm_head, hidden_states, logits_at
-from spa_recipes.generation.packing import Batch, Pays, Scored, batches, cheaper_together, collate, never, rows_of
+from spa_recipes.generation.packing import Batch, Scored, alone, batches, groups_of, packed, padded, seen_as
 from spa_recipes.generation.transformers import out_of_memory
 
 __all__ = ["Scored", "sequence_logps"]
@@ -59,10 +58,11 @@ def sequence_logps(
     logps = [0.0] * len(items)
     head = checked_lm_head(model, items[0].prompt_ids + items[0].response_ids)
     token_logps = _token_logps(model, head)
+    pack = head is not None and _can_be_packed(model, items)
     done = tokens = 0
-    for rows in batches(rows_of(items, _pays(model, head, items)), tokens_per_batch):
-        members = [i for row in rows for i in row.items]
-        batch = collate(rows, model.device, model.dtype)
+    for groups in batches(groups_of(items, tokens_per_batch) if pack else alone(items), tokens_per_batch):
+        members = [i for group in groups for i in group.items]
+        batch = (packed if pack else padded)(groups, model.device)
         with out_of_memory("set compute.score_tokens_per_batch lower"), torch.inference_mode():
             sums_B = torch.zeros(len(members), dtype=torch.float64, device=model.device)
             sums = sums_B.index_add_(0, batch.item, token_logps(batch).double()).tolist()
@@ -88,8 +88,8 @@ def _token_logps(model: PreTrainedModel, head: LmHead | None) -> TokenLogps:
 
 def _by_head(model: PreTrainedModel, head: LmHead, batch: Batch) -> torch.Tensor:
     """Token log-probs from hidden states and output layer, logits in chunks."""
-    hidden_BTD = hidden_states(model, batch.input_ids, batch.attention, batch.positions)
-    hidden_ND = hidden_BTD.flatten(0, 1)[batch.at]
+    with seen_as(batch.layout, model):
+        hidden_ND = hidden_states(model, batch.input_ids, batch.positions).flatten(0, 1)[batch.at]
     return chunked_token_logps(hidden_ND, head.weight, batch.targets, head.bias, scale=head.scale, softcap=head.softcap)
 
 
@@ -106,46 +106,41 @@ def _by_forward(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     return torch.cat(logps)
 
 
-# --- responses that share their prompt
+# --- which models can read all texts in one row
 
 
-def _pays(model: PreTrainedModel, head: LmHead | None, items: Sequence[Scored]) -> Pays:
-    """When responses of one prompt go into one row; never for models that cannot, which is found out by trying."""
+def _can_be_packed(model: PreTrainedModel, items: Sequence[Scored]) -> bool:
+    """Whether a model's attention can be shown texts in another way than the rest of it, which is tried as well."""
     config = model.config.get_text_config()
-    able = head is not None and _takes_masks(model, config, max(len(i.prompt_ids) + len(i.response_ids) for i in items))
-    if not able or len({tuple(item.prompt_ids) for item in items}) == len(items):
-        return never
-    pays = cheaper_together(config)
-    shared = next((row for row in rows_of(items, pays) if len(row.items) > 1), None)
-    if shared is None or not _agree(model, [items[i] for i in shared.items[:2]]):
-        return never
-    return pays
-
-
-def _takes_masks(model: PreTrainedModel, config: Any, longest: int) -> bool:
-    """Whether a model can be told who sees whom: by its attention, and by a window that hides nothing by itself."""
     window = getattr(config, "sliding_window", None)
-    return (
-        config._attn_implementation in ("sdpa", "eager")
-        and "position_ids" in inspect.signature(type(model.base_model).forward).parameters
-        and (window is None or window >= longest)
-    )
+    longest = max(len(item.prompt_ids) + len(item.response_ids) for item in items)
+    # A window is part of a mask that `sdpa` would not be given; flash attention knows it by itself.
+    known = config._attn_implementation == "sdpa" and (window is None or window >= longest)
+    known = known or config._attn_implementation in ("flash_attention_2", "flash_attention_3")
+    takes_positions = "position_ids" in inspect.signature(type(model.base_model).forward).parameters
+    return known and takes_positions and _agree(model, items)
 
 
 @torch.inference_mode()
 def _agree(model: PreTrainedModel, items: Sequence[Scored]) -> bool:
-    """Whether the first tokens of two responses look the same to the model in one row and in two."""
-    short = [Scored(item.prompt_ids[-16:], item.response_ids[:8]) for item in items]
+    """Whether beginnings of some texts look the same to the model in one row and in rows of their own."""
+    first, last = items[0], items[-1]
+    some = [
+        Scored(first.prompt_ids[-16:], first.response_ids[:8]),
+        Scored(first.prompt_ids[-16:], last.response_ids[:5]),
+        Scored(last.prompt_ids[-7:], last.response_ids[:3]),
+    ]
 
-    def hidden(pays: Pays) -> torch.Tensor:
-        batch = collate(rows_of(short, pays), model.device, model.dtype)
-        states: torch.Tensor = hidden_states(model, batch.input_ids, batch.attention, batch.positions)
+    def hidden(batch: Batch) -> torch.Tensor:
+        with seen_as(batch.layout, model):
+            states: torch.Tensor = hidden_states(model, batch.input_ids, batch.positions)
         return states.flatten(0, 1)[batch.at]
 
     try:
-        together_ND = hidden(lambda lengths, prompt: True)
-    except (TypeError, ValueError, RuntimeError):  # it takes no such mask
+        together_ND = hidden(packed(groups_of(some, 64), model.device))
+    except (TypeError, ValueError, RuntimeError, IndexError):  # its attention is another one
         return False
-    apart_ND = hidden(never)
+    order = [i for group in groups_of(some, 64) for i in group.items]
+    apart_ND = torch.cat([hidden(padded(alone([some[i]]), model.device)) for i in order])
     off = (together_ND - apart_ND).abs().max()
     return bool(off <= TOLERANCE[model.dtype] * apart_ND.abs().max())

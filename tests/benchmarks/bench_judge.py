@@ -10,7 +10,7 @@ do when the generation has kept the policy's.
 - TRL N: `compute_ref_log_probs` of DPOTrainer (its fused output layer) for both models, batches of N pairs.
 - floor: the bare matrix products of one pass of each model over the same tokens: no padding, no attention, and logits
   at the response tokens only.
-- unshared: this package without putting a prompt's responses into one row.
+- unshared: this package with every response behind a prompt of its own.
 
 All sides must give the same rewards. On a GPU the shapes are those of a Llama with 1 B parameters in bfloat16.
 """
@@ -89,7 +89,7 @@ def ours(model: PreTrainedModel, items: list[Scored]) -> list[float]:
 
 def unshared(model: PreTrainedModel, items: list[Scored]) -> list[float]:
     """Scores by this package, every response in a row of its own."""
-    with patch.object(scoring, "cheaper_together", lambda config: packing.never):
+    with patch.object(scoring, "groups_of", lambda items, most: packing.alone(items)):
         return ours(model, items)
 
 
