@@ -1,0 +1,39 @@
+"""Recipe -> plan: the stages of a run, in order, each with its inputs and its key."""
+
+from spa_recipes.plan.benchmarks import ALPACA_EVAL_PROMPTS, compile_evaluate_plan, is_of_benchmark
+from spa_recipes.plan.judge import compile_judge_plan
+from spa_recipes.plan.recipe import compile_plan
+from spa_recipes.plan.stages import (
+    ADAPTER,
+    CARD,
+    HEAVY_KINDS,
+    MODEL,
+    POLICY_KINDS,
+    RECIPE_FILE,
+    External,
+    Input,
+    Plan,
+    Stage,
+    StageOutput,
+    part_material,
+)
+
+__all__ = [
+    "ADAPTER",
+    "ALPACA_EVAL_PROMPTS",
+    "CARD",
+    "HEAVY_KINDS",
+    "MODEL",
+    "POLICY_KINDS",
+    "RECIPE_FILE",
+    "External",
+    "Input",
+    "Plan",
+    "Stage",
+    "StageOutput",
+    "compile_evaluate_plan",
+    "compile_judge_plan",
+    "compile_plan",
+    "is_of_benchmark",
+    "part_material",
+]

@@ -1,0 +1,287 @@
+"""`spa evaluate`, and the benchmarks of a recipe: the stages that answer, judge and compare."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from spa_recipes.plan.stages import (
+    MODEL,
+    Builder,
+    External,
+    Input,
+    Plan,
+    Stage,
+    StageOutput,
+    model_settings,
+    source_settings,
+)
+from spa_recipes.plan.verdicts import add_verdicts
+from spa_recipes.recipe.schema import (
+    AlpacaEval,
+    DatasetSource,
+    EvaluateJob,
+    MtBench,
+    Pairwise,
+    Recipe,
+    Sampling,
+)
+from spa_recipes.state.digests import DigestMemo
+
+ALPACA_EVAL_PROMPTS = "tatsu-lab/alpaca_eval"
+"""The dataset on the Hub that AlpacaEval's prompts come from where no file is given."""
+
+_BENCHMARK_IDS = ("alpaca-eval", "mt-bench", "pairwise")
+
+
+def is_of_benchmark(stage: Stage) -> bool:
+    """Whether a stage belongs to one of the field's benchmarks."""
+    return stage.id.startswith(_BENCHMARK_IDS)
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What a benchmark is run on.
+
+    Attributes:
+        name: what the model is called in the benchmark's files.
+        model: the model section for stages.
+        policy: the model.
+        sampling: with the engine to sample with.
+        judge, init, prompts: what a pairwise comparison takes where it names nothing else: policy and reference of an
+            implicit reward, the model to compare with, and the prompts.
+    """
+
+    name: str
+    model: dict[str, Any]
+    policy: Input
+    sampling: Sampling
+    seed: int
+    judge: dict[str, Input]
+    init: Input | None = None
+    prompts: StageOutput | None = None
+
+
+def compile_evaluate_plan(job: EvaluateJob, memo: DigestMemo) -> Plan:
+    """Lay out `spa evaluate`: answer the benchmark's prompts, then judge or compare the answers.
+
+    Raises:
+        DataError: a local file is missing.
+    """
+    build = Builder(memo)
+    policy = build.model(job.model.model_name_or_path, job.model.revision)
+    sampling = Sampling(backend=job.backend)
+    _benchmark(
+        job.benchmark,
+        "",
+        build,
+        _Subject(job.name, model_settings(job.model, memo), policy, sampling, job.seed, judge={}),
+    )
+    memo.save()
+    return Plan(job, tuple(build.stages.values()))
+
+
+def add_benchmarks(recipe: Recipe, build: Builder, model: dict[str, Any], *, init: Input, policy: Input) -> None:
+    """The benchmarks of the final policy; a second one of a kind gets a number."""
+    subject = _Subject(
+        recipe.name,
+        model,
+        policy,
+        recipe.sampling,
+        recipe.seed,
+        judge={"policy": StageOutput("seed", MODEL), "reference": init} if recipe.data.seed_labels else {},
+        init=init,
+        prompts=StageOutput("data", "heldout.jsonl"),
+    )
+    for index, benchmark in enumerate(recipe.evaluation.benchmarks):
+        before = sum(other.type == benchmark.type for other in recipe.evaluation.benchmarks[:index])
+        _benchmark(benchmark, f"-{before + 1}" if before else "", build, subject)
+
+
+def _benchmark(benchmark: AlpacaEval | MtBench | Pairwise, number: str, build: Builder, subject: _Subject) -> None:
+    if isinstance(benchmark, AlpacaEval):
+        _alpaca_eval(benchmark, f"alpaca-eval{number}", build, subject)
+    elif isinstance(benchmark, MtBench):
+        _mt_bench(benchmark, f"mt-bench{number}", build, subject)
+    else:
+        _pairwise(benchmark, f"pairwise{number}", build, subject)
+
+
+def _answers(
+    benchmark: AlpacaEval | MtBench | Pairwise,
+    stage_id: str,
+    build: Builder,
+    subject: _Subject,
+    *,
+    inputs: dict[str, Input],
+    settings: dict[str, Any],
+    policy: Input | None = None,
+) -> str:
+    """The stage that answers a benchmark's prompts."""
+    limit = benchmark.max_length or int(subject.model["max_length"])
+    sampling = {name: getattr(benchmark, name) for name in ("max_tokens", "top_p")}
+    if not isinstance(benchmark, MtBench):  # which has its own temperatures
+        sampling["temperature"] = benchmark.temperature
+    return build.add(
+        stage_id,
+        "answers",
+        f"answers to the prompts of {benchmark.type}" + (f" by {policy}, the other model" if policy else ""),
+        settings={
+            "benchmark": benchmark.type,
+            "model": {**subject.model, "max_length": limit, "max_prompt_length": limit - benchmark.max_tokens},
+            # How many answers the iterations sample is nothing to a benchmark.
+            "sampling": subject.sampling.model_copy(update={"n": 2, **sampling}),
+            "seed": subject.seed,
+            **settings,
+        },
+        inputs={"policy": policy or subject.policy, **inputs},
+    )
+
+
+def _alpaca_eval(benchmark: AlpacaEval, name: str, build: Builder, subject: _Subject) -> None:
+    instructions = (
+        build.file(benchmark.prompts)
+        if benchmark.prompts is not None
+        else External(ALPACA_EVAL_PROMPTS, f"hub:{ALPACA_EVAL_PROMPTS}@main")
+    )
+    answers = _answers(
+        benchmark,
+        f"{name}-answers",
+        build,
+        subject,
+        inputs={"instructions": instructions},
+        settings={"name": subject.name},
+    )
+    if benchmark.annotator is None:
+        return
+    annotations = build.add(
+        f"{name}-annotations",
+        "alpaca_annotations",
+        f"the annotator {benchmark.annotator} compares the answers with the baseline's (paid)",
+        settings={"annotator": benchmark.annotator},
+        inputs={"outputs": StageOutput(answers, "model_outputs.json"), "instructions": instructions},
+    )
+    build.add(
+        name,
+        "alpaca_score",
+        "AlpacaEval 2.0: win rates, by the package's own code",
+        settings={},
+        inputs={"annotations": StageOutput(annotations, f"{benchmark.annotator}/annotations.json")},
+    )
+
+
+def _mt_bench(benchmark: MtBench, name: str, build: Builder, subject: _Subject) -> None:
+    questions = build.file(benchmark.questions)
+    answers = _answers(
+        benchmark,
+        f"{name}-answers",
+        build,
+        subject,
+        inputs={"questions": questions},
+        settings={"name": subject.name},
+    )
+    if benchmark.endpoint is None or benchmark.judge_prompts is None:
+        return
+    references = benchmark.reference_answers
+    build.add(
+        name,
+        "mt_bench_judge",
+        f"MT-Bench: {benchmark.endpoint.model} grades every turn",
+        settings={
+            "endpoint": benchmark.endpoint,
+            "judge_max_tokens": benchmark.judge_max_tokens,
+            "name": subject.name,
+        },
+        inputs={
+            "questions": questions,
+            "answers": StageOutput(answers, f"model_answer/{subject.name}.jsonl"),
+            "judge_prompts": build.file(benchmark.judge_prompts),
+            **({"reference_answers": build.file(references)} if references is not None else {}),
+        },
+    )
+
+
+def _pairwise(benchmark: Pairwise, name: str, build: Builder, subject: _Subject) -> None:
+    source = benchmark.prompts or DatasetSource(source="heldout.jsonl")
+    prompts = subject.prompts if benchmark.prompts is None else build.source(benchmark.prompts)
+    other = subject.init if benchmark.against == "init" else build.model(benchmark.against, None)
+    assert prompts is not None
+    assert other is not None
+    sides = {
+        side: StageOutput(
+            _answers(
+                benchmark,
+                f"{name}-{side}",
+                build,
+                subject,
+                inputs={"prompts": prompts},
+                settings={"source": source_settings(source)},
+                policy=policy,
+            ),
+            "answers.jsonl",
+        )
+        for side, policy in (("ours", None), ("theirs", other))
+    }
+    versus = build.add(f"{name}-versus", "versus", "both models' answers side by side", settings={}, inputs={**sides})
+    build.add(
+        name,
+        "win_rate",
+        f"win rate against {other}, by the {benchmark.judge.type} judge",
+        settings={"judge": benchmark.judge.type},
+        inputs={
+            "all": StageOutput(versus, "all.jsonl"),
+            "pairs": StageOutput(versus, "pairs.jsonl"),
+            **_comparison(benchmark, name, build, subject, versus),
+        },
+    )
+
+
+def _comparison(benchmark: Pairwise, name: str, build: Builder, subject: _Subject, versus: str) -> dict[str, Input]:
+    """The stages in which a judge reads both answers, and what they leave."""
+    judge, pairs = benchmark.judge, StageOutput(versus, "pairs.jsonl")
+    if judge.type == "reward_model":
+        build.add(
+            f"{name}-rewards",
+            "reward",
+            "rewards of both answers by the reward model",
+            settings={"model": subject.model},
+            inputs={
+                "model": build.model(judge.model_name_or_path, judge.revision),
+                "completions": StageOutput(versus, "completions.parquet"),
+                "prompts": pairs,
+            },
+        )
+        return {"rewards": StageOutput(f"{name}-rewards", "rewards.parquet")}
+    if judge.type == "gold":
+        return {}
+    if judge.type == "llm":
+        verdicts = add_verdicts(
+            judge,
+            f"{name}-verdicts",
+            build,
+            model=subject.model,
+            sampling=subject.sampling,
+            seed=subject.seed,
+            answers={"completions": StageOutput(versus, "completions.parquet"), "prompts": pairs},
+        )
+        return {"verdicts": StageOutput(verdicts, "verdicts.jsonl")}
+    models = (
+        subject.judge
+        if judge.policy is None or judge.reference is None
+        else {"policy": build.model(judge.policy, None), "reference": build.model(judge.reference, None)}
+    )
+    build.add(
+        f"{name}-candidates",
+        "candidates",
+        "the answers as the judge's tokens",
+        settings={"model": subject.model, "source": source_settings(DatasetSource(source="pairs.jsonl"))},
+        inputs={**models, "pairs": pairs},
+    )
+    completions = StageOutput(f"{name}-candidates", "completions.parquet")
+    for role, model in models.items():
+        build.add(
+            f"{name}-{role}",
+            "score",
+            f"log-probs of both answers under the judge's {role}",
+            settings={"model": subject.model},
+            inputs={"model": model, "completions": completions},
+        )
+    return {f"{role}_logps": StageOutput(f"{name}-{role}", "logps.parquet") for role in models}

@@ -1,0 +1,71 @@
+"""The stages of a judge that compares answers in words."""
+
+from pathlib import Path
+from typing import Any
+
+from spa_recipes.data.questions import SHIPPED_QUESTION, load_question
+from spa_recipes.plan.stages import (
+    Builder,
+    Input,
+    template_settings,
+)
+from spa_recipes.recipe.schema import (
+    LlmJudge,
+    Sampling,
+)
+
+
+def add_verdicts(
+    judge: LlmJudge,
+    stage_id: str,
+    build: Builder,
+    *,
+    model: dict[str, Any],
+    sampling: Sampling,
+    seed: int,
+    answers: dict[str, Input],
+    policy: tuple[str, dict[str, Input]] | None = None,
+    rows: int | None = None,
+) -> str:
+    """The stage in which a language model compares the answers in words, leaving their rewards and its verdicts.
+
+    Args:
+        model, sampling, seed: of the models that answer; a judge on this machine is loaded and asked in the same way.
+        answers: completions and prompts.
+        policy: name and inputs of the model that judges where the recipe names none.
+    """
+    question = Path(judge.prompt).expanduser() if judge.prompt is not None else SHIPPED_QUESTION
+    load_question(question)
+    # The model and the question are inputs; what else they need stands beside.
+    elsewhere = ("model_name_or_path", "revision", "chat_template", "max_length", "endpoint", "prompt")
+    settings: dict[str, Any] = {"judge": judge.model_copy(update=dict.fromkeys(elsewhere))}
+    inputs: dict[str, Input] = {**answers, "question": build.file(str(question))}
+    if judge.endpoint is not None:
+        kind, name = "endpoint_verdicts", f"{judge.endpoint.model} at {judge.endpoint.base_url}"
+        settings["endpoint"] = judge.endpoint
+    elif judge.model_name_or_path is not None:
+        kind, name = "verdicts", judge.model_name_or_path
+        # The recipe's chat template is that of the models that answer.
+        own = {field: value for field, value in model.items() if field != "chat_template_sha256"}
+        own |= template_settings(judge.chat_template, build.memo, "judge.chat_template")
+        settings |= {**_asking(judge, own, sampling), "seed": seed}
+        inputs["model"] = build.model(name, judge.revision)
+    else:
+        assert policy is not None
+        kind, name = "verdicts", policy[0]
+        settings |= {**_asking(judge, model, sampling), "seed": seed}
+        inputs |= policy[1]
+    role = f"{name} compares the answers in words, each pair in both orders"
+    return build.add(stage_id, kind, role, settings=settings, inputs=inputs, rows=rows)
+
+
+def _asking(judge: LlmJudge, model: dict[str, Any], sampling: Sampling) -> dict[str, Any]:
+    """How a judge on this machine is asked: with the recipe's engine, but without sampling and with its own lengths."""
+    limit, backend = judge.max_length or int(model["max_length"]), sampling.backend
+    if backend.type == "vllm":
+        backend = backend.model_copy(update={"max_model_len": None})  # which is for the answers
+    greedy = {"n": 2, "temperature": 0.0, "top_p": 1.0, "max_tokens": judge.max_tokens, "backend": backend}
+    return {
+        "model": {**model, "max_length": limit, "max_prompt_length": limit - judge.max_tokens},
+        "sampling": sampling.model_copy(update=greedy),
+    }
