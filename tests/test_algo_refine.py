@@ -157,8 +157,8 @@ def test_the_whole_refinement_on_two_llamas(lam: float) -> None:
     w, l = ours["chosen"], ours["rejected"]  # noqa: E741
     margin_B = dpo_margin(w.policy, l.policy, w.reference, l.reference, beta)
     p_detect_B = torch.sigmoid(dpo_margin(w.decoupled, l.decoupled, w.reference, l.reference, beta))
-    z_B = flag_noisy(p_detect_B, tau + 1e-5)  # the precision to which p~ itself is compared below
-    loss_B = refined_loss(margin_B, flag_noisy(p_detect_B, tau - 1e-5), alpha)
+    z_B = flag_noisy(p_detect_B, tau + 1e-7)
+    loss_B = refined_loss(margin_B, flag_noisy(p_detect_B, tau - 1e-7), alpha)
     assert margin_B.tolist() == pytest.approx(margins, rel=1e-5)
     assert p_detect_B.tolist() == pytest.approx(p_detect, rel=1e-5)
     assert z_B.sum() == sum(z) + 1  # the one that is tau itself

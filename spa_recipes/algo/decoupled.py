@@ -80,9 +80,9 @@ def chunked_decoupled_logps(
                 f"policy and reference have different vocabularies: {policy_logits_nV.shape[1]} and "
                 f"{reference_logits_nV.shape[1]} tokens"
             )
-        reference_N[place] = target_logps(reference_logits_nV, targets_N[place], scratch)
+        reference_N[place] = target_logps(reference_logits_nV, targets_N[place])
         decoupled_N[place] = target_logps(
-            decoupled_logits(policy_logits_nV, reference_logits_nV, lam), targets_N[place], scratch
+            decoupled_logits(policy_logits_nV, reference_logits_nV, lam), targets_N[place]
         )
 
     policy_N = observed_token_logps(policy_hidden_ND, policy_head, targets_N, chunk_size, gather_head, observe)
