@@ -18,6 +18,7 @@ spa = metadata.version("spa-recipes") if util.find_spec("spa_recipes") else None
 print(json.dumps({"vllm": util.find_spec("vllm") is not None, "spa": spa}))
 """
 _KEY = "compute.vllm_python"
+_NAME_ONE = "name the `python` of the environment that has vLLM"
 _PATIENCE_SECONDS = 60
 
 
@@ -51,9 +52,7 @@ def check_engines(stages: Sequence[Stage], compute: Compute) -> None:
 
 def _check_python(python: str) -> None:
     if shutil.which(python) is None:
-        raise RecipeError(
-            f"no such program: {python}", where=_KEY, fix="name the `python` of the environment that has vLLM"
-        )
+        raise RecipeError(f"no such program: {python}", where=_KEY, fix=_NAME_ONE)
     try:
         answer = subprocess.run(
             [python, "-c", _LOOK], capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=True
@@ -63,7 +62,7 @@ def _check_python(python: str) -> None:
         raise RecipeError(
             f"{python} does not run as a Python ({type(error).__name__})",
             where=_KEY,
-            fix="name the `python` of the environment that has vLLM",
+            fix=_NAME_ONE,
         ) from error
     if not found["vllm"]:
         raise RecipeError(f"vLLM is not installed for {python}", where=_KEY, fix=f"{python} -m pip install vllm")

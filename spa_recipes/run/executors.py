@@ -135,12 +135,15 @@ class Worker:
                 start_new_session=True,
                 env={**os.environ, **(environment or {})},
             )
+        self._swept = False
 
     def poll(self) -> int | None:
         """Exit code, None while it runs."""
         code = self._process.poll()
-        if code is not None:
-            # A stage that was killed leaves its children, and an engine among them would keep its GPU.
+        if code is not None and not self._swept:
+            # A stage that was killed leaves its children, and an engine among them would keep its GPU. Only once:
+            # while other workers of the stage go on, the system may give the group's number to somebody else.
+            self._swept = True
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
         return code

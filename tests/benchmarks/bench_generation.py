@@ -1,6 +1,6 @@
 """Sampling speed: `spa_recipes.generation.transformers.sample` against `model.generate`, from one run.
 
-    python tests/benchmarks/bench_generation.py [--threads 2] [--repeats 3]
+    python -m tests.benchmarks.bench_generation [--threads 2] [--repeats 3]
 
 Models are random and so are prompts; stop tokens make answers about as long as the sandbox's. `generate` gets the same
 prompts in batches of the same size, as they come, padded on the left. Sides take turns, the best time of each counts.
@@ -12,32 +12,11 @@ import time
 from collections.abc import Callable
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from spa_recipes.generation.requests import Request, request_seed
 from spa_recipes.generation.transformers import sample
-
-PAD = 0
-
-
-def llama(hidden: int, layers: int, vocab: int) -> PreTrainedModel:
-    """A random Llama of the sandbox's kind."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=vocab,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        intermediate_size=3 * hidden,
-        tie_word_embeddings=True,
-        initializer_range=0.06,
-        max_position_embeddings=512,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=PAD,
-    )
-    return LlamaForCausalLM(config).eval()
+from tests.benchmarks.kit import PAD, llama
 
 
 def ask(prompts: int, samples: int, shortest: int, longest: int, vocab: int) -> list[Request]:

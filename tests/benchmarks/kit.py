@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from spa_recipes.generation.scoring import Scored
 
+PAD = 0
 PROMPT, RESPONSE = (20, 120), (20, 200)
 """Shortest and longest, in tokens."""
 
@@ -32,7 +33,7 @@ def llama(hidden: int, layers: int, vocab: int, *, seed: int = 0, heads: int = 4
         max_position_embeddings=512,
         bos_token_id=None,
         eos_token_id=None,
-        pad_token_id=0,
+        pad_token_id=PAD,
         **changes,
     )
     return LlamaForCausalLM(config).eval()
