@@ -1,6 +1,7 @@
 """Scores of responses against a slow forward pass in float64, one response and one token at a time."""
 
 import random
+import threading
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from spa_recipes.errors import StageError
+from spa_recipes.errors import StageError, TryAgainError
 from spa_recipes.generation import packing, scoring
 from spa_recipes.generation.lm_head import checked_lm_head, logits_at
 from spa_recipes.generation.requests import Request
@@ -149,9 +150,14 @@ TRIED = [2, 1]
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "granite", "cohere", "wide mistral"])
-def test_scores_with_a_shared_prompt_are_those_of_the_definition(kind: str, shared: list[int]) -> None:
+@pytest.mark.parametrize("layout", ["spans", "grid"])
+def test_scores_with_a_shared_prompt_are_those_of_the_definition(
+    kind: str, layout: str, shared: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = build(kind)
     items = with_shared_prompts()
+    if layout == "grid":  # as on a GPU
+        monkeypatch.setattr(scoring, "_layout", packing.as_grid)
     assert sequence_logps(model, items, tokens_per_batch=300) == pytest.approx(slow_logps(model, items), abs=2e-4)
     assert shared[:2] == TRIED
     assert sum(shared[2:]) == len(items)
@@ -177,7 +183,7 @@ def test_a_model_that_is_no_good_packed_is_found_out(
     forward = kind.forward
 
     def other(self: Any, input_ids: Any = None, position_ids: Any = None, **rest: Any) -> Any:
-        if how == "other attention" and packing._current:
+        if how == "other attention" and self.config._attn_implementation == packing.ATTENTION:
             raise ValueError("attention of another kind")
         return forward(self, input_ids, **rest)
 
@@ -204,31 +210,39 @@ def test_packed_and_padded_batches_hold_every_text_once(
     for groups in (packing.groups_of(items, most), packing.alone(items)):
         assert sorted(i for group in groups for i in group.items) == list(range(len(items)))
         assert all(group.tokens <= most or len(group.items) == 1 for group in groups) or groups == packing.alone(items)
-        passes = list(packing.batches(groups, budget))
-        assert sorted(i for groups in passes for group in groups for i in group.items) == list(range(len(items)))
-        for part in passes:
-            texts = sum(len(group.items) for group in part)
-            assert len(part) == 1 or texts * max(group.longest for group in part) <= budget
-            members = [i for group in part for i in group.items]
-            for make in (packing.packed, packing.padded):
-                holds_its_texts(make(part, torch.device("cpu")), [items[i] for i in members])
+        for padding in (True, False):
+            passes = list(packing.batches(groups, budget, padding=padding))
+            assert sorted(i for groups in passes for group in groups for i in group.items) == list(range(len(items)))
+            for part in passes:
+                texts = sum(len(group.items) for group in part)
+                places = texts * max(group.longest for group in part)
+                assert len(part) == 1 or (places if padding else sum(group.tokens for group in part)) <= budget
+                hold_their_texts(part, [items[i] for group in part for i in group.items])
 
 
-def holds_its_texts(batch: packing.Batch, texts: list[Scored]) -> None:
-    """Spelled out, text by text."""
+def hold_their_texts(groups: list[packing.Group], texts: list[Scored]) -> None:
+    """Both forms of a batch, spelled out text by text."""
+    cpu = torch.device("cpu")
+    whole = [prompt + response[:-1] for prompt, response in texts]
+    rows = packing.padded(groups, cpu)
+    predicts_the_responses(rows, texts)
+    assert [row[: len(text)] for row, text in zip(rows.input_ids.tolist(), whole, strict=True)] == whole
+    batch, spans = packing.packed(groups, cpu)
+    predicts_the_responses(batch, texts)
+    assert batch.positions is not None
+    ids, positions = batch.input_ids[0].tolist(), batch.positions[0].tolist()
+    assert [ids[prompt] + ids[own] for prompt, *owns in spans.groups for own in owns] == whole
+    grid = packing.as_grid(spans, cpu)
+    for row, text in zip(grid.of_texts.tolist(), whole, strict=True):
+        assert [ids[token] for token in row[: len(text)]] == text
+        assert [positions[token] for token in row[: len(text)]] == list(range(len(text)))
+    flat = grid.of_texts.flatten().tolist()
+    assert [flat[place] for place in grid.of_tokens.tolist()] == list(range(len(ids)))
+
+
+def predicts_the_responses(batch: packing.Batch, texts: list[Scored]) -> None:
+    """Targets, the items they belong to, and the tokens that stand where they are predicted."""
     ids = batch.input_ids.flatten().tolist()
-    seen = batch.input_ids.tolist()
-    if batch.layout is not None:
-        assert batch.positions is not None
-        positions = batch.positions.flatten().tolist()
-        seen = [[ids[token] for token in row] for row in batch.layout.of_texts.tolist()]
-        for row, (prompt, response) in zip(batch.layout.of_texts.tolist(), texts, strict=True):
-            whole = len(prompt) + len(response) - 1
-            assert [positions[token] for token in row[:whole]] == list(range(whole))
-        flat = [token for row in batch.layout.of_texts.tolist() for token in row]
-        assert [flat[place] for place in batch.layout.of_tokens.tolist()] == list(range(len(ids)))
-    for row, (prompt, response) in zip(seen, texts, strict=True):
-        assert row[: len(prompt) + len(response) - 1] == prompt + response[:-1]
     assert batch.targets.tolist() == [token for text in texts for token in text.response_ids]
     assert batch.item.tolist() == [i for i, text in enumerate(texts) for _ in text.response_ids]
     before = [token for p, response in texts for token in [p[-1], *response[:-1]]]
@@ -288,6 +302,73 @@ def test_a_cpu_takes_no_more_than_its_caches_hold(monkeypatch: pytest.MonkeyPatc
     assert len(seen) > 10
     assert seen == sorted(seen)
     assert seen[-1] == (30, tokens)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_passes_side_by_side_give_the_same_scores(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, items = build(kind), with_shared_prompts(prompts=20)
+    monkeypatch.setattr(scoring, "CPU_TOKENS", 64)
+    expected = sequence_logps(model, items, tokens_per_batch=64)
+    seen: list[tuple[int, int]] = []
+    threads = set()
+    attention = packing._over_spans
+
+    def over_spans(*arguments: Any) -> Any:
+        threads.add((threading.get_ident(), torch.get_num_threads()))
+        return attention(*arguments)
+
+    monkeypatch.setattr(packing, "_over_spans", over_spans)
+    torch.set_num_threads(3)
+    try:
+        scores = sequence_logps(model, items, tokens_per_batch=200, on_progress=lambda *now: seen.append(now))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(1)
+    mine = threading.get_ident()
+    assert [count for ident, count in threads if ident != mine] == [1, 1, 1]
+    assert (mine, 3) in threads  # which has tried the model before
+    assert scores == pytest.approx(expected, rel=1e-6, abs=1e-5)
+    assert seen == sorted(seen)
+    assert seen[-1][0] == len(items)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_failure_in_a_thread_stops_the_others_and_leaves_the_model_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, items = build("llama"), with_shared_prompts(prompts=20)
+    monkeypatch.setattr(scoring, "CPU_TOKENS", 64)
+    passes = []
+
+    def over_spans(*arguments: Any) -> Any:
+        passes.append(1)
+        if len(passes) > 20:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return attention(*arguments)
+
+    attention = packing._over_spans
+    monkeypatch.setattr(packing, "_over_spans", over_spans)
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(TryAgainError, match="out of memory"):
+            sequence_logps(model, items, tokens_per_batch=200)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert len(passes) < 30
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_score_does_not_depend_on_the_longest_text_of_a_pass() -> None:
+    """A rotary embedding that has other frequencies for long texts is given one text at a time."""
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "factor": 4.0}
+    rope = {"rope_type": "longrope", "rope_theta": 100.0, "original_max_position_embeddings": 40, **factors}
+    model = LlamaForCausalLM(LlamaConfig(**{**SHAPE, "rope_parameters": rope})).eval()
+    items = [*ragged(), Scored([3] * 20, [4, 5] * 20)]
+    scores = sequence_logps(model, items, tokens_per_batch=1000)
+    assert scores == pytest.approx(slow_logps(model, items), abs=2e-4)
+    lengths = [len(item.prompt_ids) + len(item.response_ids) for item in items]
+    assert min(lengths) < 40 < max(lengths)
 
 
 def test_scores_are_the_sums_of_the_logps_kept_while_sampling() -> None:

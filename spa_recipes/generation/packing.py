@@ -4,8 +4,10 @@ Everything in a transformer but attention treats tokens one by one. So all token
 padding, a prompt once for all its responses; attention alone gets them text by text, each response behind its prompt.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -43,8 +45,17 @@ class Group(NamedTuple):
         return len(self.prompt_ids) + max(len(response) - 1 for response in self.responses)
 
 
-class Layout(NamedTuple):
-    """How the tokens of a pass lie in the I texts that attention sees, each of W places, padded on the right.
+class Spans(NamedTuple):
+    """Where the tokens of each group stand in a row of T tokens: its prompt, then each response.
+
+    Attention sees one text at a time, which costs no padding, and a call for every text: little on a CPU.
+    """
+
+    groups: list[list[slice]]
+
+
+class Grid(NamedTuple):
+    """How the tokens of a row lie in I texts of W places, padded on the right, which attention sees in one call.
 
     Attributes:
         of_texts: (I, W) the token at each place; any token at padding, which stands where no other one looks.
@@ -55,13 +66,15 @@ class Layout(NamedTuple):
     of_tokens: torch.Tensor
 
 
+Layout = Spans | Grid
+
+
 class Batch(NamedTuple):
     """What a model reads in one pass.
 
     Attributes:
-        input_ids: (1, T) all tokens; or without `layout` (I, W), a text per row, padded on the right.
-        positions: (1, T) places of the tokens in their texts; None without `layout`.
-        layout: what attention sees; None where it sees the rows as they are.
+        input_ids: (1, T) all tokens; or (I, W), a text per row, padded on the right.
+        positions: (1, T) places of the tokens in their texts; None where a text is a row.
         at: (N,) places of the positions that predict response tokens, in the flattened `input_ids`.
         item: (N,) item of each of them, counted within the batch.
         targets: (N,) the response tokens themselves.
@@ -69,7 +82,6 @@ class Batch(NamedTuple):
 
     input_ids: torch.Tensor
     positions: torch.Tensor | None
-    layout: Layout | None
     at: torch.Tensor
     item: torch.Tensor
     targets: torch.Tensor
@@ -102,48 +114,63 @@ def _group(items: Sequence[Scored], members: list[int]) -> Group:
     return Group(items[members[0]].prompt_ids, [items[i].response_ids for i in members], members)
 
 
-def batches(groups: Sequence[Group], tokens_per_batch: int) -> Iterator[list[Group]]:
+def batches(groups: Sequence[Group], tokens_per_batch: int, *, padding: bool) -> Iterator[list[Group]]:
     """The groups of each pass, the longest texts first: memory runs out at once or not at all.
 
-    What counts are the places that attention sees, padding included.
+    Args:
+        groups: all of them.
+        tokens_per_batch: what the groups of a pass may come to, as long as they are more than one.
+        padding: count the places of texts as long as the longest one, instead of tokens.
     """
     batch: list[Group] = []
-    texts = 0
+    texts = tokens = 0
     for group in sorted(groups, key=lambda group: -group.longest):
-        texts += len(group.items)
-        if batch and texts * batch[0].longest > tokens_per_batch:
+        texts, tokens = texts + len(group.items), tokens + group.tokens
+        if batch and (texts * batch[0].longest if padding else tokens) > tokens_per_batch:
             yield batch
-            batch, texts = [], len(group.items)
+            batch, texts, tokens = [], len(group.items), group.tokens
         batch.append(group)
     if batch:
         yield batch
 
 
-def packed(groups: Sequence[Group], device: torch.device) -> Batch:
-    """All tokens in one row, prompts once."""
-    ids, positions, places, texts = [], [], [], []  # type: list[int], list[int], list[int], list[list[int]]
+def packed(groups: Sequence[Group], device: torch.device) -> tuple[Batch, Spans]:
+    """All tokens in one row, prompts once, and the texts that attention is to see."""
+    ids, positions, spans = [], [], []  # type: list[int], list[int], list[list[slice]]
     at, item, targets = [], [], []  # type: list[int], list[int], list[int]
-    width = max(group.longest for group in groups)
+    texts = 0
     for group in groups:
-        prompt = list(range(len(ids), len(ids) + len(group.prompt_ids)))
+        prompt = slice(len(ids), len(ids) + len(group.prompt_ids))
+        spans.append([prompt])
         ids += group.prompt_ids
-        positions += range(len(prompt))
-        places += range(len(texts) * width, len(texts) * width + len(prompt))
+        positions += range(len(group.prompt_ids))
         for response in group.responses:
-            own = list(range(len(ids), len(ids) + len(response) - 1))
+            own = slice(len(ids), len(ids) + len(response) - 1)
+            spans[-1].append(own)
             ids += response[:-1]
-            positions += range(len(prompt), len(prompt) + len(own))
-            start = len(texts) * width + len(prompt)
-            places += range(start, start + len(own))
+            positions += range(len(group.prompt_ids), len(group.prompt_ids) + len(response) - 1)
             # The prompt's last token predicts the response's first one, and each token of it the next.
-            at += [prompt[-1], *own]
-            item += [len(texts)] * len(response)
+            at += [prompt.stop - 1, *range(own.start, own.stop)]
+            item += [texts] * len(response)
+            texts += 1
             targets += response
-            texts.append(prompt + own)
-    padded = [text + [0] * (width - len(text)) for text in texts]
-    layout = Layout(torch.tensor(padded, device=device), torch.tensor(places, device=device))
     (ids_1T, positions_1T) = (torch.tensor([values], device=device) for values in (ids, positions))
-    return Batch(ids_1T, positions_1T, layout, *(torch.tensor(values, device=device) for values in (at, item, targets)))
+    at_N, item_N, targets_N = (torch.tensor(values, device=device) for values in (at, item, targets))
+    return Batch(ids_1T, positions_1T, at_N, item_N, targets_N), Spans(spans)
+
+
+def as_grid(spans: Spans, device: torch.device) -> Grid:
+    """The same texts in one call of attention: a call costs a GPU more than some padding does."""
+    texts = [
+        [*range(prompt.start, prompt.stop), *range(own.start, own.stop)]
+        for prompt, *all_own in spans.groups
+        for own in all_own
+    ]
+    width = max(map(len, texts))
+    places = {token: i * width + t for i, text in enumerate(texts) for t, token in enumerate(text)}
+    rows = [text + [0] * (width - len(text)) for text in texts]
+    of_tokens = [places[token] for token in range(len(places))]
+    return Grid(torch.tensor(rows, device=device), torch.tensor(of_tokens, device=device))
 
 
 def padded(groups: Sequence[Group], device: torch.device) -> Batch:
@@ -155,31 +182,36 @@ def padded(groups: Sequence[Group], device: torch.device) -> Batch:
     item = [i for i, (_, response) in enumerate(texts) for _ in response]
     targets = [token for _, response in texts for token in response]
     ids_IW = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
-    return Batch(ids_IW, None, None, *(torch.tensor(values, device=device) for values in (at, item, targets)))
+    return Batch(ids_IW, None, *(torch.tensor(values, device=device) for values in (at, item, targets)))
 
 
 # --- attention that sees texts
 
 ATTENTION = "spa_packed"
-Attention = Callable[..., tuple[torch.Tensor, Any]]
-_current: list[tuple[Layout, Attention]] = []
+SeenAs = Callable[[Layout], AbstractContextManager[None]]
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+_seen = threading.local()  # the layout of the pass that a thread is in, and the model's own attention
 
 
 @contextmanager
-def seen_as(layout: Layout | None, model: PreTrainedModel) -> Iterator[None]:
-    """Let the model's own attention see the tokens of a pass as `layout` says."""
-    if layout is None:
-        yield
-        return
+def packed_attention(model: PreTrainedModel) -> Iterator[SeenAs]:
+    """Let the model's attention see texts: those of the layout that it is given, in a thread's `with` block."""
     config = model.config.get_text_config()
     own = config._attn_implementation
-    _current.append((layout, ALL_ATTENTION_FUNCTIONS[own]))
     config._attn_implementation = ATTENTION  # for which transformers makes no mask
+    try:
+        yield partial(_seen_as, ALL_ATTENTION_FUNCTIONS[own])
+    finally:
+        config._attn_implementation = own
+
+
+@contextmanager
+def _seen_as(own: Callable[..., Any], layout: Layout) -> Iterator[None]:
+    _seen.layout, _seen.own = layout, own
     try:
         yield
     finally:
-        config._attn_implementation = own
-        _current.pop()
+        del _seen.layout, _seen.own
 
 
 def _attention(
@@ -191,11 +223,33 @@ def _attention(
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
     """The model's own attention over the texts; queries, keys and values come as (1, heads, T, D)."""
-    layout, own = _current[-1]
     settings.pop("position_ids", None)  # by which some kernels look for texts in a row themselves
-    texts = (states[0].transpose(0, 1)[layout.of_texts].transpose(1, 2) for states in (query, key, value))
-    output_IWHD, _ = own(module, *texts, None, **settings)
-    return output_IWHD.flatten(0, 1)[layout.of_tokens][None], None
+
+    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = _seen.own(module, query, key, value, None, **settings)[0]
+        return output
+
+    layout: Layout = _seen.layout
+    states = (query, key, value)
+    if isinstance(layout, Spans):
+        return _over_spans(layout, attend, states), None
+    return _over_grid(layout, attend, states), None
+
+
+def _over_spans(layout: Spans, attend: Attend, states: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    outputs = []
+    for prompt, first, *others in layout.groups:
+        whole = slice(prompt.start, first.stop)
+        outputs.append(attend(*(state_1HTD[:, :, whole] for state_1HTD in states)))
+        for own in others:
+            text = (torch.cat((state_1HTD[:, :, prompt], state_1HTD[:, :, own]), dim=2) for state_1HTD in states)
+            outputs.append(attend(*text)[:, prompt.stop - prompt.start :])
+    return torch.cat(outputs, dim=1)
+
+
+def _over_grid(layout: Grid, attend: Attend, states: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    texts = (state_1HTD[0].transpose(0, 1)[layout.of_texts].transpose(1, 2) for state_1HTD in states)
+    return attend(*texts).flatten(0, 1)[layout.of_tokens][None]
 
 
 AttentionInterface.register(ATTENTION, _attention)

@@ -2,7 +2,8 @@
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 
 import torch
 from transformers import PreTrainedModel
@@ -11,7 +12,21 @@ from spa_recipes.algo.logps import LmHead, at_least_fp32, chunked_token_logps, t
 from spa_recipes.errors import StageError
 from spa_recipes.generation.engines import Progress
 from spa_recipes.generation.lm_head import TOLERANCE, checked_lm_head, hidden_states, logits_at
-from spa_recipes.generation.packing import Batch, Scored, alone, batches, groups_of, packed, padded, seen_as
+from spa_recipes.generation.packing import (
+    Batch,
+    Group,
+    Layout,
+    Scored,
+    Spans,
+    alone,
+    as_grid,
+    batches,
+    groups_of,
+    packed,
+    packed_attention,
+    padded,
+)
+from spa_recipes.generation.threads import side_by_side
 from spa_recipes.generation.transformers import out_of_memory
 
 __all__ = ["Scored", "sequence_logps"]
@@ -19,7 +34,8 @@ __all__ = ["Scored", "sequence_logps"]
 CPU_TOKENS = 1024
 """Tokens per forward pass at most on a CPU: more of them no longer fit its caches, and take longer each."""
 
-TokenLogps = Callable[[Batch], torch.Tensor]
+Passes = Generator[tuple[list[Group], list[float]]]
+"""The groups of each pass, and log pi(y|x) of their items."""
 
 
 def sequence_logps(
@@ -39,7 +55,7 @@ def sequence_logps(
     Args:
         model: as `load_model` gives it.
         items: prompts and responses as token ids.
-        tokens_per_batch: padded tokens per forward pass at most; a longer item gets a pass of its own.
+        tokens_per_batch: tokens in work at a time at most, padding included; a longer item gets a pass of its own.
         on_progress: called after each pass.
         first_item: number of the first item, for error messages.
 
@@ -53,43 +69,83 @@ def sequence_logps(
             raise ValueError(f"item {first_item + index} has an empty {'response' if item.prompt_ids else 'prompt'}")
     if not items:
         return []
-    if model.device.type == "cpu":
-        tokens_per_batch = min(tokens_per_batch, CPU_TOKENS)
     logps = [0.0] * len(items)
-    head = checked_lm_head(model, items[0].prompt_ids + items[0].response_ids)
-    token_logps = _token_logps(model, head)
-    pack = head is not None and _can_be_packed(model, items)
     done = tokens = 0
-    for groups in batches(groups_of(items, tokens_per_batch) if pack else alone(items), tokens_per_batch):
-        members = [i for group in groups for i in group.items]
-        batch = (packed if pack else padded)(groups, model.device)
-        with out_of_memory("set compute.score_tokens_per_batch lower"), torch.inference_mode():
-            sums_B = torch.zeros(len(members), dtype=torch.float64, device=model.device)
-            sums = sums_B.index_add_(0, batch.item, token_logps(batch).double()).tolist()
-        for i, value in zip(members, sums, strict=True):
-            if not math.isfinite(value):
-                raise StageError(
-                    f"the log-probability of item {first_item + i} is {value}",
-                    fix="look for a training stage that diverged, or set model.dtype to float32",
-                )
-            logps[i] = value
-        done += len(members)
-        tokens += sum(len(items[i].prompt_ids) + len(items[i].response_ids) for i in members)
-        if on_progress is not None:
-            on_progress(done, tokens)
+    head = checked_lm_head(model, items[0].prompt_ids + items[0].response_ids)
+    if head is not None and _can_be_packed(model, items):
+        passes = _packed_passes(model, head, items, tokens_per_batch)
+    else:
+        passes = _padded_passes(model, head, items, tokens_per_batch)
+    with closing(passes):
+        for groups, sums in passes:
+            members = [i for group in groups for i in group.items]
+            for i, value in zip(members, sums, strict=True):
+                if not math.isfinite(value):
+                    raise StageError(
+                        f"the log-probability of item {first_item + i} is {value}",
+                        fix="look for a training stage that diverged, or set model.dtype to float32",
+                    )
+                logps[i] = value
+            done += len(members)
+            tokens += sum(len(items[i].prompt_ids) + len(items[i].response_ids) for i in members)
+            if on_progress is not None:
+                on_progress(done, tokens)
     return logps
 
 
-def _token_logps(model: PreTrainedModel, head: LmHead | None) -> TokenLogps:
-    if head is None:
-        return lambda batch: _by_forward(model, batch)
-    return lambda batch: _by_head(model, head, batch)
+def _packed_passes(model: PreTrainedModel, head: LmHead, items: Sequence[Scored], tokens_per_batch: int) -> Passes:
+    """All tokens of a pass in one row; on a CPU as many passes at a time as it has threads."""
+    on_cpu = model.device.type == "cpu"
+    at_once = max(1, tokens_per_batch // CPU_TOKENS) if on_cpu else 1
+    most = min(tokens_per_batch, CPU_TOKENS) if on_cpu else tokens_per_batch
+    passes = list(batches(groups_of(items, most), most, padding=not on_cpu))
+    with packed_attention(model) as seen_as:
+
+        def sums(groups: list[Group]) -> list[float]:
+            with _scoring():
+                batch, spans = packed(groups, model.device)
+                with seen_as(_layout(spans, model.device)):
+                    hidden_1TD = hidden_states(model, batch.input_ids, batch.positions)
+                return _by_item(batch, _by_head(hidden_1TD, head, batch))
+
+        yield from zip(passes, side_by_side(sums, passes, at_once), strict=True)
 
 
-def _by_head(model: PreTrainedModel, head: LmHead, batch: Batch) -> torch.Tensor:
+def _padded_passes(
+    model: PreTrainedModel, head: LmHead | None, items: Sequence[Scored], tokens_per_batch: int
+) -> Passes:
+    """A text per row, for every model; without `head` by the model's own logits."""
+    most = min(tokens_per_batch, CPU_TOKENS) if model.device.type == "cpu" else tokens_per_batch
+    for groups in batches(alone(items), 1 if _reads_lengths(model) else most, padding=True):
+        with _scoring():
+            batch = padded(groups, model.device)
+            if head is None:
+                logps_N = _by_forward(model, batch)
+            else:
+                logps_N = _by_head(hidden_states(model, batch.input_ids), head, batch)
+            sums = _by_item(batch, logps_N)
+        yield groups, sums
+
+
+def _layout(spans: Spans, device: torch.device) -> Layout:
+    return spans if device.type == "cpu" else as_grid(spans, device)
+
+
+@contextmanager
+def _scoring() -> Iterator[None]:
+    with out_of_memory("set compute.score_tokens_per_batch lower"), torch.inference_mode():
+        yield
+
+
+def _by_item(batch: Batch, logps_N: torch.Tensor) -> list[float]:
+    """Sums of the token log-probs of each item."""
+    sums_B = torch.zeros(int(batch.item[-1]) + 1, dtype=torch.float64, device=logps_N.device)
+    return sums_B.index_add_(0, batch.item, logps_N.double()).tolist()
+
+
+def _by_head(hidden_BTD: torch.Tensor, head: LmHead, batch: Batch) -> torch.Tensor:
     """Token log-probs from hidden states and output layer, logits in chunks."""
-    with seen_as(batch.layout, model):
-        hidden_ND = hidden_states(model, batch.input_ids, batch.positions).flatten(0, 1)[batch.at]
+    hidden_ND = hidden_BTD.flatten(0, 1)[batch.at]
     return chunked_token_logps(hidden_ND, head.weight, batch.targets, head.bias, scale=head.scale, softcap=head.softcap)
 
 
@@ -118,7 +174,14 @@ def _can_be_packed(model: PreTrainedModel, items: Sequence[Scored]) -> bool:
     known = config._attn_implementation == "sdpa" and (window is None or window >= longest)
     known = known or config._attn_implementation in ("flash_attention_2", "flash_attention_3")
     takes_positions = "position_ids" in inspect.signature(type(model.base_model).forward).parameters
-    return known and takes_positions and _agree(model, items)
+    return known and takes_positions and not _reads_lengths(model) and _agree(model, items)
+
+
+def _reads_lengths(model: PreTrainedModel) -> bool:
+    """Whether the model's rotary embedding depends on the longest text of a pass."""
+    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [value.get("rope_type") for value in (rope, *rope.values()) if isinstance(value, dict)]
+    return any(kind == "longrope" or "dynamic" in str(kind) for kind in kinds)
 
 
 @torch.inference_mode()
@@ -130,17 +193,15 @@ def _agree(model: PreTrainedModel, items: Sequence[Scored]) -> bool:
         Scored(first.prompt_ids[-16:], last.response_ids[:5]),
         Scored(last.prompt_ids[-7:], last.response_ids[:3]),
     ]
-
-    def hidden(batch: Batch) -> torch.Tensor:
-        with seen_as(batch.layout, model):
-            states: torch.Tensor = hidden_states(model, batch.input_ids, batch.positions)
-        return states.flatten(0, 1)[batch.at]
-
+    groups = groups_of(some, 64)
+    apart = (padded(alone([some[i]]), model.device) for group in groups for i in group.items)
+    apart_ND = torch.cat([hidden_states(model, batch.input_ids).flatten(0, 1)[batch.at] for batch in apart])
     try:
-        together_ND = hidden(packed(groups_of(some, 64), model.device))
+        with packed_attention(model) as seen_as:
+            batch, spans = packed(groups, model.device)
+            with seen_as(_layout(spans, model.device)):
+                together_ND = hidden_states(model, batch.input_ids, batch.positions).flatten(0, 1)[batch.at]
     except (TypeError, ValueError, RuntimeError, IndexError):  # its attention is another one
         return False
-    order = [i for group in groups_of(some, 64) for i in group.items]
-    apart_ND = torch.cat([hidden(padded(alone([some[i]]), model.device)) for i in order])
     off = (together_ND - apart_ND).abs().max()
     return bool(off <= TOLERANCE[model.dtype] * apart_ND.abs().max())
