@@ -105,6 +105,9 @@ class EvaluateRequest(NamedTuple):
     backend: str = "transformers"
     batch_size: int | None = None
     tensor_parallel_size: int | None = None
+    data_parallel_size: int | None = None
+    gpu_memory_utilization: float | None = None
+    vllm_python: str | None = None
     seed: int = 42
     runs_dir: Path = Path("runs")
     overwrite: bool = False
@@ -208,10 +211,8 @@ def evaluate_job(request: EvaluateRequest) -> EvaluateJob:
         **_given(request, "temperature", "top_p", "max_tokens"),
         **{"alpaca_eval": _alpaca_eval, "mt_bench": _mt_bench, "pairwise": _pairwise}[request.benchmark](request),
     }
-    backend = {
-        "type": request.backend,
-        **_given(request, "batch_size", "tensor_parallel_size"),
-    }
+    sizes = ("batch_size", "tensor_parallel_size", "data_parallel_size", "gpu_memory_utilization")
+    backend = {"type": request.backend, **_given(request, *sizes)}
     try:
         job = EvaluateJob.model_validate(
             {
@@ -228,8 +229,7 @@ def evaluate_job(request: EvaluateRequest) -> EvaluateJob:
                 "benchmark": benchmark,
                 "backend": backend,
                 "seed": request.seed,
-                # Without a GPU the stages can share one import of the libraries.
-                "compute": {} if has_nvidia_driver() or request.backend == "vllm" else {"executor": {"type": "fork"}},
+                "compute": _compute(request),
             }
         )
     except ValidationError as error:
@@ -241,6 +241,16 @@ def evaluate_job(request: EvaluateRequest) -> EvaluateJob:
             fix="lower it, or raise --max-length",
         )
     return job
+
+
+def _compute(request: EvaluateRequest) -> dict[str, Any]:
+    """The compute section."""
+    if request.backend == "vllm":
+        return _given(request, "vllm_python")
+    if request.vllm_python is not None:
+        raise RecipeError("means nothing to --backend transformers", where="--vllm-python", fix="use --backend vllm")
+    # Without a GPU the stages can share one import of the libraries.
+    return {} if has_nvidia_driver() else {"executor": {"type": "fork"}}
 
 
 def _given(request: EvaluateRequest, *names: str) -> dict[str, Any]:

@@ -1,11 +1,14 @@
 """Log-probabilities against the plain Python of `reference_math`."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from spa_recipes.algo import logps
 from spa_recipes.algo.logps import chunked_token_logps, logit_rules, sequence_logps
 from tests import reference_math as plain
 
@@ -187,3 +190,23 @@ class _Config:
 )
 def test_logit_rules(fields: dict[str, object], rules: tuple[float, float | None]) -> None:
     assert logit_rules(_Config(**fields)) == rules
+
+
+def test_one_kernel_turns_logits_into_logps_where_nothing_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that could be trained do not matter where gradients are off."""
+    with_scratch: list[bool] = []
+
+    original = logps.target_logps
+
+    def target_logps(logits_nV: torch.Tensor, targets_n: torch.Tensor, scratch: Any) -> torch.Tensor:
+        with_scratch.append(scratch is not None)
+        return original(logits_nV, targets_n, scratch)
+
+    monkeypatch.setattr(logps, "target_logps", target_logps)
+    hidden_ND, targets_N = torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1])
+    head_VD = torch.nn.Parameter(torch.randn(3, 4))
+    trained = chunked_token_logps(hidden_ND, head_VD, targets_N)
+    with torch.no_grad():
+        scored = chunked_token_logps(hidden_ND, head_VD, targets_N)
+    assert with_scratch == [False, True]
+    assert trained.tolist() == pytest.approx(scored.tolist())

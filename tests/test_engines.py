@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -169,11 +170,17 @@ def test_a_python_without_what_it_needs(tmp_path: Path, answer: str, words: str)
 
 
 def test_what_is_asked_of_the_other_python(tmp_path: Path) -> None:
-    """The real question to this one, which has spa-recipes."""
-    import subprocess
+    """The real question to this one, which has spa-recipes, and without its site packages."""
+    for options, version in (([], "0.1.0"), (["-I", "-S"], None)):
+        call = [sys.executable, *options, "-c", engines._LOOK]
+        answer = subprocess.run(call, capture_output=True, text=True, check=True)
+        assert json.loads(answer.stdout)["spa"] == version
 
-    answer = subprocess.run([sys.executable, "-c", engines._LOOK], capture_output=True, text=True, check=True)
-    assert json.loads(answer.stdout)["spa"] == "0.1.0"
+
+def test_what_is_wrong_is_named_as_the_command_calls_it(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    with pytest.raises(RecipeError, match=r"^--vllm-python: no such program: /no/python"):
+        engines.check_engines(plan.stages, Compute(vllm_python="/no/python"), engines.AS_OPTIONS)
 
 
 @pytest.mark.skipif(shutil.which("python") is None, reason="no other program to name")

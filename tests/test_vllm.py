@@ -19,6 +19,7 @@ import pytest
 from spa_recipes.data.chat import Renderer, load_tokenizer
 from spa_recipes.data.rows import read_jsonl
 from spa_recipes.sandbox.model import build_model
+from spa_recipes.sandbox.rows import preference_rows
 from tests.conftest import mini, run_spa, write_recipe
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
@@ -241,6 +242,33 @@ def test_an_evaluation_samples_with_vllm_too(vllm_python: str, home: Path) -> No
     samples = read_jsonl(output(home, "evaluate-init", "samples.jsonl"))
     assert len(samples) == 6
     assert all(isinstance(sample["reward"], float) for sample in samples)
+
+
+def test_spa_evaluate_samples_with_vllm_too(vllm_python: str, home: Path) -> None:
+    build_model(home / "other", num_heads=3, seed=1)
+    prompts = [{"prompt": row["chosen"][:1]} for row in preference_rows(6, seed=5)]
+    (home / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
+    pairwise = ["--benchmark", "pairwise", "--against", "other", "--prompts", "prompts.jsonl", "--judge", "gold"]
+    engine = ["--backend", "vllm", "--vllm-python", vllm_python, "--gpu-memory-utilization", "0.1"]
+    lengths = ["--max-tokens", "24", "--max-length", "128", "--out", "result"]
+    done = run_spa(home, "evaluate", "model", *pairwise, *engine, *lengths, timeout=800)
+    assert done.returncode == 0, done.stderr
+    outcomes = read_jsonl(home / "result" / "outcomes.jsonl")
+    assert len(outcomes) == 6
+
+
+def test_a_model_on_two_devices(vllm_python: str, home: Path) -> None:
+    """Tensor parallel: on a CPU a process per part, each with the cores that vLLM's own variable gives it."""
+    build_model(home / "model", hidden_size=128, num_heads=4)
+    two = recipe(vllm_python, data={"prompts_per_iteration": [16]})
+    two["sampling"]["backend"]["tensor_parallel_size"] = 2
+    write_recipe(home / "r.yaml", two)
+    cores = {"VLLM_CPU_OMP_THREADS_BIND": "0|1" if (os.cpu_count() or 1) > 1 else "0|0"}
+    done = run_spa(home, "run", "r.yaml", "--until", "generate-1", timeout=800, **cores)
+    assert done.returncode == 0, done.stderr
+    assert metrics(home, "generate-1")["logp_difference_max"] < TOLERANCE
+    assert pq.read_table(output(home, "generate-1", "completions.parquet")).num_rows == 32
+    assert engines_at_work(home) == []
 
 
 # --- what goes wrong

@@ -124,8 +124,12 @@ def observed_token_logps(
         raise ValueError(f"shapes disagree: hidden {tuple(hidden_ND.shape)}, targets {tuple(targets_N.shape)}")
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")
+    # Inside an autograd function gradients are off, whatever they are outside.
+    trains = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (hidden_ND, head.weight, head.bias)
+    )
     logps_N: torch.Tensor = _ChunkedLogps.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, head.weight, head.bias, targets_N, head.scale, head.softcap, chunk_size, gather_head, observe
+        hidden_ND, head.weight, head.bias, targets_N, head.scale, head.softcap, chunk_size, gather_head, observe, trains
     )
     return logps_N
 
@@ -215,6 +219,7 @@ class _ChunkedLogps(torch.autograd.Function):
         chunk_size: int,
         gather_head: Callable[[], AbstractContextManager[Any]],
         observe: Observer,
+        trains: bool,
     ) -> torch.Tensor:
         dtype = compute_dtype(hidden_ND)
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N)
@@ -224,7 +229,7 @@ class _ChunkedLogps(torch.autograd.Function):
             head = LmHead(weight_VD.to(dtype), bias_V, scale, softcap)
             scratch = Scratch()
             # A training agrees with TRL's to the last digits this way; scoring takes the faster one.
-            one_kernel = None if any(ctx.needs_input_grad) else scratch
+            one_kernel = None if trains else scratch
             for place in chunks(hidden_ND.shape[0], chunk_size):
                 logits_nV = head_logits(hidden_ND[place].to(dtype), head, scratch)
                 logps_N[place] = target_logps(logits_nV, targets_N[place], one_kernel)
@@ -265,5 +270,5 @@ class _ChunkedLogps(torch.autograd.Function):
             grad_hidden_ND,
             None if grad_weight_VD is None else grad_weight_VD.to(weight_VD.dtype),
             None if grad_bias_V is None or bias_V is None else grad_bias_V.to(bias_V.dtype),
-            *(None,) * 6,
+            *(None,) * 7,
         )

@@ -222,6 +222,13 @@ def evaluate(
     backend: Annotated[str, typer.Option(help="Engine that samples: transformers or vllm.")] = "transformers",
     batch_size: Annotated[int | None, typer.Option(help="transformers: answers decoded together.")] = None,
     tensor_parallel_size: Annotated[int | None, typer.Option(help="vllm: GPUs per model.")] = None,
+    data_parallel_size: Annotated[int | None, typer.Option(help="vllm: copies of the model.")] = None,
+    gpu_memory_utilization: Annotated[
+        float | None, typer.Option(help="vllm: share of each GPU's memory that it takes; default 0.9.")
+    ] = None,
+    vllm_python: Annotated[
+        str | None, typer.Option(metavar="PYTHON", help="vllm: Python of the environment that has it; default: this.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 42,
     runs_dir: RunsDir = Path("runs"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results that are there.")] = False,

@@ -695,7 +695,9 @@ class Compute(Section):
         description="Python of the environment that has vLLM, for the stages that sample with it; null: this one. "
         "spa-recipes must be installed there, too.",
     )
-    score_tokens_per_batch: PositiveInt = Field(16384, description="Tokens in work at a time when log-probs are scored.")
+    score_tokens_per_batch: PositiveInt = Field(
+        16384, description="Tokens in work at a time when log-probs are scored."
+    )
 
 
 class Storage(Section):

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import NamedTuple
 
 from spa_recipes.errors import RecipeError
 from spa_recipes.plan import Stage
@@ -14,16 +15,38 @@ from spa_recipes.run.executors import engines_of, visible_gpus
 
 _LOOK = """
 import importlib.metadata as metadata, importlib.util as util, json
-spa = metadata.version("spa-recipes") if util.find_spec("spa_recipes") else None
+try:
+    spa = metadata.version("spa-recipes")
+except metadata.PackageNotFoundError:
+    spa = None
 print(json.dumps({"vllm": util.find_spec("vllm") is not None, "spa": spa}))
 """
-_KEY = "compute.vllm_python"
 _NAME_ONE = "name the `python` of the environment that has vLLM"
 _PATIENCE_SECONDS = 60
 
 
-def check_engines(stages: Sequence[Stage], compute: Compute) -> None:
+class Names(NamedTuple):
+    """What the user calls the settings that this is about."""
+
+    backend: str
+    vllm: str
+    transformers: str
+    python: str
+
+
+IN_A_RECIPE = Names(
+    "sampling.backend", "sampling.backend.type vllm", "set sampling.backend.type to transformers", "compute.vllm_python"
+)
+AS_OPTIONS = Names("--tensor-parallel-size", "--backend vllm", "leave --backend out", "--vllm-python")
+
+
+def check_engines(stages: Sequence[Stage], compute: Compute, names: Names = IN_A_RECIPE) -> None:
     """Look for vLLM in the environment that these stages would start it in, and for the GPUs that it would need.
+
+    Args:
+        stages: those that are to run.
+        compute: says which environment.
+        names: of the settings, for what is said about them.
 
     Raises:
         RecipeError: there is no vLLM, another version of this package beside it, or there are too few GPUs.
@@ -35,24 +58,24 @@ def check_engines(stages: Sequence[Stage], compute: Compute) -> None:
         if importlib.util.find_spec("vllm") is None:
             raise RecipeError(
                 "vLLM is not installed here",
-                where="sampling.backend.type vllm",
-                fix=f"pip install 'spa-recipes[vllm]', or name the Python that has it in {_KEY}, or set "
-                "sampling.backend.type to transformers",
+                where=names.vllm,
+                fix=f"pip install 'spa-recipes[vllm]', or name the Python that has it in {names.python}, or "
+                f"{names.transformers}",
             )
     else:
-        _check_python(compute.vllm_python)
+        _check_python(compute.vllm_python, names.python)
     gpus, wanted = len(visible_gpus()), max(engines.copies * engines.gpus_each for engines in needed)
     if gpus and wanted > gpus:
         raise RecipeError(
             f"tensor_parallel_size x data_parallel_size asks for {wanted} GPUs and there are {gpus}",
-            where="sampling.backend",
+            where=names.backend,
             fix="set one of them lower",
         )
 
 
-def _check_python(python: str) -> None:
+def _check_python(python: str, key: str) -> None:
     if shutil.which(python) is None:
-        raise RecipeError(f"no such program: {python}", where=_KEY, fix=_NAME_ONE)
+        raise RecipeError(f"no such program: {python}", where=key, fix=_NAME_ONE)
     try:
         answer = subprocess.run(
             [python, "-c", _LOOK], capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=True
@@ -60,15 +83,13 @@ def _check_python(python: str) -> None:
         found = json.loads(answer.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         raise RecipeError(
-            f"{python} does not run as a Python ({type(error).__name__})",
-            where=_KEY,
-            fix=_NAME_ONE,
+            f"{python} does not run as a Python ({type(error).__name__})", where=key, fix=_NAME_ONE
         ) from error
     if not found["vllm"]:
-        raise RecipeError(f"vLLM is not installed for {python}", where=_KEY, fix=f"{python} -m pip install vllm")
+        raise RecipeError(f"vLLM is not installed for {python}", where=key, fix=f"{python} -m pip install vllm")
     if found["spa"] != version("spa-recipes"):
         raise RecipeError(
             f"spa-recipes {found['spa'] or 'is not installed'} for {python}, and {version('spa-recipes')} here",
-            where=_KEY,
+            where=key,
             fix="install this version there, too",
         )
