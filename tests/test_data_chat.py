@@ -8,6 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from spa_recipes.data import chat as rendering
 from spa_recipes.data.chat import Renderer, load_tokenizer
 from spa_recipes.data.rows import Message
 from spa_recipes.data.sources import read_pairs
@@ -169,6 +170,28 @@ def test_the_response_is_the_same_behind_a_cut_prompt() -> None:
     # What a cut prompt frees is free for the response.
     text = "the mat " * 40
     assert len(renderer(max_prompt_length=20, max_length=60).response_ids(messages, text)) == 40
+
+
+def test_a_prompt_is_rendered_once_for_its_responses(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = renderer()
+    rendered = []
+    apply = rendering._apply_template
+
+    def apply_template(tokenizer: Any, messages: Any, generation_prompt: bool = True) -> str:
+        rendered.append(messages[-1]["content"])
+        return apply(tokenizer, messages, generation_prompt)
+
+    monkeypatch.setattr(rendering, "_apply_template", apply_template)
+    prompt = chat("The cat")
+    first = one.prompt_ids(prompt), one.response_ids(prompt, "sat"), one.response_ids(prompt, "jumps")
+    assert rendered == ["The cat"]
+    prompt[0]["content"] = "the lazy dog"  # another prompt in the same list
+    second = one.prompt_ids(prompt), one.response_ids(prompt, "sat")
+    assert rendered == ["The cat", "the lazy dog"]
+    assert first[0] != second[0]
+    assert first[1] == second[1]
+    one.prompt_ids(prompt)[0] = 0  # what a caller does to the ids is its own affair
+    assert one.prompt_ids(prompt) == second[0]
 
 
 def test_a_response_that_would_merge_with_its_prompt_is_tokenised_alone() -> None:

@@ -27,6 +27,14 @@ class Conversation(NamedTuple):
     response_mask: list[int]
 
 
+class _Prompt(NamedTuple):
+    """A prompt as the template writes it; `ids` are uncut."""
+
+    messages: list[dict[str, Any]]
+    text: str
+    ids: list[int]
+
+
 class Renderer:
     """Renders prompts and responses with the chat template of one tokenizer.
 
@@ -53,6 +61,7 @@ class Renderer:
         self.max_prompt_length = max_prompt_length
         self.max_length = max_length
         self.end_of_turn_id: int = _find_end_of_turn(tokenizer)
+        self._last_prompt: _Prompt | None = None
 
     @cached_property
     def stop_ids(self) -> list[int]:
@@ -70,15 +79,14 @@ class Renderer:
 
     def render_prompt(self, messages: Sequence[Message]) -> Rendered:
         """`prompt_ids`, and whether the prompt lost its beginning."""
-        ids = self._encode(_apply_template(self.tokenizer, messages))
+        ids = self._prompt(messages).ids
         return Rendered(ids[-self.max_prompt_length :], len(ids) > self.max_prompt_length)
 
     def render_response(self, messages: Sequence[Message], text: str) -> Rendered:
         """`response_ids`, and whether the response lost its end."""
-        prompt_text = _apply_template(self.tokenizer, messages)
-        prompt_ids = self._encode(prompt_text)
-        ids = self._encode_response(prompt_text, prompt_ids, text)
-        room = self.max_length - min(len(prompt_ids), self.max_prompt_length)
+        prompt = self._prompt(messages)
+        ids = self._encode_response(prompt, text)
+        room = self.max_length - min(len(prompt.ids), self.max_prompt_length)
         return Rendered(ids[:room], len(ids) > room)
 
     def conversation(self, messages: Sequence[Message]) -> Conversation:
@@ -113,14 +121,22 @@ class Renderer:
 
     def _turn(self, messages: Sequence[Message], index: int) -> tuple[list[int], int]:
         """Uncut ids of the turn at `index` with its prompt, and where its response begins."""
-        prompt_text = _apply_template(self.tokenizer, messages[:index])
-        prompt_ids = self._encode(prompt_text)
-        return prompt_ids + self._encode_response(prompt_text, prompt_ids, messages[index]["content"]), len(prompt_ids)
+        prompt = self._prompt(messages[:index])
+        return prompt.ids + self._encode_response(prompt, messages[index]["content"]), len(prompt.ids)
 
-    def _encode_response(self, prompt_text: str, prompt_ids: list[int], text: str) -> list[int]:
-        together = self._encode(prompt_text + text)
-        length = len(prompt_ids)
-        ids = together[length:] if together[:length] == prompt_ids else self._encode(text)
+    def _prompt(self, messages: Sequence[Message]) -> _Prompt:
+        """Rendered once for all that is asked about the same prompt in a row, such as its responses."""
+        last = self._last_prompt
+        if last is None or last.messages != list(messages):
+            text = _apply_template(self.tokenizer, messages)
+            last = _Prompt([dict(message) for message in messages], text, self._encode(text))
+            self._last_prompt = last
+        return last
+
+    def _encode_response(self, prompt: _Prompt, text: str) -> list[int]:
+        together = self._encode(prompt.text + text)
+        length = len(prompt.ids)
+        ids = together[length:] if together[:length] == prompt.ids else self._encode(text)
         return [*ids, self.end_of_turn_id]
 
     def _encode(self, text: str) -> list[int]:
