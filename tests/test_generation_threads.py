@@ -1,0 +1,74 @@
+"""Work in threads: order, torch's threads, failures, and memory that is not handed back and forth."""
+
+import platform
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+from spa_recipes.generation.threads import side_by_side
+
+
+@pytest.fixture(autouse=True)
+def four_threads() -> object:
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize(
+    ("at_once", "inputs", "each"), [(2, 9, 2), (3, 9, 1), (8, 9, 1), (8, 2, 2), (1, 5, 4), (0, 2, 4)]
+)
+def test_results_come_in_order_from_threads_that_share_the_cores(at_once: int, inputs: int, each: int) -> None:
+    seen = set()
+
+    def work(number: int) -> int:
+        seen.add((threading.get_ident(), torch.get_num_threads()))
+        return number * 10
+
+    assert list(side_by_side(work, range(inputs), at_once)) == [10 * number for number in range(inputs)]
+    assert {count for _, count in seen} == {each}
+    assert 1 <= len(seen) <= max(1, min(at_once, inputs, 4))
+    assert (threading.get_ident() in {ident for ident, _ in seen}) == (at_once < 2)
+    assert torch.get_num_threads() == 4
+
+
+def test_what_fails_in_a_thread_fails_here_and_the_rest_is_left() -> None:
+    done = []
+
+    def work(number: int) -> int:
+        done.append(number)
+        if number == 3:
+            raise ValueError("three")
+        return number
+
+    results = side_by_side(work, range(1000), 2)
+    with pytest.raises(ValueError, match="three"):
+        list(results)
+    assert len(done) < 1000
+    assert torch.get_num_threads() == 4
+    assert not any("ThreadPool" in thread.name for thread in threading.enumerate())
+
+
+ALLOCATE = """
+import resource, torch
+from spa_recipes.generation.threads import side_by_side
+torch.set_num_threads(2)
+def work(_):
+    for _ in range(5):
+        held = [torch.ones(750_000) for _ in range(10)]
+        del held
+list(side_by_side(work, range(4), 2))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+list(side_by_side(work, range(4), 2))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
+def test_freed_memory_is_used_again() -> None:
+    """200 tensors of 730 pages each, ten at a time; a few of them are new."""
+    answer = subprocess.run([sys.executable, "-c", ALLOCATE], capture_output=True, text=True, check=True)
+    assert int(answer.stdout) < 40 * 730
