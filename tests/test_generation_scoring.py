@@ -355,7 +355,7 @@ def test_a_failure_in_a_thread_stops_the_others_and_leaves_the_model_as_it_was(
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
-    assert len(passes) < 30
+    assert len(passes) <= 22  # each of two threads meets the failure once
     assert model.config._attn_implementation == "sdpa"
 
 

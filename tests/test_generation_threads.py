@@ -4,6 +4,7 @@ import platform
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 import torch
@@ -36,20 +37,40 @@ def test_results_come_in_order_from_threads_that_share_the_cores(at_once: int, i
 
 
 def test_what_fails_in_a_thread_fails_here_and_the_rest_is_left() -> None:
-    done = []
+    begun, failing = [], threading.Event()
 
     def work(number: int) -> int:
-        done.append(number)
+        begun.append(number)
         if number == 3:
+            failing.set()
             raise ValueError("three")
+        if number > 3:
+            failing.wait()
+            time.sleep(0.2)
         return number
 
     results = side_by_side(work, range(1000), 2)
     with pytest.raises(ValueError, match="three"):
         list(results)
-    assert len(done) < 1000
+    assert len(begun) < 10
     assert torch.get_num_threads() == 4
     assert not any("ThreadPool" in thread.name for thread in threading.enumerate())
+
+
+def test_what_was_in_work_before_a_failure_is_given_first() -> None:
+    failing = threading.Event()
+
+    def work(number: int) -> int:
+        if number == 1:
+            failing.set()
+            raise ValueError("one")
+        assert failing.wait(60)
+        return number
+
+    results = side_by_side(work, range(50), 2)
+    assert next(results) == 0
+    with pytest.raises(ValueError, match="one"):
+        next(results)
 
 
 ALLOCATE = """

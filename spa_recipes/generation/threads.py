@@ -22,6 +22,9 @@ def side_by_side(work: Callable[[Input], Output], inputs: Sequence[Input], at_on
         work: called in other threads, where gradients are on until it says otherwise.
         inputs: all of them.
         at_once: inputs in work at most; no more than torch has threads.
+
+    Raises:
+        Exception: the first that `work` raised; no input is begun after it.
     """
     threads = torch.get_num_threads()
     at_once = min(at_once, threads, len(inputs))
@@ -29,9 +32,20 @@ def side_by_side(work: Callable[[Input], Output], inputs: Sequence[Input], at_on
         yield from map(work, inputs)
         return
     _keep_freed_memory()
+    failures: list[BaseException] = []
+
+    def unless_failed(value: Input) -> Output:
+        if failures:  # whoever waits for an earlier input has not seen it yet
+            raise failures[0]
+        try:
+            return work(value)
+        except BaseException as error:
+            failures.append(error)
+            raise
+
     pool = ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(threads // at_once,))
     try:
-        yield from pool.map(work, inputs)
+        yield from pool.map(unless_failed, inputs)
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)  # parts of it hold for the whole process
