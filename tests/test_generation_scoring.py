@@ -304,6 +304,24 @@ def test_a_cpu_takes_no_more_than_its_caches_hold(monkeypatch: pytest.MonkeyPatc
     assert seen[-1] == (30, tokens)
 
 
+def test_a_cpu_holds_no_more_logits_than_it_keeps_memory_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, items = build("llama"), ragged(30)
+    expected = sequence_logps(model, items, tokens_per_batch=1000)
+    sizes = []
+
+    def log_softmax(logits_nV: torch.Tensor, **settings: Any) -> torch.Tensor:
+        sizes.append(logits_nV.numel())
+        return of_torch(logits_nV, **settings)
+
+    of_torch = torch.log_softmax
+    monkeypatch.setattr(torch, "log_softmax", log_softmax)
+    for limit, tokens in ((7 * VOCAB + 5, 7), (10, 1)):
+        monkeypatch.setattr(scoring, "CPU_LOGITS", limit)
+        assert sequence_logps(model, items, tokens_per_batch=1000) == pytest.approx(expected, rel=1e-5, abs=1e-4)
+        assert max(sizes) == tokens * VOCAB
+        sizes.clear()
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_passes_side_by_side_give_the_same_scores(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, items = build(kind), with_shared_prompts(prompts=20)

@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 import torch
 from transformers import PreTrainedModel
 
-from spa_recipes.algo.logps import LmHead, at_least_fp32, chunked_token_logps, target_logps
+from spa_recipes.algo.logps import CHUNK_SIZE, LmHead, at_least_fp32, chunked_token_logps, target_logps
 from spa_recipes.errors import StageError
 from spa_recipes.generation.engines import Progress
 from spa_recipes.generation.lm_head import TOLERANCE, checked_lm_head, hidden_states, logits_at
@@ -33,6 +33,9 @@ __all__ = ["Scored", "sequence_logps"]
 
 CPU_TOKENS = 1024
 """Tokens per forward pass at most on a CPU: more of them no longer fit its caches, and take longer each."""
+
+CPU_LOGITS = 8_000_000
+"""Logits of a chunk at most on a CPU: 32 MB, the largest tensor whose memory `side_by_side` keeps for the next one."""
 
 Passes = Generator[tuple[list[Group], list[float]]]
 """The groups of each pass, and log pi(y|x) of their items."""
@@ -146,7 +149,11 @@ def _by_item(batch: Batch, logps_N: torch.Tensor) -> list[float]:
 def _by_head(hidden_BTD: torch.Tensor, head: LmHead, batch: Batch) -> torch.Tensor:
     """Token log-probs from hidden states and output layer, logits in chunks."""
     hidden_ND = hidden_BTD.flatten(0, 1)[batch.at]
-    return chunked_token_logps(hidden_ND, head.weight, batch.targets, head.bias, scale=head.scale, softcap=head.softcap)
+    on_cpu = hidden_ND.device.type == "cpu"
+    chunk_size = min(CHUNK_SIZE, max(1, CPU_LOGITS // len(head.weight))) if on_cpu else CHUNK_SIZE
+    return chunked_token_logps(
+        hidden_ND, head.weight, batch.targets, head.bias, chunk_size, scale=head.scale, softcap=head.softcap
+    )
 
 
 def _by_forward(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
