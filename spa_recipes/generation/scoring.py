@@ -31,7 +31,7 @@ from spa_recipes.generation.transformers import out_of_memory
 
 __all__ = ["Scored", "sequence_logps"]
 
-CPU_TOKENS = 1024
+CPU_TOKENS = 1536
 """Tokens per forward pass at most on a CPU: more of them no longer fit its caches, and take longer each."""
 
 CPU_LOGITS = 8_000_000
