@@ -8,21 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import (
-    CohereConfig,
-    CohereForCausalLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    GraniteConfig,
-    GraniteForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedModel,
-)
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from spa_recipes.errors import StageError, TryAgainError
 from spa_recipes.generation import packing, scoring
@@ -30,21 +16,8 @@ from spa_recipes.generation.lm_head import checked_lm_head, logits_at
 from spa_recipes.generation.requests import Request
 from spa_recipes.generation.scoring import Scored, sequence_logps
 from spa_recipes.generation.transformers import sample
-
-VOCAB = 53
-SHAPE: dict[str, Any] = {
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 48,
-    "max_position_embeddings": 96,
-    "initializer_range": 0.3,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
-}
+from tests import tiny_models
+from tests.tiny_models import SHAPE, VOCAB
 
 
 class DoublingLlama(LlamaForCausalLM):  # type: ignore[misc]
@@ -64,29 +37,10 @@ class BareLlama(DoublingLlama):
 
 
 def build(kind: str) -> PreTrainedModel:
-    torch.manual_seed(0)
-    if kind == "gpt2":
-        config = GPT2Config(
-            vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=96, initializer_range=0.3, bos_token_id=None
-        )
-        return GPT2LMHeadModel(config).eval()
-    if kind == "mistral":
-        return MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=7)).eval()
-    if kind == "wide mistral":
-        return MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=64)).eval()
-    if kind == "gemma2":
-        config = Gemma2Config(**SHAPE, head_dim=8, final_logit_softcapping=2.0, sliding_window=7)
-        config._attn_implementation = "eager"
-        return Gemma2ForCausalLM(config).eval()
-    if kind == "granite":
-        return GraniteForCausalLM(GraniteConfig(**SHAPE, logits_scaling=3.0)).eval()
-    if kind == "cohere":
-        return CohereForCausalLM(CohereConfig(**SHAPE, logit_scale=0.25)).eval()
-    if kind == "doubling":
-        return DoublingLlama(LlamaConfig(**SHAPE)).eval()
-    if kind == "bare":
-        return BareLlama(LlamaConfig(**SHAPE)).eval()
-    return LlamaForCausalLM(LlamaConfig(**SHAPE)).eval()
+    if kind in ("doubling", "bare"):
+        torch.manual_seed(0)
+        return {"doubling": DoublingLlama, "bare": BareLlama}[kind](LlamaConfig(**SHAPE)).eval()
+    return tiny_models.build(kind, attention="eager" if kind == "gemma2" else None)
 
 
 def ragged(count: int = 24) -> list[Scored]:
@@ -188,7 +142,8 @@ def test_a_model_that_is_no_good_packed_is_found_out(
         return forward(self, input_ids, **rest)
 
     monkeypatch.setattr(kind, "forward", other)
-    items = with_shared_prompts(prompts=2)
+    short = Scored([7], [8])  # which says little about a model
+    items = [short, *with_shared_prompts(prompts=2), short]
     assert sequence_logps(model, items, tokens_per_batch=300) == pytest.approx(slow_logps(model, items), abs=2e-4)
     assert shared == TRIED
     assert model.config._attn_implementation == "sdpa"
@@ -382,7 +337,7 @@ def test_a_score_does_not_depend_on_the_longest_text_of_a_pass() -> None:
     factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "factor": 4.0}
     rope = {"rope_type": "longrope", "rope_theta": 100.0, "original_max_position_embeddings": 40, **factors}
     model = LlamaForCausalLM(LlamaConfig(**{**SHAPE, "rope_parameters": rope})).eval()
-    items = [*ragged(), Scored([3] * 20, [4, 5] * 20)]
+    items = [*ragged(), *(Scored([3] * 20, [4, 5] * 10 + [6] * more) for more in (0, 1, 20))]
     scores = sequence_logps(model, items, tokens_per_batch=1000)
     assert scores == pytest.approx(slow_logps(model, items), abs=2e-4)
     lengths = [len(item.prompt_ids) + len(item.response_ids) for item in items]

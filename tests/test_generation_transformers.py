@@ -6,19 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import (
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedModel,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import PreTrainedModel
 
 from spa_recipes.errors import DataError, RecipeError, StageError, TryAgainError
 from spa_recipes.generation import transformers as sampler
@@ -26,51 +14,13 @@ from spa_recipes.generation.engines import open_engine
 from spa_recipes.generation.requests import Completion, Request, request_seed
 from spa_recipes.generation.transformers import load_model, out_of_memory, sample
 from spa_recipes.recipe.schema import Model, Sampling, TransformersBackend, VllmBackend
+from tests.tiny_models import VOCAB, build
 
-VOCAB = 61
-SHAPE: dict[str, Any] = {
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 48,
-    "max_position_embeddings": 96,
-    "initializer_range": 0.3,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
-}
 KINDS = ("llama", "mistral", "qwen3", "gpt2", "gemma2")
 
 
 def setup_module() -> None:
     torch.set_num_threads(1)
-
-
-def build(kind: str) -> PreTrainedModel:
-    torch.manual_seed(0)
-    if kind == "gpt2":
-        config = GPT2Config(
-            vocab_size=VOCAB,
-            n_embd=32,
-            n_layer=2,
-            n_head=4,
-            n_positions=96,
-            initializer_range=0.3,
-            bos_token_id=None,
-            eos_token_id=None,
-        )
-        return GPT2LMHeadModel(config).eval()
-    if kind == "mistral":
-        return MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=7)).eval()
-    if kind == "gemma2":  # layers with and without a window, soft-capped logits
-        return Gemma2ForCausalLM(
-            Gemma2Config(**SHAPE, head_dim=8, final_logit_softcapping=2.0, sliding_window=7)
-        ).eval()
-    if kind == "qwen3":
-        return Qwen3ForCausalLM(Qwen3Config(**SHAPE, head_dim=8)).eval()
-    return LlamaForCausalLM(LlamaConfig(**SHAPE)).eval()
 
 
 def ask(lengths: list[int], samples: int = 1) -> list[Request]:

@@ -42,7 +42,7 @@ class Group(NamedTuple):
     @property
     def longest(self) -> int:
         """Tokens of the longest text."""
-        return len(self.prompt_ids) + max(len(response) - 1 for response in self.responses)
+        return len(self.prompt_ids) + max(map(len, self.responses))
 
 
 class Spans(NamedTuple):
@@ -174,10 +174,13 @@ def as_grid(spans: Spans, device: torch.device) -> Grid:
 
 
 def padded(groups: Sequence[Group], device: torch.device) -> Batch:
-    """A text per row. Padding needs no mask: it stands on the right, where no token looks."""
+    """A text per row. Padding needs no mask: it stands on the right, where no token looks.
+
+    The last tokens of texts predict nothing here, and are read for models that look at the length of a text.
+    """
     texts = [(group.prompt_ids, response) for group in groups for response in group.responses]
-    width = max(len(prompt) + len(response) - 1 for prompt, response in texts)
-    rows = [prompt + response[:-1] for prompt, response in texts]
+    width = max(len(prompt) + len(response) for prompt, response in texts)
+    rows = [prompt + response for prompt, response in texts]
     at = [i * width + len(p) - 1 + t for i, (p, response) in enumerate(texts) for t in range(len(response))]
     item = [i for i, (_, response) in enumerate(texts) for _ in response]
     targets = [token for _, response in texts for token in response]

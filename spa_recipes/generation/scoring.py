@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
+from itertools import cycle, islice
 
 import torch
 from transformers import PreTrainedModel
@@ -163,7 +164,7 @@ def _by_forward(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     for row, input_ids_T in enumerate(batch.input_ids):
         mine_N = batch.item == row
         at_n = batch.at[mine_N] - row * width
-        without_padding_1T = input_ids_T[None, : int(at_n[-1]) + 1]
+        without_padding_1T = input_ids_T[None, : int(at_n[-1]) + 2]
         output = logits_at(model, at_n, input_ids=without_padding_1T, use_cache=False)
         logps.append(target_logps(at_least_fp32(output.logits[0]), batch.targets[mine_N]))
     return torch.cat(logps)
@@ -193,13 +194,9 @@ def _reads_lengths(model: PreTrainedModel) -> bool:
 
 @torch.inference_mode()
 def _agree(model: PreTrainedModel, items: Sequence[Scored]) -> bool:
-    """Whether beginnings of some texts look the same to the model in one row and in rows of their own."""
-    first, last = items[0], items[-1]
-    some = [
-        Scored(first.prompt_ids[-16:], first.response_ids[:8]),
-        Scored(first.prompt_ids[-16:], last.response_ids[:5]),
-        Scored(last.prompt_ids[-7:], last.response_ids[:3]),
-    ]
+    """Whether texts made of the items' tokens look the same to the model in one row and in rows of their own."""
+    ids = list(islice(cycle(token for item in items for token in item.prompt_ids + item.response_ids), 39))
+    some = [Scored(ids[:16], ids[16:24]), Scored(ids[:16], ids[24:29]), Scored(ids[29:36], ids[36:])]
     groups = groups_of(some, 64)
     apart = (padded(alone([some[i]]), model.device) for group in groups for i in group.items)
     apart_ND = torch.cat([hidden_states(model, batch.input_ids).flatten(0, 1)[batch.at] for batch in apart])
