@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from spa_recipes.errors import StageError, TryAgainError
 from spa_recipes.generation import packing, scoring
@@ -17,7 +17,7 @@ from spa_recipes.generation.requests import Request
 from spa_recipes.generation.scoring import Scored, sequence_logps
 from spa_recipes.generation.transformers import sample
 from tests import tiny_models
-from tests.tiny_models import SHAPE, VOCAB
+from tests.tiny_models import GPT2, SHAPE, VOCAB
 
 
 class DoublingLlama(LlamaForCausalLM):  # type: ignore[misc]
@@ -147,6 +147,13 @@ def test_a_model_that_is_no_good_packed_is_found_out(
     assert sequence_logps(model, items, tokens_per_batch=300) == pytest.approx(slow_logps(model, items), abs=2e-4)
     assert shared == TRIED
     assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_model_with_fewer_positions_than_the_trial_has_is_scored(shared: list[int]) -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, **{**GPT2, "n_positions": 12})).eval()
+    items = [Scored([1, 2, 3], [4, 5, 6, 7]), Scored([1, 2, 3], [8, 9, 10] * 3)]
+    assert sequence_logps(model, items, tokens_per_batch=300) == pytest.approx(slow_logps(model, items), abs=2e-4)
+    assert shared == []
 
 
 @given(
