@@ -112,7 +112,7 @@ def test_a_closed_engine_leaves_no_process(seen: dict[str, Any]) -> None:
 def recipe(python: str, **changes: Any) -> dict[str, Any]:
     base = mini(
         model={"model_name_or_path": "model"},
-        data={"prompts_per_iteration": [200], "heldout": 8},
+        data={"prompts_per_iteration": [16], "heldout": 8},
         sft=None,
         sampling={"max_tokens": 24, "max_empty": 1.0, "backend": {"batch_size": None}},
         evaluation={"enabled": False},
@@ -140,16 +140,17 @@ def metrics(home: Path, stage: str) -> dict[str, Any]:
     return dict(json.loads(found.read_text())["metrics"])
 
 
-def engines_at_work(home: Path) -> list[str]:
-    """Processes that hold a model for a run in a folder: stage workers and vLLM's own."""
-    found = []
+def engines_at_work(home: Path) -> dict[int, str]:
+    """Processes that hold a model for a run in a folder, with their commands: stage workers and vLLM's own."""
+    found = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             if (entry / "cwd").readlink() == home.resolve():
-                found.append((entry / "cmdline").read_bytes().decode(errors="replace").replace("\0", " "))
+                found[int(entry.name)] = (entry / "cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
         except OSError:
             continue
-    return [command for command in found if "VLLM" in command or "spa_recipes.run" in command or "spawn" in command]
+    kinds = ("VLLM", "spa_recipes.run", "spawn")
+    return {pid: command for pid, command in found.items() if any(kind in command for kind in kinds)}
 
 
 def wait_for(condition: Callable[[], object], seconds: float) -> None:
@@ -183,37 +184,45 @@ def started(home: Path) -> Iterator[Callable[..., "subprocess.Popen[bytes]"]]:
 def test_killed_in_the_middle_it_goes_on_and_with_two_engines(
     vllm_python: str, home: Path, started: Callable[..., "subprocess.Popen[bytes]"]
 ) -> None:
-    write_recipe(home / "r.yaml", recipe(vllm_python))
+    prompts, shard = 480, ENGINE["shard_size"]  # more than the engine has at once
+    data = {"pairs": {"type": "sandbox", "rows": 700}, "prompts_per_iteration": [prompts]}
+    write_recipe(home / "r.yaml", recipe(vllm_python, data=data))
     run = started("run", "r.yaml", "--until", "generate-1")
     shards = "runs/mini/stages/*-generate-1-*/work/shards/completions/*.parquet"
     wait_for(lambda: list(home.glob(shards)) or run.poll() is not None, 400)
-    assert engines_at_work(home)
+    # A small model answers all in a second or two: the kill is to meet it where it stands.
+    engines = engines_at_work(home)
+    assert engines
+    for pid in engines:
+        os.kill(pid, signal.SIGSTOP)
     run.send_signal(signal.SIGKILL)
     run.wait()
+    for pid in engines:
+        os.kill(pid, signal.SIGCONT)
     wait_for(lambda: not engines_at_work(home), 30)
     made = {path.name: path.read_bytes() for path in home.glob(shards)}
-    assert 0 < len(made) < 25, "the run was not stopped in the middle"
+    assert 0 < len(made) < prompts // shard, "the run was not stopped in the middle"
     assert not list(home.glob("runs/mini/stages/*-generate-1-*/output"))
 
     keep = ["--set", "storage.keep_shards=true", "--set", "sampling.backend.data_parallel_size=2"]
     done = run_spa(home, "run", "r.yaml", "--until", "generate-1", *keep, timeout=800)
     assert done.returncode == 0, done.stderr
     assert {path.name: path.read_bytes() for path in home.glob(shards) if path.name in made} == made
-    assert engines_at_work(home) == []
+    assert not engines_at_work(home)
     assert metrics(home, "generate-1")["logp_difference_max"] < TOLERANCE
 
     rows = pq.read_table(output(home, "generate-1", "completions.parquet")).to_pylist()
-    assert [(row["item"], row["sample"]) for row in rows] == [(i, k) for i in range(200) for k in range(2)]
+    assert [(row["item"], row["sample"]) for row in rows] == [(i, k) for i in range(prompts) for k in range(2)]
     renderer = Renderer(load_tokenizer(output(home, "seed", "model")), max_prompt_length=48, max_length=128)
-    prompts = read_jsonl(output(home, "data", "prompts-1.jsonl"))
+    asked = read_jsonl(output(home, "data", "prompts-1.jsonl"))
     special = set(renderer.tokenizer.all_special_ids)
     finished = [row for row in rows if row["finish_reason"] == "stop" and not special & set(row["response_ids"][:-1])]
     assert len(finished) > 5
     for row in rows:
-        assert row["prompt_ids"] == renderer.prompt_ids(prompts[row["item"]]["prompt"])
+        assert row["prompt_ids"] == renderer.prompt_ids(asked[row["item"]]["prompt"])
     for row in finished:  # what was sampled is what training reads
         if row["text"]:
-            assert row["response_ids"] == renderer.response_ids(prompts[row["item"]]["prompt"], row["text"])
+            assert row["response_ids"] == renderer.response_ids(asked[row["item"]]["prompt"], row["text"])
 
 
 def test_an_adapter_beside_its_base_samples_like_the_merged_model(vllm_python: str, home: Path) -> None:
@@ -221,7 +230,6 @@ def test_an_adapter_beside_its_base_samples_like_the_merged_model(vllm_python: s
     lora = recipe(
         vllm_python,
         model={"lora": {"lora_r": 4, "lora_alpha": 64}},
-        data={"prompts_per_iteration": [16]},
         seed_training={"learning_rate": 5e-3, "num_train_epochs": 3},
         sampling={"backend": {**ENGINE, "lora": "adapter"}},
     )
@@ -260,7 +268,7 @@ def test_spa_evaluate_samples_with_vllm_too(vllm_python: str, home: Path) -> Non
 def test_a_model_on_two_devices(vllm_python: str, home: Path) -> None:
     """Tensor parallel: on a CPU a process per part, each with the cores that vLLM's own variable gives it."""
     build_model(home / "model", hidden_size=128, num_heads=4)
-    two = recipe(vllm_python, data={"prompts_per_iteration": [16]})
+    two = recipe(vllm_python)
     two["sampling"]["backend"]["tensor_parallel_size"] = 2
     write_recipe(home / "r.yaml", two)
     cores = {"VLLM_CPU_OMP_THREADS_BIND": "0|1" if (os.cpu_count() or 1) > 1 else "0|0"}
@@ -268,7 +276,7 @@ def test_a_model_on_two_devices(vllm_python: str, home: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert metrics(home, "generate-1")["logp_difference_max"] < TOLERANCE
     assert pq.read_table(output(home, "generate-1", "completions.parquet")).num_rows == 32
-    assert engines_at_work(home) == []
+    assert not engines_at_work(home)
 
 
 # --- what goes wrong
