@@ -1,15 +1,12 @@
 """Log-probabilities against the plain Python of `reference_math`."""
 
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from spa_recipes.algo import logps
-from spa_recipes.algo.logps import chunked_token_logps, logit_rules, sequence_logps
+from spa_recipes.algo.logps import LmHead, chunked_token_logps, logit_rules, sequence_logps, tiled_token_logps
 from tests import reference_math as plain
 
 torch.set_num_threads(1)  # these models are too small for more, and tests share the machine
@@ -89,6 +86,10 @@ def test_shapes_must_agree() -> None:
         sequence_logps(torch.zeros(1, 2, 3), torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, 3))
     with pytest.raises(ValueError, match="shapes disagree"):
         chunked_token_logps(torch.zeros(2, 3), torch.zeros(5, 3), torch.zeros(3, dtype=torch.long))
+    with pytest.raises(ValueError, match="shapes disagree"):
+        tiled_token_logps(
+            torch.zeros(2, 3), LmHead(torch.zeros(5, 3)), torch.zeros(3, dtype=torch.long), rows=2, columns=2
+        )
     with pytest.raises(ValueError, match="chunk_size"):
         chunked_token_logps(torch.zeros(2, 3), torch.zeros(5, 3), torch.zeros(2, dtype=torch.long), chunk_size=0)
 
@@ -127,15 +128,42 @@ def test_chunks_change_nothing(
         assert torch.allclose(our, their, rtol=1e-10, atol=1e-12)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    tokens=st.integers(0, 9),
+    rows=st.integers(1, 12),
+    columns=st.integers(1, 9),
+    scale=st.sampled_from([1.0, 0.25]),
+    softcap=st.sampled_from([None, 3.0]),
+    bias=st.booleans(),
+    spread=st.sampled_from([1.0, 100.0]),
+    seed=st.integers(0, 99),
+)
+def test_tiles_change_nothing(
+    tokens: int, rows: int, columns: int, scale: float, softcap: float | None, bias: bool, spread: float, seed: int
+) -> None:
+    """Parts of the vocabulary give the log-probs of the whole, also where one word has nearly all of it."""
+    generator = torch.Generator().manual_seed(seed)
+    hidden_ND = torch.randn(tokens, 4, generator=generator, dtype=torch.float64)
+    head_VD = spread * torch.randn(7, 4, generator=generator, dtype=torch.float64)
+    bias_V = torch.randn(7, generator=generator, dtype=torch.float64) if bias else None
+    targets_N = torch.randint(7, (tokens,), generator=generator)
+    head = LmHead(head_VD, bias_V, scale, softcap)
+    tiled_N = tiled_token_logps(hidden_ND, head, targets_N, rows=rows, columns=columns)
+    whole_N = chunked_token_logps(hidden_ND, head_VD, targets_N, bias_V, scale=scale, softcap=softcap)
+    assert torch.allclose(tiled_N, whole_N, rtol=1e-12, atol=1e-11)
+
+
 def test_plain_python_agrees_on_token_logps() -> None:
     generator = torch.Generator().manual_seed(3)
     hidden_ND, head_VD = torch.randn(5, 4, generator=generator), torch.randn(9, 4, generator=generator)
     targets = [8, 0, 3, 3, 1]
     logits = (hidden_ND.double() @ head_VD.double().T).tolist()
     expected = [plain.log_softmax(row)[target] for row, target in zip(logits, targets, strict=True)]
-    assert chunked_token_logps(hidden_ND, head_VD, torch.tensor(targets), chunk_size=2).tolist() == pytest.approx(
-        expected, rel=1e-5
-    )
+    chunked_N = chunked_token_logps(hidden_ND, head_VD, torch.tensor(targets), chunk_size=2)
+    tiled_N = tiled_token_logps(hidden_ND, LmHead(head_VD), torch.tensor(targets), rows=2, columns=4)
+    for logps_N in (chunked_N, tiled_N):
+        assert logps_N.tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def test_bfloat16_logits_get_a_float32_softmax() -> None:
@@ -144,9 +172,11 @@ def test_bfloat16_logits_get_a_float32_softmax() -> None:
     targets_N = torch.randint(11, (6,), generator=generator)
     half = [tensor.bfloat16().requires_grad_() for tensor in (hidden_ND, head_VD)]
     logps_N = chunked_token_logps(half[0], half[1], targets_N, chunk_size=4)
-    assert logps_N.dtype == torch.float32
+    tiled_N = tiled_token_logps(half[0], LmHead(half[1]), targets_N, rows=4, columns=4)
+    assert logps_N.dtype == tiled_N.dtype == torch.float32
     exact_NV = torch.log_softmax((half[0] @ half[1].T).float(), -1)
     assert torch.allclose(logps_N, exact_NV[torch.arange(6), targets_N], rtol=1e-6)
+    assert torch.allclose(tiled_N, exact_NV[torch.arange(6), targets_N], rtol=1e-6)
     gradients = torch.autograd.grad(logps_N.sum(), half)
     assert [gradient.dtype for gradient in gradients] == [torch.bfloat16, torch.bfloat16]
 
@@ -190,23 +220,3 @@ class _Config:
 )
 def test_logit_rules(fields: dict[str, object], rules: tuple[float, float | None]) -> None:
     assert logit_rules(_Config(**fields)) == rules
-
-
-def test_one_kernel_turns_logits_into_logps_where_nothing_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights that could be trained do not matter where gradients are off."""
-    with_scratch: list[bool] = []
-
-    original = logps.target_logps
-
-    def target_logps(logits_nV: torch.Tensor, targets_n: torch.Tensor, scratch: Any) -> torch.Tensor:
-        with_scratch.append(scratch is not None)
-        return original(logits_nV, targets_n, scratch)
-
-    monkeypatch.setattr(logps, "target_logps", target_logps)
-    hidden_ND, targets_N = torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1])
-    head_VD = torch.nn.Parameter(torch.randn(3, 4))
-    trained = chunked_token_logps(hidden_ND, head_VD, targets_N)
-    with torch.no_grad():
-        scored = chunked_token_logps(hidden_ND, head_VD, targets_N)
-    assert with_scratch == [False, True]
-    assert trained.tolist() == pytest.approx(scored.tolist())

@@ -75,8 +75,9 @@ def test_what_was_in_work_before_a_failure_is_given_first() -> None:
 
 ALLOCATE = """
 import resource, torch
-from spa_recipes.generation.threads import side_by_side
+from spa_recipes.generation.threads import keep_freed_memory, side_by_side
 torch.set_num_threads(2)
+keep_freed_memory()
 def work(_):
     for _ in range(5):
         held = [torch.ones(750_000) for _ in range(10)]

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn.functional import log_softmax
+from torch.nn.functional import linear, log_softmax
 
 CHUNK_SIZE = 512
 """Tokens whose logits exist at one time."""
@@ -124,14 +124,54 @@ def observed_token_logps(
         raise ValueError(f"shapes disagree: hidden {tuple(hidden_ND.shape)}, targets {tuple(targets_N.shape)}")
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")
-    # Inside an autograd function gradients are off, whatever they are outside.
-    trains = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (hidden_ND, head.weight, head.bias)
-    )
     logps_N: torch.Tensor = _ChunkedLogps.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, head.weight, head.bias, targets_N, head.scale, head.softcap, chunk_size, gather_head, observe, trains
+        hidden_ND, head.weight, head.bias, targets_N, head.scale, head.softcap, chunk_size, gather_head, observe
     )
     return logps_N
+
+
+@torch.no_grad()
+def tiled_token_logps(
+    hidden_ND: torch.Tensor, head: LmHead, targets_N: torch.Tensor, *, rows: int, columns: int
+) -> torch.Tensor:
+    """`chunked_token_logps` without gradients, which holds logits of `rows` tokens and `columns` words at a time.
+
+    Where the whole vocabulary would leave a processor's caches, a part of it does not.
+
+    Args:
+        hidden_ND: last hidden state at the positions that predict the targets, in the precision of the head.
+        head: the output layer.
+        targets_N: token ids.
+        rows, columns: size of a tile.
+
+    Returns:
+        logps_N in nats, at least in float32.
+
+    Raises:
+        ValueError: shapes disagree.
+    """
+    if hidden_ND.ndim != 2 or targets_N.shape != hidden_ND.shape[:1]:
+        raise ValueError(f"shapes disagree: hidden {tuple(hidden_ND.shape)}, targets {tuple(targets_N.shape)}")
+    logps_N = torch.empty(targets_N.shape, dtype=logps_dtype(hidden_ND.dtype), device=targets_N.device)
+    for place in chunks(len(targets_N), rows):
+        logps_N[place] = _logps_over_tiles(hidden_ND[place], head, targets_N[place], columns)
+    return logps_N
+
+
+def _logps_over_tiles(hidden_nD: torch.Tensor, head: LmHead, targets_n: torch.Tensor, columns: int) -> torch.Tensor:
+    """The target's logit minus the log-sum-exp over all words, both put together from parts of the vocabulary."""
+    target_n = torch.zeros(targets_n.shape, dtype=logps_dtype(hidden_nD.dtype), device=targets_n.device)
+    lse_n = torch.full_like(target_n, -torch.inf)
+    for tile in chunks(len(head.weight), columns):
+        bias = None if head.bias is None else head.bias[tile]
+        logits_nC = head_logits(hidden_nD, head._replace(weight=head.weight[tile], bias=bias))
+        is_here_n = (targets_n >= tile.start) & (targets_n < tile.stop)
+        token_n = (targets_n - tile.start).clamp(0, logits_nC.shape[1] - 1)
+        target_n = torch.where(is_here_n, logits_nC.gather(-1, token_n[:, None]).squeeze(-1), target_n)
+        # At every word, logit minus log-softmax is the log-sum-exp, and log-softmax is one kernel. At the largest logit
+        # it rounds least.
+        lse_n = torch.logaddexp(lse_n, logits_nC.amax(dim=-1) - torch.log_softmax(logits_nC, dim=-1).amax(dim=-1))
+    return target_n - lse_n
 
 
 def at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
@@ -181,9 +221,9 @@ def head_logits(
 
     With `scratch` (without gradients only) they stand until the next call with the same `name`.
     """
-    weight_DV = head.weight.T
-    out = None if scratch is None else scratch.room(name, len(hidden_nD), weight_DV)
-    logits_nV = at_least_fp32(torch.mm(hidden_nD, weight_DV, out=out))
+    out = None if scratch is None else scratch.room(name, len(hidden_nD), head.weight.T)
+    product_nV = linear(hidden_nD, head.weight) if out is None else torch.mm(hidden_nD, head.weight.T, out=out)
+    logits_nV = at_least_fp32(product_nV)
     if head.bias is not None:
         logits_nV = logits_nV + head.bias
     logits_nV = logits_nV * head.scale if head.scale != 1.0 else logits_nV
@@ -192,12 +232,9 @@ def head_logits(
     return logits_nV
 
 
-def target_logps(logits_nV: torch.Tensor, targets_n: torch.Tensor, scratch: Scratch | None = None) -> torch.Tensor:
-    """log softmax at the targets; with `scratch` (without gradients only) by one kernel, which rounds differently."""
-    if scratch is None:
-        return logits_nV.gather(-1, targets_n[:, None]).squeeze(-1) - logits_nV.logsumexp(dim=-1)
-    room = scratch.room("log softmax", len(logits_nV), logits_nV)
-    return torch.log_softmax(logits_nV, dim=-1, out=room).gather(-1, targets_n[:, None]).squeeze(-1)
+def target_logps(logits_nV: torch.Tensor, targets_n: torch.Tensor) -> torch.Tensor:
+    """log softmax at the targets; by log-sum-exp, so that a training agrees with TRL's to the last digits."""
+    return logits_nV.gather(-1, targets_n[:, None]).squeeze(-1) - logits_nV.logsumexp(dim=-1)
 
 
 def _ignore(place: slice, logits_nV: torch.Tensor) -> None:
@@ -219,7 +256,6 @@ class _ChunkedLogps(torch.autograd.Function):
         chunk_size: int,
         gather_head: Callable[[], AbstractContextManager[Any]],
         observe: Observer,
-        trains: bool,
     ) -> torch.Tensor:
         dtype = compute_dtype(hidden_ND)
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N)
@@ -228,11 +264,9 @@ class _ChunkedLogps(torch.autograd.Function):
         with gather_head(), torch.autocast(hidden_ND.device.type, enabled=False):
             head = LmHead(weight_VD.to(dtype), bias_V, scale, softcap)
             scratch = Scratch()
-            # A training agrees with TRL's to the last digits this way; scoring takes the faster one.
-            one_kernel = None if trains else scratch
             for place in chunks(hidden_ND.shape[0], chunk_size):
                 logits_nV = head_logits(hidden_ND[place].to(dtype), head, scratch)
-                logps_N[place] = target_logps(logits_nV, targets_N[place], one_kernel)
+                logps_N[place] = target_logps(logits_nV, targets_N[place])
                 observe(place, logits_nV)
         return logps_N
 
@@ -270,5 +304,5 @@ class _ChunkedLogps(torch.autograd.Function):
             grad_hidden_ND,
             None if grad_weight_VD is None else grad_weight_VD.to(weight_VD.dtype),
             None if grad_bias_V is None or bias_V is None else grad_bias_V.to(bias_V.dtype),
-            *(None,) * 7,
+            *(None,) * 6,
         )

@@ -9,7 +9,7 @@ from itertools import cycle, islice
 import torch
 from transformers import PreTrainedModel
 
-from spa_recipes.algo.logps import CHUNK_SIZE, LmHead, at_least_fp32, chunked_token_logps, target_logps
+from spa_recipes.algo.logps import CHUNK_SIZE, LmHead, at_least_fp32, target_logps, tiled_token_logps
 from spa_recipes.errors import StageError
 from spa_recipes.generation.engines import Progress
 from spa_recipes.generation.lm_head import TOLERANCE, checked_lm_head, hidden_states, logits_at
@@ -27,7 +27,8 @@ from spa_recipes.generation.packing import (
     packed_attention,
     padded,
 )
-from spa_recipes.generation.threads import side_by_side
+from spa_recipes.generation.products import fast_products
+from spa_recipes.generation.threads import keep_freed_memory, side_by_side
 from spa_recipes.generation.transformers import out_of_memory
 
 __all__ = ["Scored", "sequence_logps"]
@@ -35,8 +36,8 @@ __all__ = ["Scored", "sequence_logps"]
 CPU_TOKENS = 1536
 """Tokens per forward pass at most on a CPU: more of them no longer fit its caches, and take longer each."""
 
-CPU_LOGITS = 8_000_000
-"""Logits of a chunk at most on a CPU: 32 MB, the largest tensor whose memory `side_by_side` keeps for the next one."""
+CPU_WORDS = 2048
+"""Words of the vocabulary whose logits exist at one time on a CPU; those of a pass take 12 MB then."""
 
 Passes = Generator[tuple[list[Group], list[float]]]
 """The groups of each pass, and log pi(y|x) of their items."""
@@ -73,6 +74,8 @@ def sequence_logps(
             raise ValueError(f"item {first_item + index} has an empty {'response' if item.prompt_ids else 'prompt'}")
     if not items:
         return []
+    if model.device.type == "cpu":
+        keep_freed_memory()
     logps = [0.0] * len(items)
     done = tokens = 0
     head = checked_lm_head(model, items[0].prompt_ids + items[0].response_ids)
@@ -106,7 +109,7 @@ def _packed_passes(model: PreTrainedModel, head: LmHead, items: Sequence[Scored]
     with packed_attention(model) as seen_as:
 
         def sums(groups: list[Group]) -> list[float]:
-            with _scoring():
+            with _scoring(model.device):
                 batch, spans = packed(groups, model.device)
                 with seen_as(_layout(spans, model.device)):
                     hidden_1TD = hidden_states(model, batch.input_ids, batch.positions)
@@ -121,7 +124,7 @@ def _padded_passes(
     """A text per row, for every model; without `head` by the model's own logits."""
     most = min(tokens_per_batch, CPU_TOKENS) if model.device.type == "cpu" else tokens_per_batch
     for groups in batches(alone(items), 1 if _reads_lengths(model) else most, padding=True):
-        with _scoring():
+        with _scoring(model.device):
             batch = padded(groups, model.device)
             if head is None:
                 logps_N = _by_forward(model, batch)
@@ -136,8 +139,8 @@ def _layout(spans: Spans, device: torch.device) -> Layout:
 
 
 @contextmanager
-def _scoring() -> Iterator[None]:
-    with out_of_memory("set compute.score_tokens_per_batch lower"), torch.inference_mode():
+def _scoring(device: torch.device) -> Iterator[None]:
+    with out_of_memory("set compute.score_tokens_per_batch lower"), torch.inference_mode(), fast_products(device):
         yield
 
 
@@ -148,13 +151,10 @@ def _by_item(batch: Batch, logps_N: torch.Tensor) -> list[float]:
 
 
 def _by_head(hidden_BTD: torch.Tensor, head: LmHead, batch: Batch) -> torch.Tensor:
-    """Token log-probs from hidden states and output layer, logits in chunks."""
+    """Token log-probs from hidden states and output layer, logits tile by tile."""
     hidden_ND = hidden_BTD.flatten(0, 1)[batch.at]
-    on_cpu = hidden_ND.device.type == "cpu"
-    chunk_size = min(CHUNK_SIZE, max(1, CPU_LOGITS // len(head.weight))) if on_cpu else CHUNK_SIZE
-    return chunked_token_logps(
-        hidden_ND, head.weight, batch.targets, head.bias, chunk_size, scale=head.scale, softcap=head.softcap
-    )
+    tile = (CPU_TOKENS, CPU_WORDS) if hidden_ND.device.type == "cpu" else (CHUNK_SIZE, len(head.weight))
+    return tiled_token_logps(hidden_ND, head, batch.targets, rows=tile[0], columns=tile[1])
 
 
 def _by_forward(model: PreTrainedModel, batch: Batch) -> torch.Tensor:

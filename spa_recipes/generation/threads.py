@@ -31,7 +31,6 @@ def side_by_side(work: Callable[[Input], Output], inputs: Sequence[Input], at_on
     if at_once <= 1:
         yield from map(work, inputs)
         return
-    _keep_freed_memory()
     failures: list[BaseException] = []
 
     def unless_failed(value: Input) -> Output:
@@ -54,7 +53,7 @@ def side_by_side(work: Callable[[Input], Output], inputs: Sequence[Input], at_on
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as <malloc.h> has them
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Keep what tensors of up to 32 MiB leave behind for the next ones; in this process, until it ends.
 
     glibc gives the memory that a thread frees back to the system, and the next operation waits while it is handed out
