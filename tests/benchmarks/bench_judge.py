@@ -1,6 +1,7 @@
 """Judging speed in pairs per second, from one run: this package against what else does it.
 
     python -m tests.benchmarks.bench_judge [--pairs 400] [--vocab 1000 32000] [--repeats 3] [--sides ...] [--bf16]
+    python -m tests.benchmarks.bench_judge --model FOLDER --data pairs.jsonl [--pairs 40] ...
 
 Two models score both responses of each pair, as the judge does without kept log-probs; `one model` is what is left to
 do when the generation has kept the policy's.
@@ -12,20 +13,27 @@ do when the generation has kept the policy's.
   at the response tokens only.
 - unshared: this package with every response behind a prompt of its own.
 
-All sides must give the same rewards. On a GPU the shapes are those of a Llama with 1 B parameters in bfloat16.
+All sides must give the same log-probs. `of peak` is what the operations of the floor in the time of a side are of those
+that one large product reaches on this machine (model FLOP utilization). On a GPU the shapes are those of a Llama with
+1 B parameters in bfloat16, and the peak memory of each side is printed as well. With `--model` a real model scores real
+pairs (`prompt`, `chosen`, `rejected` as strings); it is both models, as only the time matters.
 """
 
 import argparse
+import json
 from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
+from spa_recipes.data.chat import Renderer, load_tokenizer
 from spa_recipes.generation import packing, scoring
 from spa_recipes.generation.scoring import Scored, sequence_logps
-from tests.benchmarks.kit import llama, pairs, take_turns, where
+from tests.benchmarks.kit import llama, pairs, peak_flops, product_flops, take_turns, where
 
 
 def padded(items: list[Scored], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -93,6 +101,18 @@ def unshared(model: PreTrainedModel, items: list[Scored]) -> list[float]:
         return ours(model, items)
 
 
+def real_pairs(data: Path, model: Path, count: int) -> list[Scored]:
+    """Two responses to each prompt of a file, rendered as every stage does it."""
+    renderer = Renderer(load_tokenizer(model), max_prompt_length=512, max_length=1024)
+    items = []
+    with data.open() as lines:
+        for row in map(json.loads, islice(lines, count)):
+            prompt = [{"role": "user", "content": row["prompt"]}]
+            prompt_ids = renderer.prompt_ids(prompt)
+            items += [Scored(prompt_ids, renderer.response_ids(prompt, row[name])) for name in ("chosen", "rejected")]
+    return items
+
+
 def main() -> None:
     """Print pairs per second of every side and ours as a multiple of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -102,41 +122,54 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--sides", nargs="*", default=[], help="only these, and ours")
     parser.add_argument("--bf16", action="store_true", help="weights and products in bfloat16")
+    parser.add_argument("--model", type=Path, help="a folder with a real chat model")
+    parser.add_argument("--data", type=Path, help="with --model: JSON lines with prompt, chosen and rejected")
     arguments = parser.parse_args()
+    if (arguments.model is None) != (arguments.data is None):
+        parser.error("--model and --data go together")
     torch.set_num_threads(arguments.threads)
     gpu = torch.cuda.is_available()
-    half = arguments.bf16 or gpu
-    precision = "bfloat16" if half else "float32"
-    print(f"{arguments.pairs} pairs, {precision}, best of {arguments.repeats}; {where(arguments.threads)}")
-    for vocab in arguments.vocab:
+    device = torch.device("cuda" if gpu else "cpu")
+    dtype = torch.bfloat16 if arguments.bf16 or gpu else torch.float32
+    peak = peak_flops(device, dtype)
+    print(f"{arguments.pairs} pairs, {dtype}, best of {arguments.repeats}; {where(arguments.threads)}")
+    print(f"one large product: {peak / 1e12:.2f} TFLOP/s")
+
+    def loaded(vocab: int, seed: int) -> PreTrainedModel:
+        if arguments.model is not None:
+            return AutoModelForCausalLM.from_pretrained(arguments.model, dtype=dtype).eval().to(device)
         hidden, layers, heads = (2048, 16, 32) if gpu else (256, 4, 4)
-        models = [llama(hidden, layers, vocab, seed=seed, heads=heads) for seed in (0, 1)]
-        fused = [llama(hidden, layers, vocab, seed=seed, heads=heads) for seed in (0, 1)]
-        for model in (*models, *fused):
-            model.to(torch.device("cuda" if gpu else "cpu"), torch.bfloat16 if half else torch.float32)
+        return llama(hidden, layers, vocab, seed=seed, heads=heads).to(device, dtype)
+
+    for vocab in arguments.vocab if arguments.model is None else [0]:
+        models, fused = ([loaded(vocab, seed) for seed in (0, 1)] for _ in range(2))
         for model in fused:
             add_fused_lm_head(model)
-        compare(vocab, models, fused, pairs(arguments.pairs, vocab), arguments, exact=not half)
+        items = (
+            real_pairs(arguments.data, arguments.model, arguments.pairs)
+            if arguments.model is not None
+            else pairs(arguments.pairs, vocab)
+        )
+        compare(models, fused, items, arguments, peak, exact=dtype == torch.float32)
 
 
 def compare(
-    vocab: int,
     models: list[PreTrainedModel],
     fused: list[PreTrainedModel],
     items: list[Scored],
     arguments: argparse.Namespace,
+    peak: float,
     *,
     exact: bool,
 ) -> None:
-    """Time every side on one vocabulary."""
-    rewards: dict[str, list[float]] = {}
+    """Time every side on one pair of models."""
+    logps: dict[str, list[float]] = {}
 
     def judge(
         name: str, score: Callable[..., list[float]], both: list[PreTrainedModel], *arguments: int
     ) -> Callable[[], None]:
         def work() -> None:
-            policy, reference = (score(model, items, *arguments) for model in both)
-            rewards[name] = [a - b for a, b in zip(policy, reference, strict=True)]
+            logps[name] = [logp for model in both for logp in score(model, items, *arguments)]
 
         return work
 
@@ -151,16 +184,31 @@ def compare(
     if arguments.sides:
         sides = {name: work for name, work in sides.items() if name in ("ours", "one model", *arguments.sides)}
     seconds = take_turns(sides, arguments.repeats)
-    count = len(items) // 2
-    print(f"\nvocabulary {vocab:,}: pairs per second (ours and one model, as multiples of it)")
+    tokens = sum(len(item.prompt_ids) + len(item.response_ids) for item in items)
+    flops = product_flops(models[0], items)
+    print(f"\nvocabulary {models[0].config.vocab_size:,}: pairs per second (ours and one model, as multiples of it)")
     for name, time in seconds.items():
+        passes = 1 if name == "one model" else 2
         print(
-            f"  {name:10} {count / time:8.1f}   {time / seconds['ours']:6.2f}x  {time / seconds['one model']:6.2f}x",
+            f"  {name:10} {len(items) / 2 / time:8.1f}   {time / seconds['ours']:6.2f}x  "
+            f"{time / seconds['one model']:6.2f}x   {passes * tokens / time:9,.0f} tokens/s   "
+            f"{passes * flops / time / peak:4.0%} of peak{gpu_memory(sides[name])}",
             flush=True,
         )
-    for name, values in rewards.items():
-        worst = max(abs(a - b) for a, b in zip(values, rewards["ours"], strict=True))
+    for name, values in logps.items():
+        worst = max(abs(a - b) for a, b in zip(values, logps["ours"], strict=True))
         assert not exact or worst < 1e-2, f"{name} differs by {worst}"
+
+
+def gpu_memory(work: Callable[[], object]) -> str:
+    """The most memory that a side holds beyond what was there; empty without a GPU."""
+    if not torch.cuda.is_available():
+        return ""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    work()
+    return f"   {(torch.cuda.max_memory_allocated() - before) / 1e6:7,.0f} MB"
 
 
 if __name__ == "__main__":

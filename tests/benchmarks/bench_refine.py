@@ -10,7 +10,9 @@ times as many per optimizer step; each runs in a process of its own, so that its
 - lambda = 0: refinement with the reference log-probs that the judge has computed, and no reference model.
 
 Seconds are those of the median step after the first two; memory is the peak above what was there before the models were
-loaded (on a GPU: what torch allocated). On a GPU the shapes are those of a Llama with 1 B parameters.
+loaded (on a GPU: what torch allocated). `of peak` is what the policy's matrix products (three times those of a forward
+pass) in the time of a step are of those that one large product reaches on this machine; those of a reference are cost.
+On a GPU the shapes are those of a Llama with 1 B parameters.
 """
 
 import argparse
@@ -26,8 +28,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
-from tests.benchmarks.kit import llama, pairs, where
+from tests.benchmarks.kit import llama, pairs, peak_flops, product_flops, where
 
 SIDES = ("TRL", "lambda = 0.5", "lambda = 0")
 SKIPPED = 2
@@ -191,24 +194,32 @@ def main() -> None:
     if arguments.side:
         one_side(arguments)
         return
+    torch.set_num_threads(arguments.threads)
+    gpu = torch.cuda.is_available()
+    peak = peak_flops(torch.device("cuda" if gpu else "cpu"), torch.bfloat16 if gpu else torch.float32)
     print(f"{arguments.batch} pairs per pass, {4 * arguments.batch} per step; {where(arguments.threads)}")
+    print(f"one large product: {peak / 1e12:.2f} TFLOP/s")
     for vocab in arguments.vocab:
         with tempfile.TemporaryDirectory() as folder:
-            save_model(Path(folder), vocab)
-            compare(Path(folder), vocab, arguments)
+            items = pairs(arguments.steps * 4 * arguments.batch, vocab)
+            flops = product_flops(save_model(Path(folder), vocab), items) / arguments.steps
+            tokens = sum(len(item.prompt_ids) + len(item.response_ids) for item in items) // arguments.steps
+            compare(Path(folder), vocab, arguments, tokens, 3 * flops / peak)
 
 
-def save_model(folder: Path, vocab: int) -> None:
+def save_model(folder: Path, vocab: int) -> PreTrainedModel:
     """A random model, and a tokenizer for its pad token alone."""
     from spa_recipes.sandbox.model import _build_tokenizer
 
     size = (2048, 16, 32) if torch.cuda.is_available() else (256, 4, 4)
-    llama(size[0], size[1], vocab, heads=size[2]).save_pretrained(folder)
+    model = llama(size[0], size[1], vocab, heads=size[2])
+    model.save_pretrained(folder)
     _build_tokenizer().save_pretrained(folder)
+    return model
 
 
-def compare(model: Path, vocab: int, arguments: argparse.Namespace) -> None:
-    """All sides in turns, the best of each."""
+def compare(model: Path, vocab: int, arguments: argparse.Namespace, tokens: int, least_seconds: float) -> None:
+    """All sides in turns, the best of each; a step has `tokens`, and takes `least_seconds` at the peak."""
     best: dict[str, dict[str, float]] = {}
     for _ in range(arguments.repeats):
         for side in SIDES:
@@ -218,10 +229,11 @@ def compare(model: Path, vocab: int, arguments: argparse.Namespace) -> None:
     print(f"\nvocabulary {vocab:,}: seconds per step, peak memory (as shares of TRL's)")
     for side, figures in best.items():
         shares = {name: value / best["TRL"][name] for name, value in figures.items()}
-        pairs_per_second = 4 * arguments.batch / figures["seconds"]
+        seconds, megabytes = figures["seconds"], figures["bytes"] / 1e6
         print(
-            f"  {side:13} {figures['seconds']:7.2f} s ({shares['seconds']:.2f})   {pairs_per_second:6.1f} pairs/s   "
-            f"{figures['bytes'] / 1e6:7.0f} MB ({shares['bytes']:.2f})",
+            f"  {side:13} {seconds:7.2f} s ({shares['seconds']:.2f})   {megabytes:7.0f} MB ({shares['bytes']:.2f})   "
+            f"{4 * arguments.batch / seconds:6.1f} pairs/s   {tokens / seconds:9,.0f} tokens/s   "
+            f"{least_seconds / seconds:4.0%} of peak",
             flush=True,
         )
 

@@ -9,8 +9,10 @@ from datetime import date
 from typing import Any
 
 import torch
+from torch.nn.functional import linear
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from spa_recipes.generation.products import fast_products
 from spa_recipes.generation.scoring import Scored
 
 PAD = 0
@@ -60,6 +62,25 @@ def take_turns(sides: Mapping[str, Callable[[], object]], repeats: int) -> dict[
                 torch.cuda.synchronize()
             best[name] = min(best[name], time.perf_counter() - begin)
     return best
+
+
+def product_flops(model: PreTrainedModel, items: list[Scored]) -> float:
+    """Operations of the matrix products that one pass over the items takes: those of the linear layers at every token,
+    and of the output layer at response tokens. Attention comes on top of them, and is left out."""
+    tokens = sum(len(item.prompt_ids) + len(item.response_ids) for item in items)
+    responses = sum(len(item.response_ids) for item in items)
+    body = sum(layer.weight.numel() for layer in model.base_model.modules() if isinstance(layer, torch.nn.Linear))
+    return 2.0 * (body * tokens + model.get_output_embeddings().weight.numel() * responses)
+
+
+@torch.inference_mode()
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of one large product, which is as fast as this machine gets."""
+    size = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    with fast_products(device):
+        seconds = take_turns({"product": lambda: linear(a, b)}, 10)
+    return 2.0 * size**3 / seconds["product"]
 
 
 def where(threads: int) -> str:
