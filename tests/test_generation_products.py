@@ -77,6 +77,14 @@ def test_other_tensors_are_left_to_torch(
     assert torch.equal(output, torch.full((len(input_), 3), 4.0, dtype=input_.dtype))
 
 
+def test_a_gradient_is_left_to_torch(by_onednn: list[tuple[int, ...]]) -> None:
+    layer = torch.nn.Linear(4, 3)
+    with fast_products(CPU):
+        layer(torch.ones(2, 4)).sum().backward()
+    assert by_onednn == []
+    assert layer.weight.grad is not None
+
+
 def test_other_devices_and_processors_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     for device in (CPU, torch.device("meta")):

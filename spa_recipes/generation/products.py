@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 
 def fast_products(device: torch.device) -> AbstractContextManager[Any]:
-    """Linear layers in float32 by oneDNN, in this thread and without gradients, where a CPU gains by it.
+    """Linear layers in float32 by oneDNN, in this thread and while gradients are off, where a CPU gains by it.
 
     torch leaves them to MKL, which on processors that are not Intel's has no code for AVX-512: there oneDNN, which
     torch brings along and takes for bfloat16, is twice as fast. Both round to float32 in another order of sums.
@@ -32,9 +32,10 @@ class _OneDnnProducts(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func is linear and not kwargs and all(map(_is_plain, args)):
+        # The product has no backward pass.
+        if func is linear and not torch.is_grad_enabled() and not kwargs and all(map(_is_plain, args)):
             input_, weight, bias = args if len(args) == 3 else (*args, None)
-            return torch.ops.mkldnn._linear_pointwise(input_, weight, bias, "none", [], "")  # and nothing behind it
+            return torch.ops.mkldnn._linear_pointwise(input_, weight, bias, "none", [], "")
         return func(*args, **(kwargs or {}))
 
 

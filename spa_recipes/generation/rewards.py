@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, Pretrai
 from spa_recipes.algo.reward import use_score_head
 from spa_recipes.errors import DataError
 from spa_recipes.generation.engines import Progress
-from spa_recipes.generation.scoring import CPU_TOKENS
+from spa_recipes.generation.scoring import CPU_TOKENS, scoring_pass
 from spa_recipes.generation.transformers import compute_dtype, load_error, local_device, out_of_memory
 from spa_recipes.recipe import schema
 
@@ -111,7 +111,7 @@ def sequence_rewards(
             if pad_token_id is None:
                 config.pad_token_id = _ends_none(batch)
             ids_BT, mask_BT = _padded(batch, config.pad_token_id, model.device)
-            with out_of_memory("set compute.score_tokens_per_batch lower"), torch.inference_mode():
+            with scoring_pass(model.device):
                 logits_B1 = model(input_ids=ids_BT, attention_mask=mask_BT).logits
                 values = logits_B1.squeeze(-1).double().tolist()
             for index, value in zip(indices, values, strict=True):

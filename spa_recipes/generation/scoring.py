@@ -31,7 +31,7 @@ from spa_recipes.generation.products import fast_products
 from spa_recipes.generation.threads import keep_freed_memory, side_by_side
 from spa_recipes.generation.transformers import out_of_memory
 
-__all__ = ["Scored", "sequence_logps"]
+__all__ = ["Scored", "scoring_pass", "sequence_logps"]
 
 CPU_TOKENS = 1536
 """Tokens per forward pass at most on a CPU: more of them no longer fit its caches, and take longer each."""
@@ -109,7 +109,7 @@ def _packed_passes(model: PreTrainedModel, head: LmHead, items: Sequence[Scored]
     with packed_attention(model) as seen_as:
 
         def sums(groups: list[Group]) -> list[float]:
-            with _scoring(model.device):
+            with scoring_pass(model.device):
                 batch, spans = packed(groups, model.device)
                 with seen_as(_layout(spans, model.device)):
                     hidden_1TD = hidden_states(model, batch.input_ids, batch.positions)
@@ -124,7 +124,7 @@ def _padded_passes(
     """A text per row, for every model; without `head` by the model's own logits."""
     most = min(tokens_per_batch, CPU_TOKENS) if model.device.type == "cpu" else tokens_per_batch
     for groups in batches(alone(items), 1 if _reads_lengths(model) else most, padding=True):
-        with _scoring(model.device):
+        with scoring_pass(model.device):
             batch = padded(groups, model.device)
             if head is None:
                 logps_N = _by_forward(model, batch)
@@ -139,7 +139,12 @@ def _layout(spans: Spans, device: torch.device) -> Layout:
 
 
 @contextmanager
-def _scoring(device: torch.device) -> Iterator[None]:
+def scoring_pass(device: torch.device) -> Iterator[None]:
+    """What every forward pass that scores stands in: no gradients, fast products, and one line where memory runs out.
+
+    Raises:
+        TryAgainError: out of memory.
+    """
     with out_of_memory("set compute.score_tokens_per_batch lower"), torch.inference_mode(), fast_products(device):
         yield
 
