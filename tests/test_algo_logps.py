@@ -177,6 +177,9 @@ def test_bfloat16_logits_get_a_float32_softmax() -> None:
     exact_NV = torch.log_softmax((half[0] @ half[1].T).float(), -1)
     assert torch.allclose(logps_N, exact_NV[torch.arange(6), targets_N], rtol=1e-6)
     assert torch.allclose(tiled_N, exact_NV[torch.arange(6), targets_N], rtol=1e-6)
+    whole_head_N = tiled_token_logps(half[0], LmHead(half[1].float()), targets_N, rows=4, columns=4)
+    exact_NV = torch.log_softmax(half[0].float() @ half[1].float().T, -1)
+    assert torch.allclose(whole_head_N, exact_NV[torch.arange(6), targets_N], rtol=1e-6)
     gradients = torch.autograd.grad(logps_N.sum(), half)
     assert [gradient.dtype for gradient in gradients] == [torch.bfloat16, torch.bfloat16]
 

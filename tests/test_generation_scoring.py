@@ -350,8 +350,8 @@ def test_a_score_does_not_depend_on_the_longest_text_of_a_pass() -> None:
     assert min(lengths) < 40 < max(lengths)
 
 
-def test_scores_are_the_sums_of_the_logps_kept_while_sampling() -> None:
-    model = build("llama")
+def sampled(model: PreTrainedModel) -> tuple[list[Scored], list[float]]:
+    """Answers that a model sampled, and the sums of the log-probs that were kept of them."""
     requests = [Request(str(i), 0, item.prompt_ids) for i, item in enumerate(ragged())]
     completions = sample(
         model,
@@ -364,8 +364,13 @@ def test_scores_are_the_sums_of_the_logps_kept_while_sampling() -> None:
         batch_size=8,
     )
     items = [Scored(r.prompt_ids, c.response_ids) for r, c in zip(requests, completions, strict=True)]
-    scores = sequence_logps(model, items, tokens_per_batch=500)
-    assert scores == pytest.approx([sum(c.logps) for c in completions], rel=1e-5, abs=1e-3)
+    return items, [sum(c.logps) for c in completions]
+
+
+def test_scores_are_the_sums_of_the_logps_kept_while_sampling() -> None:
+    model = build("llama")
+    items, kept = sampled(model)
+    assert sequence_logps(model, items, tokens_per_batch=500) == pytest.approx(kept, rel=1e-5, abs=1e-3)
 
 
 def test_bfloat16_stays_near_float32() -> None:

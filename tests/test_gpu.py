@@ -5,10 +5,8 @@ import torch
 
 from spa_recipes.algo.decoupled import chunked_decoupled_logps
 from spa_recipes.algo.logps import LmHead, tiled_token_logps
-from spa_recipes.generation.requests import Request
-from spa_recipes.generation.scoring import Scored, sequence_logps
-from spa_recipes.generation.transformers import sample
-from tests.test_generation_scoring import build, ragged, slow_logps, with_shared_prompts
+from spa_recipes.generation.scoring import sequence_logps
+from tests.test_generation_scoring import build, ragged, sampled, slow_logps, with_shared_prompts
 from tests.tiny_models import VOCAB
 
 DEVICE = torch.device("cuda")
@@ -28,20 +26,8 @@ def test_scores_are_those_of_the_definition(kind: str, texts: str) -> None:
 
 def test_kept_log_probs_are_the_scores() -> None:
     model = build("llama").to(DEVICE)
-    requests = [Request(str(i), 0, item.prompt_ids) for i, item in enumerate(ragged())]
-    completions = sample(
-        model,
-        requests,
-        temperature=0.7,
-        top_p=0.9,
-        max_tokens=30,
-        stop_ids=[0, 1],
-        seed_of=lambda request: int(request.prompt_id),
-        batch_size=8,
-    )
-    items = [Scored(r.prompt_ids, c.response_ids) for r, c in zip(requests, completions, strict=True)]
-    scores = sequence_logps(model, items, tokens_per_batch=500)
-    assert scores == pytest.approx([sum(c.logps) for c in completions], rel=1e-5, abs=1e-3)
+    items, kept = sampled(model)
+    assert sequence_logps(model, items, tokens_per_batch=500) == pytest.approx(kept, rel=1e-5, abs=1e-3)
 
 
 def test_decoupled_log_probs_are_those_of_a_cpu() -> None:

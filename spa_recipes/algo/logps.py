@@ -139,8 +139,8 @@ def tiled_token_logps(
     Where the whole vocabulary would leave a processor's caches, a part of it does not.
 
     Args:
-        hidden_ND: last hidden state at the positions that predict the targets, in the precision of the head.
-        head: the output layer.
+        hidden_ND: last hidden state at the positions that predict the targets.
+        head: the output layer, in whose precision the product runs.
         targets_N: token ids.
         rows, columns: size of a tile.
 
@@ -152,6 +152,7 @@ def tiled_token_logps(
     """
     if hidden_ND.ndim != 2 or targets_N.shape != hidden_ND.shape[:1]:
         raise ValueError(f"shapes disagree: hidden {tuple(hidden_ND.shape)}, targets {tuple(targets_N.shape)}")
+    hidden_ND = hidden_ND.to(head.weight.dtype)
     logps_N = torch.empty(targets_N.shape, dtype=logps_dtype(hidden_ND.dtype), device=targets_N.device)
     for place in chunks(len(targets_N), rows):
         logps_N[place] = _logps_over_tiles(hidden_ND[place], head, targets_N[place], columns)
