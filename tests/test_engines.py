@@ -78,8 +78,9 @@ def test_stages_that_sample_with_vllm_and_no_others_get_engines(tmp_path: Path) 
     assert engines_of(plan.stage("generate-1"), Compute()) == Engines(sys.executable, 2, 4)
 
 
-SPEAK = "import os, sys; print(os.environ.get('SPA_RANK'), os.environ.get('SPA_WORLD_SIZE'), \
-os.environ.get('CUDA_VISIBLE_DEVICES'), flush=True); sys.exit(int(os.environ.get('SPA_RANK') == {bad!r}) * 7)"
+SPEAK = "import os, sys; seen = map(os.environ.get, ('SPA_RANK', 'SPA_WORLD_SIZE', 'CUDA_VISIBLE_DEVICES')); \
+os.write(1, (' '.join(map(str, seen)) + os.linesep).encode()); sys.exit((os.environ.get('SPA_RANK') == {bad!r}) * 7)"
+"""One write a line, which no other copy's can come between."""
 
 
 def started(log: Path, monkeypatch: pytest.MonkeyPatch, copies: int, gpus: list[str], bad: str = "") -> Any:
