@@ -33,7 +33,7 @@ from trl.trainer.utils import add_fused_lm_head
 from spa_recipes.data.chat import Renderer, load_tokenizer
 from spa_recipes.generation import packing, scoring
 from spa_recipes.generation.scoring import Scored, sequence_logps
-from tests.benchmarks.kit import llama, pairs, peak_flops, product_flops, take_turns, where
+from tests.benchmarks.kit import linear_weights, llama, pairs, peak_flops, product_flops, take_turns, tokens_of, where
 
 
 def padded(items: list[Scored], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -78,13 +78,12 @@ def trl(model: PreTrainedModel, items: list[Scored], batch: int) -> list[float]:
 @torch.inference_mode()
 def floor(model: PreTrainedModel, items: list[Scored]) -> None:
     """The matrix products that one pass cannot do without, on tokens in chunks and in the model's precision."""
-    tokens = sum(len(item.prompt_ids) + len(item.response_ids) for item in items)
-    responses = sum(len(item.response_ids) for item in items)
+    tokens = tokens_of(items)
     chunk = scoring.CPU_TOKENS if model.device.type == "cpu" else 16384
-    body = [layer.weight for layer in model.base_model.modules() if isinstance(layer, torch.nn.Linear)]
+    body = linear_weights(model)
     head = model.get_output_embeddings().weight
     inputs = {w.shape[1]: torch.randn(chunk, w.shape[1], dtype=w.dtype, device=w.device) for w in [*body, head]}
-    for weights, count, size in ((body, tokens, chunk), ([head], responses, 512)):
+    for weights, count, size in ((body, tokens.all, chunk), ([head], tokens.response, 512)):
         for begin in range(0, count, size):
             for weight in weights:
                 inputs[weight.shape[1]][: min(size, count - begin)] @ weight.T
@@ -184,7 +183,7 @@ def compare(
     if arguments.sides:
         sides = {name: work for name, work in sides.items() if name in ("ours", "one model", *arguments.sides)}
     seconds = take_turns(sides, arguments.repeats)
-    tokens = sum(len(item.prompt_ids) + len(item.response_ids) for item in items)
+    tokens = tokens_of(items).all
     flops = product_flops(models[0], items)
     print(f"\nvocabulary {models[0].config.vocab_size:,}: pairs per second (ours and one model, as multiples of it)")
     for name, time in seconds.items():

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from tests.benchmarks.kit import llama, pairs, peak_flops, product_flops, where
+from tests.benchmarks.kit import llama, pairs, peak_flops, product_flops, tokens_of, where
 
 SIDES = ("TRL", "lambda = 0.5", "lambda = 0")
 SKIPPED = 2
@@ -203,8 +203,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             items = pairs(arguments.steps * 4 * arguments.batch, vocab)
             flops = product_flops(save_model(Path(folder), vocab), items) / arguments.steps
-            tokens = sum(len(item.prompt_ids) + len(item.response_ids) for item in items) // arguments.steps
-            compare(Path(folder), vocab, arguments, tokens, 3 * flops / peak)
+            compare(Path(folder), vocab, arguments, tokens_of(items).all // arguments.steps, 3 * flops / peak)
 
 
 def save_model(folder: Path, vocab: int) -> PreTrainedModel:

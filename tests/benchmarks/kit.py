@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from datetime import date
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import linear
@@ -64,13 +64,30 @@ def take_turns(sides: Mapping[str, Callable[[], object]], repeats: int) -> dict[
     return best
 
 
+class Tokens(NamedTuple):
+    """Tokens of some texts, and those of their responses alone."""
+
+    all: int
+    response: int
+
+
+def tokens_of(items: list[Scored]) -> Tokens:
+    """Count them, every response with a prompt of its own."""
+    response = sum(len(item.response_ids) for item in items)
+    return Tokens(sum(len(item.prompt_ids) for item in items) + response, response)
+
+
+def linear_weights(model: PreTrainedModel) -> list[torch.Tensor]:
+    """Weights of the linear layers below the output layer."""
+    return [layer.weight for layer in model.base_model.modules() if isinstance(layer, torch.nn.Linear)]
+
+
 def product_flops(model: PreTrainedModel, items: list[Scored]) -> float:
     """Operations of the matrix products that one pass over the items takes: those of the linear layers at every token,
     and of the output layer at response tokens. Attention comes on top of them, and is left out."""
-    tokens = sum(len(item.prompt_ids) + len(item.response_ids) for item in items)
-    responses = sum(len(item.response_ids) for item in items)
-    body = sum(layer.weight.numel() for layer in model.base_model.modules() if isinstance(layer, torch.nn.Linear))
-    return 2.0 * (body * tokens + model.get_output_embeddings().weight.numel() * responses)
+    tokens = tokens_of(items)
+    body = sum(weight.numel() for weight in linear_weights(model))
+    return 2.0 * (body * tokens.all + model.get_output_embeddings().weight.numel() * tokens.response)
 
 
 @torch.inference_mode()
