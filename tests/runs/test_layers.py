@@ -1,0 +1,124 @@
+"""Who may import whom, and what stays out of the light commands."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spa_recipes import api
+from tests.conftest import mini, write_recipe
+
+PACKAGE = Path(__file__).parents[2] / "spa_recipes"
+HEAVY = ("torch", "transformers", "trl", "vllm", "datasets")
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "state": {"errors"},
+    "recipe": {"errors"},
+    "keys": {"recipe"},
+    "algo": set(),
+    "sandbox": set(),
+    "data": {"errors", "recipe", "sandbox"},
+    "benchmarks": {"errors", "recipe", "data"},
+    "plan": {"errors", "recipe", "keys", "data", "state"},
+    "estimates": {"plan", "recipe"},
+    "generation": {"errors", "recipe", "algo", "data"},
+    "training": {"errors", "recipe", "algo", "data", "state"},
+    "stages": {"errors", "recipe", "plan", "state", "data", "algo", "generation", "training", "sandbox", "benchmarks"},
+    "run": {
+        "errors",
+        "recipe",
+        "keys",
+        "plan",
+        "estimates",
+        "state",
+        "data",
+        "stages",
+        "generation",
+        "training",
+        "benchmarks",
+    },
+    "api": {"errors", "recipe", "plan", "state", "run", "report"},
+    "report": {"errors", "recipe", "plan", "estimates", "state", "run"},
+    "publish": {"errors", "plan", "state", "data", "run"},
+    "evaluation": {"errors", "recipe", "plan", "state", "run", "api", "benchmarks"},
+    "cli": {
+        "errors",
+        "recipe",
+        "plan",
+        "state",
+        "data",
+        "run",
+        "api",
+        "estimates",
+        "report",
+        "publish",
+        "evaluation",
+    },
+}
+"""A part of the package and the parts that it may import."""
+
+
+def imports(path: Path) -> set[str]:
+    """Parts of the package that a file imports, at the top or inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            package = node.module == "spa_recipes"
+            names = [f"spa_recipes.{alias.name}" for alias in node.names] if package else [node.module]
+        found |= {name.split(".")[1] for name in names if name.startswith("spa_recipes.")}
+    return found - {"__version__"}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_dependencies_go_one_way(path: Path) -> None:
+    part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if part == "__init__":
+        return
+    assert imports(path) - {part} <= ALLOWED[part]
+
+
+def test_algo_stands_alone() -> None:
+    for path in (PACKAGE / "algo").glob("*.py"):
+        assert imports(path) <= {"algo"}
+
+
+def test_only_the_worker_and_the_fork_server_import_stages_at_work() -> None:
+    for path in (PACKAGE / "run").glob("*.py"):
+        if path.stem not in ("worker", "forkserver"):
+            source = path.read_text()
+            assert "spa_recipes.stages" not in source.replace("spa_recipes.stages.context", "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["validate", "R"],
+        ["plan", "R"],
+        ["status"],
+        ["status", "mini"],
+        ["gc", "--models", "--yes"],
+        ["schema"],
+        ["init", "new.yaml"],
+        ["run", "--help"],
+        ["evaluate", "--help"],
+    ],
+)
+def test_light_commands_import_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
+    recipe = write_recipe(tmp_path / "mini.yaml", mini())
+    plan, run, text = api.prepare(recipe, run_dir=tmp_path / "runs" / "mini")
+    run.write_recipe(text, plan.recipe, plan)  # so that there is something to show
+    arguments = [str(recipe) if argument == "R" else argument for argument in arguments]
+    code = f"""
+import atexit, sys
+atexit.register(lambda: print("HEAVY", [m for m in {HEAVY!r} if m in sys.modules]))
+sys.argv = ["spa", *{arguments!r}]
+from spa_recipes.cli.app import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "HEAVY []"

@@ -1,0 +1,255 @@
+"""The runner's parts: commands of executors, processes that end, states read from disk, errors of stages."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from spa_recipes.errors import DataError, LockedError, RecipeChangedError, SpaError, StageError, TryAgainError
+from spa_recipes.plan import External, Plan, StageOutput, compile_plan
+from spa_recipes.recipe.schema import AccelerateExecutor, LocalExecutor, Recipe
+from spa_recipes.run import executors
+from spa_recipes.run.rundir import RunDir, all_runs, find_reusable
+from spa_recipes.run.runner import ProgressFile, plan_changes, refuse_changes, stage_failure
+from spa_recipes.state import atomic
+from spa_recipes.state.digests import DigestMemo
+from tests.conftest import mini
+from tests.unit.test_state import FIELDS
+
+
+def plan_of(**changes: object) -> Plan:
+    return compile_plan(Recipe.model_validate(mini(**changes)), DigestMemo(Path("nowhere/.digests.json")))
+
+
+def soon(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
+
+
+def commit(run: RunDir, plan: Plan, stage_id: str) -> None:
+    """A finished stage without having run it."""
+    stage = plan.stage(stage_id)
+    folder = run.stage_dir(stage, plan)
+    folder.draft.mkdir(parents=True)
+    (folder.draft / "file").write_text(stage_id)
+    folder.commit({**FIELDS, "id": stage.id, "kind": stage.kind, "key": stage.key, "material": stage.material})
+
+
+# --- executors ---
+
+
+def test_commands_of_the_executors(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = Path("spec.json")
+    local = executors._command(LocalExecutor(), "sft", spec)
+    assert local == [sys.executable, "-m", "spa_recipes.run.worker", "spec.json"]
+    four = AccelerateExecutor(type="accelerate", num_processes=4)
+    assert executors._command(four, "judge", spec) == local  # loads no model
+    monkeypatch.setattr(executors, "has_nvidia_driver", lambda: True)
+    command = executors._command(four, "refine", spec)
+    launch = "accelerate.commands.launch --num_processes=4 --multi_gpu --module spa_recipes.run.worker spec.json"
+    assert command[2:] == launch.split()
+    with_config = AccelerateExecutor(type="accelerate", num_processes=8, config_file="fsdp.yaml")
+    assert "--config_file=fsdp.yaml" in executors._command(with_config, "refine", spec)
+    assert "--multi_gpu" not in executors._command(with_config, "refine", spec)
+
+
+PARENT = "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)']); \
+print(p.pid, flush=True); time.sleep(99)"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_stop_ends_the_children_too(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    worker = executors.Worker([sys.executable, "-c", PARENT], log)
+    soon(lambda: log.read_text().strip())
+    child = int(log.read_text())
+    assert worker.poll() is None
+    worker.stop()
+    assert worker.poll() is not None
+    soon(lambda: not alive(child))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_a_worker_ends_when_its_runner_is_gone(tmp_path: Path) -> None:
+    code = "import threading, time\nfrom spa_recipes.run.worker import die_with_runner\n\
+threading.Thread(target=die_with_runner, daemon=True).start()\nprint('up', flush=True)\ntime.sleep(99)"
+    runner = f"""
+import time
+from pathlib import Path
+from spa_recipes.run.executors import Worker
+worker = Worker([{sys.executable!r}, "-c", {code!r}], Path({str(tmp_path / "log")!r}))
+print(worker._process.pid, flush=True)
+time.sleep(99)
+"""
+    process = subprocess.Popen([sys.executable, "-c", runner], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    pid = int(process.stdout.readline())
+    soon(lambda: (tmp_path / "log").read_text().strip() == "up")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    soon(lambda: not alive(pid))
+
+
+# --- what a run's folder says ---
+
+
+def test_status_is_read_from_disk(tmp_path: Path) -> None:
+    plan, run = plan_of(), RunDir(tmp_path / "mini")
+    stage = plan.stage("seed")
+    assert run.status(stage, plan) == "waiting"
+    attempt = run.stage_dir(stage, plan).new_attempt()
+    assert run.status(stage, plan) == "interrupted"
+    with run.locked():
+        assert run.status(stage, plan) == "running"
+        assert f"pid {os.getpid()}" in str(run.holder())
+    assert run.holder() is None
+    atomic.write_text(attempt / "error.json", "{}")
+    assert run.status(stage, plan) == "failed"
+    commit(run, plan, "seed")
+    assert run.status(stage, plan) == "done"
+
+
+def test_one_runner_at_a_time(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "mini")
+    code = f"""
+import time
+from pathlib import Path
+from spa_recipes.run.rundir import RunDir
+with RunDir(Path({str(run.path)!r})).locked():
+    print("held", flush=True)
+    time.sleep(99)
+"""
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "held\n"
+    begin = time.monotonic()
+    with pytest.raises(LockedError, match=f"{socket.gethostname()} pid {other.pid}"), run.locked():
+        pass
+    assert time.monotonic() - begin < 1
+    other.kill()  # a dead holder is taken over
+    other.wait()
+    assert (run.path / ".holder").exists()
+    assert run.holder() is None
+    with run.locked():
+        assert f"pid {os.getpid()}" in str(run.holder())
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="--run-dir"), RunDir(tmp_path / "file" / "run").locked():
+        pass
+
+
+def test_a_stage_is_found_when_a_changed_plan_renumbers_it(tmp_path: Path) -> None:
+    run, before = RunDir(tmp_path / "mini"), plan_of()
+    commit(run, before, "seed")
+    after = plan_of(evaluation={"enabled": False})
+    numbers = [[stage.id for stage in plan.stages].index("seed") for plan in (before, after)]
+    assert numbers[0] != numbers[1]
+    assert run.is_done(after.stage("seed"), after)
+
+
+def test_inputs_are_paths_or_hub_ids(tmp_path: Path) -> None:
+    plan, run = plan_of(), RunDir(tmp_path / "mini")
+    path = run.input_path(StageOutput("sft", "model"), plan)
+    assert Path(path) == run.stage_dir(plan.stage("sft"), plan).output / "model"
+    assert run.input_path(External("org/name", "hub:org/name@main"), plan) == "org/name"
+
+
+def test_only_whole_stages_of_other_runs_are_reused(tmp_path: Path) -> None:
+    plan, first, second = plan_of(), RunDir(tmp_path / "first"), RunDir(tmp_path / "second")
+    stage = plan.stage("seed")
+    commit(first, plan, "seed")
+    assert find_reusable(tmp_path, stage, besides=first) is None
+    found = find_reusable(tmp_path, stage, besides=second)
+    assert found is not None
+    assert found[0] == "first"
+    (first.stage_dir(stage, plan).output / "file").write_text("SEED")
+    assert find_reusable(tmp_path, stage, besides=second) is None
+
+
+def test_the_newest_run_comes_first(tmp_path: Path) -> None:
+    for age, name in enumerate(("new", "old")):
+        run = RunDir(tmp_path / name)
+        plan = plan_of(name=name)
+        run.write_recipe("text", plan.recipe, plan)
+        run.log_event("x")
+        stamp = time.time() - 100 * age
+        os.utime(run.path / "events.jsonl", (stamp, stamp))
+    assert [run.name for run in all_runs(tmp_path)] == ["new", "old"]
+    assert all_runs(tmp_path)[0].recipe() == plan_of(name="new").recipe
+
+
+def test_changes_name_the_stage_where_they_arise(tmp_path: Path) -> None:
+    run, before = RunDir(tmp_path / "mini"), plan_of()
+    run.write_recipe("", before.recipe, before)
+    assert plan_changes(before, run) == []
+    assert plan_changes(plan_of(refine={"logging_steps": 1}), run) == []
+    changes = plan_changes(plan_of(seed_training={"beta": 0.5}), run)
+    assert [line for line in changes if "0.1 -> 0.5" in line and line.startswith("seed:")]
+    assert not [line for line in changes if line.startswith(("generate-1", "refine-1"))]
+    elsewhere = {"executor": {"type": "local"}, "cpu_threads": 2, "score_tokens_per_batch": 99}
+    assert plan_changes(plan_of(compute=elsewhere), run) == []
+    fewer = plan_changes(plan_of(data={"prompts_per_iteration": [32]}), run)
+    assert "stage refine-2 is gone" in fewer
+    (run.path / "plan.json").write_text("[{")
+    with pytest.raises(RecipeChangedError, match=r"plan\.json.*--accept"):
+        refuse_changes(before, run)
+
+
+# --- what a failed stage leaves ---
+
+
+def test_progress_is_read_line_by_line(tmp_path: Path) -> None:
+    path = tmp_path / "progress.jsonl"
+    progress = ProgressFile(path)
+    assert progress.new_lines() == []
+    path.write_text('{"done": 1}\n{"done": 2}\n{"do')
+    assert [line["done"] for line in progress.new_lines()] == [1, 2]
+    with path.open("a") as handle:
+        handle.write('ne": 3}\n')
+    assert [line["done"] for line in progress.new_lines()] == [3]
+
+
+def test_a_stages_own_error_keeps_its_exit_code(tmp_path: Path) -> None:
+    stage = plan_of().stage("seed")
+    record = {"exit_code": 75, "what": "out of memory", "where": "", "fix": "smaller batches"}
+    (tmp_path / "error.json").write_text(json.dumps(record))
+    error = stage_failure(stage, 75, tmp_path)
+    assert isinstance(error, TryAgainError)
+    assert str(error) == "seed: out of memory; smaller batches"
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "words"),
+    [
+        (-9, TryAgainError, "kernel does when memory runs out"),
+        (-9, TryAgainError, "seed_training.per_device_train_batch_size"),
+        (-11, StageError, "killed by signal 11 (SIGSEGV)"),
+        (1, StageError, "exit code 1"),
+    ],
+)
+def test_a_crash_shows_the_end_of_its_log(tmp_path: Path, code: int, kind: type[SpaError], words: str) -> None:
+    (tmp_path / "worker.log").write_text("".join(f"line {i}\n" for i in range(50)) + "Segmentation fault\n")
+    error = stage_failure(plan_of().stage("seed"), code, tmp_path)
+    assert isinstance(error, kind)
+    assert words in str(error)
+    assert "Segmentation fault" in str(error)
+    assert "line 10 " not in str(error)
+    assert str(tmp_path / "worker.log") in str(error)

@@ -1,0 +1,490 @@
+"""The states in which a run can be found, each with its documented answer: damaged, full, moved, read-only, crashed."""
+
+import ctypes
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from spa_recipes.errors import EXIT_CODES, StageError, TryAgainError
+from spa_recipes.plan import compile_plan
+from spa_recipes.recipe.schema import LocalExecutor, Recipe
+from spa_recipes.run import disk, runner, worker
+from spa_recipes.run.executors import Executors, Worker
+from spa_recipes.run.memory import smaller
+from spa_recipes.run.rundir import RunDir
+from spa_recipes.run.runner import execute, stage_failure
+from spa_recipes.stages.context import StageSpec
+from spa_recipes.state import atomic
+from spa_recipes.state.digests import DigestMemo
+from spa_recipes.state.stagedir import StageDir
+from tests.conftest import merged, mini, run_spa, write_recipe
+from tests.unit.test_stages import spec_of
+
+RECIPE = mini(
+    sft={"save_steps": 4},
+    seed_training={"save_steps": 3},
+    refine={"save_steps": 1},
+    storage={"keep_checkpoints": True, "keep_shards": True},  # so that a copy can be made unfinished again
+)
+STAGES = 16
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="uses system calls of Linux")
+
+
+@contextmanager
+def umask(value: int) -> Iterator[None]:
+    before = os.umask(value)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run, made under umask 002. Tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("home")
+    write_recipe(folder / "mini.yaml", RECIPE)
+    with umask(0o002):
+        done = run_spa(folder, "run", "mini.yaml")
+    assert done.returncode == 0, done.stderr + done.stdout
+    return folder
+
+
+@pytest.fixture
+def copy(home: Path, tmp_path: Path) -> Path:
+    """A folder with a copy of the finished run, far from it."""
+    shutil.copytree(home / "runs" / "mini", tmp_path / "runs" / "mini", symlinks=True)
+    shutil.copy(home / "mini.yaml", tmp_path)
+    return tmp_path
+
+
+def stage_dir(folder: Path, stage: str) -> Path:
+    (found,) = (folder / "runs" / "mini" / "stages").glob(f"[0-9][0-9]-{stage}-????????")
+    return found
+
+
+def unfinish(folder: Path, stage: str) -> Path:
+    """Put a stage back to the moment before its commit."""
+    path = stage_dir(folder, stage)
+    (path / "manifest.json").unlink()
+    shutil.rmtree(path / "output")
+    return path
+
+
+def attempts(folder: Path) -> dict[str, int]:
+    return {
+        path.name: len(list((path / "attempts").iterdir())) for path in (folder / "runs" / "mini" / "stages").glob("*")
+    }
+
+
+def outputs(folder: Path) -> dict[str, bytes]:
+    """Content of all outputs of a run, by path below its stages."""
+    stages = folder / "runs" / "mini" / "stages"
+    return {
+        str(path.relative_to(stages)): path.read_bytes()
+        for path in stages.glob("*/output/**/*")
+        if path.is_file() and ".damaged" not in str(path)
+    }
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "runs" / "mini" / "events.jsonl").read_text().splitlines()]
+
+
+def flip(path: Path) -> bytes:
+    """Change one byte in the middle of a file; returns the damaged content."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    return bytes(content)
+
+
+def one_line(done: "subprocess.CompletedProcess[str]") -> str:
+    """Standard error, which is one line."""
+    (line,) = done.stderr.strip().splitlines()
+    return line
+
+
+# --- finished ---
+
+
+def test_a_finished_run_answers_without_any_stage(home: Path) -> None:
+    before = attempts(home)
+    code = """
+import atexit, sys
+atexit.register(lambda: print("HEAVY", [m for m in ("torch", "transformers", "trl", "datasets") if m in sys.modules]))
+sys.argv = ["spa", "resume", "mini"]
+from spa_recipes.cli.app import main
+main()
+"""
+    with umask(0o002):
+        done = subprocess.run([sys.executable, "-c", code], cwd=home, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "HEAVY []"
+    assert done.stdout.count("done before") == STAGES + 1
+    assert attempts(home) == before
+
+
+def test_files_have_the_mode_of_the_umask(home: Path) -> None:
+    """002 in the fixture: what one of a group began, another one can go on with."""
+    assert modes(home / "runs") == {("file", 0o664), ("folder", 0o775)}
+
+
+def modes(folder: Path) -> set[tuple[str, int]]:
+    return {
+        ("folder" if path.is_dir() else "file", stat.S_IMODE(path.stat().st_mode))
+        for path in [folder, *folder.rglob("*")]
+        if not path.is_symlink()
+    }
+
+
+def test_a_run_does_not_know_where_it_is(home: Path) -> None:
+    """No file of it holds its place, and the links to the model are relative."""
+    place = str(home).encode()
+    assert [path for path in (home / "runs" / "mini").rglob("*") if path.is_file() and place in path.read_bytes()] == []
+    links = [path for path in (home / "runs" / "mini").rglob("*") if path.is_symlink()]
+    assert links
+    assert not any(path.readlink().is_absolute() for path in links)
+
+
+@pytest.mark.parametrize("year", [1980, 2090])
+def test_wrong_clocks_change_nothing(copy: Path, year: int) -> None:
+    for path in (copy / "runs").rglob("manifest.json"):
+        folder = StageDir(path.parent)
+        manifest = folder.manifest()
+        assert manifest is not None
+        atomic.write_json(path, replace(manifest, finished_at=f"{year}-01-01T00:00:00+00:00").to_json())
+    seconds = (year - 1970) * 365.25 * 86400
+    for path in (copy / "runs").rglob("*"):
+        os.utime(path, (seconds, seconds), follow_symlinks=False)
+    before = attempts(copy)
+    done = run_spa(copy, "resume", "mini")
+    assert done.returncode == 0, done.stderr
+    assert attempts(copy) == before
+    assert f"{STAGES}/{STAGES}" in run_spa(copy, "status").stdout
+
+
+# --- damaged ---
+
+
+def test_what_was_damaged_is_found_kept_said_and_made_again(home: Path, copy: Path) -> None:
+    """Shards, checkpoints, a manifest and an output: all in one run, which was moved besides."""
+    generate, score, sft, refine = (
+        unfinish(copy, name) for name in ("generate-1", "score-2-reference", "sft", "refine-1")
+    )
+    altered = generate / "work" / "shards" / "completions" / "00000000-00000016.parquet"
+    table = pq.read_table(altered)
+    pq.write_table(table.take(list(reversed(range(table.num_rows)))), altered)  # readable, with the right count
+    (cut,) = (score / "work" / "shards" / "logps").glob("*.parquet")
+    cut.write_bytes(cut.read_bytes()[:-9])
+    optimizer = flip(sft / "work" / "checkpoints" / "checkpoint-12" / "optimizer.pt")
+    (refine / "work" / "checkpoints" / "checkpoint-1" / "spa_checkpoint.json").unlink()
+    judged = flip(stage_dir(copy, "judge-2") / "output" / "pairs.jsonl")
+    manifest = stage_dir(copy, "judge-1") / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"tokens": 0', '"tokens": 1'))
+    (copy / "runs").rename(copy / "moved")
+    done = run_spa(copy, "resume", copy / "moved" / "mini")
+    (copy / "moved").rename(copy / "runs")
+    assert done.returncode == 0, done.stderr
+    assert outputs(copy) == outputs(home)
+
+    said = [event["text"] for event in events(copy) if event["event"] == "notice"]
+    assert {event["stage"] for event in events(copy) if event["event"] == "stage damaged"} == {"judge-1", "judge-2"}
+    for words in (
+        "shard completions/00000000-00000016.parquet was altered or cut off",
+        f"shard logps/{cut.name} was altered or cut off",
+        "checkpoint-12 was altered or cut off: kept as checkpoint-12.damaged-1, going on from checkpoint-8",
+        "checkpoint-1 was not finished: deleted, training starts again",
+    ):
+        (line,) = [text for text in said if words in text]
+        assert line in done.stdout
+    logs = "".join(path.read_text() for path in (copy / "runs" / "mini").rglob("worker.log"))
+    assert all(text in logs for text in said)
+    assert "manifest.json was altered" in done.stdout
+    assert "output/pairs.jsonl was altered" in done.stdout
+    assert "went on from step 8" in done.stdout
+
+    assert (sft / "work" / "damaged" / "checkpoint-12.damaged-1" / "optimizer.pt").read_bytes() == optimizer
+    assert (generate / "work" / "damaged" / f"{altered.name}.damaged-1").is_file()
+    assert (Path(f"{stage_dir(copy, 'judge-2')}.damaged-1") / "output" / "pairs.jsonl").read_bytes() == judged
+    again = {name for name, count in attempts(copy).items() if count > 1}
+    assert again == {
+        generate.name,
+        score.name,
+        sft.name,
+        refine.name,
+    }  # the others were reused, or set aside as a whole
+    assert attempts(copy)[stage_dir(copy, "judge-1").name] == 1
+
+
+# --- moved and copied ---
+
+
+def test_a_copy_beside_the_original_goes_on_by_itself(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "runs" / "mini", tmp_path / "archive" / "other-name", symlinks=True)
+    shutil.rmtree(next((tmp_path / "archive").glob("other-name/stages/*-evaluate-2-*")))
+    status = run_spa(tmp_path, "status", "other-name", "--runs-dir", "archive")
+    assert status.stdout.count(" done ") == STAGES - 1
+    done = run_spa(tmp_path, "resume", "other-name", "--runs-dir", "archive")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("done before") == STAGES  # the heading says it too
+    final = tmp_path / "archive" / "other-name" / "final"
+    assert final.resolve().is_relative_to(tmp_path)
+    assert (final / "model.safetensors").is_file()
+
+
+def test_relative_paths_are_those_of_the_current_folder(tmp_path: Path) -> None:
+    from spa_recipes.data.rows import write_jsonl
+    from spa_recipes.sandbox.model import build_model
+    from spa_recipes.sandbox.rows import preference_rows
+
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    write_jsonl(here / "mine.jsonl", preference_rows(400, seed=0))
+    build_model(here / "base", seed=0)
+    recipe = mini(model={"model_name_or_path": "base"}, sft=None)
+    recipe["data"]["pairs"] = {"source": "mine.jsonl"}
+    write_recipe(here / "mini.yaml", merged(recipe, {"evaluation": {"reward": "none"}}))
+    assert run_spa(here, "run", "mini.yaml", "--until", "data").returncode == 0
+    assert run_spa(here, "resume", "mini", "--until", "data").returncode == 0
+    away = run_spa(there, "resume", here / "runs" / "mini")
+    assert away.returncode == 3
+    assert "mine.jsonl" in one_line(away)
+    assert f"relative to {there}" in one_line(away)
+    shutil.copy(here / "mine.jsonl", there)
+    away = run_spa(there, "resume", here / "runs" / "mini")
+    assert away.returncode == 3
+    assert one_line(away).startswith("error: model.model_name_or_path: base: the model is neither on this disk nor")
+
+
+# --- read-only ---
+
+
+def without_root_powers() -> None:
+    """Let the modes of files count for root too: drop CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH before exec."""
+    for capability in (1, 2):
+        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
+
+
+def run_bound(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """The command line as a user whom the modes of files bind."""
+    return subprocess.run(
+        [sys.executable, "-m", "spa_recipes.cli", *arguments],
+        cwd=folder,
+        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200"},
+        preexec_fn=without_root_powers if os.getuid() == 0 else None,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@LINUX
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_folder_that_nobody_may_write(copy: Path, finished: bool) -> None:
+    if not finished:
+        unfinish(copy, "evaluate-2")
+    paths = [copy / "runs", *(path for path in (copy / "runs").rglob("*") if not path.is_symlink())]
+    for path in paths:
+        path.chmod(path.stat().st_mode & ~0o222)
+    try:
+        assert run_bound(copy, "status").returncode == 0
+        assert run_bound(copy, "status", "mini").stdout.count(" done ") == STAGES - (not finished)
+        assert run_bound(copy, "plan", "mini.yaml").returncode == 0
+        for command in (["run", "mini.yaml"], ["resume", "mini"]):
+            done = run_bound(copy, *command)
+            if finished:
+                assert done.returncode == 0, done.stderr
+                assert "judge accuracy" in done.stdout
+            else:
+                assert done.returncode == 3
+                assert "evaluate-2 is still to be done" in one_line(done)
+    finally:
+        for path in paths:
+            path.chmod(path.stat().st_mode | 0o200)
+
+
+# --- a full disk ---
+
+
+def test_too_small_a_disk_is_told_before_a_stage(tmp_path: Path) -> None:
+    write_recipe(tmp_path / "mini.yaml", mini(model={"num_parameters": 10**15}))
+    done = run_spa(tmp_path, "run", "mini.yaml")
+    assert done.returncode == 75
+    assert re.search(r"base: .*needs up to 4000 TB on the disk and \S+ \S+ are free", one_line(done))
+    assert list(attempts(tmp_path).values()) == [1]  # the data stage
+
+
+def test_what_is_there_already_need_not_be_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = compile_plan(Recipe.model_validate(RECIPE), DigestMemo(tmp_path / "memo"))
+    folder = StageDir(tmp_path / "sft")
+    needed = disk.room_needed(plan.stage("sft"), plan, folder)
+    assert needed is not None
+    (folder.work / "checkpoints").mkdir(parents=True)
+    (folder.work / "checkpoints" / "file").write_bytes(b"x" * 1000)
+    assert disk.room_needed(plan.stage("sft"), plan, folder) == needed - 1000
+    monkeypatch.setattr(disk, "free_bytes", lambda path: needed - 1001)
+    with pytest.raises(TryAgainError, match="on the disk"):
+        disk.room_needed(plan.stage("sft"), plan, folder)
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[None]:
+    """A file system of some size."""
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("may not mount a file system")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@LINUX
+@pytest.mark.parametrize("size", ["7m", "600k"])
+def test_a_disk_that_fills_up_in_a_stage(home: Path, tmp_path: Path, size: str) -> None:
+    """In writing a second checkpoint, or the base model; then there is room."""
+    small = tmp_path / "small"
+    with small_disk(small, size):
+        # The estimate must not stop it before; that a model is smaller than it says is possible, if unlikely.
+        write_recipe(small / "mini.yaml", merged(RECIPE, {"model": {"num_parameters": 1}}))
+        with umask(0o077):
+            full = run_spa(small, "run", "mini.yaml", "--until", "sft")
+        assert full.returncode == 75
+        assert re.search(r"the disk is full: \S+ could not be written, \S+ \S+ are free", one_line(full))
+        assert "make room" in one_line(full)
+        whole = {path.parent.name for path in small.rglob("spa_checkpoint.json")}
+        assert {path.name for path in small.rglob("checkpoint-*")} == whole
+        assert not list(small.rglob("*.tmp"))
+        subprocess.run(["mount", "-o", "remount,size=100m", small], check=True)
+        with umask(0o077):
+            done = run_spa(small, "resume", "mini", "--until", "sft")
+        assert done.returncode == 0, done.stderr
+        assert ("went on from step" in done.stdout) == bool(whole)
+        assert modes(small / "runs") == {("file", 0o600), ("folder", 0o700)}
+        mine = outputs(small)
+        assert mine == {name: content for name, content in outputs(home).items() if name in mine}
+        assert any("sft" in name for name in mine)
+
+
+# --- a stage that ends badly ---
+
+BAD_END = """
+import os, signal, sys, types
+import spa_recipes.run.worker as worker
+def run(context):
+    print("the last words", flush=True)
+    {body}
+sys.modules["bad"] = types.SimpleNamespace(run=run)
+worker.MODULES["data"] = "bad"
+worker.main()
+"""
+
+
+class BadEnd(Executors):
+    """Starts real processes whose stage ends in a given way."""
+
+    def __init__(self, body: str) -> None:
+        super().__init__(LocalExecutor())
+        self._body = body
+
+    def start(self, kind: str, spec: Path, log: Path, engines: Any = None) -> Worker:
+        return Worker([sys.executable, "-c", BAD_END.format(body=self._body), str(spec)], log)
+
+
+class Silent:
+    """A reporter that keeps silent."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments, **facts: None
+
+
+@LINUX
+@pytest.mark.parametrize(
+    ("body", "code", "words"),
+    [
+        ("os.kill(os.getpid(), signal.SIGSEGV)", 1, ["killed by signal 11 (SIGSEGV)", "in run", "worker.log"]),
+        ("os._exit(3)", 1, ["exit code 3", "the last words", "worker.log"]),
+        ("os.kill(os.getpid(), signal.SIGKILL)", 75, ["kernel", "memory runs out", "the last words", "worker.log"]),
+        ("raise MemoryError", 75, ["out of memory", "fewer rows"]),
+        ("raise RuntimeError('CUDA out of memory. Tried to allocate')", 75, ["out of memory"]),
+        ("raise OSError(28, 'No space left on device', '/big/file')", 75, ["disk is full", "/big/file", "are free"]),
+        ("raise RuntimeError('I/O error: No space left on device (os error 28)')", 75, ["disk is full"]),
+        ("raise ValueError('something else')", 1, ["ValueError: something else", "worker.log"]),
+    ],
+)
+def test_a_bad_end_is_one_line(tmp_path: Path, body: str, code: int, words: list[str]) -> None:
+    plan = compile_plan(Recipe.model_validate(mini()), DigestMemo(tmp_path / "memo"))
+    run = RunDir(tmp_path / "mini")
+    with pytest.raises(EXIT_CODES[code], match=r"\A[^\n]*\Z") as caught:
+        execute(plan, run, "", until="data", accept=False, reporter=Silent(), executors=BadEnd(body))
+    assert caught.value.exit_code == code
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert "run stopped" in (run.path / "events.jsonl").read_text()
+    assert run.holder() is None
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo", "refine", "generate", "score", "reward", "evaluate"])
+def test_out_of_memory_names_keys_of_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """In every kind of stage that loads a model, wherever in it the memory runs out."""
+
+    def run(context: Any) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setitem(sys.modules, "bad", type("bad", (), {"run": staticmethod(run)}))
+    monkeypatch.setitem(worker.MODULES, kind, "bad")
+    spec = spec_of(tmp_path / "stages" / "stage", kind, {"sampling": mini()["sampling"]}, {})
+    assert worker.run_stage(spec) == 75
+    record = json.loads((tmp_path / "stages" / "stage" / "attempts" / "1" / "error.json").read_text())
+    assert record["exit_code"] == 75
+    recipe = Recipe.model_validate(mini()).model_dump()
+    keys = re.findall(r"[a-z_]+(?:\.[a-z_]+)+", record["fix"])
+    assert keys
+    for key in keys:
+        value: Any = recipe
+        for name in key.split("."):
+            assert name in value, key
+            value = value[name]
+
+
+def test_vllm_has_keys_of_its_own() -> None:
+    fix = smaller("generate", {"sampling": {"backend": {"type": "vllm"}}})
+    assert "sampling.backend.gpu_memory_utilization" in fix
+
+
+def test_a_disk_too_full_for_an_error_is_told_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = compile_plan(Recipe.model_validate(mini()), DigestMemo(tmp_path / "memo"))
+    (tmp_path / "worker.log").write_text("Traceback")
+    assert isinstance(stage_failure(plan.stage("sft"), 1, tmp_path), StageError)
+    monkeypatch.setattr(runner, "free_bytes", lambda path: 100)
+    error = stage_failure(plan.stage("sft"), 1, tmp_path)
+    assert isinstance(error, TryAgainError)
+    assert "the disk is full" in str(error)
+
+
+def test_a_spec_names_the_run_by_relative_paths(tmp_path: Path) -> None:
+    stage, other = tmp_path / "run" / "stages" / "03-sft", tmp_path / "run" / "stages" / "02-base"
+    inputs = {"policy": other / "output" / "model", "pairs": Path("/data/pairs.jsonl"), "reference": Path("org/name")}
+    spec = spec_of(stage, "sft", {}, inputs)
+    file = stage / "attempts" / "1" / "spec.json"
+    spec.write(file)
+    assert str(tmp_path) not in file.read_text()
+    assert StageSpec.read(file) == spec
+    (tmp_path / "run").rename(tmp_path / "moved")
+    moved = StageSpec.read(tmp_path / "moved" / "stages" / "03-sft" / "attempts" / "1" / "spec.json")
+    assert moved.inputs["policy"] == str(tmp_path / "moved" / "stages" / "02-base" / "output" / "model")
+    assert moved.inputs["reference"] == "org/name"
+    assert moved.stage_dir == str(tmp_path / "moved" / "stages" / "03-sft")
