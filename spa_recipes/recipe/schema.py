@@ -1,7 +1,7 @@
 """What a recipe says. Defaults are the paper's (arXiv 2406.04412) unless a description says otherwise.
 
-Nothing in here changes a value: a validator accepts or refuses. A field marked `RUNTIME` changes how or where the
-work is done but not its result; stage keys leave such fields out.
+Nothing in here changes a value: a validator accepts or refuses. Marks of a field say what stage keys leave out
+(`spa_recipes.keys`): `RUNTIME`, `LOCATION` and `REVISION`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 RUNTIME: dict[str, Any] = {"runtime": True}
-"""Marks a field that does not change the result of a stage (see `spa_recipes.keys`)."""
+"""Marks a field that changes how or where the work is done, but not its result."""
+LOCATION: dict[str, Any] = {"input": True, "location": True}
+"""Marks a field that names a file, a folder or a Hub id. Its content is an input of a stage: the key holds that."""
+REVISION: dict[str, Any] = {"input": True}
+"""Marks a field that says which version of a `LOCATION` is meant."""
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -63,9 +67,11 @@ class Model(Section):
     """The model to align: the SFT model, or the base model when the recipe has an `sft` section."""
 
     model_name_or_path: str = Field(
-        min_length=1, description="Hub id or local folder; `sandbox` is the sandbox's tiny Llama, freshly initialised."
+        min_length=1,
+        description="Hub id or local folder; `sandbox` is the sandbox's tiny Llama, freshly initialised.",
+        json_schema_extra=LOCATION,
     )
-    revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
+    revision: str | None = Field(None, description="Branch, tag or commit on the Hub.", json_schema_extra=REVISION)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
         description="Precision of the computation and of saved models; auto: bfloat16 on a GPU that has it, else "
@@ -74,7 +80,9 @@ class Model(Section):
     attn_implementation: str | None = Field(None, description="Passed to transformers, e.g. flash_attention_2.")
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
     chat_template: str | None = Field(
-        None, description="File with a Jinja chat template, for a model that has none of its own."
+        None,
+        description="File with a Jinja chat template, for a model that has none of its own.",
+        json_schema_extra=LOCATION,
     )
     max_length: PositiveInt = Field(2048, description="Tokens of prompt and response together.")
     max_prompt_length: PositiveInt = Field(1024, description="Tokens of the prompt; a longer one loses its beginning.")
@@ -108,11 +116,13 @@ class DatasetSource(Section):
 
     type: Literal["dataset"] = "dataset"
     source: str = Field(
-        min_length=1, description="JSONL, JSON, Parquet or CSV file, folder made by save_to_disk, or Hub id."
+        min_length=1,
+        description="JSONL, JSON, Parquet or CSV file, folder made by save_to_disk, or Hub id.",
+        json_schema_extra=LOCATION,
     )
     config_name: str | None = Field(None, description="Configuration of a Hub dataset.")
     split: str | None = Field(None, description="Split; null takes the only one, or train_prefs, train_sft, train.")
-    revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
+    revision: str | None = Field(None, description="Branch, tag or commit on the Hub.", json_schema_extra=REVISION)
     columns: Columns = Field(Columns(), description="Overrides the detected columns.")
     on_bad_row: Literal["error", "skip"] = Field("error", description="Stop at a malformed row, or count and skip it.")
 
@@ -332,6 +342,7 @@ class ImplicitRewardJudge(Section):
         min_length=1,
         description="The judge's reference: init (pi_init, the method), base (the model before `sft`), or a folder or "
         "Hub id.",
+        json_schema_extra=LOCATION,
     )
     recompute_policy_logps: bool = Field(
         False, description="Score the policy again instead of using the log-probs kept by the generation."
@@ -348,9 +359,12 @@ class RewardModelJudge(Section):
 
     type: Literal["reward_model"]
     model_name_or_path: str | None = Field(
-        None, min_length=1, description="Folder or Hub id; null: trained on the seed labels, starting from pi_init."
+        None,
+        min_length=1,
+        description="Folder or Hub id; null: trained on the seed labels, starting from pi_init.",
+        json_schema_extra=LOCATION,
     )
-    revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
+    revision: str | None = Field(None, description="Branch, tag or commit on the Hub.", json_schema_extra=REVISION)
     training: Training | None = Field(
         None, description="Settings of that training; null: those of `seed_training` (without its beta)."
     )
@@ -376,10 +390,13 @@ class LlmJudge(Section):
         None,
         min_length=1,
         description="Folder or Hub id of the judge; null: the policy pi_{i-1} judges its own answers.",
+        json_schema_extra=LOCATION,
     )
-    revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
+    revision: str | None = Field(None, description="Branch, tag or commit on the Hub.", json_schema_extra=REVISION)
     chat_template: str | None = Field(
-        None, description="File with a Jinja chat template, for a judge that has none of its own."
+        None,
+        description="File with a Jinja chat template, for a judge that has none of its own.",
+        json_schema_extra=LOCATION,
     )
     endpoint: Endpoint | None = Field(None, description="A server that is asked instead of a model on this machine.")
     prompt: str | None = Field(
@@ -387,6 +404,7 @@ class LlmJudge(Section):
         min_length=1,
         description="File with a Jinja template of the question; null: that of the package, "
         "spa_recipes/data/question.jinja, which lists the variables and how a verdict is read.",
+        json_schema_extra=LOCATION,
     )
     max_tokens: PositiveInt = Field(512, description="New tokens per verdict, with its reasons.")
     max_length: PositiveInt | None = Field(
@@ -520,6 +538,7 @@ class AlpacaEval(Answering):
         min_length=1,
         description="File with `instruction` and, for an annotator, the baseline's `output` and `generator`; null: "
         "tatsu-lab/alpaca_eval on the Hub (805 instructions with GPT-4 Turbo's answers).",
+        json_schema_extra=LOCATION,
     )
     annotator: str | None = Field(
         None,
@@ -534,13 +553,18 @@ class MtBench(Answering):
     """MT-Bench: answers over two turns in FastChat's form, graded by a model behind an endpoint."""
 
     type: Literal["mt_bench"]
-    questions: str = Field(min_length=1, description="FastChat's question.jsonl.")
+    questions: str = Field(min_length=1, description="FastChat's question.jsonl.", json_schema_extra=LOCATION)
     endpoint: Endpoint | None = Field(
         None, description="Server of the model that grades; null only writes the answers."
     )
-    judge_prompts: str | None = Field(None, min_length=1, description="FastChat's judge_prompts.jsonl.")
+    judge_prompts: str | None = Field(
+        None, min_length=1, description="FastChat's judge_prompts.jsonl.", json_schema_extra=LOCATION
+    )
     reference_answers: str | None = Field(
-        None, min_length=1, description="FastChat's reference_answer/gpt-4.jsonl, for math, reasoning and coding."
+        None,
+        min_length=1,
+        description="FastChat's reference_answer/gpt-4.jsonl, for math, reasoning and coding.",
+        json_schema_extra=LOCATION,
     )
     judge_max_tokens: PositiveInt = Field(2048, description="New tokens per judgment.")
 
@@ -558,10 +582,16 @@ class ImplicitRewardComparison(Section):
 
     type: Literal["implicit_reward"] = "implicit_reward"
     policy: str | None = Field(
-        None, min_length=1, description="Folder or Hub id of a model trained with preferences; null: the run's pi_0."
+        None,
+        min_length=1,
+        description="Folder or Hub id of a model trained with preferences; null: the run's pi_0.",
+        json_schema_extra=LOCATION,
     )
     reference: str | None = Field(
-        None, min_length=1, description="Folder or Hub id of what it was trained from; null: the run's pi_init."
+        None,
+        min_length=1,
+        description="Folder or Hub id of what it was trained from; null: the run's pi_init.",
+        json_schema_extra=LOCATION,
     )
 
     @model_validator(mode="after")
@@ -575,8 +605,8 @@ class RewardModelComparison(Section):
     """Compares answers by a sequence-classification model with one output."""
 
     type: Literal["reward_model"]
-    model_name_or_path: str = Field(min_length=1, description="Folder or Hub id.")
-    revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
+    model_name_or_path: str = Field(min_length=1, description="Folder or Hub id.", json_schema_extra=LOCATION)
+    revision: str | None = Field(None, description="Branch, tag or commit on the Hub.", json_schema_extra=REVISION)
 
 
 PairwiseJudge = Annotated[
@@ -593,7 +623,10 @@ class Pairwise(Answering):
 
     type: Literal["pairwise"]
     against: str = Field(
-        "init", min_length=1, description="The other model: init (the run's pi_init), or a folder or Hub id."
+        "init",
+        min_length=1,
+        description="The other model: init (the run's pi_init), or a folder or Hub id.",
+        json_schema_extra=LOCATION,
     )
     prompts: DatasetSource | None = Field(None, description="Prompts to answer; null: the run's held-out ones.")
     judge: PairwiseJudge = Field(ImplicitRewardComparison(), description="Who compares the answers.")
@@ -620,8 +653,12 @@ class Evaluation(Section):
         "knows the seed labels only and favours its own kind, so read it as a trend; gold: the sandbox's; "
         "implicit_reward: that of two models from outside the run (`reward_policy` against `reward_reference`); none.",
     )
-    reward_policy: str | None = Field(None, description="Folder or Hub id of a model trained with preferences.")
-    reward_reference: str | None = Field(None, description="Folder or Hub id of what `reward_policy` was trained from.")
+    reward_policy: str | None = Field(
+        None, description="Folder or Hub id of a model trained with preferences.", json_schema_extra=LOCATION
+    )
+    reward_reference: str | None = Field(
+        None, description="Folder or Hub id of what `reward_policy` was trained from.", json_schema_extra=LOCATION
+    )
     num_samples: Annotated[int, Field(ge=0)] = Field(
         3, description="Sample answers shown in the summary.", json_schema_extra=RUNTIME
     )
@@ -674,7 +711,9 @@ class AccelerateExecutor(Section):
 
     type: Literal["accelerate"]
     num_processes: PositiveInt = Field(description="Processes, one per device.")
-    config_file: str | None = Field(None, description="accelerate config (DeepSpeed, FSDP, several nodes).")
+    config_file: str | None = Field(
+        None, description="accelerate config (DeepSpeed, FSDP, several nodes).", json_schema_extra=LOCATION
+    )
 
 
 Executor = Annotated[
@@ -694,6 +733,7 @@ class Compute(Section):
         None,
         description="Python of the environment that has vLLM, for the stages that sample with it; null: this one. "
         "spa-recipes must be installed there, too.",
+        json_schema_extra=LOCATION,
     )
     score_tokens_per_batch: PositiveInt = Field(
         16384, description="Tokens in work at a time when log-probs are scored."
@@ -703,7 +743,12 @@ class Compute(Section):
 class Storage(Section):
     """What stays on disk."""
 
-    runs_dir: str = Field("runs", min_length=1, description="Folder of all runs; stages are reused among its runs.")
+    runs_dir: str = Field(
+        "runs",
+        min_length=1,
+        description="Folder of all runs; stages are reused among its runs.",
+        json_schema_extra=LOCATION,
+    )
     checkpoints_while_training: PositiveInt = Field(
         2,
         description="Whole checkpoints kept while a stage trains. The next one is written before the oldest goes, so "
@@ -718,8 +763,8 @@ class JudgeJob(Section):
 
     name: str
     model: Model
-    reference: str
-    reference_revision: str | None = None
+    reference: str = Field(json_schema_extra=LOCATION)
+    reference_revision: str | None = Field(None, json_schema_extra=REVISION)
     pairs: DatasetSource
     judge: ImplicitRewardJudge
     seed: Seed = 42
