@@ -30,7 +30,7 @@ class Running(Protocol):
         """End it and all its children; returns when they are gone."""
 
 
-class Engines(NamedTuple):
+class VllmProcesses(NamedTuple):
     """The processes of a stage that samples with vLLM.
 
     Attributes:
@@ -44,13 +44,15 @@ class Engines(NamedTuple):
     gpus_each: int
 
 
-def engines_of(stage: Stage, compute: Compute) -> Engines | None:
+def vllm_processes_of(stage: Stage, compute: Compute) -> VllmProcesses | None:
     """What a stage needs that samples with vLLM; None for any other."""
     sampling = stage.settings.get("sampling")
     if not isinstance(sampling, Sampling) or not isinstance(sampling.backend, VllmBackend):
         return None
     backend = sampling.backend
-    return Engines(compute.vllm_python or sys.executable, backend.data_parallel_size, backend.tensor_parallel_size)
+    return VllmProcesses(
+        compute.vllm_python or sys.executable, backend.data_parallel_size, backend.tensor_parallel_size
+    )
 
 
 class Executors:
@@ -60,14 +62,14 @@ class Executors:
         self._settings = settings
         self._server: ForkServer | None = None
 
-    def start(self, kind: str, spec: Path, log: Path, engines: Engines | None = None) -> Running:
-        """Start the process of a stage, its output going to `log`; with `engines` one for each of them.
+    def start(self, kind: str, spec: Path, log: Path, vllm: VllmProcesses | None = None) -> Running:
+        """Start the process of a stage, its output going to `log`; with `vllm` one process for each copy of the model.
 
         vLLM starts processes of its own for the GPUs of a copy, so its stages never run under a launcher, and never
         fork from a process that has imported torch.
         """
-        if engines is not None:
-            return _engine_workers(engines, spec, log)
+        if vllm is not None:
+            return _vllm_workers(vllm, spec, log)
         if isinstance(self._settings, ForkExecutor):
             if self._server is None or not self._server.alive():
                 self._server = ForkServer(log)
@@ -93,16 +95,16 @@ def _command(settings: Executor, kind: str, spec: Path) -> list[str]:
     return [*command, "--module", WORKER, str(spec)]
 
 
-def _engine_workers(engines: Engines, spec: Path, log: Path) -> "Running":
+def _vllm_workers(vllm: VllmProcesses, spec: Path, log: Path) -> "Running":
     """A worker per copy of the model; with several of them each has its rank and sees its own GPUs only."""
-    command = [engines.python, "-m", WORKER, str(spec)]
-    if engines.copies == 1:
+    command = [vllm.python, "-m", WORKER, str(spec)]
+    if vllm.copies == 1:
         return Worker(command, log)
     gpus = visible_gpus()
     workers = []
-    for rank in range(engines.copies):
-        mine = gpus[rank * engines.gpus_each : (rank + 1) * engines.gpus_each]
-        ranks = {RANK: str(rank), WORLD_SIZE: str(engines.copies)}
+    for rank in range(vllm.copies):
+        mine = gpus[rank * vllm.gpus_each : (rank + 1) * vllm.gpus_each]
+        ranks = {RANK: str(rank), WORLD_SIZE: str(vllm.copies)}
         workers.append(Worker(command, log, ranks | ({"CUDA_VISIBLE_DEVICES": ",".join(mine)} if gpus else {})))
     return Workers(workers)
 

@@ -19,8 +19,8 @@ from spa_recipes.data.hub import hub_error
 from spa_recipes.errors import DataError, RecipeError, SpaError, TryAgainError
 from spa_recipes.plan import ALPACA_EVAL_PROMPTS, External, Plan, Stage, is_of_benchmark
 from spa_recipes.recipe.schema import AnyRecipe, Endpoint, EvaluateJob, JudgeJob, Recipe
-from spa_recipes.run.engines import AS_OPTIONS, IN_A_RECIPE, check_engines
 from spa_recipes.run.rundir import RunDir
+from spa_recipes.run.vllm_preflight import AS_OPTIONS, IN_A_RECIPE, check_vllm
 
 WEIGHTS = "model.safetensors"
 SHARDED_WEIGHTS = "model.safetensors.index.json"
@@ -71,7 +71,7 @@ def check_inputs(plan: Plan, run: RunDir, until: str | None = None) -> None:
     _refuse_links(run)
     left = [stage for stage in plan.until(until) if not run.is_done(stage, plan)]
     recipe = plan.recipe
-    check_engines(left, recipe.compute, AS_OPTIONS if isinstance(recipe, EvaluateJob) else IN_A_RECIPE)
+    check_vllm(left, recipe.compute, AS_OPTIONS if isinstance(recipe, EvaluateJob) else IN_A_RECIPE)
     for dataset in _datasets(left):
         with _named(recipe, dataset):
             _check_hub_dataset(dataset.location)

@@ -16,7 +16,7 @@ from spa_recipes.plan import MODEL, External, Plan, Stage
 from spa_recipes.run import final
 from spa_recipes.run.decay import Decay, judge_decay
 from spa_recipes.run.disk import free_bytes, full_disk, is_full, room_needed
-from spa_recipes.run.executors import Engines, Executors, Running, engines_of
+from spa_recipes.run.executors import Executors, Running, VllmProcesses, vllm_processes_of
 from spa_recipes.run.memory import smaller
 from spa_recipes.run.rundir import RunDir, find_reusable
 from spa_recipes.stages.context import StageSpec
@@ -256,7 +256,7 @@ def _run(plan: Plan, run: RunDir, stage: Stage, executors: Executors, reporter: 
     run.log_event("stage started", stage=stage.id, attempt=int(attempt.name))
     reporter.started(stage, int(attempt.name))
     log = attempt / "worker.log"
-    with _running(executors, stage, spec, log, engines_of(stage, plan.recipe.compute)) as process:
+    with _running(executors, stage, spec, log, vllm_processes_of(stage, plan.recipe.compute)) as process:
         progress = ProgressFile(attempt / "progress.jsonl")
         while (code := process.poll()) is None:
             _report(progress, run, stage, reporter)
@@ -271,9 +271,11 @@ def _run(plan: Plan, run: RunDir, stage: Stage, executors: Executors, reporter: 
 
 
 @contextlib.contextmanager
-def _running(executors: Executors, stage: Stage, spec: Path, log: Path, engines: Engines | None) -> Iterator[Running]:
+def _running(
+    executors: Executors, stage: Stage, spec: Path, log: Path, vllm: VllmProcesses | None
+) -> Iterator[Running]:
     """The stage's process, stopped with all its children if this one is interrupted."""
-    process = executors.start(stage.kind, spec, log, engines)
+    process = executors.start(stage.kind, spec, log, vllm)
     try:
         yield process
     except BaseException:

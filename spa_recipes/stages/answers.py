@@ -30,7 +30,7 @@ ANSWERS = pa.schema(
 was cut, and when it was finished, in seconds since the epoch."""
 
 
-class Asked(NamedTuple):
+class Dialogue(NamedTuple):
     """A conversation to answer turn by turn.
 
     Attributes:
@@ -55,7 +55,7 @@ def run(context: Context) -> Result:
 def _alpaca_eval(context: Context) -> Result:
     prompts = alpaca_eval.read_prompts(instructions_file(context))
     temperature = context.spec.settings["sampling"]["temperature"]
-    asked = [Asked(prompt_id(p.messages), p.messages, temperature=temperature) for p in prompts]
+    asked = [Dialogue(prompt_id(p.messages), p.messages, temperature=temperature) for p in prompts]
     rows = _answered(context, asked)
     if rows is None:
         return Result(0, 0, {})
@@ -69,7 +69,7 @@ def _mt_bench(context: Context) -> Result:
     # One temperature after the other: an engine samples at one, and is opened once for each.
     order = sorted(range(len(questions)), key=lambda i: questions[i].temperature)
     asked = [
-        Asked(str(q.id), [{"role": "user", "content": q.turns[0]}], q.turns[1:], q.temperature)
+        Dialogue(str(q.id), [{"role": "user", "content": q.turns[0]}], q.turns[1:], q.temperature)
         for q in (questions[i] for i in order)
     ]
     rows = _answered(context, asked)
@@ -93,7 +93,7 @@ def _pairwise(context: Context) -> Result:
     # Several rows may have one prompt; it is answered, and counts, once.
     prompts = list({row["prompt_id"]: row for row in read_prompts(source).rows}.values())
     temperature = settings["sampling"]["temperature"]
-    rows = _answered(context, [Asked(row["prompt_id"], row["prompt"], temperature=temperature) for row in prompts])
+    rows = _answered(context, [Dialogue(row["prompt_id"], row["prompt"], temperature=temperature) for row in prompts])
     if rows is None:
         return Result(0, 0, {})
     write_jsonl(
@@ -117,7 +117,7 @@ def instructions_file(context: Context) -> Path:
     return alpaca_eval.hub_file(alpaca_eval.HUB_PROMPTS) if given == alpaca_eval.HUB_DATASET else Path(given)
 
 
-def _answered(context: Context, asked: Sequence[Asked]) -> list[dict[str, Any]] | None:
+def _answered(context: Context, asked: Sequence[Dialogue]) -> list[dict[str, Any]] | None:
     """Rows of ANSWERS, in the order of what was asked; None in every process but the first."""
     sampling = Sampling.model_validate(context.spec.settings["sampling"])
     samplers = _Samplers(model_section(context, "policy"), sampling)
@@ -160,7 +160,7 @@ class _Samplers:
 
 
 def _conversations(
-    context: Context, sampler: Sampler, asked: Sequence[Asked], before: int, total: int
+    context: Context, sampler: Sampler, asked: Sequence[Dialogue], before: int, total: int
 ) -> list[dict[str, Any]]:
     """Every turn of some conversations, all first turns together, then all second ones."""
     messages = [list(one.messages) for one in asked]

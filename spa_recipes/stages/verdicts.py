@@ -29,7 +29,7 @@ ENDPOINT_SHARD = 64
 """Questions per file on disk where each one may cost money: what an interrupted stage pays for twice at most."""
 
 
-class Asked(NamedTuple):
+class Question(NamedTuple):
     """A question about two answers to the prompt in row `item`, by their place in it, in the order they are shown."""
 
     item: int
@@ -39,7 +39,7 @@ class Asked(NamedTuple):
     text: str
 
 
-Ask = Callable[[Shards, list[Asked]], None]
+Ask = Callable[[Shards, list[Question]], None]
 """Asks the questions whose shards are missing."""
 
 
@@ -71,7 +71,7 @@ def run(context: Context) -> Result:
     return Result(len(completions), sum(replies["tokens"].to_pylist()), _metrics(verdicts, len(too_long)))
 
 
-def _questions(context: Context, groups: dict[int, list[dict[str, Any]]]) -> list[Asked]:
+def _questions(context: Context, groups: dict[int, list[dict[str, Any]]]) -> list[Question]:
     """All questions, the two orders of a pair one behind the other."""
     question = load_question(context.input("question"))
     prompts = read_jsonl(context.input("prompts"))
@@ -84,11 +84,11 @@ def _questions(context: Context, groups: dict[int, list[dict[str, Any]]]) -> lis
         for pair in itertools.combinations(texts.items(), 2):
             for (first, k), (second, m) in (pair, pair[::-1]):
                 text = question(prompts[item]["prompt"], first, second)
-                asked.append(Asked(item, prompts[item]["prompt_id"], k, m, text))
+                asked.append(Question(item, prompts[item]["prompt_id"], k, m, text))
     return asked
 
 
-def _ask_endpoint(context: Context, judge: LlmJudge, questions: list[Asked]) -> Shards:
+def _ask_endpoint(context: Context, judge: LlmJudge, questions: list[Question]) -> Shards:
     endpoint = Endpoint.model_validate(context.spec.settings["endpoint"])
     shards = Shards(context, "replies", len(questions), ENDPOINT_SHARD, REPLIES)
     for start, end in shards.missing():
@@ -112,7 +112,7 @@ def _ask_endpoint(context: Context, judge: LlmJudge, questions: list[Asked]) -> 
     return shards
 
 
-def _ask_model(context: Context, judge: LlmJudge, questions: list[Asked]) -> tuple[set[int], Shards]:
+def _ask_model(context: Context, judge: LlmJudge, questions: list[Question]) -> tuple[set[int], Shards]:
     """Ask a model on this machine; gives the indices of the questions that do not fit it and were not asked."""
     settings = context.spec.settings
     sampling = Sampling.model_validate(settings["sampling"])
@@ -139,7 +139,7 @@ def _ask_model(context: Context, judge: LlmJudge, questions: list[Asked]) -> tup
     return too_long, shards
 
 
-def _tell_too_long(context: Context, judge: LlmJudge, questions: list[Asked], too_long: set[int]) -> None:
+def _tell_too_long(context: Context, judge: LlmJudge, questions: list[Question], too_long: set[int]) -> None:
     """Say which questions do not fit; StageError, before anything is asked, where these are too many already."""
     if not too_long:
         return
@@ -160,7 +160,7 @@ def _tell_too_long(context: Context, judge: LlmJudge, questions: list[Asked], to
 
 
 def _refuse_unparsed(
-    context: Context, judge: LlmJudge, questions: list[Asked], verdicts: Sequence[Verdict], too_long: int
+    context: Context, judge: LlmJudge, questions: list[Question], verdicts: Sequence[Verdict], too_long: int
 ) -> None:
     """Stop where too many questions are without a verdict; the shards stay, so a raised limit costs no second asking.
 
@@ -182,7 +182,7 @@ def _refuse_unparsed(
 
 
 def _rewards(
-    groups: dict[int, list[dict[str, Any]]], questions: list[Asked], verdicts: Sequence[Verdict]
+    groups: dict[int, list[dict[str, Any]]], questions: list[Question], verdicts: Sequence[Verdict]
 ) -> list[float]:
     """A reward per completion, in their order; answers of one text share theirs."""
     compared: dict[int, list[Comparison]] = defaultdict(list)
@@ -196,7 +196,7 @@ def _rewards(
     return result
 
 
-def _line(question: Asked, text: str | None, verdict: Verdict) -> dict[str, Any]:
+def _line(question: Question, text: str | None, verdict: Verdict) -> dict[str, Any]:
     """`first` and `second` are the answers' places among those to the prompt; `reply` is null where it was too long."""
     return {
         "item": question.item,

@@ -401,7 +401,7 @@ class BadEnd(Executors):
         super().__init__(LocalExecutor())
         self._body = body
 
-    def start(self, kind: str, spec: Path, log: Path, engines: Any = None) -> Worker:
+    def start(self, kind: str, spec: Path, log: Path, vllm: Any = None) -> Worker:
         return Worker([sys.executable, "-c", BAD_END.format(body=self._body), str(spec)], log)
 
 

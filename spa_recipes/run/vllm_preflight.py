@@ -11,7 +11,7 @@ from typing import NamedTuple
 from spa_recipes.errors import RecipeError
 from spa_recipes.plan import Stage
 from spa_recipes.recipe.schema import Compute
-from spa_recipes.run.executors import engines_of, visible_gpus
+from spa_recipes.run.executors import visible_gpus, vllm_processes_of
 
 _LOOK = """
 import importlib.metadata as metadata, importlib.util as util, json
@@ -25,7 +25,7 @@ _NAME_ONE = "name the `python` of the environment that has vLLM"
 _PATIENCE_SECONDS = 60
 
 
-class Names(NamedTuple):
+class SettingNames(NamedTuple):
     """What the user calls the settings that this is about."""
 
     backend: str
@@ -34,13 +34,13 @@ class Names(NamedTuple):
     python: str
 
 
-IN_A_RECIPE = Names(
+IN_A_RECIPE = SettingNames(
     "sampling.backend", "sampling.backend.type vllm", "set sampling.backend.type to transformers", "compute.vllm_python"
 )
-AS_OPTIONS = Names("--tensor-parallel-size", "--backend vllm", "leave --backend out", "--vllm-python")
+AS_OPTIONS = SettingNames("--tensor-parallel-size", "--backend vllm", "leave --backend out", "--vllm-python")
 
 
-def check_engines(stages: Sequence[Stage], compute: Compute, names: Names = IN_A_RECIPE) -> None:
+def check_vllm(stages: Sequence[Stage], compute: Compute, names: SettingNames = IN_A_RECIPE) -> None:
     """Look for vLLM in the environment that these stages would start it in, and for the GPUs that it would need.
 
     Args:
@@ -51,7 +51,7 @@ def check_engines(stages: Sequence[Stage], compute: Compute, names: Names = IN_A
     Raises:
         RecipeError: there is no vLLM, another version of this package beside it, or there are too few GPUs.
     """
-    needed = [engines for stage in stages if (engines := engines_of(stage, compute)) is not None]
+    needed = [vllm for stage in stages if (vllm := vllm_processes_of(stage, compute)) is not None]
     if not needed:
         return
     if compute.vllm_python is None:
@@ -64,7 +64,7 @@ def check_engines(stages: Sequence[Stage], compute: Compute, names: Names = IN_A
             )
     else:
         _check_python(compute.vllm_python, names.python)
-    gpus, wanted = len(visible_gpus()), max(engines.copies * engines.gpus_each for engines in needed)
+    gpus, wanted = len(visible_gpus()), max(vllm.copies * vllm.gpus_each for vllm in needed)
     if gpus and wanted > gpus:
         raise RecipeError(
             f"tensor_parallel_size x data_parallel_size asks for {wanted} GPUs and there are {gpus}",

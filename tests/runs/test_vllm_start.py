@@ -16,8 +16,8 @@ from spa_recipes.errors import RecipeError
 from spa_recipes.generation.vllm import _engine_error, _first_sentence, _start_error
 from spa_recipes.plan import Plan, StageOutput, compile_plan
 from spa_recipes.recipe.schema import Compute, Model, Recipe
-from spa_recipes.run import engines, executors
-from spa_recipes.run.executors import Engines, engines_of
+from spa_recipes.run import executors, vllm_preflight
+from spa_recipes.run.executors import VllmProcesses, vllm_processes_of
 from spa_recipes.state.digests import DigestMemo
 from tests.conftest import merged, mini
 
@@ -69,13 +69,13 @@ def test_where_it_runs_does_not_change_a_key(tmp_path: Path) -> None:
 # --- starting
 
 
-def test_stages_that_sample_with_vllm_and_no_others_get_engines(tmp_path: Path) -> None:
+def test_stages_that_sample_with_vllm_and_no_others_get_processes_of_vllm(tmp_path: Path) -> None:
     compute = Compute(vllm_python="/there/python")
     plan = plan_of(tmp_path, sampling={"backend": {"data_parallel_size": 2, "tensor_parallel_size": 4}})
-    with_engines = {stage.id: engines_of(stage, compute) for stage in plan.stages if engines_of(stage, compute)}
-    assert set(with_engines) == {"evaluate-init", "evaluate-0", "generate-1", "evaluate-1"}
-    assert set(with_engines.values()) == {Engines("/there/python", 2, 4)}
-    assert engines_of(plan.stage("generate-1"), Compute()) == Engines(sys.executable, 2, 4)
+    found = {stage.id: vllm_processes_of(stage, compute) for stage in plan.stages if vllm_processes_of(stage, compute)}
+    assert set(found) == {"evaluate-init", "evaluate-0", "generate-1", "evaluate-1"}
+    assert set(found.values()) == {VllmProcesses("/there/python", 2, 4)}
+    assert vllm_processes_of(plan.stage("generate-1"), Compute()) == VllmProcesses(sys.executable, 2, 4)
 
 
 SPEAK = "import os, sys; seen = map(os.environ.get, ('SPA_RANK', 'SPA_WORLD_SIZE', 'CUDA_VISIBLE_DEVICES')); \
@@ -84,12 +84,12 @@ os.write(1, (' '.join(map(str, seen)) + os.linesep).encode()); sys.exit((os.envi
 
 
 def started(log: Path, monkeypatch: pytest.MonkeyPatch, copies: int, gpus: list[str], bad: str = "") -> Any:
-    """Engines whose workers print what they see; the one with rank `bad` fails."""
+    """Copies of vLLM whose workers print what they see; the one with rank `bad` fails."""
     program = log.with_name("python")
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{SPEAK.format(bad=bad)}"\n')
     program.chmod(0o755)
     monkeypatch.setattr(executors, "visible_gpus", lambda: gpus)
-    return executors._engine_workers(Engines(str(program), copies, 2), Path("spec.json"), log)
+    return executors._vllm_workers(VllmProcesses(str(program), copies, 2), Path("spec.json"), log)
 
 
 def ended(running: Any) -> int:
@@ -141,7 +141,7 @@ def test_children_of_a_killed_stage_go_with_it(tmp_path: Path) -> None:
 
 def look(tmp_path: Path, compute: Compute | None = None, **backend: Any) -> None:
     plan = plan_of(tmp_path, sampling={"backend": backend})
-    engines.check_engines(plan.stages, compute or Compute(vllm_python=sys.executable))
+    vllm_preflight.check_vllm(plan.stages, compute or Compute(vllm_python=sys.executable))
 
 
 def python_that_says(tmp_path: Path, answer: str) -> Compute:
@@ -173,7 +173,7 @@ def test_a_python_without_what_it_needs(tmp_path: Path, answer: str, words: str)
 def test_what_is_asked_of_the_other_python(tmp_path: Path) -> None:
     """The real question to this one, which has spa-recipes, and without its site packages."""
     for options, version in (([], "0.1.0"), (["-I", "-S"], None)):
-        call = [sys.executable, *options, "-c", engines._LOOK]
+        call = [sys.executable, *options, "-c", vllm_preflight._LOOK]
         answer = subprocess.run(call, capture_output=True, text=True, check=True)
         assert json.loads(answer.stdout)["spa"] == version
 
@@ -181,19 +181,19 @@ def test_what_is_asked_of_the_other_python(tmp_path: Path) -> None:
 def test_what_is_wrong_is_named_as_the_command_calls_it(tmp_path: Path) -> None:
     plan = plan_of(tmp_path)
     with pytest.raises(RecipeError, match=r"^--vllm-python: no such program: /no/python"):
-        engines.check_engines(plan.stages, Compute(vllm_python="/no/python"), engines.AS_OPTIONS)
+        vllm_preflight.check_vllm(plan.stages, Compute(vllm_python="/no/python"), vllm_preflight.AS_OPTIONS)
 
 
 @pytest.mark.skipif(shutil.which("python") is None, reason="no other program to name")
 def test_vllm_that_is_not_installed_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(vllm_preflight.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RecipeError, match=r"vLLM is not installed here.*spa-recipes\[vllm\].*compute\.vllm_python"):
         look(tmp_path, Compute())
 
 
 def test_more_gpus_than_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good = python_that_says(tmp_path, '{"vllm": true, "spa": "0.1.0"}')
-    monkeypatch.setattr(engines, "visible_gpus", lambda: ["0", "1"])
+    monkeypatch.setattr(vllm_preflight, "visible_gpus", lambda: ["0", "1"])
     with pytest.raises(RecipeError, match="asks for 4 GPUs and there are 2"):
         look(tmp_path, good, tensor_parallel_size=2, data_parallel_size=2)
     look(tmp_path, good, tensor_parallel_size=2)
