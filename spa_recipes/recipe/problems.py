@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from spa_recipes.errors import RecipeError
-from spa_recipes.recipe.schema import Recipe
+from spa_recipes.recipe.schema import Recipe, Section
 from spa_recipes.recipe.text import Keys, Place, Values, dotted, is_number
 
 MAX_PROBLEMS = 20
@@ -68,15 +68,16 @@ class InvalidRecipeError(RecipeError):
     others: Sequence[RecipeError] = ()
 
 
-def explain(error: ValidationError, values: Values, path: Path) -> InvalidRecipeError:
-    """One error for all that pydantic found, one problem for each key, in the order of the file."""
+def explain(error: ValidationError, values: Values, path: Path, form: type[Section] = Recipe) -> InvalidRecipeError:
+    """One error for all that pydantic found, one problem for each key, in the order of the file; `form` was wanted."""
+    root = _schema(form)
     found: dict[Keys, tuple[ErrorDetails, dict[str, Any]]] = {}
     for detail in error.errors(include_url=False):
-        keys, node = _locate(detail["loc"])
+        keys, node = _locate(detail["loc"], root)
         found.setdefault(keys, (detail, node))
     # A choice between two types fails in both: at the list itself, and at the entry that is really wrong.
     inner = {keys[:length] for keys in found for length in range(len(keys))}
-    problems = [_problem(*entry, keys, values, path) for keys, entry in found.items() if keys not in inner]
+    problems = [_problem(*entry, keys, values, path, root) for keys, entry in found.items() if keys not in inner]
     first, *others = [problem for _, problem in sorted(problems, key=lambda problem: problem[0].order)]
     if len(others) >= MAX_PROBLEMS:
         rest = len(others) - MAX_PROBLEMS + 2
@@ -87,7 +88,7 @@ def explain(error: ValidationError, values: Values, path: Path) -> InvalidRecipe
 
 
 def _problem(
-    detail: ErrorDetails, node: dict[str, Any], keys: Keys, values: Values, path: Path
+    detail: ErrorDetails, node: dict[str, Any], keys: Keys, values: Values, path: Path, root: dict[str, Any]
 ) -> tuple[Place, RecipeError]:
     match detail["type"]:
         case "value_error":
@@ -96,7 +97,7 @@ def _problem(
             under = f" under {dotted(keys[:-1])}" if keys[:-1] else ""
             what, fix = "this key is required", f"add it{under}, e.g. {_example(keys)}"
         case "extra_forbidden":
-            what, fix = "unknown key", _known_keys(keys, values)
+            what, fix = "unknown key", _known_keys(keys, values, root)
         case "union_tag_invalid":
             given = "type" in values.get(keys)
             keys = (*keys, "type")
@@ -138,11 +139,11 @@ def _example(keys: Keys) -> str:
     return EXAMPLES.get(dotted(named)) or EXAMPLES.get(str(keys[-1])) or f"{keys[-1]}: ..."
 
 
-def _known_keys(keys: Keys, values: Values) -> str:
+def _known_keys(keys: Keys, values: Values, root: dict[str, Any]) -> str:
     """The remedy for an unknown key: the one that was meant, where it belongs, or all that are allowed."""
     name, section = str(keys[-1]), keys[:-1]
     siblings = values.get(section)
-    union, node = _section(section, values)
+    union, node = _section(section, values, root)
     allowed = list(node.get("properties", ()))
     guess = _did_you_mean(name, [key for key in allowed if key not in siblings])
     if "." in name:
@@ -154,7 +155,7 @@ def _known_keys(keys: Keys, values: Values) -> str:
         elif values.places[(*section, "type")].text.startswith("--set"):
             return f"replace the whole section: --set '{dotted(section)}={{type: {siblings['type']}}}'"
         return guess or f"allowed for type {node['properties']['type']['const']}: {', '.join(allowed)}"
-    homes = [home for home in _homes(name) if home != dotted(section)]
+    homes = [home for home in _homes(name, root) if home != dotted(section)]
     if homes and not guess:
         return f"it belongs under {' or '.join(homes)}"
     return guess or f"allowed here: {', '.join(allowed)}"
@@ -235,18 +236,30 @@ def _expected_option(node: dict[str, Any]) -> str:
 # ---------------------------------------------------------------------------------------------- the schema
 
 
-@lru_cache(maxsize=1)
-def _schema() -> dict[str, Any]:
-    return Recipe.model_json_schema()
+@lru_cache
+def _schema(form: type[Section]) -> dict[str, Any]:
+    """The JSON Schema of a section, with every definition put where it is used."""
+    schema = form.model_json_schema()
+    definitions = schema.pop("$defs")
+
+    def inlined(node: Any) -> Any:
+        if isinstance(node, list):
+            return [inlined(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        if "$ref" in node:
+            node = {**definitions[node["$ref"].rpartition("/")[2]], **node}
+            del node["$ref"]
+        return {key: inlined(value) for key, value in node.items()}
+
+    whole: dict[str, Any] = inlined(schema)
+    return whole
 
 
 def _resolve(node: Mapping[str, Any]) -> dict[str, Any]:
-    """Follow a reference, and look through `... | None`."""
-    node = dict(node)
-    if "$ref" in node:
-        return _resolve({**_schema()["$defs"][node.pop("$ref").rpartition("/")[2]], **node})
+    """Look through `... | None`."""
     options = [option for option in node.get("anyOf", ()) if option.get("type") != "null"]
-    return _resolve(options[0]) if len(options) == 1 else node
+    return _resolve(options[0]) if len(options) == 1 else dict(node)
 
 
 def _options(node: dict[str, Any]) -> list[dict[str, Any]]:
@@ -262,9 +275,9 @@ def _types(node: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return dict(sorted(members.items()))
 
 
-def _locate(loc: Iterable[str | int]) -> tuple[Keys, dict[str, Any]]:
+def _locate(loc: Iterable[str | int], root: dict[str, Any]) -> tuple[Keys, dict[str, Any]]:
     """The keys in the recipe and the schema of pydantic's location, in which types stand between the keys."""
-    node, keys = _resolve(_schema()), []
+    node, keys = root, []
     for part in loc:
         if types := _types(node):
             node = types[str(part)]
@@ -281,9 +294,9 @@ def _child(node: dict[str, Any], key: str | int) -> dict[str, Any]:
     return next((_resolve(option["items"]) for option in _options(node) if "items" in option), {})
 
 
-def _section(keys: Keys, values: Values) -> tuple[dict[str, Any], dict[str, Any]]:
+def _section(keys: Keys, values: Values, root: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The schema of a section, and that of the type which it has in this recipe, where there are several."""
-    node = union = _resolve(_schema())
+    node = union = root
     for length, key in enumerate(keys, start=1):
         node = union = _child(node, key)
         if types := _types(union):
@@ -293,10 +306,10 @@ def _section(keys: Keys, values: Values) -> tuple[dict[str, Any], dict[str, Any]
     return union, node
 
 
-def _homes(name: str) -> list[str]:
+def _homes(name: str, root: dict[str, Any]) -> list[str]:
     """The sections that have a key of this name."""
     homes = []
-    for section, entry in _schema()["properties"].items():
+    for section, entry in root["properties"].items():
         node = _resolve(entry)
         if any(name in member.get("properties", {}) for member in (*_types(node).values(), node)):
             homes.append(section)
