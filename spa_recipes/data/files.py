@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spa_recipes.data.forms import kind_of
+from spa_recipes.data.forms.form import kind_of
 from spa_recipes.data.hub import hub_error
 from spa_recipes.data.rows import BOM, not_utf8, read_lines
 from spa_recipes.errors import DataError, SpaError, TryAgainError

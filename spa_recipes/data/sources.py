@@ -10,9 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from spa_recipes.data import forms
 from spa_recipes.data.files import JSONL_SUFFIXES, PARQUET_SUFFIXES, RawRow, existing_path, read_raw
-from spa_recipes.data.forms import BadRowError, Form, Raw
+from spa_recipes.data.forms.candidates import CANDIDATE_FORMS, candidates_row, read_labels
+from spa_recipes.data.forms.conversations import CONVERSATION_FORMS, conversation_row
+from spa_recipes.data.forms.form import BadRowError, Form, Raw, describe, detect, rename
+from spa_recipes.data.forms.pairs import PAIR_FORMS, pair_row
+from spa_recipes.data.forms.prompts import PROMPT_FORMS, prompt_row
 from spa_recipes.data.rows import CandidatesRow, ConversationRow, PairRow, PromptRow
 from spa_recipes.errors import DataError
 from spa_recipes.recipe.schema import Columns, DatasetSource, SandboxSource
@@ -53,7 +56,7 @@ def read_pairs(source: AnySource) -> Loaded[PairRow]:
         DataError: the source is missing or unreadable, its form is unknown, or a row is malformed.
         TryAgainError: the network failed.
     """
-    return _read(source, forms.PAIR_FORMS, _PAIRS_ACCEPTED, forms.pair_row)
+    return _read(source, PAIR_FORMS, _PAIRS_ACCEPTED, pair_row)
 
 
 def read_prompts(source: AnySource) -> Loaded[PromptRow]:
@@ -64,9 +67,9 @@ def read_prompts(source: AnySource) -> Loaded[PromptRow]:
     """
 
     def finish(prompt: Any, raw: Raw, row: int) -> PromptRow:
-        return forms.prompt_row(prompt, row)
+        return prompt_row(prompt, row)
 
-    return _read(source, forms.PROMPT_FORMS, _PROMPTS_ACCEPTED, finish)
+    return _read(source, PROMPT_FORMS, _PROMPTS_ACCEPTED, finish)
 
 
 def read_conversations(source: AnySource) -> Loaded[ConversationRow]:
@@ -79,10 +82,10 @@ def read_conversations(source: AnySource) -> Loaded[ConversationRow]:
     """
 
     def finish(messages: Any, raw: Raw, row: int) -> ConversationRow:
-        return forms.conversation_row(messages, row)
+        return conversation_row(messages, row)
 
     return _read(
-        source, forms.CONVERSATION_FORMS, _CONVERSATIONS_ACCEPTED, finish, adapt=_adapt_conversation, sandbox_sft=True
+        source, CONVERSATION_FORMS, _CONVERSATIONS_ACCEPTED, finish, adapt=_adapt_conversation, sandbox_sft=True
     )
 
 
@@ -98,13 +101,13 @@ def read_candidates(source: AnySource | str | Path) -> Loaded[CandidatesRow]:
     raws: list[Raw] = []
 
     def finish(found: Any, raw: Raw, row: int) -> CandidatesRow:
-        candidates = forms.candidates_row(found.prompt, found.responses, found.label, row)
+        candidates = candidates_row(found.prompt, found.responses, found.label, row)
         raws.append(raw)
         return candidates
 
-    loaded = _read(source, forms.CANDIDATE_FORMS, _CANDIDATES_ACCEPTED, finish)
+    loaded = _read(source, CANDIDATE_FORMS, _CANDIDATES_ACCEPTED, finish)
     # What a label column means shows only over all of its values.
-    for candidates, label in zip(loaded.rows, forms.read_labels(raws), strict=True):
+    for candidates, label in zip(loaded.rows, read_labels(raws), strict=True):
         if candidates["label"] is None and len(candidates["responses"]) == 2:
             candidates["label"] = label
     return loaded
@@ -222,13 +225,13 @@ def _detect(
         try:
             first.append(adapt(value, columns))
         except BadRowError as error:
-            missing = missing or f"{error}; found: {forms.describe(value)}"
+            missing = missing or f"{error}; found: {describe(value)}"
     if not first:
         raise DataError(missing, where=name, fix="correct `columns`")
-    form = forms.detect(first, known)
+    form = detect(first, known)
     if form is None:
         raise DataError(
-            f"columns of no known form: {forms.describe(first[0])}",
+            f"columns of no known form: {describe(first[0])}",
             where=name,
             fix=f"accepted are: {accepted}; or name the columns with `columns`",
         )
@@ -236,11 +239,11 @@ def _detect(
 
 
 def _adapt_pair(row: Raw, columns: Columns) -> Raw:
-    return forms.rename(row, columns, rivals=("instruction", "conversations", "messages"))
+    return rename(row, columns, rivals=("instruction", "conversations", "messages"))
 
 
 def _adapt_conversation(row: Raw, columns: Columns) -> Raw:
-    view = forms.rename(row, columns, rivals=("messages", "conversations"))
+    view = rename(row, columns, rivals=("messages", "conversations"))
     if columns.prompt is None and columns.chosen is None:
         return view
     view = dict(view)

@@ -1,0 +1,41 @@
+"""Prompts without responses: their own forms, and those of labelled pairs and of conversations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from spa_recipes.data.forms.conversations import WHOLE_CONVERSATIONS
+from spa_recipes.data.forms.form import MESSAGES, TEXT, Form, Raw
+from spa_recipes.data.forms.messages import check_prompt, prompt_of
+from spa_recipes.data.forms.pairs import PAIR_FORMS, Pair
+from spa_recipes.data.rows import Message, PromptRow, prompt_id
+
+
+def prompt_row(prompt: list[Message], row: int) -> PromptRow:
+    """Check a prompt and give it its canonical form."""
+    check_prompt(prompt)
+    return {"prompt_id": prompt_id(prompt), "prompt": prompt, "row": row}
+
+
+def _pair_prompt(parse_pair: Callable[[Raw], Pair]) -> Callable[[Raw], list[Message]]:
+    def parse(row: Raw) -> list[Message]:
+        return parse_pair(row).prompt
+
+    return parse
+
+
+def _before_the_answer(parse: Callable[[Raw], list[Message]]) -> Callable[[Raw], list[Message]]:
+    def parse_prompt(row: Raw) -> list[Message]:
+        messages = parse(row)
+        return messages[:-1] if messages[-1]["role"] == "assistant" else messages
+
+    return parse_prompt
+
+
+# Labelled pairs lend their prompts too; they come first, as `prompt` alone may miss the system message.
+PROMPT_FORMS = (
+    *(form._replace(name=f"prompts of {form.name}", parse=_pair_prompt(form.parse)) for form in PAIR_FORMS),
+    Form("prompt strings", {"prompt": TEXT}, prompt_of),
+    Form("prompt message lists", {"prompt": MESSAGES}, prompt_of),
+    *(form._replace(parse=_before_the_answer(form.parse)) for form in WHOLE_CONVERSATIONS),
+)
