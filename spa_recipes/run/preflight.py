@@ -240,7 +240,7 @@ def _check_benchmark(stage: Stage) -> None:
     if stage.kind == "alpaca_annotations":
         alpaca_eval.check_annotator(stage.settings["annotator"])
     if isinstance(endpoint := stage.settings.get("endpoint"), Endpoint):
-        from spa_recipes.generation.endpoint import api_key
+        from spa_recipes.generation.api_key import api_key
 
         api_key(endpoint)
 

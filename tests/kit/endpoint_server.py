@@ -27,6 +27,7 @@ class EndpointServer:
 
     Attributes:
         asked: bodies of all requests, in the order in which they came.
+        headers: their headers.
         keys: their `Authorization` headers.
         most_at_once: the largest number of requests that were under way together.
     """
@@ -34,6 +35,7 @@ class EndpointServer:
     def __init__(self, answer: Answer, key: str | None = None) -> None:
         self.answer, self.key = answer, key
         self.asked: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
         self.keys: list[str | None] = []
         self.most_at_once = 0
         self._now = 0
@@ -86,6 +88,7 @@ class EndpointServer:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                server.headers.append(dict(self.headers))
                 reply = server._reply(self.path, self.headers.get("Authorization"), body)
                 if reply.drop:
                     self.close_connection = True

@@ -11,7 +11,7 @@ from spa_recipes import api
 from tests.conftest import mini, write_recipe
 
 PACKAGE = Path(__file__).parents[2] / "spa_recipes"
-HEAVY = ("torch", "transformers", "trl", "vllm", "datasets")
+HEAVY = ("torch", "transformers", "trl", "vllm", "datasets", "openai")
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "state": {"errors"},

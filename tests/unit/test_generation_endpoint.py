@@ -287,6 +287,22 @@ def test_a_server_that_repeats_the_key_does_not_bring_it_into_errors(
     assert not [text for text in shown if "sk-v" in text]
 
 
+def test_variables_of_openais_package_do_not_reach_a_server_that_wants_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.setenv(name, KEY)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    with EndpointServer(echo) as server:
+        assert ask(server) == ["answer to 0"]
+    assert KEY not in str(server.headers)
+    assert server.keys == [None]
+
+
+@pytest.mark.parametrize("base_url", ["http://127.0.0.1:abc/v1", "http://[::1/v1"])
+def test_an_address_that_cannot_be_read_is_one_line(base_url: str) -> None:
+    with pytest.raises(RecipeError, match=r"cannot be asked: Invalid port.*check base_url"):
+        complete(Endpoint(base_url=base_url, model="m", api_key_env=None), questions(1), max_tokens=1, temperature=0.0)
+
+
 @pytest.mark.parametrize("key", [None, ""])
 def test_a_missing_key_names_the_variable(monkeypatch: pytest.MonkeyPatch, key: str | None) -> None:
     monkeypatch.delenv("SPA_TEST_KEY", raising=False)
