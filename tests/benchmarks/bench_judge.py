@@ -31,6 +31,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
 from spa_recipes.data.chat import Renderer, load_tokenizer
+from spa_recipes.data.rows import Message
 from spa_recipes.generation import packing, scoring
 from spa_recipes.generation.scoring import Scored, sequence_logps
 from tests.benchmarks.kit import linear_weights, llama, pairs, peak_flops, product_flops, take_turns, tokens_of, where
@@ -106,7 +107,7 @@ def real_pairs(data: Path, model: Path, count: int) -> list[Scored]:
     items = []
     with data.open() as lines:
         for row in map(json.loads, islice(lines, count)):
-            prompt = [{"role": "user", "content": row["prompt"]}]
+            prompt: list[Message] = [{"role": "user", "content": row["prompt"]}]
             prompt_ids = renderer.prompt_ids(prompt)
             items += [Scored(prompt_ids, renderer.response_ids(prompt, row[name])) for name in ("chosen", "rejected")]
     return items

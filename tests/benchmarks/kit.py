@@ -87,7 +87,8 @@ def product_flops(model: PreTrainedModel, items: list[Scored]) -> float:
     and of the output layer at response tokens. Attention comes on top of them, and is left out."""
     tokens = tokens_of(items)
     body = sum(weight.numel() for weight in linear_weights(model))
-    return 2.0 * (body * tokens.all + model.get_output_embeddings().weight.numel() * tokens.response)
+    head: int = model.get_output_embeddings().weight.numel()
+    return 2.0 * (body * tokens.all + head * tokens.response)
 
 
 @torch.inference_mode()

@@ -31,7 +31,6 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from spa_recipes.run import gc
 from spa_recipes.run.rundir import RunDir
-from tests.conftest import mini, write_recipe
 from tests.injection import checks, processes
 from tests.injection.faults import (
     HALVES,
@@ -45,6 +44,7 @@ from tests.injection.faults import (
     reached,
     read_notes,
 )
+from tests.kit.recipes import mini, write_recipe
 
 SAVE_STEPS = 2
 PATIENCE = 600.0

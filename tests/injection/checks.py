@@ -138,9 +138,9 @@ def differences(wanted: Path, found: Path) -> list[str]:
         ]
         if _result(one) != _result(other):
             problems.append(f"stages/{name}/manifest.json: other content")
-    shown = [_shown(run / "final") for run in (wanted, found)]
-    names = sorted(shown[0].keys() | shown[1].keys())
-    return problems + [f"final/{name}: differs" for name in names if shown[0].get(name) != shown[1].get(name)]
+    ours, theirs = (_shown(run / "final") for run in (wanted, found))
+    shown = sorted(ours.keys() | theirs.keys())
+    return problems + [f"final/{name}: differs" for name in shown if ours.get(name) != theirs.get(name)]
 
 
 def _shown(final: Path) -> dict[str, str | bytes]:

@@ -55,3 +55,33 @@ def build(kind: str, *, attention: str | None = None) -> PreTrainedModel:
     if attention is not None:
         config._attn_implementation = attention
     return model(config).eval()
+
+
+PROMPTS = [[3, 4, 5], [6], [7, 8]]
+RESPONSES = [[9, 10], [11, 12, 13, 2], [2]]
+
+
+def tiny_llama(seed: int = 0, vocabulary: int = 17) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=24,
+        initializer_range=0.5,
+        tie_word_embeddings=seed % 2 == 0,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def padded(prompts: list[list[int]], responses: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """input_ids and response mask, padded on the right with token 0."""
+    rows = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
+    width = max(map(len, rows))
+    masks = [[0] * len(p) + [1] * len(r) for p, r in zip(prompts, responses, strict=True)]
+    return (
+        torch.tensor([row + [0] * (width - len(row)) for row in rows]),
+        torch.tensor([mask + [0] * (width - len(mask)) for mask in masks]),
+    )

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from transformers import AutoTokenizer
 
 from spa_recipes.recipe.schema import Model, PercentileThreshold, PreferenceTraining, SandboxSource, SftTraining
 from spa_recipes.sandbox.model import build_model
-from spa_recipes.training.env import Refinement, TrainEnv, ignore_progress
+from spa_recipes.training.env import Refinement, TrainEnv, TrainResult, ignore_progress
+from spa_recipes.training.reward import train_reward_model
+from spa_recipes.training.run import train_preference
 
 torch.set_num_threads(1)  # these models are too small for more, and tests share the machine
 
@@ -89,3 +92,30 @@ def same_weights(first: Path, second: Path, tolerance: float = 0.0) -> bool:
     return ours.keys() == theirs.keys() and all(
         bool((ours[name] - theirs[name]).abs().max() <= tolerance * theirs[name].abs().max()) for name in ours
     )
+
+
+class KilledError(Exception):
+    """The end of a process, in the tests."""
+
+
+def dying_at(step: int) -> Any:
+    def on_progress(done: int, total: int, logs: dict[str, Any]) -> None:
+        if done == step:
+            raise KilledError
+
+    return on_progress
+
+
+def train_pairs(policy: Path, folder: Path, on_progress: Any = None, lam: float = 0.0, **fields: Any) -> Any:
+    """20 pairs in batches of 8, two epochs: six steps, the third and the sixth with 4 pairs."""
+    env = make_env(policy, folder, **({"on_progress": on_progress} if on_progress else {}), **fields)
+    settings = preference(num_train_epochs=2, per_device_train_batch_size=4, save_steps=2)
+    refinement = replace(REFINEMENT, lam=lam)
+    return train_preference(policy, make_pairs(20), settings, env, reference_path=policy, refinement=refinement)
+
+
+END = 4  # <end> of the sandbox's tokenizer
+
+
+def train_rewards(policy: Path, rows: list[dict[str, Any]], env: TrainEnv, **fields: Any) -> TrainResult:
+    return train_reward_model(policy, rows, preference(**fields), env, end_ids=[END])

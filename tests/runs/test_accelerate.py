@@ -9,8 +9,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import merged, mini, run_spa, write_recipe
-from tests.runs.test_interruption import processes_of, wait_for
+from tests.kit.cli import run_spa
+from tests.kit.processes import processes_of, wait_for
+from tests.kit.recipes import merged, mini, write_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 TWO = {"compute": {"executor": {"type": "accelerate", "num_processes": 2}}}

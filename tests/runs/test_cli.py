@@ -9,7 +9,8 @@ from spa_recipes.estimates import human_bytes, human_count, human_seconds, needs
 from spa_recipes.plan import compile_plan
 from spa_recipes.recipe.schema import Recipe
 from spa_recipes.state.digests import DigestMemo
-from tests.conftest import Spa, merged, mini, write_recipe
+from tests.kit.cli import Spa
+from tests.kit.recipes import merged, mini, write_recipe
 
 JUDGE = ["judge", "--policy", "a", "--reference", "b", "--pairs", "c.jsonl"]
 

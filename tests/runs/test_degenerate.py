@@ -20,8 +20,8 @@ from spa_recipes.run.executors import Executors
 from spa_recipes.stages import generate
 from spa_recipes.state.digests import DigestMemo
 from spa_recipes.training.checkpoints import is_complete
-from tests.conftest import mini, write_recipe
-from tests.unit.test_stages import context_of, judged
+from tests.kit.recipes import mini, write_recipe
+from tests.kit.stages import context_of, judged
 
 MODEL = {"model_name_or_path": "m", "max_length": 128, "max_prompt_length": 48}
 
@@ -177,7 +177,7 @@ def test_nothing_but_empty_answers_is_one_line(tmp_path: Path) -> None:
 def test_ties_are_shown(tmp_path: Path) -> None:
     from spa_recipes.cli.render import figures
     from spa_recipes.state.stagedir import Manifest
-    from tests.unit.test_state import FIELDS
+    from tests.kit.state import FIELDS
 
     _, _, metrics = judged(tmp_path, [["a", "b"]] * 3, [[-1.0, -1.0]] * 3, [[-1.0, -1.0]] * 3)
     shown = figures(Manifest(**{**FIELDS, "files": {}, "metrics": {**metrics, "dropped_empty": 4, "empty": 0.25}}))

@@ -15,7 +15,8 @@ import pytest
 from spa_recipes.recipe.load import load_recipe
 from spa_recipes.run.final import model_shown
 from spa_recipes.state.stagedir import StageDir
-from tests.conftest import mini, run_spa, write_recipe
+from tests.kit.cli import run_spa
+from tests.kit.recipes import mini, write_recipe
 
 STAGES = 16
 
@@ -123,6 +124,7 @@ def test_judgments_follow_the_equation(home: Path, i: int) -> None:
 
 def test_tokens_are_the_same_when_generated_rendered_and_trained_on(home: Path) -> None:
     from spa_recipes.data.chat import Renderer, load_tokenizer
+    from spa_recipes.data.rows import Message
 
     tokenizer = load_tokenizer(output(home, "sft", "model"))
     renderer = Renderer(tokenizer, max_prompt_length=48, max_length=128)
@@ -138,7 +140,7 @@ def test_tokens_are_the_same_when_generated_rendered_and_trained_on(home: Path) 
         messages = prompts[row["item"]]["prompt"]
         assert row["prompt_ids"] == renderer.prompt_ids(messages)
         assert row["response_ids"][-1] == renderer.end_of_turn_id
-        answer = {"role": "assistant", "content": row["text"]}
+        answer: Message = {"role": "assistant", "content": row["text"]}
         ids, mask = renderer.conversation([*messages, answer])
         if row["text"]:
             assert row["response_ids"] == renderer.response_ids(messages, row["text"])
@@ -261,7 +263,17 @@ def test_spa_judge_labels_pairs_and_reports_agreement(home: Path) -> None:
         for row in given:
             text = {name: row[name][0]["content"] for name in ("chosen", "rejected")}
             handle.write(json.dumps({"prompt": row["prompt"][0]["content"], **text}) + "\n")
-    arguments = ["judge", "--policy", policy, "--reference", reference, "--pairs", "mine.jsonl", "--out", "out.jsonl"]
+    arguments = [
+        "judge",
+        "--policy",
+        str(policy),
+        "--reference",
+        str(reference),
+        "--pairs",
+        "mine.jsonl",
+        "--out",
+        "out.jsonl",
+    ]
     limits = ["--max-length", "128", "--max-prompt-length", "48"]
     done = run_spa(home, *arguments, *limits)
     assert done.returncode == 0, done.stderr
@@ -319,7 +331,7 @@ def test_spa_judge_takes_several_responses(home: Path) -> None:
             texts = [row["chosen"][0]["content"], row["rejected"][0]["content"], "no ."]
             handle.write(json.dumps({"prompt": row["prompt"], "responses": texts}) + "\n")
     done = run_spa(
-        home, "judge", "--policy", home / "runs" / "mini" / "final", "--reference", output(home, "sft", "model"),
+        home, "judge", "--policy", "runs/mini/final", "--reference", str(output(home, "sft", "model")),
         "--pairs", "several.jsonl", "--out", "best.jsonl", "--max-length", "128", "--max-prompt-length", "48",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -337,7 +349,7 @@ def test_spa_judge_with_a_length_penalty(home: Path) -> None:
             texts = {name: row[name][0]["content"] for name in ("chosen", "rejected")}
             handle.write(json.dumps({"prompt": row["prompt"][0]["content"], **texts}) + "\n")
     arguments = [
-        "judge", "--policy", home / "runs" / "mini" / "final", "--reference", output(home, "sft", "model"),
+        "judge", "--policy", "runs/mini/final", "--reference", str(output(home, "sft", "model")),
         "--pairs", "long.jsonl", "--max-length", "128", "--max-prompt-length", "48",
     ]  # fmt: skip
     done = run_spa(home, *arguments, "--out", "short.jsonl", "--length-penalty", "1000")

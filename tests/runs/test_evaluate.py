@@ -18,9 +18,10 @@ from spa_recipes.evaluation import EvaluateRequest, evaluate
 from spa_recipes.recipe.schema import ForkExecutor
 from spa_recipes.report.benchmarks import benchmark_lines
 from spa_recipes.run.executors import Executors
-from tests.conftest import Answer, mini, one_error, run_spa, write_recipe
+from tests.kit.benchmarks import PROMPTS, annotations, mt_files, needs_package, write_difficulty, write_lines
+from tests.kit.cli import Answer, one_error, run_spa
 from tests.kit.endpoint_server import EndpointServer, Reply
-from tests.unit.test_benchmarks import PROMPTS, annotations, mt_files, needs_package, write_difficulty, write_lines
+from tests.kit.recipes import mini, write_recipe
 
 PAIR = {"type": "pairwise", "max_tokens": 9}
 SMALL = ("--max-length", "200", "--max-tokens", "24")
@@ -154,7 +155,7 @@ def test_mt_bench_answers_two_turns_and_goes_on_with_its_judgments(here: Path) -
     (here / "mt").mkdir()
     questions, prompts, _ = mt_files(here / "mt")
     ask = "in detail , please help me choose the right things for {} . it is for my uncle ."
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"question_id": 81, "category": "writing", "turns": [ask.format("gardens"), ask.format("cheese")]},
         {"question_id": 111, "category": "math", "turns": [ask.format("soup"), ask.format("weather")]},
         {"question_id": 150, "category": "stem", "turns": [ask.format("chess")]},
@@ -194,7 +195,7 @@ def test_mt_bench_answers_two_turns_and_goes_on_with_its_judgments(here: Path) -
     }
     # The second turn is graded with the first one and its answer in view.
     second = next(row for row in judgments if (row["question_id"], row["turn"]) == (81, 2))
-    for text in (*rows[0]["turns"], *answers[0]["choices"][0]["turns"]):
+    for text in [*rows[0]["turns"], *answers[0]["choices"][0]["turns"]]:
         assert text in second["user_prompt"]
     assert len(asked) == 5
     assert {(body["temperature"], body["max_tokens"], body["model"]) for body in asked} == {(0.0, 2048, "org/judge")}
@@ -361,7 +362,7 @@ def test_mistakes_are_one_line(refused: Any, here: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     alpaca = ("--benchmark", "alpaca_eval", "--prompts", "alpaca.json", *SMALL)
-    pair = ("--benchmark", "pairwise", *SMALL)
+    pair: tuple[str, ...] = ("--benchmark", "pairwise", *SMALL)
     assert "there is no benchmark 'arena'" in refused(2, "one", "--benchmark", "arena")
     assert "no MODEL" in refused(2, *alpaca)
     assert refused(2, "one", *alpaca, "--questions", "q").startswith("--questions: means nothing to --benchmark alpaca")

@@ -10,23 +10,20 @@ from pathlib import Path
 import pytest
 
 from spa_recipes.errors import DataError
-from spa_recipes.plan import Plan, compile_plan
-from spa_recipes.recipe.schema import Recipe
-from spa_recipes.run import final, gc, rundir
+from spa_recipes.plan import Plan
+from spa_recipes.run import final, gc
 from spa_recipes.run.overview import disk_usage, overviews
 from spa_recipes.run.rundir import RunDir, find_reusable
-from spa_recipes.state.digests import DigestMemo
+from spa_recipes.state import atomic
 from spa_recipes.state.stagedir import MANIFEST, StageDir, adopt
 from spa_recipes.state.usage import size
-from tests.conftest import Spa, mini, run_spa, write_recipe
-from tests.unit.test_state import FIELDS
+from tests.kit.cli import Spa, run_spa
+from tests.kit.plans import plan_of
+from tests.kit.recipes import mini, write_recipe
+from tests.kit.state import FIELDS
 
 WEIGHTS = 5000
 MAKERS = ("init_model", "sft", "dpo", "refine")
-
-
-def plan_of(**changes: object) -> Plan:
-    return compile_plan(Recipe.model_validate(mini(**changes)), DigestMemo(Path("nowhere/.digests.json")))
 
 
 def commit(run: RunDir, plan: Plan, stage_id: str, **metrics: float) -> StageDir:
@@ -460,7 +457,7 @@ def test_a_full_disk_does_not_keep_gc_from_freeing(tmp_path: Path, monkeypatch: 
     def full(path: Path, text: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(rundir.atomic, "write_text", full)
+    monkeypatch.setattr(atomic, "write_text", full)
     (swept,) = gc.sweep([run], models=False)
     assert [sizes for _, sizes in swept.items] == [gc.Size(70, 0)]
     assert not draft.exists()

@@ -6,8 +6,8 @@ import torch
 from spa_recipes.algo.decoupled import chunked_decoupled_logps
 from spa_recipes.algo.logps import LmHead, tiled_token_logps
 from spa_recipes.generation.scoring import sequence_logps
+from tests.kit.scoring import build, ragged, sampled, slow_logps, with_shared_prompts
 from tests.kit.tiny_models import VOCAB
-from tests.unit.test_generation_scoring import build, ragged, sampled, slow_logps, with_shared_prompts
 
 DEVICE = torch.device("cuda")
 

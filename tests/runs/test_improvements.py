@@ -24,9 +24,10 @@ from spa_recipes.state.digests import DigestMemo
 from spa_recipes.state.stagedir import Manifest
 from spa_recipes.training.order import EpochOrder
 from spa_recipes.training.run import train_preference
-from tests.conftest import mini, run_spa, write_recipe
+from tests.kit.cli import run_spa
+from tests.kit.recipes import mini, write_recipe
+from tests.kit.state import FIELDS
 from tests.kit.training import REFINEMENT, make_env, make_model, make_pairs, preference, same_weights
-from tests.unit.test_state import FIELDS
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +53,9 @@ def test_margins_of_the_detectors() -> None:
 
 def test_both_margins_added_are_the_odds_multiplied() -> None:
     p, q = 0.7, 0.2
-    margins = [torch.tensor([math.log(x / (1 - x))], dtype=torch.float64) for x in (p, q)]
+    first_B, second_B = (torch.tensor([math.log(x / (1 - x))], dtype=torch.float64) for x in (p, q))
     odds = p / (1 - p) * q / (1 - q)
-    assert torch.sigmoid(detection_margin(*margins, "both")).item() == pytest.approx(odds / (1 + odds))
+    assert torch.sigmoid(detection_margin(first_B, second_B, "both")).item() == pytest.approx(odds / (1 + odds))
 
 
 @pytest.mark.parametrize("cut", [8, 2])

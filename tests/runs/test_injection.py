@@ -2,11 +2,9 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +14,8 @@ from spa_recipes.state import atomic
 from spa_recipes.state.stagedir import StageDir
 from tests.injection import checks
 from tests.injection.faults import Fault, Point, lose_unsynced, place, read_notes
-from tests.unit.test_state import FIELDS
+from tests.kit.processes import alive, wait_for
+from tests.kit.state import FIELDS
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 ROOT = Path(__file__).parents[2]
@@ -220,11 +219,11 @@ def test_a_stage_ends_when_its_fork_server_is_killed(tmp_path: Path) -> None:
     server = subprocess.Popen([sys.executable, "-c", SERVER, str(log)], stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     stage = int(server.stdout.readline())
-    soon(lambda: log.exists() and log.read_text() == "up\n")
+    wait_for(lambda: log.exists() and log.read_text() == "up\n")
     assert alive(stage)
     server.send_signal(signal.SIGKILL)
     server.wait()
-    soon(lambda: not alive(stage))
+    wait_for(lambda: not alive(stage))
 
 
 IMPORTING = """
@@ -246,17 +245,3 @@ def test_a_fork_server_that_still_imports_ends_when_its_runner_is_gone() -> None
         server.wait(1)
     server.stdin.close()
     server.wait(30)
-
-
-def soon(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return not re.search(r"^State:\s+Z", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-    except OSError:
-        return False

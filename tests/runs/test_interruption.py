@@ -1,17 +1,15 @@
 """Stopped anywhere, a run goes on and ends with the same bytes; nothing of it stays behind when it is stopped."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import mini, run_spa, write_recipe
+from tests.kit.cli import run_spa
+from tests.kit.processes import processes_of, start, wait_for
+from tests.kit.recipes import mini, write_recipe
 
 RECIPE = mini(
     # Enough steps in refine-1 that a kill at its first checkpoint comes before its end.
@@ -27,24 +25,6 @@ RESULTS = [
     ("refine-2", "model/pairs_trace.jsonl"),
     ("evaluate-2", "samples.jsonl"),
 ]
-PATIENCE = 120.0
-
-
-def start(folder: Path, *arguments: str, **variables: str) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "spa_recipes.cli", *(arguments or ("run", "mini.yaml"))],
-        cwd=folder,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", **variables},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.005)
 
 
 def results(folder: Path) -> dict[str, bytes]:
@@ -52,19 +32,6 @@ def results(folder: Path) -> dict[str, bytes]:
     for stage, name in RESULTS:
         (path,) = (folder / "runs" / "mini" / "stages").glob(f"[0-9][0-9]-{stage}-????????/output/{name}")
         found[f"{stage}/{name}"] = path.read_bytes()
-    return found
-
-
-def processes_of(folder: Path) -> list[str]:
-    """Stage processes that work in a folder (Linux)."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (entry / "cmdline").read_bytes().decode(errors="replace")
-            if "spa_recipes.run" in command and (entry / "cwd").readlink() == folder.resolve():
-                found.append(command)
-        except OSError:
-            continue
     return found
 
 

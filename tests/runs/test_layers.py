@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from spa_recipes import api
-from tests.conftest import mini, write_recipe
+from tests.kit.cli import HEAVY
+from tests.kit.recipes import mini, write_recipe
 
 PACKAGE = Path(__file__).parents[2] / "spa_recipes"
-HEAVY = ("torch", "transformers", "trl", "vllm", "datasets", "openai")
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "state": {"errors"},

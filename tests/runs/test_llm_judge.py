@@ -32,11 +32,12 @@ from spa_recipes.stages.common import write_table
 from spa_recipes.stages.context import Result
 from spa_recipes.stages.generate import COMPLETIONS
 from spa_recipes.state.digests import DigestMemo
-from tests.conftest import mini, run_spa, write_recipe
+from tests.kit.cli import run_spa
 from tests.kit.endpoint_server import EndpointServer, Reply
-from tests.runs.test_interruption import processes_of, start, wait_for
-from tests.runs.test_preflight import model_folder
-from tests.unit.test_stages import context_of
+from tests.kit.models import model_folder
+from tests.kit.processes import processes_of, start, wait_for
+from tests.kit.recipes import mini, write_recipe
+from tests.kit.stages import context_of
 
 SHORT = "{{ prompt }}\n<A>{{ answer_a }}</A>\n<B>{{ answer_b }}</B>"
 """A question that is easy to take apart, and short enough for the sandbox's model."""
@@ -179,8 +180,8 @@ def test_the_key_holds_what_changes_a_verdict_and_nothing_else(tmp_path: Path) -
     for field, value in (("max_concurrency", 2), ("timeout_seconds", 1.0), ("max_retries", 0)):
         assert key(endpoint={**ENDPOINT, field: value}) == before
     assert key(endpoint=ENDPOINT, max_unparsed=1.0) == before
-    for field, value in (("model", "other"), ("base_url", "http://other/v1"), ("reasoning_model", True)):
-        assert key(endpoint={**ENDPOINT, field: value}) != before
+    for change in ({"model": "other"}, {"base_url": "http://other/v1"}, {"reasoning_model": True}):
+        assert key(endpoint={**ENDPOINT, **change}) != before
     assert key(endpoint=ENDPOINT, max_tokens=9) != before
     assert key() != key(max_length=100)
     first = template(tmp_path, SHORT)

@@ -17,27 +17,10 @@ from spa_recipes.recipe.schema import DatasetSource, ImplicitRewardJudge, JudgeJ
 from spa_recipes.run.preflight import check_inputs
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.state.digests import DigestMemo
-from tests.conftest import merged, mini, one_error, run_spa, write_recipe
-from tests.runs.test_run import commit
-
-CONFIG = {"model_type": "llama", "max_position_embeddings": 2048}
-TOKENIZER = {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 2, "content": "<end>"}]}
-
-
-def model_folder(folder: Path, config: dict[str, Any] | None = None, **files: str | None) -> Path:
-    """The small files of a model and weights that nobody opens; None leaves a file out, `__` stands for a dot."""
-    content: dict[str, str | None] = {
-        "config.json": json.dumps({**CONFIG, **(config or {})}),
-        "model.safetensors": "weights",
-        "tokenizer.json": json.dumps(TOKENIZER),
-        "tokenizer_config.json": json.dumps({"chat_template": "{{ messages }}"}),
-        **{name.replace("__", "."): text for name, text in files.items()},
-    }
-    folder.mkdir(parents=True)
-    for name, text in content.items():
-        if text is not None:
-            (folder / name).write_text(text)
-    return folder
+from tests.kit.cli import one_error, run_spa
+from tests.kit.finished_runs import commit
+from tests.kit.models import CONFIG, TOKENIZER, model_folder
+from tests.kit.recipes import merged, mini, write_recipe
 
 
 def recipe_for(model: Path | str, /, **changes: Any) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from spa_recipes.run.rundir import RunDir
-from tests.conftest import run_spa
-from tests.kit.cards import commit, make_run, plan_of
+from tests.kit.cli import HEAVY, run_spa
+from tests.kit.finished_runs import commit, make_run
 from tests.kit.hub_server import TOKEN, HubServer
-from tests.runs.test_layers import HEAVY
+from tests.kit.plans import plan_of
 
 PUSHED = ["README.md", "config.json", "model.safetensors", "recipe.yaml"]
 

@@ -8,7 +8,7 @@ import pytest
 
 from spa_recipes.recipe.load import load_recipe
 from tests.benchmarks.sandbox_table import RECIPES, comparison_markdown, markdown
-from tests.conftest import Spa
+from tests.kit.cli import Spa
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import run_spa
+from tests.kit.cli import run_spa
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
@@ -35,7 +35,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if "SPA_SMOLLM2" in os.environ:
         return Path(os.environ["SPA_SMOLLM2"])
     folder = tmp_path_factory.mktemp("models") / "smollm2"
-    subprocess.run([sys.executable, str(MAKE_MODEL), str(folder)], check=True, capture_output=True, timeout=600)
+    subprocess.run(
+        [sys.executable, str(MAKE_MODEL), str(folder)],
+        check=True,
+        capture_output=True,
+    )
     return folder
 
 
@@ -65,7 +69,7 @@ def ultrafeedback_like(folder: Path) -> Path:
 def test_the_loop_on_a_real_model_and_real_pairs(model: Path, tmp_path: Path) -> None:
     pairs = ultrafeedback_like(tmp_path / "ultrafeedback")
     overrides = ["--set", f"model.model_name_or_path={model}", "--set", f"data.pairs.source={pairs}"]
-    done = run_spa(tmp_path, "run", ROOT / "recipes" / "smollm2_local.yaml", *overrides, timeout=1500)
+    done = run_spa(tmp_path, "run", ROOT / "recipes" / "smollm2_local.yaml", *overrides)
     print(done.stdout)
     assert done.returncode == 0, done.stderr
     (final,) = (tmp_path / "runs" / "smollm2_local" / "stages").glob("*-refine-1-????????/output/model")
@@ -78,7 +82,6 @@ def test_the_loop_on_a_real_model_and_real_pairs(model: Path, tmp_path: Path) ->
     judged = run_spa(
         tmp_path, "judge", "--policy", final, "--reference", model, "--pairs", pairs, "--out", "labelled.jsonl",
         "--max-length", "512", "--max-prompt-length", "192", "--dtype", "float32",
-        timeout=1000,
     )  # fmt: skip
     print(judged.stdout)
     assert judged.returncode == 0, judged.stderr

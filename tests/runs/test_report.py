@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from spa_recipes.report.charts import Series, histogram, line_chart, ticks
-from tests.conftest import mini, run_spa, write_recipe
+from tests.kit.cli import run_spa
+from tests.kit.recipes import mini, write_recipe
 
 
 @pytest.fixture(scope="module")

@@ -31,17 +31,21 @@ from spa_recipes.sandbox.rows import preference_rows
 from spa_recipes.stages import reward
 from spa_recipes.stages.common import preference_row, write_table
 from spa_recipes.stages.generate import COMPLETIONS
-from spa_recipes.training.env import TrainEnv, TrainResult
 from spa_recipes.training.reward import train_reward_model
-from tests.conftest import mini, run_spa, write_recipe
-from tests.kit.training import make_env, make_model, make_pairs, preference, same_weights, weights
-from tests.unit.test_stages import context_of
-
-END = 4  # <end> of the sandbox's tokenizer
-
-
-class KilledError(Exception):
-    """The end of a process, in the tests."""
+from tests.kit.cli import run_spa
+from tests.kit.recipes import mini, write_recipe
+from tests.kit.stages import context_of
+from tests.kit.training import (
+    END,
+    KilledError,
+    make_env,
+    make_model,
+    make_pairs,
+    preference,
+    same_weights,
+    train_rewards,
+    weights,
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +57,8 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reward model trained for some steps."""
     folder = tmp_path_factory.mktemp("trained")
-    _train(policy, make_pairs(24, reference=False), make_env(policy, folder))
+    train_rewards(policy, make_pairs(24, reference=False), make_env(policy, folder))
     return folder / "out"
-
-
-def _train(policy: Path, rows: list[dict[str, Any]], env: TrainEnv, **fields: Any) -> TrainResult:
-    return train_reward_model(policy, rows, preference(**fields), env, end_ids=[END])
 
 
 def sandbox_pairs(policy: Path, count: int) -> list[dict[str, Any]]:
@@ -93,7 +93,7 @@ def plain_reward(model: Any, ids: list[int]) -> float:
 def test_the_loss_is_bradley_terry_in_plain_floats(policy: Path, tmp_path: Path, micro_batch: int) -> None:
     rows = make_pairs(8, reference=False)
     env = make_env(policy, tmp_path)
-    result = _train(policy, rows, env, per_device_train_batch_size=micro_batch, logging_steps=1)
+    result = train_rewards(policy, rows, env, per_device_train_batch_size=micro_batch, logging_steps=1)
     model = untrained(policy, env.seed).double()
     losses = []
     for row in rows:
@@ -109,7 +109,7 @@ def test_a_step_is_that_of_trl(policy: Path, tmp_path: Path) -> None:
     """The same loss and the same new weights as TRL's own RewardTrainer."""
     rows = make_pairs(8, reference=False)
     env = make_env(policy, tmp_path)
-    ours = _train(policy, rows, env, logging_steps=1, lr_scheduler_type="constant", warmup_ratio=0.0)
+    ours = train_rewards(policy, rows, env, logging_steps=1, lr_scheduler_type="constant", warmup_ratio=0.0)
     args = RewardConfig(
         output_dir=str(tmp_path / "theirs"), per_device_train_batch_size=8, learning_rate=1e-2, num_train_epochs=1,
         lr_scheduler_type="constant", logging_steps=1, seed=env.seed, use_cpu=True, bf16=False, report_to="none",
@@ -136,7 +136,7 @@ def test_it_learns_the_labels_of_the_sandbox(tmp_path: Path) -> None:
     policy = tmp_path / "policy"
     build_model(policy)
     rows = sandbox_pairs(policy, 300)
-    result = _train(
+    result = train_rewards(
         policy, rows, make_env(policy, tmp_path), learning_rate=2e-3, num_train_epochs=3, global_batch_size=20,
         per_device_train_batch_size=20, logging_steps=15,
     )  # fmt: skip
@@ -160,10 +160,10 @@ def test_a_resumed_training_is_the_same_bit_by_bit(policy: Path, tmp_path: Path,
         if done == 5:
             raise KilledError
 
-    straight = _train(policy, rows, make_env(policy, tmp_path / "straight", **fields), **settings)
+    straight = train_rewards(policy, rows, make_env(policy, tmp_path / "straight", **fields), **settings)
     with pytest.raises(KilledError):
-        _train(policy, rows, make_env(policy, tmp_path / "resumed", die, **fields), **settings)
-    resumed = _train(policy, rows, make_env(policy, tmp_path / "resumed", **fields), **settings)
+        train_rewards(policy, rows, make_env(policy, tmp_path / "resumed", die, **fields), **settings)
+    resumed = train_rewards(policy, rows, make_env(policy, tmp_path / "resumed", **fields), **settings)
     assert (straight.metrics.pop("resumed_from_step"), resumed.metrics.pop("resumed_from_step")) == (0, 4)
     assert straight == resumed
     first, second = tmp_path / "straight" / "out", tmp_path / "resumed" / "out"
@@ -174,7 +174,7 @@ def test_a_resumed_training_is_the_same_bit_by_bit(policy: Path, tmp_path: Path,
 
 def test_lora_trains_adapters_and_score_and_is_merged(policy: Path, tmp_path: Path) -> None:
     env = make_env(policy, tmp_path, lora=Lora(lora_r=4, lora_alpha=8))
-    result = _train(policy, make_pairs(24, reference=False), env, num_train_epochs=8)
+    result = train_rewards(policy, make_pairs(24, reference=False), env, num_train_epochs=8)
     assert result.history[-1]["loss"] < result.history[0]["loss"]
     before, after = untrained(policy, env.seed).state_dict(), weights(env.output_dir)
     assert before.keys() == after.keys()
@@ -187,16 +187,16 @@ TWO = """
 import os, sys, pathlib
 rank, policy, folder, port = sys.argv[1:]
 os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-from tests.runs.test_reward_model import _train
+from tests.kit.training import train_rewards
 from tests.kit.training import make_env, make_pairs
 env = make_env(pathlib.Path(policy), pathlib.Path(folder))
-_train(pathlib.Path(policy), make_pairs(21, reference=False), env, per_device_train_batch_size=2)
+train_rewards(pathlib.Path(policy), make_pairs(21, reference=False), env, per_device_train_batch_size=2)
 """
 
 
 @pytest.mark.slow
 def test_two_processes_train_the_same_model(policy: Path, tmp_path: Path) -> None:
-    one = _train(policy, make_pairs(21, reference=False), make_env(policy, tmp_path / "one"))
+    one = train_rewards(policy, make_pairs(21, reference=False), make_env(policy, tmp_path / "one"))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -228,7 +228,7 @@ def test_two_processes_train_the_same_model(policy: Path, tmp_path: Path) -> Non
 
 def test_the_saved_model_is_deterministic_and_says_what_it_is(policy: Path, trained: Path, tmp_path: Path) -> None:
     torch.manual_seed(99)  # the caller's random state has no say
-    _train(policy, make_pairs(24, reference=False), make_env(policy, tmp_path))
+    train_rewards(policy, make_pairs(24, reference=False), make_env(policy, tmp_path))
     assert same_weights(tmp_path / "out", trained)
     config = json.loads((trained / "config.json").read_text())
     assert config["architectures"] == ["LlamaForSequenceClassification"]
@@ -244,7 +244,7 @@ def test_padding_is_never_what_ends_a_response(policy: Path, tmp_path: Path) -> 
         {**row, "chosen_ids": [*row["chosen_ids"], END], "rejected_ids": [*row["rejected_ids"], END]}
         for row in make_pairs(8, reference=False)
     ]
-    result = _train(policy, rows, env, logging_steps=1)
+    result = train_rewards(policy, rows, env, logging_steps=1)
     before = untrained(policy, env.seed).double()
     rewards = [
         plain_reward(before, row["prompt_ids"] + row[side]) for row in rows for side in ("chosen_ids", "rejected_ids")
@@ -258,11 +258,11 @@ def test_padding_is_never_what_ends_a_response(policy: Path, tmp_path: Path) -> 
 def test_what_cannot_be_trained_is_refused(policy: Path, tmp_path: Path) -> None:
     rows = make_pairs(8, reference=False)
     with pytest.raises(RecipeError, match="4 bits"):
-        _train(policy, rows, make_env(policy, tmp_path, lora=Lora(load_in_4bit=True)))
+        train_rewards(policy, rows, make_env(policy, tmp_path, lora=Lora(load_in_4bit=True)))
     with pytest.raises(DataError, match="no model can be loaded"):
-        _train(tmp_path / "none", rows, make_env(policy, tmp_path))
+        train_rewards(tmp_path / "none", rows, make_env(policy, tmp_path))
     with pytest.raises(DataError, match="lack chosen_ids"):
-        _train(policy, [{"prompt_ids": [1], "rejected_ids": [1]}], make_env(policy, tmp_path))
+        train_rewards(policy, [{"prompt_ids": [1], "rejected_ids": [1]}], make_env(policy, tmp_path))
     with pytest.raises(DataError, match="no special token to pad with"):
         train_reward_model(policy, rows, preference(), make_env(policy, tmp_path), end_ids=list(range(5)))
 
@@ -272,7 +272,7 @@ def test_a_training_stops_at_nan(policy: Path, tmp_path: Path) -> None:
     shutil.copytree(policy, broken)
     _spoil(broken, "model.norm.weight")
     with pytest.raises(StageError, match="step 1 is not finite"):
-        _train(broken, make_pairs(8, reference=False), make_env(broken, tmp_path))
+        train_rewards(broken, make_pairs(8, reference=False), make_env(broken, tmp_path))
 
 
 def _spoil(folder: Path, name: str) -> None:

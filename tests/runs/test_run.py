@@ -7,49 +7,20 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from spa_recipes.errors import DataError, LockedError, RecipeChangedError, SpaError, StageError, TryAgainError
-from spa_recipes.plan import External, Plan, StageOutput, compile_plan
-from spa_recipes.recipe.schema import AccelerateExecutor, LocalExecutor, Recipe
+from spa_recipes.plan import External, StageOutput
+from spa_recipes.recipe.schema import AccelerateExecutor, LocalExecutor
 from spa_recipes.run import executors
 from spa_recipes.run.rundir import RunDir, all_runs, find_reusable
 from spa_recipes.run.runner import ProgressFile, plan_changes, refuse_changes, stage_failure
 from spa_recipes.state import atomic
-from spa_recipes.state.digests import DigestMemo
-from tests.conftest import mini
-from tests.unit.test_state import FIELDS
-
-
-def plan_of(**changes: object) -> Plan:
-    return compile_plan(Recipe.model_validate(mini(**changes)), DigestMemo(Path("nowhere/.digests.json")))
-
-
-def soon(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-    except OSError:
-        return False
-
-
-def commit(run: RunDir, plan: Plan, stage_id: str) -> None:
-    """A finished stage without having run it."""
-    stage = plan.stage(stage_id)
-    folder = run.stage_dir(stage, plan)
-    folder.draft.mkdir(parents=True)
-    (folder.draft / "file").write_text(stage_id)
-    folder.commit({**FIELDS, "id": stage.id, "kind": stage.kind, "key": stage.key, "material": stage.material})
-
+from tests.kit.finished_runs import commit
+from tests.kit.plans import plan_of
+from tests.kit.processes import alive, wait_for
 
 # --- executors ---
 
@@ -77,12 +48,12 @@ print(p.pid, flush=True); time.sleep(99)"
 def test_stop_ends_the_children_too(tmp_path: Path) -> None:
     log = tmp_path / "log"
     worker = executors.Worker([sys.executable, "-c", PARENT], log)
-    soon(lambda: log.read_text().strip())
+    wait_for(lambda: log.read_text().strip())
     child = int(log.read_text())
     assert worker.poll() is None
     worker.stop()
     assert worker.poll() is not None
-    soon(lambda: not alive(child))
+    wait_for(lambda: not alive(child))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
@@ -100,10 +71,10 @@ time.sleep(99)
     process = subprocess.Popen([sys.executable, "-c", runner], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     pid = int(process.stdout.readline())
-    soon(lambda: (tmp_path / "log").read_text().strip() == "up")
+    wait_for(lambda: (tmp_path / "log").read_text().strip() == "up")
     process.send_signal(signal.SIGKILL)
     process.wait()
-    soon(lambda: not alive(pid))
+    wait_for(lambda: not alive(pid))
 
 
 # --- what a run's folder says ---
@@ -180,7 +151,7 @@ def test_only_whole_stages_of_other_runs_are_reused(tmp_path: Path) -> None:
     found = find_reusable(tmp_path, stage, besides=second)
     assert found is not None
     assert found[0] == "first"
-    (first.stage_dir(stage, plan).output / "file").write_text("SEED")
+    (first.stage_dir(stage, plan).output / "model" / "config.json").write_text("{}")
     assert find_reusable(tmp_path, stage, besides=second) is None
 
 

@@ -29,8 +29,9 @@ from spa_recipes.stages.context import StageSpec
 from spa_recipes.state import atomic
 from spa_recipes.state.digests import DigestMemo
 from spa_recipes.state.stagedir import StageDir
-from tests.conftest import merged, mini, run_spa, write_recipe
-from tests.unit.test_stages import spec_of
+from tests.kit.cli import run_spa
+from tests.kit.recipes import merged, mini, write_recipe
+from tests.kit.stages import spec_of
 
 RECIPE = mini(
     sft={"save_steps": 4},

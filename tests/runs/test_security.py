@@ -15,8 +15,9 @@ from spa_recipes.data.sources import read_pairs
 from spa_recipes.errors import DataError, SpaError
 from spa_recipes.recipe.schema import DatasetSource, Model
 from spa_recipes.state.digests import file_digest
-from tests.conftest import merged, mini, run_spa, write_recipe
-from tests.runs.test_preflight import model_folder
+from tests.kit.cli import run_spa
+from tests.kit.models import model_folder
+from tests.kit.recipes import merged, mini, write_recipe
 
 PACKAGE = Path(__file__).parents[2] / "spa_recipes"
 
@@ -129,19 +130,18 @@ def test_a_pickle_in_a_model_folder_is_never_opened(trace: Path, tmp_path: Path,
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A tiny model, and a training of it that died in its third step, with a checkpoint."""
-    from tests.kit.training import make_model
-    from tests.unit.test_training_checkpoints import KilledError, _train, dying_at
+    from tests.kit.training import KilledError, dying_at, make_model, train_pairs
 
     policy, folder = make_model(tmp_path_factory.mktemp("policy")), tmp_path_factory.mktemp("stopped")
     with pytest.raises(KilledError):
-        _train(policy, folder, on_progress=dying_at(3))
+        train_pairs(policy, folder, on_progress=dying_at(3))
     return policy, folder
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
 def test_a_planted_checkpoint_runs_no_code(name: str, stopped: tuple[Path, Path], trace: Path, tmp_path: Path) -> None:
     """Even with a marker that vouches for it; `training_args.bin` is never read at all."""
-    from tests.unit.test_training_checkpoints import _train
+    from tests.kit.training import train_pairs
 
     policy, folder = stopped
     shutil.copytree(folder, tmp_path / "run")
@@ -152,10 +152,10 @@ def test_a_planted_checkpoint_runs_no_code(name: str, stopped: tuple[Path, Path]
     marker["files"][name] = {"size": planted.stat().st_size, "sha256": file_digest(planted)}
     (checkpoint / "spa_checkpoint.json").write_text(json.dumps(marker))
     if name == "training_args.bin":
-        assert _train(policy, tmp_path / "run").metrics["resumed_from_step"] == 2
+        assert train_pairs(policy, tmp_path / "run").metrics["resumed_from_step"] == 2
         return
     with pytest.raises(Exception, match=r"(?i)weights.only"):
-        _train(policy, tmp_path / "run")
+        train_pairs(policy, tmp_path / "run")
 
 
 def test_code_of_a_model_is_off_unless_the_recipe_says_so(trace: Path, tmp_path: Path, spa_here: Any) -> None:

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,9 @@ from spa_recipes.data.chat import Renderer, load_tokenizer
 from spa_recipes.data.rows import read_jsonl
 from spa_recipes.sandbox.model import build_model
 from spa_recipes.sandbox.rows import preference_rows
-from tests.conftest import mini, run_spa, write_recipe
+from tests.kit.cli import run_spa
+from tests.kit.processes import wait_for
+from tests.kit.recipes import mini, write_recipe
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
@@ -153,13 +154,6 @@ def engines_at_work(home: Path) -> dict[int, str]:
     return {pid: command for pid, command in found.items() if any(kind in command for kind in kinds)}
 
 
-def wait_for(condition: Callable[[], object], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.02)
-
-
 @pytest.fixture
 def started(home: Path) -> Iterator[Callable[..., "subprocess.Popen[bytes]"]]:
     processes: list[subprocess.Popen[bytes]] = []
@@ -184,7 +178,7 @@ def started(home: Path) -> Iterator[Callable[..., "subprocess.Popen[bytes]"]]:
 def test_killed_in_the_middle_it_goes_on_and_with_two_engines(
     vllm_python: str, home: Path, started: Callable[..., "subprocess.Popen[bytes]"]
 ) -> None:
-    prompts, shard = 480, ENGINE["shard_size"]  # more than the engine has at once
+    prompts, shard = 480, int(str(ENGINE["shard_size"]))  # more than the engine has at once
     data = {"pairs": {"type": "sandbox", "rows": 700}, "prompts_per_iteration": [prompts]}
     write_recipe(home / "r.yaml", recipe(vllm_python, data=data))
     run = started("run", "r.yaml", "--until", "generate-1")
@@ -205,7 +199,7 @@ def test_killed_in_the_middle_it_goes_on_and_with_two_engines(
     assert not list(home.glob("runs/mini/stages/*-generate-1-*/output"))
 
     keep = ["--set", "storage.keep_shards=true", "--set", "sampling.backend.data_parallel_size=2"]
-    done = run_spa(home, "run", "r.yaml", "--until", "generate-1", *keep, timeout=800)
+    done = run_spa(home, "run", "r.yaml", "--until", "generate-1", *keep)
     assert done.returncode == 0, done.stderr
     assert {path.name: path.read_bytes() for path in home.glob(shards) if path.name in made} == made
     assert not engines_at_work(home)
@@ -234,7 +228,7 @@ def test_an_adapter_beside_its_base_samples_like_the_merged_model(vllm_python: s
         sampling={"backend": {**ENGINE, "lora": "adapter"}},
     )
     write_recipe(home / "r.yaml", lora)
-    done = run_spa(home, "run", "r.yaml", "--until", "generate-1", timeout=800)
+    done = run_spa(home, "run", "r.yaml", "--until", "generate-1")
     assert done.returncode == 0, done.stderr
     assert metrics(home, "generate-1")["logp_difference_max"] < TOLERANCE
     adapter = json.loads(output(home, "seed", "adapter/adapter_config.json").read_text())
@@ -245,7 +239,7 @@ def test_an_adapter_beside_its_base_samples_like_the_merged_model(vllm_python: s
 
 def test_an_evaluation_samples_with_vllm_too(vllm_python: str, home: Path) -> None:
     write_recipe(home / "r.yaml", recipe(vllm_python, evaluation={"enabled": True, "max_prompts": 6}))
-    done = run_spa(home, "run", "r.yaml", "--until", "evaluate-init", timeout=800)
+    done = run_spa(home, "run", "r.yaml", "--until", "evaluate-init")
     assert done.returncode == 0, done.stderr
     samples = read_jsonl(output(home, "evaluate-init", "samples.jsonl"))
     assert len(samples) == 6
@@ -259,7 +253,7 @@ def test_spa_evaluate_samples_with_vllm_too(vllm_python: str, home: Path) -> Non
     pairwise = ["--benchmark", "pairwise", "--against", "other", "--prompts", "prompts.jsonl", "--judge", "gold"]
     engine = ["--backend", "vllm", "--vllm-python", vllm_python, "--gpu-memory-utilization", "0.1"]
     lengths = ["--max-tokens", "24", "--max-length", "128", "--out", "result"]
-    done = run_spa(home, "evaluate", "model", *pairwise, *engine, *lengths, timeout=800)
+    done = run_spa(home, "evaluate", "model", *pairwise, *engine, *lengths)
     assert done.returncode == 0, done.stderr
     outcomes = read_jsonl(home / "result" / "outcomes.jsonl")
     assert len(outcomes) == 6
@@ -272,7 +266,7 @@ def test_a_model_on_two_devices(vllm_python: str, home: Path) -> None:
     two["sampling"]["backend"]["tensor_parallel_size"] = 2
     write_recipe(home / "r.yaml", two)
     cores = {"VLLM_CPU_OMP_THREADS_BIND": "0|1" if (os.cpu_count() or 1) > 1 else "0|0"}
-    done = run_spa(home, "run", "r.yaml", "--until", "generate-1", timeout=800, **cores)
+    done = run_spa(home, "run", "r.yaml", "--until", "generate-1", **cores)
     assert done.returncode == 0, done.stderr
     assert metrics(home, "generate-1")["logp_difference_max"] < TOLERANCE
     assert pq.read_table(output(home, "generate-1", "completions.parquet")).num_rows == 32
@@ -287,7 +281,7 @@ def cannot_serve(python: str, home: Path, **backend: Any) -> tuple[int, str]:
     short["judge"] = {"reference": "model"}
     short["sampling"]["backend"] |= backend
     write_recipe(home / "r.yaml", short)
-    done = run_spa(home, "run", "r.yaml", "--until", "generate-1", timeout=800)
+    done = run_spa(home, "run", "r.yaml", "--until", "generate-1")
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: generate-1: ")]
     return done.returncode, line
 

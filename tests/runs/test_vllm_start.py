@@ -1,5 +1,6 @@
 """Where stages that sample with vLLM are started, and what is found out about that before anything starts."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from spa_recipes.recipe.schema import Compute, Model, Recipe
 from spa_recipes.run import executors, vllm_preflight
 from spa_recipes.run.executors import VllmProcesses, vllm_processes_of
 from spa_recipes.state.digests import DigestMemo
-from tests.conftest import merged, mini
+from tests.kit.recipes import merged, mini
 
 
 def plan_of(tmp_path: Path, **changes: Any) -> Plan:
@@ -186,7 +187,7 @@ def test_what_is_wrong_is_named_as_the_command_calls_it(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("python") is None, reason="no other program to name")
 def test_vllm_that_is_not_installed_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm_preflight.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RecipeError, match=r"vLLM is not installed here.*spa-recipes\[vllm\].*compute\.vllm_python"):
         look(tmp_path, Compute())
 

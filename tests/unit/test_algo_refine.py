@@ -7,19 +7,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import LlamaForCausalLM
 
-from spa_recipes.algo.decoupled import chunked_decoupled_logps, decoupled_logits
+from spa_recipes.algo.decoupled import DecoupledLogps, chunked_decoupled_logps, decoupled_logits
 from spa_recipes.algo.logps import LmHead, sequence_logps
 from spa_recipes.algo.refine import ThresholdWindow, dpo_loss, dpo_margin, flag_noisy, percentile, refined_loss
 from tests.kit import reference_math as plain
-from tests.unit.test_algo_logps import PROMPTS, RESPONSES, padded, tiny_llama
+from tests.kit.tiny_models import PROMPTS, RESPONSES, padded, tiny_llama
 
 MARGINS = [-40.0, -3.0, -0.1, 0.0, 0.2, 2.5, 60.0]
 
 
 def test_margin() -> None:
-    tensors = [torch.tensor([value], dtype=torch.float64) for value in (-10.0, -12.0, -11.0, -9.0)]
-    assert dpo_margin(*tensors, beta=0.1).item() == pytest.approx(0.1 * (-10 + 11) - 0.1 * (-12 + 9))
+    chosen_B, rejected_B, reference_chosen_B, reference_rejected_B = (
+        torch.tensor([value], dtype=torch.float64) for value in (-10.0, -12.0, -11.0, -9.0)
+    )
+    margin_B = dpo_margin(chosen_B, rejected_B, reference_chosen_B, reference_rejected_B, beta=0.1)
+    assert margin_B.item() == pytest.approx(0.1 * (-10 + 11) - 0.1 * (-12 + 9))
 
 
 def test_equal_models_have_margin_zero() -> None:
@@ -149,16 +153,18 @@ def test_the_whole_refinement_on_two_llamas(lam: float) -> None:
         margins.append(beta * (w["policy"] - w["reference"]) - beta * (l["policy"] - l["reference"]))
         p_detect.append(plain.preference_probability(beta, w["mixed"], w["reference"], l["mixed"], l["reference"]))
     tau = sorted(p_detect)[1]
+    assert all(abs(p - tau) > 2e-5 for p in p_detect if p != tau)  # more than float32 is wrong by
     z = [1.0 if p < tau else 0.0 for p in p_detect]
     losses = [plain.refined_loss(m, flag, alpha) for m, flag in zip(margins, z, strict=True)]
 
     policy.float(), reference.float()
     ours = {side: _fused(policy, reference, responses, lam) for side, responses in batches.items()}
-    w, l = ours["chosen"], ours["rejected"]  # noqa: E741
-    margin_B = dpo_margin(w.policy, l.policy, w.reference, l.reference, beta)
-    p_detect_B = torch.sigmoid(dpo_margin(w.decoupled, l.decoupled, w.reference, l.reference, beta))
-    z_B = flag_noisy(p_detect_B, tau + 1e-7)
-    loss_B = refined_loss(margin_B, flag_noisy(p_detect_B, tau - 1e-7), alpha)
+    ours_w, ours_l = ours["chosen"], ours["rejected"]
+    margin_B = dpo_margin(ours_w.policy, ours_l.policy, ours_w.reference, ours_l.reference, beta)
+    detect_B = dpo_margin(ours_w.decoupled, ours_l.decoupled, ours_w.reference, ours_l.reference, beta)
+    p_detect_B = torch.sigmoid(detect_B)
+    z_B = flag_noisy(p_detect_B, tau + 1e-5)
+    loss_B = refined_loss(margin_B, flag_noisy(p_detect_B, tau - 1e-5), alpha)
     assert margin_B.tolist() == pytest.approx(margins, rel=1e-5)
     assert p_detect_B.tolist() == pytest.approx(p_detect, rel=1e-5)
     assert z_B.sum() == sum(z) + 1  # the one that is tau itself
@@ -174,13 +180,15 @@ def test_the_whole_refinement_on_two_llamas(lam: float) -> None:
         assert (ours_VD - expected_VD).norm() < 1e-5 * expected_VD.norm()
 
 
-def _whole(model: torch.nn.Module, responses: list[list[int]]) -> torch.Tensor:
+def _whole(model: LlamaForCausalLM, responses: list[list[int]]) -> torch.Tensor:
     """log pi(y|x) from whole logits."""
     ids_BT, mask_BT = padded(PROMPTS, responses)
     return sequence_logps(model(ids_BT).logits, ids_BT, mask_BT)
 
 
-def _fused(policy: torch.nn.Module, reference: torch.nn.Module, responses: list[list[int]], lam: float):  # type: ignore[no-untyped-def]
+def _fused(
+    policy: LlamaForCausalLM, reference: LlamaForCausalLM, responses: list[list[int]], lam: float
+) -> DecoupledLogps:
     """Per-sequence sums of the chunked pass over a padded batch."""
     ids_BT, mask_BT = padded(PROMPTS, responses)
     scored_BT = mask_BT[:, 1:].bool()

@@ -74,7 +74,9 @@ def test_only_a_bracketed_or_a_lonely_letter_is_a_verdict(text: str) -> None:
 def comparisons(answers: int) -> st.SearchStrategy[list[Comparison]]:
     """Verdicts on some ordered pairs among so many answers, some of them several times."""
     pairs = list(itertools.permutations(range(answers), 2))
-    one = st.builds(lambda pair, verdict: Comparison(*pair, verdict), st.sampled_from(pairs), st.sampled_from(VERDICTS))
+    one = st.builds(
+        lambda pair, verdict: Comparison(pair[0], pair[1], verdict), st.sampled_from(pairs), st.sampled_from(VERDICTS)
+    )
     return st.lists(one, max_size=30)
 
 

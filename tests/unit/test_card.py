@@ -20,9 +20,10 @@ from spa_recipes.run import final, gc
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.state.digests import DigestMemo, file_digest
 from spa_recipes.state.stagedir import StageDir
-from tests.conftest import mini
-from tests.kit.cards import commit, finish, make_run, manifests, plan_of, plan_of_recipe, show_final
-from tests.runs.test_preflight import model_folder
+from tests.kit.finished_runs import commit, finish, make_run, manifests, show_final
+from tests.kit.models import model_folder
+from tests.kit.plans import plan_of, plan_of_recipe
+from tests.kit.recipes import mini
 
 
 def card_of(plan: Plan, tmp_path: Path) -> str:

@@ -15,7 +15,7 @@ from spa_recipes.data.sources import count_rows, read_candidates, read_conversat
 from spa_recipes.data.split import split_rows
 from spa_recipes.errors import SpaError
 from spa_recipes.recipe.schema import Data, DatasetSource
-from tests.unit.test_data_forms import FILES, FORMS, assistant, canonical, system, user, write_jsonl, write_parquet
+from tests.kit.data_forms import FILES, FORMS, assistant, canonical, system, user, write_jsonl, write_parquet
 
 QUICK = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 

@@ -2,6 +2,7 @@
 
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,11 @@ from spa_recipes.errors import DataError
 
 
 def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
-    rows = [{"text": "line\u2028separator, \u0085, \r\n, \x00, naïve, 猫, 🦊"}, {"n": 1, "deep": [{"a": None}]}, {}]
+    rows: list[dict[str, Any]] = [
+        {"text": "line\u2028separator, \u0085, \r\n, \x00, naïve, 猫, 🦊"},
+        {"n": 1, "deep": [{"a": None}]},
+        {},
+    ]
     path = tmp_path / "new" / "rows.jsonl"
     assert write_jsonl(path, rows) == 3
     assert read_jsonl(path) == rows
@@ -28,7 +33,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     with pytest.raises(DataError, match="half a surrogate pair"):
         write_jsonl(path, [{"a": "\ud800"}])
     with pytest.raises(KeyError):
-        write_jsonl(path, ({}["gone"] for _ in range(2)))
+        write_jsonl(path, ({"a": {"there": 1}["gone"]} for _ in range(2)))
     assert read_jsonl(path) == [{"a": 1}]
     assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
 

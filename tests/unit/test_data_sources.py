@@ -11,6 +11,7 @@ import datasets
 import pytest
 
 from spa_recipes.data.files import local_path
+from spa_recipes.data.rows import Message
 from spa_recipes.data.sources import (
     content_fingerprint,
     count_rows,
@@ -22,7 +23,7 @@ from spa_recipes.data.sources import (
 from spa_recipes.errors import DataError, SpaError, TryAgainError
 from spa_recipes.recipe.schema import Columns, DatasetSource, SandboxSource
 from spa_recipes.state.digests import DigestMemo
-from tests.unit.test_data_forms import (
+from tests.kit.data_forms import (
     FILES,
     assistant,
     canonical,
@@ -222,7 +223,7 @@ def test_an_override_of_one_column(tmp_path: Path) -> None:
 
 # --- prompts, conversations, candidates
 
-PROMPTS = {
+PROMPTS: dict[str, tuple[dict[str, Any], list[Message], str]] = {
     "strings": ({"prompt": "What?"}, [user("What?")], "prompt strings"),
     "lists": ({"prompt": [system("s"), user("What?")]}, [system("s"), user("What?")], "prompt message lists"),
     "messages": ({"messages": [user("What?")]}, [user("What?")], "conversations"),
@@ -256,7 +257,7 @@ def test_prompts(case: str, tmp_path: Path) -> None:
     assert (loaded.form, loaded.rows[0]["row"]) == (form, 1)
 
 
-CONVERSATIONS = {
+CONVERSATIONS: dict[str, dict[str, Any]] = {
     "messages": {"messages": CONVERSATION},
     "ultrachat": {"prompt": "What?", "prompt_id": "x", "messages": CONVERSATION},
     "strings": {"prompt": "What?", "completion": "That."},

@@ -1,18 +1,10 @@
 """Keys change with what changes a result, and with nothing else."""
 
-from pathlib import Path
-
 import pytest
 
 from spa_recipes.keys import differences, semantic
-from spa_recipes.plan import Plan, compile_plan
-from spa_recipes.recipe.schema import PreferenceTraining, Recipe
-from spa_recipes.state.digests import DigestMemo
-from tests.conftest import mini
-
-
-def plan_of(**changes: object) -> Plan:
-    return compile_plan(Recipe.model_validate(mini(**changes)), DigestMemo(Path("nowhere/.digests.json")))
+from spa_recipes.recipe.schema import PreferenceTraining
+from tests.kit.plans import plan_of
 
 
 def keys_of(**changes: object) -> dict[str, str]:

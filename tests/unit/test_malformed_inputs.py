@@ -16,7 +16,8 @@ from spa_recipes.data.split import split_rows
 from spa_recipes.errors import RecipeError
 from spa_recipes.recipe.load import load_recipe
 from spa_recipes.recipe.schema import Data, DatasetSource
-from tests.conftest import merged, mini, one_error, write_recipe
+from tests.kit.cli import one_error
+from tests.kit.recipes import merged, mini, write_recipe
 
 GOOD = """\
 name: x

@@ -8,12 +8,8 @@ from spa_recipes.errors import RecipeError
 from spa_recipes.plan import External, Plan, StageOutput, compile_plan
 from spa_recipes.recipe.schema import Recipe
 from spa_recipes.state.digests import DigestMemo
-from tests.conftest import mini
-
-
-def plan_of(**changes: object) -> Plan:
-    return compile_plan(Recipe.model_validate(mini(**changes)), DigestMemo(Path("nowhere/.digests.json")))
-
+from tests.kit.plans import plan_of
+from tests.kit.recipes import mini
 
 GOLDEN = """
 data: data pairs=sandbox

@@ -8,7 +8,8 @@ import yaml
 
 from spa_recipes.errors import RecipeError
 from spa_recipes.recipe.load import load_recipe, recipe_schema
-from tests.conftest import Spa, mini, write_recipe
+from tests.kit.cli import Spa
+from tests.kit.recipes import mini, write_recipe
 
 
 @pytest.fixture

@@ -127,7 +127,7 @@ BATCHES = st.tuples(st.integers(1, 64), st.integers(1, 64))
 
 
 @st.composite
-def trainings(draw: st.DrawFn, **more: st.SearchStrategy[Any]) -> dict[str, Any]:
+def trainings(draw: st.DrawFn, /, **more: st.SearchStrategy[Any]) -> dict[str, Any]:
     per_device, steps = draw(BATCHES)
     fixed = {"global_batch_size": per_device * steps, "per_device_train_batch_size": per_device}
     free = {

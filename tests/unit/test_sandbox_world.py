@@ -49,8 +49,8 @@ def test_prompts_are_many_and_distinct() -> None:
 
 def test_prompt_is_read_back() -> None:
     request = read_prompt("in detail , what is so special about snow ? it is for my baker .")
-    assert request == ("snow", "why", "detail", "baker")
     assert request.ideal_sentences == 4
+    assert request == ("snow", "why", "detail", "baker")
     assert read_prompt("tell me an old story about tea .") == ("tea", "tell", "plain", None)
 
 
@@ -147,14 +147,14 @@ def digest() -> str:
 
 
 def _python(code: str, hash_seed: str) -> str:
-    env = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    env = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 
 @pytest.mark.parametrize("hash_seed", ["1", "4242"])
 def test_other_processes_make_the_same_world(hash_seed: str) -> None:
-    assert _python("import test_sandbox_world as here; print(here.digest())", hash_seed) == digest()
+    assert _python("from tests.unit import test_sandbox_world as here; print(here.digest())", hash_seed) == digest()
 
 
 def test_world_needs_the_standard_library_only() -> None:

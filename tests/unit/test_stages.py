@@ -10,36 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from spa_recipes.data.rows import read_jsonl, write_jsonl
 from spa_recipes.errors import DataError, StageError
 from spa_recipes.recipe.schema import Model
 from spa_recipes.run.worker import run_stage
-from spa_recipes.stages import judge
-from spa_recipes.stages.common import sharded, write_table
-from spa_recipes.stages.context import Context, StageSpec
-from spa_recipes.stages.generate import COMPLETIONS
+from spa_recipes.stages.common import sharded
 from spa_recipes.stages.refine import _audit
 from spa_recipes.stages.training import train_env
+from tests.kit.stages import context_of, judged, spec_of
 
-RUNTIME: dict[str, Any] = {
-    "run": "test",
-    "compute": {"cpu_threads": 1, "score_tokens_per_batch": 1000},
-    "storage": {"keep_shards": False, "keep_checkpoints": False, "checkpoints_while_training": 2},
-    "tracking": {"report_to": []},
-}
 NUMBERS = pa.schema([("n", pa.int64())])
-
-
-def spec_of(folder: Path, kind: str, settings: dict[str, Any], inputs: dict[str, Path]) -> StageSpec:
-    (folder / "attempts" / "1").mkdir(parents=True, exist_ok=True)
-    paths = {name: str(path) for name, path in inputs.items()}
-    return StageSpec(f"{kind}-1", kind, "k" * 32, {}, str(folder), 1, settings, paths, {}, RUNTIME)
-
-
-def context_of(folder: Path, kind: str = "score", **given: Any) -> Context:
-    context = Context(spec_of(folder, kind, given.get("settings", {}), given.get("inputs", {})))
-    context.draft.mkdir(parents=True, exist_ok=True)
-    return context
 
 
 class Counter:
@@ -122,52 +101,6 @@ def test_processes_share_the_shards(tmp_path: Path) -> None:
     assert table["n"].to_pylist() == list(range(10))
 
 
-def judged(
-    folder: Path, texts: list[list[str]], policy: list[list[float]], reference: list[list[float]], **settings: Any
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
-    """Judge made-up answers; returns judgments, pairs and metrics."""
-    folder.mkdir(exist_ok=True)
-    prompts = [
-        {"prompt_id": f"p{i}", "prompt": [{"role": "user", "content": f"question {i}"}]} for i in range(len(texts))
-    ]
-    write_jsonl(folder / "prompts.jsonl", prompts)
-    answers = [
-        {
-            "item": i,
-            "prompt_id": f"p{i}",
-            "sample": k,
-            "prompt_ids": [1, 2],
-            "response_ids": [3] * (k + 1),
-            "text": text,
-            "logps": [policy[i][k] - 1.0, 1.0],
-            "finish_reason": "stop",
-        }
-        for i, group in enumerate(texts)
-        for k, text in enumerate(group)
-    ]
-    write_table(folder / "completions.parquet", pa.Table.from_pylist(answers, schema=COMPLETIONS))
-    scores = [{"item": a["item"], "sample": a["sample"], "logp": reference[a["item"]][a["sample"]]} for a in answers]
-    pq.write_table(pa.Table.from_pylist(scores), folder / "logps.parquet")
-    context = context_of(
-        folder / "stage",
-        "judge",
-        settings={
-            "judge": {"type": "implicit_reward", "beta": 0.1},
-            "seed": 1,
-            "iteration": 1,
-            "gold_audit": False,
-            **settings,
-        },
-        inputs={
-            "prompts": folder / "prompts.jsonl",
-            "completions": folder / "completions.parquet",
-            "reference_logps": folder / "logps.parquet",
-        },
-    )
-    result = judge.run(context)
-    return read_jsonl(context.draft / "judgments.jsonl"), read_jsonl(context.draft / "pairs.jsonl"), result.metrics
-
-
 def test_the_best_and_the_worst_of_many_make_the_pair(tmp_path: Path) -> None:
     judgments, pairs, _ = judged(tmp_path, [["a", "b", "c"]], [[-10.0, -5.0, -20.0]], [[-10.0, -9.0, -10.0]])
     assert judgments[0]["rewards"] == pytest.approx([0.0, 0.4, -1.0])
@@ -223,7 +156,7 @@ def test_precision_and_recall_of_the_flags() -> None:
 
 
 def test_a_failing_stage_leaves_its_error_and_no_output(tmp_path: Path) -> None:
-    settings = {
+    settings: dict[str, Any] = {
         "data": {
             "pairs": {"type": "dataset", "source": ""},
             "prompts": None,

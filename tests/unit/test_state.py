@@ -3,27 +3,13 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from spa_recipes.state import atomic
 from spa_recipes.state.digests import DigestMemo
 from spa_recipes.state.stagedir import MANIFEST, StageDir, adopt
-
-FIELDS: dict[str, Any] = {
-    "id": "judge-1",
-    "kind": "judge",
-    "key": "k" * 32,
-    "material": {"kind": "judge"},
-    "rows": 2,
-    "tokens": 0,
-    "seconds": 1.0,
-    "metrics": {"ties": 0},
-    "versions": {},
-    "finished_at": "2026-01-01T00:00:00+00:00",
-    "attempt": 1,
-}
+from tests.kit.state import FIELDS
 
 
 def committed(path: Path, content: str = "rows\n") -> StageDir:

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,29 +13,17 @@ import pytest
 
 from spa_recipes.recipe.schema import Lora
 from spa_recipes.training.checkpoints import CheckpointCallback, newest_complete_checkpoint
-from spa_recipes.training.run import train_preference, train_sft
+from spa_recipes.training.run import train_sft
 from tests.kit.training import (
-    REFINEMENT,
+    KilledError,
+    dying_at,
     make_env,
     make_model,
-    make_pairs,
     make_texts,
-    preference,
     same_weights,
     supervised,
+    train_pairs,
 )
-
-
-class KilledError(Exception):
-    """The end of a process, in the tests."""
-
-
-def dying_at(step: int) -> Any:
-    def on_progress(done: int, total: int, logs: dict[str, Any]) -> None:
-        if done == step:
-            raise KilledError
-
-    return on_progress
 
 
 @pytest.fixture(scope="module")
@@ -49,16 +36,8 @@ def interrupted(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder whose training died in step 5 of 6, with checkpoints of steps 2 and 4."""
     folder = tmp_path_factory.mktemp("interrupted")
     with pytest.raises(KilledError):
-        _train(policy, folder, on_progress=dying_at(5))
+        train_pairs(policy, folder, on_progress=dying_at(5))
     return folder
-
-
-def _train(policy: Path, folder: Path, on_progress: Any = None, lam: float = 0.0, **fields: Any) -> Any:
-    """20 pairs in batches of 8, two epochs: six steps, the third and the sixth with 4 pairs."""
-    env = make_env(policy, folder, **({"on_progress": on_progress} if on_progress else {}), **fields)
-    settings = preference(num_train_epochs=2, per_device_train_batch_size=4, save_steps=2)
-    refinement = replace(REFINEMENT, lam=lam)
-    return train_preference(policy, make_pairs(20), settings, env, reference_path=policy, refinement=refinement)
 
 
 @pytest.mark.parametrize("case", ["plain", "decoupled", "lora-dropout"])
@@ -66,10 +45,10 @@ def test_a_resumed_preference_training_is_the_same_bit_by_bit(policy: Path, tmp_
     fields: dict[str, Any] = {"lam": 0.5 if case == "decoupled" else 0.0}
     if case == "lora-dropout":  # draws random numbers in every step
         fields["lora"] = Lora(lora_r=4, lora_alpha=8, lora_dropout=0.2)
-    straight = _train(policy, tmp_path / "straight", **fields)
+    straight = train_pairs(policy, tmp_path / "straight", **fields)
     with pytest.raises(KilledError):
-        _train(policy, tmp_path / "resumed", on_progress=dying_at(5), **fields)
-    resumed = _train(policy, tmp_path / "resumed", **fields)
+        train_pairs(policy, tmp_path / "resumed", on_progress=dying_at(5), **fields)
+    resumed = train_pairs(policy, tmp_path / "resumed", **fields)
     assert (straight.metrics.pop("resumed_from_step"), resumed.metrics.pop("resumed_from_step")) == (0, 4)
     assert straight == resumed
     first, second = tmp_path / "straight" / "out", tmp_path / "resumed" / "out"
@@ -92,13 +71,13 @@ def test_a_resumed_sft_is_the_same_bit_by_bit(policy: Path, tmp_path: Path) -> N
 RESUME = """
 import sys, pathlib, torch
 torch.set_num_threads(1)
-from tests.unit.test_training_checkpoints import _train
-_train(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))
+from tests.kit.training import train_pairs
+train_pairs(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))
 """
 
 
 def test_a_fresh_process_resumes(policy: Path, interrupted: Path, tmp_path: Path) -> None:
-    _train(policy, tmp_path / "straight")
+    train_pairs(policy, tmp_path / "straight")
     shutil.copytree(interrupted, tmp_path / "resumed")
     root = str(Path(__file__).parents[2])
     done = subprocess.run(
@@ -177,11 +156,11 @@ def test_damaged_checkpoints_do_not_push_out_the_new_one(tmp_path: Path, keep: i
 def test_a_training_goes_on_from_the_last_whole_checkpoint(
     policy: Path, interrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    straight = _train(policy, tmp_path / "straight")
+    straight = train_pairs(policy, tmp_path / "straight")
     shutil.copytree(interrupted, tmp_path / "resumed")
     (tmp_path / "resumed" / "checkpoints" / "checkpoint-4" / "optimizer.pt").write_bytes(b"half")
     capsys.readouterr()
-    resumed = _train(policy, tmp_path / "resumed")
+    resumed = train_pairs(policy, tmp_path / "resumed")
     said = "checkpoint-4 was altered or cut off: kept as checkpoint-4.damaged-1, going on from checkpoint-2"
     assert said in capsys.readouterr().out.splitlines()
     assert (tmp_path / "resumed" / "damaged" / "checkpoint-4.damaged-1" / "optimizer.pt").read_bytes() == b"half"

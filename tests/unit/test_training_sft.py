@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -70,7 +71,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(
 ) -> None:
     original = SpaSftTrainer.compute_loss
 
-    def broken(self: SpaSftTrainer, *arguments: object, **keywords: object) -> torch.Tensor:
+    def broken(self: SpaSftTrainer, *arguments: Any, **keywords: Any) -> torch.Tensor:
         loss = original(self, *arguments, **keywords)
         if self.state.global_step == 1:
             self._seen[-1] = (self._seen[-1][0], self._seen[-1][1] * float("nan"))

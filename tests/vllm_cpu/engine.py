@@ -75,7 +75,7 @@ def main(folder: Path) -> None:
     result: dict[str, Any] = {}
 
     stops = [renderer.end_of_turn_id, CONTROL_ID]
-    engine = open_engine(model, sampling_of(vllm, 0.7), stops)
+    engine: Any = open_engine(model, sampling_of(vllm, 0.7), stops)
     sampled, order = answers(engine, groups)
     result["groups"] = sorted(order)
     result["sampled"] = as_json(sampled)

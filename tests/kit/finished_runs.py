@@ -4,32 +4,19 @@ import os
 from pathlib import Path
 from typing import Any
 
-from spa_recipes.plan import MODEL, POLICY_KINDS, Plan, compile_plan
-from spa_recipes.recipe.schema import Recipe
+from spa_recipes.plan import MODEL, POLICY_KINDS, Plan
 from spa_recipes.report.card import final_texts
 from spa_recipes.run import final
 from spa_recipes.run.rundir import RunDir
-from spa_recipes.state.digests import DigestMemo
 from spa_recipes.state.stagedir import Manifest, StageDir
-from tests.conftest import mini
-from tests.unit.test_state import FIELDS
+from tests.kit.state import FIELDS
 
 VERSIONS = {"spa-recipes": "0.1.0", "torch": "2.13.0", "transformers": "5.19.0"}
 
 
-def plan_of(**changes: Any) -> Plan:
-    """The plan of the miniature recipe with changes."""
-    return plan_of_recipe(mini(**changes))
-
-
-def plan_of_recipe(recipe: dict[str, Any]) -> Plan:
-    """The plan of a recipe."""
-    return compile_plan(Recipe.model_validate(recipe), DigestMemo(Path("nowhere/.digests.json")))
-
-
 def metrics_of(kind: str, number: int) -> dict[str, Any]:
     """Figures such as a stage leaves; `number` is that of its iteration."""
-    return {
+    metrics: dict[str, dict[str, Any]] = {
         "data": {
             "form": "string prompt",
             "pairs": 400,
@@ -56,7 +43,8 @@ def metrics_of(kind: str, number: int) -> dict[str, Any]:
             "length_controlled_win_rate_vs_init": 0.6,
             "heldout_accuracy": 0.783 - 0.02 * number,
         },
-    }.get(kind, {})
+    }
+    return metrics.get(kind, {})
 
 
 def commit(run: RunDir, plan: Plan, stage_id: str, **fields: Any) -> StageDir:

@@ -1,0 +1,24 @@
+"""Folders that look like models: their small files, and weights that nobody opens."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+CONFIG = {"model_type": "llama", "max_position_embeddings": 2048}
+TOKENIZER = {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 2, "content": "<end>"}]}
+
+
+def model_folder(folder: Path, config: dict[str, Any] | None = None, **files: str | None) -> Path:
+    """The small files of a model and weights that nobody opens; None leaves a file out, `__` stands for a dot."""
+    content: dict[str, str | None] = {
+        "config.json": json.dumps({**CONFIG, **(config or {})}),
+        "model.safetensors": "weights",
+        "tokenizer.json": json.dumps(TOKENIZER),
+        "tokenizer_config.json": json.dumps({"chat_template": "{{ messages }}"}),
+        **{name.replace("__", "."): text for name, text in files.items()},
+    }
+    folder.mkdir(parents=True)
+    for name, text in content.items():
+        if text is not None:
+            (folder / name).write_text(text)
+    return folder
