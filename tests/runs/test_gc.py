@@ -86,11 +86,11 @@ def test_a_run_as_it_should_be_has_no_garbage(tmp_path: Path) -> None:
 
 
 def leave_draft(run: RunDir, plan: Plan) -> Path:
-    return write(folder_of(run, plan, "refine-2").draft / "model" / "half", 70).parents[2]
+    return write(folder_of(run, plan, "refine-2").draft / "model" / "half", 70).parents[1]
 
 
 def leave_uncommitted(run: RunDir, plan: Plan) -> Path:
-    return write(folder_of(run, plan, "refine-2").output / "model" / "whole", 70).parents[2]
+    return write(folder_of(run, plan, "refine-2").output / "model" / "whole", 70).parents[1]
 
 
 def leave_checkpoint(run: RunDir, plan: Plan) -> Path:
@@ -100,16 +100,16 @@ def leave_checkpoint(run: RunDir, plan: Plan) -> Path:
 
 
 def leave_checkpoints_of_a_finished_stage(run: RunDir, plan: Plan) -> Path:
-    return write(folder_of(run, plan, "seed").work / "checkpoints" / "checkpoint-8" / "optimizer.pt", 70).parents[2]
+    return write(folder_of(run, plan, "seed").work / "checkpoints" / "checkpoint-8" / "optimizer.pt", 70).parents[1]
 
 
 def leave_shards_of_a_finished_stage(run: RunDir, plan: Plan) -> Path:
-    return write(folder_of(run, plan, "generate-1").work / "shards" / "completions" / "0-8.parquet", 70).parents[2]
+    return write(folder_of(run, plan, "generate-1").work / "shards" / "completions" / "0-8.parquet", 70).parents[1]
 
 
 def leave_damaged(run: RunDir, plan: Plan) -> Path:
     folder = folder_of(run, plan, "judge-1").path
-    return write(folder.with_name(folder.name + ".damaged-2") / "output" / "pairs.jsonl", 70).parents[2]
+    return write(folder.with_name(folder.name + ".damaged-2") / "output" / "pairs.jsonl", 70).parents[1]
 
 
 def leave_damaged_shard(run: RunDir, plan: Plan) -> Path:
@@ -117,7 +117,7 @@ def leave_damaged_shard(run: RunDir, plan: Plan) -> Path:
 
 
 def leave_replaced(run: RunDir, plan: Plan) -> Path:
-    return write(run.path / "stages" / "07-judge-1-0123abcd" / "output" / "pairs.jsonl", 70).parents[2]
+    return write(run.path / "stages" / "07-judge-1-0123abcd" / "output" / "pairs.jsonl", 70).parents[1]
 
 
 def leave_temporary(run: RunDir, plan: Plan) -> Path:
@@ -242,7 +242,7 @@ def test_replaced_stages_go_but_not_the_model_that_final_shows(tmp_path: Path) -
     assert {path.name[3:-9] for path in gone} == set(names)
     assert judge.path in gone
     (kept,) = found.kept
-    assert kept.path == final.model_shown(run.final).parents[2]
+    assert kept.path == final.model_shown(run.final).parents[1]
     assert "final" in kept.why
     assert (run.final / "model.safetensors").stat().st_size == WEIGHTS
     assert not any(path.exists() for path in gone)
