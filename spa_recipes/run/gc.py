@@ -1,8 +1,8 @@
-"""What of a run may be deleted, why, and deleting it.
+"""Finds the garbage of a run, says why it is garbage, and deletes it.
 
-A run needs the stages of its stored plan, and the progress of those that are not finished. What else is there is
-garbage, unless another run has a use for it. All of it is read from the disk. A deletion that is interrupted leaves a
-consistent run: what makes a stage count as done goes before its files.
+A run needs the stages of its stored plan, and the progress of the stages that are not finished. Everything else in its
+folder is garbage, unless another run needs it. All of this is read from the disk. An interrupted deletion leaves a
+consistent run: the file that makes a stage count as done goes before the other files of the stage.
 """
 
 import json
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from spa_recipes.errors import DataError, LockedError, RecipeError
 from spa_recipes.plan import MODEL, POLICY_KINDS
+from spa_recipes.recipe.locations import locations
 from spa_recipes.run import final
 from spa_recipes.run.rundir import Planned, RunDir, all_runs
 from spa_recipes.state.stagedir import MANIFEST, StageDir
@@ -28,12 +29,12 @@ _KEEP = {"checkpoints": "keep_checkpoints", "shards": "keep_shards"}
 
 
 class Item(NamedTuple):
-    """Something that can go.
+    """Something that can be deleted.
 
     Attributes:
         path: a file or a folder.
         why: the reason, for people.
-        weights: for a model that loses only its weights, their files.
+        weights: files of the weights, for a model that loses nothing else.
     """
 
     path: Path
@@ -42,28 +43,28 @@ class Item(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """Something that the run itself does not need, and the reason why it stays all the same."""
+    """Something that the run itself does not need, and why it stays."""
 
     path: Path
     why: str
 
 
 class Found(NamedTuple):
-    """The garbage of a run, and what only seems to be some."""
+    """The garbage of a run, and what looks like garbage but stays."""
 
     items: list[Item]
     kept: list[Kept]
 
 
 class Size(NamedTuple):
-    """Bytes that become free, and bytes of files that stay because they have another name elsewhere (hard links)."""
+    """Bytes that become free, and bytes of files that stay on disk because other hard links to them exist."""
 
     freed: int
     shared: int
 
 
 class Sweep(NamedTuple):
-    """What was found, or deleted, in a run; `skipped` says why the run was left alone."""
+    """What was found or deleted in a run; `skipped` says why the run was left alone."""
 
     run: RunDir
     items: list[tuple[Item, Size]]
@@ -72,7 +73,7 @@ class Sweep(NamedTuple):
 
 
 def look(runs: Sequence[RunDir], *, models: bool) -> list[Sweep]:
-    """What `sweep` would delete; deletes nothing."""
+    """Return what `sweep` would delete, and delete nothing."""
     results = [_look(run, models) for run in runs]
     found = [result for result in results if isinstance(result, Found)]
     every = iter(sizes([item for each in found for item in each.items]))
@@ -85,7 +86,7 @@ def look(runs: Sequence[RunDir], *, models: bool) -> list[Sweep]:
 
 
 def sweep(runs: Sequence[RunDir], *, models: bool) -> list[Sweep]:
-    """Delete the garbage of the runs that no process holds.
+    """Delete the garbage of every run that no process holds, and return it.
 
     Raises:
         DataError: something cannot be deleted.
@@ -113,13 +114,13 @@ def _sweep(run: RunDir, models: bool) -> Sweep:
 
 
 def find(run: RunDir, *, models: bool) -> Found:
-    """The garbage of a run that no process works on.
+    """Return the garbage of a run that no process works on.
 
-    With `models` also the weights of its policies before the final one, if the run was finished and every stage that
-    reads them is done.
+    With `models`, this includes the weights of the policies before the final one, if the run was finished and every
+    stage that reads them is done.
 
     Raises:
-        RecipeError: the run's plan or settings cannot be read, so nothing is known to be garbage.
+        RecipeError: the run's plan or settings cannot be read, so nobody knows what is garbage.
     """
     planned = run.planned()
     needed = {stage.name: stage for stage in planned}
@@ -148,7 +149,7 @@ def find(run: RunDir, *, models: bool) -> Found:
 
 
 def sizes(items: Sequence[Item]) -> list[Size]:
-    """What deleting all the items frees; a file that several of them name counts for the first one only."""
+    """Return what deleting all the items frees; a file that several items name counts for the first one only."""
     contents = [list(_files(item)) for item in items]
     going = Counter(file.inode for content in contents for file in content)
     counted = set[tuple[int, int]]()
@@ -162,7 +163,7 @@ def sizes(items: Sequence[Item]) -> list[Size]:
 
 
 def free(item: Item) -> Size:
-    """Delete an item; returns what that freed.
+    """Delete an item and return what that freed.
 
     Raises:
         DataError: it cannot be deleted.
@@ -179,14 +180,14 @@ def free(item: Item) -> Size:
                 shared += file.size
             file.path.unlink()
         if item.path.is_dir() and not item.weights:
-            shutil.rmtree(item.path)  # folders; their files are gone
+            shutil.rmtree(item.path)  # only folders are left in it
             with suppress(OSError):
-                item.path.parent.rmdir()  # only if that was all in it
+                item.path.parent.rmdir()  # works only if it is empty now
     except OSError as error:
         raise DataError(
             f"cannot be deleted ({error.strerror})",
             where=str(error.filename or item.path),
-            fix="see to its permissions, then `spa gc` again",
+            fix="change its permissions, then run `spa gc` again",
         ) from None
     return Size(freed, shared)
 
@@ -197,7 +198,7 @@ def _files(item: Item) -> Iterator[File]:
 
 
 def _stage_folders(run: RunDir) -> Iterator[tuple[Path, re.Match[str]]]:
-    """The folders that this package made below `stages/`; any others are not its own to delete."""
+    """Yield the folders below `stages/` that this package made; it deletes no others."""
     stages = run.path / "stages"
     for folder in sorted(stages.iterdir()) if stages.is_dir() else ():
         match = _FOLDER.fullmatch(folder.name)
@@ -206,7 +207,7 @@ def _stage_folders(run: RunDir) -> Iterator[tuple[Path, re.Match[str]]]:
 
 
 def _leftovers(folder: StageDir, stage: Planned, keep: set[str]) -> Iterator[Item]:
-    """What a stage of the plan has left behind and no attempt will use."""
+    """Yield what a stage of the plan left behind and no attempt will use."""
     if folder.draft.is_dir():
         yield Item(folder.draft, "output of an attempt that did not finish")
     if folder.output.is_dir() and not (folder.path / MANIFEST).exists():
@@ -228,7 +229,7 @@ def _leftovers(folder: StageDir, stage: Planned, keep: set[str]) -> Iterator[Ite
 
 
 def _earlier_models(run: RunDir, planned: Sequence[Planned]) -> Iterator[tuple[StageDir, Item]]:
-    """Policies before the final one that every reader is done with."""
+    """Yield the weights of the policies before the final one that no unfinished stage reads."""
     done = run.done(planned)
     made = [stage for stage in planned if stage.kind in POLICY_KINDS and stage.id in done]
     folders = {stage.id: folder for stage in made if (folder := run.existing(stage)) is not None}
@@ -243,7 +244,7 @@ def _earlier_models(run: RunDir, planned: Sequence[Planned]) -> Iterator[tuple[S
 
 
 def _temporary_files(run: RunDir, items: Sequence[Item]) -> list[Item]:
-    """What writers that were killed left behind, outside of what goes anyway."""
+    """Return the files that killed writers left behind, except those inside the items."""
     return [
         Item(file.path, "temporary file of a process that was killed")
         for file in files(run.path)
@@ -252,12 +253,12 @@ def _temporary_files(run: RunDir, items: Sequence[Item]) -> list[Item]:
 
 
 class _Uses(NamedTuple):
-    """What a run's `final`, other runs' plans, and paths in recipes point to.
+    """What a run's `final`, the plans of other runs, and the recipes of all runs point to.
 
     Attributes:
         final: the model that `final` shows.
-        wanted: run that still has to do a stage, by the name of the stage's folder.
-        named: paths in recipes, with the run whose recipe it is.
+        wanted: for the name of a stage's folder, the run that still has to do this stage.
+        named: places that recipes name, each with the run of the recipe.
     """
 
     final: Path
@@ -265,7 +266,7 @@ class _Uses(NamedTuple):
     named: list[tuple[Path, str]]
 
     def of(self, folder: StageDir, path: Path) -> str:
-        """Why `path`, a stage's folder or something in it, has to stay; empty if it need not."""
+        """Return why `path`, a stage's folder or something in it, has to stay; empty if it need not."""
         path = path.resolve()
         if self.final.is_relative_to(path):
             return "`final` shows it until the run is finished again"
@@ -280,7 +281,7 @@ def _uses(run: RunDir) -> _Uses:
     wanted: dict[str, str] = {}
     named: list[tuple[Path, str]] = []
     for other in all_runs(run.path.parent):
-        with suppress(RecipeError):  # a run whose plan is lost cannot take anything over
+        with suppress(RecipeError):  # a run without a plan cannot take anything over
             named += [(path, other.name) for path in _named_paths(_resolved(other), other)]
             if not other.path.samefile(run.path):
                 planned = other.planned()
@@ -289,20 +290,20 @@ def _uses(run: RunDir) -> _Uses:
     return _Uses(final.model_shown(run.final), wanted, named)
 
 
-def _named_paths(value: Any, run: RunDir) -> Iterator[Path]:
-    """Paths inside of stages in a recipe: relative to this folder, or to the one that the folder of the runs is in."""
-    if isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _named_paths(inner, run)
-    elif isinstance(value, str):
+def _named_paths(settings: dict[str, Any], run: RunDir) -> Iterator[Path]:
+    """Yield the places inside of stages that a run's recipe names.
+
+    A relative path is looked up in the current folder and in the one that holds the runs_dir.
+    """
+    for location in locations(settings):
         for base in {Path.cwd(), run.path.absolute().parent.parent}:
-            with suppress(OSError, ValueError, RuntimeError):  # most texts are no paths
-                path = (base / Path(value).expanduser()).resolve(strict=True)
+            with suppress(OSError, ValueError, RuntimeError):  # a Hub id, or a file that is gone
+                path = (base / Path(location).expanduser()).resolve(strict=True)
                 yield from (place for place in {path, final.model_shown(path)} if "stages" in place.parts)
 
 
 def _progress_to_keep(run: RunDir) -> set[str]:
-    """Folders below `work/` that the recipe keeps after a stage is finished."""
+    """Return the names of the folders below `work/` that the recipe keeps after a stage is finished."""
     storage = _resolved(run).get("storage", {})
     return {name for name, setting in _KEEP.items() if storage.get(setting)}
 

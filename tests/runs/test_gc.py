@@ -310,6 +310,16 @@ def test_a_stage_whose_path_is_in_a_recipe_stays(tmp_path: Path, monkeypatch: py
     assert not [item for item, _ in found.items if item.path.name[3:-9] == "refine-1"]
 
 
+def test_a_text_that_only_looks_like_a_path_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run, old, _ = replaced_stage(Path("runs"))
+    judge = folder_of(run, old, "judge-1")
+    make_run(Path("runs"), plan_of(name="second", seed=8, description=str(judge.path)), done=0)
+    (found,) = gc.sweep([run], models=False)
+    assert judge.path in [item.path for item, _ in found.items]
+    assert not judge.path.exists()
+
+
 # --- models of finished runs ---
 
 
@@ -475,7 +485,7 @@ def test_what_cannot_be_deleted_is_one_line(tmp_path: Path, monkeypatch: pytest.
         unlink(path, missing_ok=missing_ok)
 
     monkeypatch.setattr(Path, "unlink", refuse)
-    with pytest.raises(DataError, match=r"half: cannot be deleted \(Permission denied\); see to its permissions"):
+    with pytest.raises(DataError, match=r"half: cannot be deleted \(Permission denied\); change its permissions"):
         gc.sweep([run], models=False)
     assert run.holder() is None
 
