@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from pydantic import ValidationError
+
 from spa_recipes.errors import RecipeError
 from spa_recipes.plan import MODEL, External, Plan, Stage, compile_judge_plan, compile_plan
 from spa_recipes.recipe.load import load_recipe
+from spa_recipes.recipe.rules import conflicts_in
 from spa_recipes.recipe.schema import Compute, DatasetSource, ForkExecutor, ImplicitRewardJudge, JudgeJob, Model
 from spa_recipes.report.card import final_texts
 from spa_recipes.run import gc
@@ -242,10 +245,12 @@ def _judge_job(request: JudgeRequest) -> JudgeJob:
             # Without a GPU the stages can share one import of the libraries.
             compute=Compute() if has_nvidia_driver() else Compute(executor=ForkExecutor(type="fork")),
         )
-    except ValueError as error:
-        details = error.errors() if hasattr(error, "errors") else []
-        first = details[0] if details else {"loc": (), "msg": str(error)}
-        raise RecipeError(f"{first['msg']}", where="--" + "-".join(str(part) for part in first["loc"])) from None
+    except ValidationError as error:
+        for conflict in conflicts_in(error):
+            option = conflict.keys[0].rpartition(".")[2].replace("_", "-")
+            raise RecipeError(conflict.what, where=f"--{option}", fix=conflict.fix) from None
+        first = error.errors()[0]
+        raise RecipeError(first["msg"], where="--" + "-".join(str(part) for part in first["loc"])) from None
 
 
 def _length_penalty(text: str) -> float | Literal["balanced"]:

@@ -13,6 +13,7 @@ from spa_recipes.api import DIGEST_MEMO, find_run
 from spa_recipes.benchmarks import alpaca_eval
 from spa_recipes.errors import RecipeError
 from spa_recipes.plan import Plan, compile_evaluate_plan
+from spa_recipes.recipe.rules import conflicts_in
 from spa_recipes.recipe.schema import EvaluateJob
 from spa_recipes.run.executors import Executors, has_nvidia_driver
 from spa_recipes.run.final import model_shown
@@ -365,10 +366,13 @@ def _llm_judge(request: EvaluateRequest) -> dict[str, Any]:
 
 
 def _explained(error: ValidationError) -> RecipeError:
-    """The first of pydantic's errors, at the option that it is about."""
+    """The first of the errors, at the option that it is about."""
+    for conflict in conflicts_in(error):
+        key = conflict.keys[0]
+        return RecipeError(conflict.what, where=_KEYS.get(key) or _option(key.rpartition(".")[2]), fix=conflict.fix)
     first = error.errors()[0]
     tags = (*BENCHMARKS, "transformers", "vllm", "implicit_reward", "reward_model", "llm", "gold")
     parts = [str(part) for part in first["loc"] if part not in tags]
     key = ".".join(parts)
     where = _KEYS.get(key) or (_option(parts[-1]) if parts else "")
-    return RecipeError(first["msg"].removeprefix("Value error, "), where=where)
+    return RecipeError(first["msg"], where=where)

@@ -60,7 +60,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     try:
         return LoadedRecipe(Recipe.model_validate(values.root), path, text)
     except ValidationError as error:
-        raise explain(error, values, path) from None
+        raise explain(error, values, path, Recipe) from None
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:

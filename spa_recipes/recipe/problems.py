@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from spa_recipes.errors import RecipeError
-from spa_recipes.recipe.schema import Recipe, Section
-from spa_recipes.recipe.text import Keys, Place, Values, dotted, is_number
+from spa_recipes.recipe.rules import Conflict, conflicts_in
+from spa_recipes.recipe.schema import Document
+from spa_recipes.recipe.shape import Node, homes_of, locate, options_of, section_at, types_of
+from spa_recipes.recipe.text import Keys, Place, Values, dotted, is_number, split_keys
 
 MAX_PROBLEMS = 20
 
@@ -68,17 +68,19 @@ class InvalidRecipeError(RecipeError):
     others: Sequence[RecipeError] = ()
 
 
-def explain(error: ValidationError, values: Values, path: Path, form: type[Section] = Recipe) -> InvalidRecipeError:
-    """One error for all that pydantic found, one problem for each key, in the order of the file; `form` was wanted."""
-    root = _schema(form)
-    found: dict[Keys, tuple[ErrorDetails, dict[str, Any]]] = {}
-    for detail in error.errors(include_url=False):
-        keys, node = _locate(detail["loc"], root)
-        found.setdefault(keys, (detail, node))
-    # A choice between two types fails in both: at the list itself, and at the entry that is really wrong.
-    inner = {keys[:length] for keys in found for length in range(len(keys))}
-    problems = [_problem(*entry, keys, values, path, root) for keys, entry in found.items() if keys not in inner]
-    first, *others = [problem for _, problem in sorted(problems, key=lambda problem: problem[0].order)]
+def explain(error: ValidationError, values: Values, path: Path, document: type[Document]) -> InvalidRecipeError:
+    """One error for all that is wrong, in the order of the file.
+
+    Args:
+        error: what validating `values` as a `document` raised.
+        values: what the file says, with the place of every key.
+        path: the file.
+        document: the kind of document that `values` should be.
+    """
+    conflicts = [_of_conflict(conflict, values, path) for conflict in conflicts_in(error)]
+    problems = conflicts or _of_shape(error, values, path, document)
+    problems = sorted(problems, key=lambda problem: problem.place.order)
+    first, *others = [problem.error() for problem in problems]
     if len(others) >= MAX_PROBLEMS:
         rest = len(others) - MAX_PROBLEMS + 2
         others = [*others[: MAX_PROBLEMS - 2], RecipeError(f"and {rest} problems more")]
@@ -87,33 +89,66 @@ def explain(error: ValidationError, values: Values, path: Path, form: type[Secti
     return invalid
 
 
-def _problem(
-    detail: ErrorDetails, node: dict[str, Any], keys: Keys, values: Values, path: Path, root: dict[str, Any]
-) -> tuple[Place, RecipeError]:
-    match detail["type"]:
-        case "value_error":
-            what, fix = detail["msg"].removeprefix("Value error, "), ""
+class _Problem(NamedTuple):
+    """What is wrong at one key."""
+
+    place: Place
+    keys: Keys
+    what: str
+    fix: str
+
+    def error(self) -> RecipeError:
+        key = dotted(self.keys)
+        where = self.place.text if not key or self.place.text == f"--set {key}" else f"{self.place.text}: {key}"
+        return RecipeError(self.what, where=where, fix=self.fix)
+
+
+def _of_conflict(conflict: Conflict, values: Values, path: Path) -> _Problem:
+    """The problem at the first of the conflict's keys that the recipe sets."""
+    candidates = [split_keys(key) for key in conflict.keys]
+    keys = next((keys for keys in candidates if keys in values.places), candidates[0])
+    return _Problem(_place(keys, values, path), keys, conflict.what, conflict.fix)
+
+
+def _of_shape(error: ValidationError, values: Values, path: Path, document: type[Document]) -> Iterator[_Problem]:
+    """One problem for each key that is unknown, is missing, or has a value of a wrong kind."""
+    found: dict[Keys, tuple[ErrorDetails, Node]] = {}
+    for detail in error.errors(include_url=False):
+        keys, node = locate(document, detail["loc"])
+        found.setdefault(keys, (detail, node))
+    # A choice between two types fails in both: at the list itself, and at the entry that is really wrong.
+    inner = {keys[:length] for keys in found for length in range(len(keys))}
+    for keys, (detail, node) in found.items():
+        if keys not in inner:
+            at = (*keys, "type") if detail["type"] == "union_tag_invalid" else keys
+            what, fix = _what_and_fix(detail["type"], node, keys, values, document)
+            yield _Problem(_place(at, values, path), at, what, fix)
+
+
+def _what_and_fix(kind: str, node: Node, keys: Keys, values: Values, document: type[Document]) -> tuple[str, str]:
+    """The fact and the remedy for one of pydantic's kinds of error."""
+    match kind:
         case "missing":
             under = f" under {dotted(keys[:-1])}" if keys[:-1] else ""
-            what, fix = "this key is required", f"add it{under}, e.g. {_example(keys)}"
+            return "this key is required", f"add it{under}, e.g. {_example(keys)}"
         case "extra_forbidden":
-            what, fix = "unknown key", _known_keys(keys, values, root)
+            return "unknown key", _known_keys(keys, values, document)
         case "union_tag_invalid":
-            given = "type" in values.get(keys)
-            keys = (*keys, "type")
-            kinds = ", ".join(_types(node))
-            what = f"must be one of {kinds}, not {values.shown(keys)}" if given else "this key is required"
-            fix = _did_you_mean(values.get(keys), [*_types(node)]) if given else f"add it, one of {kinds}"
+            return _choice_of_type(node, keys, values)
         case "too_short":
-            what, fix = "must not be empty", "give it an entry, or remove the key for its default"
+            return "must not be empty", "give it an entry, or remove the key for its default"
         case _:
-            what, fix = f"must be {_expected(node)}, not {values.shown(keys)}", _remedy(node, keys, values)
-    place = _place(keys, values, path)
-    if detail["type"] == "value_error":
-        place = _place_named(what, keys, values) or place
-    key = dotted(keys)
-    where = place.text if not key or place.text == f"--set {key}" else f"{place.text}: {key}"
-    return place, RecipeError(what, where=where, fix=fix)
+            return f"must be {_expected(node)}, not {values.shown(keys)}", _remedy(node, keys, values)
+
+
+def _choice_of_type(node: Node, keys: Keys, values: Values) -> tuple[str, str]:
+    """The fact and the remedy for a section whose `type` is wrong or missing."""
+    kinds, section = types_of(node), values.get(keys)
+    named = ", ".join(kinds)
+    if "type" not in section:
+        return "this key is required", f"add it, one of {named}"
+    what = f"must be one of {named}, not {values.shown((*keys, 'type'))}"
+    return what, _did_you_mean(section["type"], [*kinds])
 
 
 def _place(keys: Keys, values: Values, path: Path) -> Place:
@@ -124,38 +159,28 @@ def _place(keys: Keys, values: Values, path: Path) -> Place:
     return Place(str(path), 0)
 
 
-def _place_named(message: str, section: Keys, values: Values) -> Place | None:
-    """The place of the first key that a message about several keys names, if the recipe has one of them."""
-    for name in re.findall(r"[a-z_][a-z0-9_.]*[a-z0-9_]", message):
-        keys = (*section, *name.split("."))
-        # At the top level a lone word such as "model" is rather prose than a key.
-        if keys in values.places and (section or "." in name):
-            return values.places[keys]
-    return None
-
-
 def _example(keys: Keys) -> str:
     named = tuple(key for key in keys if isinstance(key, str))  # without places in a list
     return EXAMPLES.get(dotted(named)) or EXAMPLES.get(str(keys[-1])) or f"{keys[-1]}: ..."
 
 
-def _known_keys(keys: Keys, values: Values, root: dict[str, Any]) -> str:
+def _known_keys(keys: Keys, values: Values, document: type[Document]) -> str:
     """The remedy for an unknown key: the one that was meant, where it belongs, or all that are allowed."""
     name, section = str(keys[-1]), keys[:-1]
     siblings = values.get(section)
-    union, node = _section(section, values, root)
+    union, node = section_at(document, section, values)
     allowed = list(node.get("properties", ()))
     guess = _did_you_mean(name, [key for key in allowed if key not in siblings])
     if "." in name:
         return f"write {name.replace('.', ': {')}: ...{'}' * name.count('.')}"
     if "type" in allowed:
         if (*section, "type") not in values.places:
-            others = [f"type: {kind}" for kind, member in _types(union).items() if name in member["properties"]]
+            others = [f"type: {kind}" for kind, member in types_of(union).items() if name in member["properties"]]
             guess = f"add {' or '.join(others)}" if others else guess
         elif values.places[(*section, "type")].text.startswith("--set"):
             return f"replace the whole section: --set '{dotted(section)}={{type: {siblings['type']}}}'"
         return guess or f"allowed for type {node['properties']['type']['const']}: {', '.join(allowed)}"
-    homes = [home for home in _homes(name, root) if home != dotted(section)]
+    homes = [home for home in homes_of(document, name) if home != dotted(section)]
     if homes and not guess:
         return f"it belongs under {' or '.join(homes)}"
     return guess or f"allowed here: {', '.join(allowed)}"
@@ -171,15 +196,15 @@ def _did_you_mean(name: object, known: Sequence[str]) -> str:
     return f"did you mean {close[0]}?" if close else ""
 
 
-def _remedy(node: dict[str, Any], keys: Keys, values: Values) -> str:
+def _remedy(node: Node, keys: Keys, values: Values) -> str:
     """What to write instead of a value of a wrong kind, where that can be told."""
     value, written = values.get(keys), values.written.get(keys, "")
-    kinds = {option.get("type") for option in _options(node)}
+    kinds = {option.get("type") for option in options_of(node)}
     if value is None and "object" in kinds:
         return "remove the key, or put its settings under it"
     if value is None:
         return "give a value, or remove the key for its default" if "default" in node else "give it a value"
-    if isinstance(value, str) and value in _types(node):
+    if isinstance(value, str) and value in types_of(node):
         return f"write {{type: {value}}}"
     if "object" in kinds and dotted(keys) in EXAMPLES:
         return f"e.g. {_example(keys)}"
@@ -194,7 +219,7 @@ def _remedy(node: dict[str, Any], keys: Keys, values: Values) -> str:
     return ""
 
 
-def _remedy_for_text(node: dict[str, Any], kinds: set[Any], value: str) -> str:
+def _remedy_for_text(node: Node, kinds: set[Any], value: str) -> str:
     if "boolean" in kinds and value.lower() in _YES_NO:
         return f"write {_YES_NO[value.lower()]}"
     if kinds & {"integer", "number"}:
@@ -203,114 +228,31 @@ def _remedy_for_text(node: dict[str, Any], kinds: set[Any], value: str) -> str:
             return f"write {digits} without quotes or separators"
         if "number" in kinds and is_number(digits.removesuffix("%")):
             return f"write {float(digits.removesuffix('%')) / 100:g}"
-    choices = [choice for option in _options(node) for choice in (*option.get("enum", ()), option.get("const"))]
+    choices = [choice for option in options_of(node) for choice in (*option.get("enum", ()), option.get("const"))]
     guess = _did_you_mean(value, [choice for choice in choices if isinstance(choice, str)])
     if not guess and "array" in kinds:
         return f"write [{value}]"
     return f"e.g. {EXAMPLES['name']}" if "pattern" in node else guess
 
 
-def _expected(node: dict[str, Any]) -> str:
+def _expected(node: Node) -> str:
     """What a key wants, in words."""
-    if _types(node):
-        return f"a section with a type ({', '.join(_types(node))})"
-    return " or ".join(_expected_option(option) for option in _options(node))
+    if types_of(node):
+        return f"a section with a type ({', '.join(types_of(node))})"
+    return " or ".join(_expected_option(option) for option in options_of(node))
 
 
-def _expected_option(node: dict[str, Any]) -> str:
+def _expected_option(node: Node) -> str:
     if "enum" in node:
         return f"one of {', '.join(map(str, node['enum']))}"
     if "const" in node:
         return str(node["const"])
     if node.get("type") == "array":
-        items = _resolve(node["items"])
-        return f"a list of {'sections' if _types(items) else _MANY[items['type']]}"
+        items = node["items"]
+        return f"a list of {'sections' if types_of(items) else _MANY[items['type']]}"
     if "pattern" in node:
         return f"text that matches {node['pattern']}"
     if node.get("minLength"):
         return "non-empty text"
     bounds = " and ".join(f"{words} {node[bound]:.10g}" for bound, words in _BOUNDS.items() if bound in node)
     return " ".join(f"{_KINDS[node['type']]} {bounds}".split())
-
-
-# ---------------------------------------------------------------------------------------------- the schema
-
-
-@lru_cache
-def _schema(form: type[Section]) -> dict[str, Any]:
-    """The JSON Schema of a section, with every definition put where it is used."""
-    schema = form.model_json_schema()
-    definitions = schema.pop("$defs")
-
-    def inlined(node: Any) -> Any:
-        if isinstance(node, list):
-            return [inlined(item) for item in node]
-        if not isinstance(node, dict):
-            return node
-        if "$ref" in node:
-            node = {**definitions[node["$ref"].rpartition("/")[2]], **node}
-            del node["$ref"]
-        return {key: inlined(value) for key, value in node.items()}
-
-    whole: dict[str, Any] = inlined(schema)
-    return whole
-
-
-def _resolve(node: Mapping[str, Any]) -> dict[str, Any]:
-    """Look through `... | None`."""
-    options = [option for option in node.get("anyOf", ()) if option.get("type") != "null"]
-    return _resolve(options[0]) if len(options) == 1 else dict(node)
-
-
-def _options(node: dict[str, Any]) -> list[dict[str, Any]]:
-    """The alternatives of a node that is no choice by `type`."""
-    if _types(node):
-        return [{"type": "object"}]
-    return [_resolve(option) for option in node.get("anyOf", (node,))]
-
-
-def _types(node: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The sections that `type` chooses from, by type; none where a node is something else."""
-    members = {member["properties"]["type"]["const"]: member for member in map(_resolve, node.get("oneOf", ()))}
-    return dict(sorted(members.items()))
-
-
-def _locate(loc: Iterable[str | int], root: dict[str, Any]) -> tuple[Keys, dict[str, Any]]:
-    """The keys in the recipe and the schema of pydantic's location, in which types stand between the keys."""
-    node, keys = root, []
-    for part in loc:
-        if types := _types(node):
-            node = types[str(part)]
-        elif "anyOf" not in node or isinstance(part, int):
-            keys.append(part)
-            node = _child(node, part)
-    return tuple(keys), node
-
-
-def _child(node: dict[str, Any], key: str | int) -> dict[str, Any]:
-    """The schema of an entry of a section or list."""
-    if isinstance(key, str):
-        return _resolve(node.get("properties", {}).get(key, {}))
-    return next((_resolve(option["items"]) for option in _options(node) if "items" in option), {})
-
-
-def _section(keys: Keys, values: Values, root: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The schema of a section, and that of the type which it has in this recipe, where there are several."""
-    node = union = root
-    for length, key in enumerate(keys, start=1):
-        node = union = _child(node, key)
-        if types := _types(union):
-            optional = (kind for kind, member in types.items() if "type" not in member.get("required", ()))
-            default = next(optional, "")
-            node = types[values.get(keys[:length]).get("type", default)]
-    return union, node
-
-
-def _homes(name: str, root: dict[str, Any]) -> list[str]:
-    """The sections that have a key of this name."""
-    homes = []
-    for section, entry in root["properties"].items():
-        node = _resolve(entry)
-        if any(name in member.get("properties", {}) for member in (*_types(node).values(), node)):
-            homes.append(section)
-    return homes

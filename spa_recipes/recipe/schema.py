@@ -6,9 +6,11 @@ Nothing in here changes a value: a validator accepts or refuses. Marks of a fiel
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+from spa_recipes.recipe import rules
 
 RUNTIME: dict[str, Any] = {"runtime": True}
 """Marks a field that changes how or where the work is done, but not its result."""
@@ -23,14 +25,31 @@ Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 """numpy takes no larger one."""
 
 SANDBOX_MODEL = "sandbox"
-SANDBOX_PROMPTS = 13_056
-"""Prompts of the sandbox world, which has as many labelled pairs at most."""
 
 
 class Section(BaseModel):
-    """A part of a recipe: unknown keys are refused, values are frozen and never coerced from another type."""
+    """A part of a recipe or job. It refuses unknown keys, is frozen, and never converts a value to another type.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=(), allow_inf_nan=False)
+    `RULES` say which of its values contradict each other. A `Document` checks them for all sections at once.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, protected_namespaces=(), allow_inf_nan=False, defer_build=True
+    )
+    RULES: ClassVar[rules.Rules] = ()
+
+
+class Document(Section):
+    """A section that is complete in itself: a plan is made from it.
+
+    Raises:
+        pydantic.ValidationError: values have a wrong shape; or their shape is right and they break rules, which a
+            `rules.ConflictError` in its `ctx` lists.
+    """
+
+    def model_post_init(self, _context: Any) -> None:
+        if conflicts := [*rules.conflicts_of(self)]:
+            raise rules.ConflictError(conflicts)
 
 
 def _by_type(default: str) -> Discriminator:
@@ -48,6 +67,8 @@ def _by_type(default: str) -> Discriminator:
 class Lora(Section):
     """Train low-rank adapters instead of all weights; they are merged when a stage saves its model."""
 
+    RULES: ClassVar[rules.Rules] = (rules.lora_leaves_the_head,)
+
     lora_r: PositiveInt = Field(16, description="Rank of the adapters.")
     lora_alpha: PositiveInt = Field(32, description="Scale of the adapters.")
     lora_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="Dropout on the adapters' input.")
@@ -56,15 +77,11 @@ class Lora(Section):
     )
     load_in_4bit: bool = Field(False, description="QLoRA: keep the frozen weights in 4 bits (needs a GPU).")
 
-    @model_validator(mode="after")
-    def _no_adapter_on_the_head(self) -> Lora:
-        if isinstance(self.lora_target_modules, list) and any("lm_head" in m for m in self.lora_target_modules):
-            raise ValueError("lora_target_modules must not name lm_head: log-probs are read from its weight directly")
-        return self
-
 
 class Model(Section):
     """The model to align: the SFT model, or the base model when the recipe has an `sft` section."""
+
+    RULES: ClassVar[rules.Rules] = (rules.prompt_fits,)
 
     model_name_or_path: str = Field(
         min_length=1,
@@ -94,13 +111,10 @@ class Model(Section):
         json_schema_extra=RUNTIME,
     )
 
-    @model_validator(mode="after")
-    def _prompt_fits(self) -> Model:
-        if self.max_prompt_length >= self.max_length:
-            raise ValueError(
-                f"max_prompt_length ({self.max_prompt_length}) must be smaller than max_length ({self.max_length})"
-            )
-        return self
+    @property
+    def is_sandbox(self) -> bool:
+        """Whether this is the sandbox's tiny Llama, with fresh weights."""
+        return self.model_name_or_path == SANDBOX_MODEL
 
 
 class Columns(Section):
@@ -164,6 +178,8 @@ class Data(Section):
 class Training(Section):
     """Settings of one training stage, in TRL's names."""
 
+    RULES: ClassVar[rules.Rules] = (rules.batch_splits,)
+
     learning_rate: Annotated[float, Field(gt=0)] = Field(5e-7, description="Peak learning rate.")
     lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = Field(
         "cosine", description="Shape of the learning rate over the steps."
@@ -186,15 +202,6 @@ class Training(Section):
     save_steps: PositiveInt = Field(
         200, description="Optimizer steps between checkpoints of a running stage.", json_schema_extra=RUNTIME
     )
-
-    @model_validator(mode="after")
-    def _batch_splits(self) -> Training:
-        if self.global_batch_size % self.per_device_train_batch_size:
-            raise ValueError(
-                f"global_batch_size ({self.global_batch_size}) must be a multiple of per_device_train_batch_size "
-                f"({self.per_device_train_batch_size})"
-            )
-        return self
 
 
 class SftTraining(Training):
@@ -298,6 +305,8 @@ class Sampling(Section):
 class Endpoint(Section):
     """A server that speaks OpenAI's chat completions: a provider's, or one of your own such as `vllm serve`."""
 
+    RULES: ClassVar[rules.Rules] = (rules.base_url_is_the_base,)
+
     base_url: str = Field(
         pattern=r"^https?://[^\s/?#@]+(/[^\s?#@]*)?$", description="Such as https://api.openai.com/v1."
     )
@@ -322,12 +331,6 @@ class Endpoint(Section):
         "server (5xx), with growing pauses.",
         json_schema_extra=RUNTIME,
     )
-
-    @model_validator(mode="after")
-    def _base_url_is_the_base(self) -> Endpoint:
-        if self.base_url.rstrip("/").endswith("/completions"):
-            raise ValueError("base_url ends before /chat/completions, e.g. https://api.openai.com/v1")
-        return self
 
 
 class ImplicitRewardJudge(Section):
@@ -357,6 +360,8 @@ class ImplicitRewardJudge(Section):
 class RewardModelJudge(Section):
     """A sequence-classification model with one output labels the pairs: a control, and what the paper compares with."""
 
+    RULES: ClassVar[rules.Rules] = (rules.reward_model_is_trained_or_given,)
+
     type: Literal["reward_model"]
     model_name_or_path: str | None = Field(
         None,
@@ -369,14 +374,6 @@ class RewardModelJudge(Section):
         None, description="Settings of that training; null: those of `seed_training` (without its beta)."
     )
 
-    @model_validator(mode="after")
-    def _trained_or_given(self) -> RewardModelJudge:
-        if self.model_name_or_path is not None and self.training is not None:
-            raise ValueError("judge.training trains a reward model of its own; leave out judge.model_name_or_path")
-        if self.model_name_or_path is None and self.revision is not None:
-            raise ValueError("judge.revision needs judge.model_name_or_path")
-        return self
-
 
 class LlmJudge(Section):
     """A language model compares the answers in words, each pair in both orders and without sampling.
@@ -384,6 +381,8 @@ class LlmJudge(Section):
     An answer's reward is the share of its comparisons that it won, a tie being one half, so a pair's margin lies
     between 0 and 1 and its p_chosen, the sigmoid of that, between 0.5 and 0.73: not the judge's certainty.
     """
+
+    RULES: ClassVar[rules.Rules] = (rules.llm_judge_is_one_model,)
 
     type: Literal["llm"]
     model_name_or_path: str | None = Field(
@@ -419,17 +418,6 @@ class LlmJudge(Section):
         json_schema_extra=RUNTIME,
     )
 
-    @model_validator(mode="after")
-    def _one_judge(self) -> LlmJudge:
-        if self.model_name_or_path is not None and self.endpoint is not None:
-            raise ValueError("judge.endpoint and judge.model_name_or_path name two judges; leave one out")
-        for name in ("revision", "chat_template"):
-            if self.model_name_or_path is None and getattr(self, name) is not None:
-                raise ValueError(f"judge.{name} needs judge.model_name_or_path")
-        if self.endpoint is not None and self.max_length is not None:
-            raise ValueError("judge.max_length has no use with judge.endpoint, whose server has its own limit")
-        return self
-
 
 class GoldJudge(Section):
     """The sandbox's gold reward labels the pairs: a control, the ceiling of every judge."""
@@ -460,16 +448,12 @@ class PercentileThreshold(Section):
     pair is flagged.
     """
 
+    RULES: ClassVar[rules.Rules] = (rules.window_can_fill,)
+
     type: Literal["percentile"] = "percentile"
     k: Annotated[float, Field(gt=0, lt=100)] = Field(10.0, description="Percentile (the paper's K).")
     window: PositiveInt = Field(512, description="Pairs in the window (the paper names no size).")
     min_pairs: PositiveInt = Field(32, description="Pairs needed before any is flagged.")
-
-    @model_validator(mode="after")
-    def _window_can_fill(self) -> PercentileThreshold:
-        if self.min_pairs > self.window:
-            raise ValueError(f"min_pairs ({self.min_pairs}) must not exceed window ({self.window})")
-        return self
 
 
 class FixedThreshold(Section):
@@ -488,6 +472,8 @@ Threshold = Annotated[
 class Noise(Section):
     """Self-refinement: flagged pairs are learned with softened labels."""
 
+    RULES: ClassVar[rules.Rules] = (rules.lambdas_have_an_effect,)
+
     enabled: bool = Field(True, description="false is plain DPO on the judged pairs.")
     alpha: Annotated[float, Field(ge=0, le=0.5)] = Field(
         0.1, description="Weight of the flipped label of a flagged pair."
@@ -504,15 +490,11 @@ class Noise(Section):
     threshold: Threshold = Field(PercentileThreshold(), description="How tau is set.")
     warmup_ratio: Fraction = Field(0.2, description="Share of the optimizer steps with alpha = 0.")
 
-    @model_validator(mode="after")
-    def _lambdas_have_a_use(self) -> Noise:
-        if self.detector == "judge" and self.lambdas is not None:
-            raise ValueError("noise.lambdas has no use with noise.detector judge, which reads no logits; leave it out")
-        return self
-
 
 class Answering(Section):
     """How a benchmark's prompts are answered."""
+
+    RULES: ClassVar[rules.Rules] = (rules.answer_leaves_room,)
 
     max_tokens: PositiveInt = Field(1024, description="New tokens per answer.")
     max_length: PositiveInt | None = Field(
@@ -521,12 +503,6 @@ class Answering(Section):
         "model.max_length.",
     )
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus.")
-
-    @model_validator(mode="after")
-    def _answer_leaves_room(self) -> Answering:
-        if self.max_length is not None and self.max_tokens >= self.max_length:
-            raise ValueError(f"max_tokens ({self.max_tokens}) must be smaller than max_length ({self.max_length})")
-        return self
 
 
 class AlpacaEval(Answering):
@@ -552,6 +528,8 @@ class AlpacaEval(Answering):
 class MtBench(Answering):
     """MT-Bench: answers over two turns in FastChat's form, graded by a model behind an endpoint."""
 
+    RULES: ClassVar[rules.Rules] = (*Answering.RULES, rules.mt_bench_can_grade)
+
     type: Literal["mt_bench"]
     questions: str = Field(min_length=1, description="FastChat's question.jsonl.", json_schema_extra=LOCATION)
     endpoint: Endpoint | None = Field(
@@ -568,17 +546,11 @@ class MtBench(Answering):
     )
     judge_max_tokens: PositiveInt = Field(2048, description="New tokens per judgment.")
 
-    @model_validator(mode="after")
-    def _judge_is_whole(self) -> MtBench:
-        if self.endpoint is not None and self.judge_prompts is None:
-            raise ValueError("endpoint needs judge_prompts: the judge_prompts.jsonl that FastChat publishes")
-        if self.endpoint is None and (self.judge_prompts or self.reference_answers):
-            raise ValueError("judge_prompts and reference_answers need an endpoint to grade with")
-        return self
-
 
 class ImplicitRewardComparison(Section):
     """Compares answers by the implicit reward of a model against what it was trained from."""
+
+    RULES: ClassVar[rules.Rules] = (rules.comparison_names_both_models,)
 
     type: Literal["implicit_reward"] = "implicit_reward"
     policy: str | None = Field(
@@ -593,12 +565,6 @@ class ImplicitRewardComparison(Section):
         description="Folder or Hub id of what it was trained from; null: the run's pi_init.",
         json_schema_extra=LOCATION,
     )
-
-    @model_validator(mode="after")
-    def _both_or_none(self) -> ImplicitRewardComparison:
-        if (self.policy is None) != (self.reference is None):
-            raise ValueError("policy and reference belong together: give both, or neither")
-        return self
 
 
 class RewardModelComparison(Section):
@@ -620,6 +586,8 @@ PairwiseJudge = Annotated[
 
 class Pairwise(Answering):
     """A win rate against another model on prompts of one's own, by a judge that costs nothing."""
+
+    RULES: ClassVar[rules.Rules] = (*Answering.RULES, rules.llm_comparison_names_its_judge)
 
     type: Literal["pairwise"]
     against: str = Field(
@@ -643,6 +611,8 @@ Benchmark = Annotated[
 
 class Evaluation(Section):
     """What is measured of pi_init and of every model after it, on held-out prompts and pairs."""
+
+    RULES: ClassVar[rules.Rules] = (rules.evaluation_names_its_judge,)
 
     enabled: bool = Field(True, description="false leaves the evaluation stages out.")
     max_prompts: PositiveInt = Field(250, description="Held-out prompts that are answered.")
@@ -675,15 +645,6 @@ class Evaluation(Section):
         "any model.",
         json_schema_extra=RUNTIME,  # each is a stage of its own, whose key holds what matters
     )
-
-    @model_validator(mode="after")
-    def _reward_models_are_named(self) -> Evaluation:
-        given = self.reward_policy is not None and self.reward_reference is not None
-        if self.reward == "implicit_reward" and not given:
-            raise ValueError("evaluation.reward implicit_reward needs evaluation.reward_policy and .reward_reference")
-        if self.reward != "implicit_reward" and (self.reward_policy or self.reward_reference):
-            raise ValueError("evaluation.reward_policy and .reward_reference need evaluation.reward implicit_reward")
-        return self
 
 
 class Tracking(Section):
@@ -758,7 +719,7 @@ class Storage(Section):
     keep_shards: bool = Field(False, description="Keep a finished stage's shards beside its merged output.")
 
 
-class JudgeJob(Section):
+class JudgeJob(Document):
     """What `spa judge` does: the judge of the method on answers that are there already."""
 
     name: str
@@ -773,8 +734,10 @@ class JudgeJob(Section):
     tracking: Tracking = Tracking()
 
 
-class EvaluateJob(Section):
+class EvaluateJob(Document):
     """What `spa evaluate` does: one benchmark for one model."""
+
+    RULES: ClassVar[rules.Rules] = (rules.benchmark_stands_alone,)
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")
     model: Model
@@ -786,8 +749,24 @@ class EvaluateJob(Section):
     tracking: Tracking = Tracking()
 
 
-class Recipe(Section):
+class Recipe(Document):
     """One run, from a model and a few labels to an aligned model."""
+
+    RULES: ClassVar[rules.Rules] = (
+        rules.sandbox_has_the_prompts,
+        rules.sandbox_model_is_fine_tuned,
+        rules.one_lambda_per_iteration,
+        rules.prompt_and_response_fit,
+        rules.vllm_can_sample,
+        rules.sampling_gives_pairs,
+        rules.gold_needs_the_sandbox,
+        rules.judge_has_a_reference,
+        rules.seed_labels_are_there,
+        rules.there_is_something_to_do,
+        rules.verdict_leaves_room,
+        rules.decay_is_measured,
+        rules.benchmarks_fit_the_run,
+    )
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$", description="Name of the run and of its folder.")
     description: str = Field("", description="For people.")
@@ -815,100 +794,6 @@ class Recipe(Section):
         if not self.noise.enabled or self.noise.detector == "judge":
             return 0.0
         return 0.5**iteration if self.noise.lambdas is None else self.noise.lambdas[iteration - 1]
-
-    @model_validator(mode="after")
-    def _sections_agree(self) -> Recipe:
-        for key, source in (("data.pairs", self.data.pairs), ("data.prompts", self.data.prompts)):
-            if isinstance(source, SandboxSource) and source.rows > SANDBOX_PROMPTS:
-                raise ValueError(
-                    f"{key}.rows ({source.rows}) must not exceed the {SANDBOX_PROMPTS} prompts of the sandbox world"
-                )
-        lambdas = self.noise.lambdas
-        if lambdas is not None and len(lambdas) != self.iterations:
-            raise ValueError(
-                f"noise.lambdas has {len(lambdas)} {'entry' if len(lambdas) == 1 else 'entries'} for {self.iterations} "
-                f"iteration{'' if self.iterations == 1 else 's'} (data.prompts_per_iteration); give one per iteration"
-            )
-        if self.model.max_prompt_length + self.sampling.max_tokens > self.model.max_length:
-            raise ValueError(
-                f"model.max_prompt_length ({self.model.max_prompt_length}) + sampling.max_tokens "
-                f"({self.sampling.max_tokens}) must not exceed model.max_length ({self.model.max_length})"
-            )
-        backend = self.sampling.backend
-        needed = self.model.max_prompt_length + self.sampling.max_tokens
-        if backend.type == "vllm" and backend.max_model_len is not None and backend.max_model_len < needed:
-            raise ValueError(
-                f"sampling.backend.max_model_len ({backend.max_model_len}) must not be less than "
-                f"model.max_prompt_length + sampling.max_tokens ({needed})"
-            )
-        if backend.type == "vllm" and backend.lora == "adapter" and self.model.lora is None:
-            raise ValueError("sampling.backend.lora adapter needs model.lora: without it no stage trains an adapter")
-        gold = self.judge.type == "gold" or self.evaluation.reward == "gold"
-        if gold and self.data.pairs.type != "sandbox":
-            raise ValueError("judge.type gold and evaluation.reward gold need data.pairs.type sandbox")
-        reference = self.judge.reference if self.judge.type == "implicit_reward" else None
-        if self.data.seed_labels == 0 and self.iterations and reference == "init":
-            raise ValueError(
-                "data.seed_labels is 0, so pi_0 is pi_init and judge.reference init would compare it with itself; "
-                "set judge.reference to base, a folder or a Hub id"
-            )
-        if self.data.seed_labels == 0 and self.judge.type == "reward_model" and self.judge.model_name_or_path is None:
-            raise ValueError(
-                "data.seed_labels is 0, so there is nothing to train a reward model on; give one by "
-                "judge.model_name_or_path"
-            )
-        if self.judge.type == "llm" and self.judge.endpoint is None:
-            limit = self.judge.max_length or self.model.max_length
-            if self.judge.max_tokens >= limit:
-                key = "model" if self.judge.max_length is None else "judge"
-                raise ValueError(
-                    f"judge.max_tokens ({self.judge.max_tokens}) must be smaller than {key}.max_length ({limit})"
-                )
-        if self.data.seed_labels == 0 and self.refine.seed_replay:
-            raise ValueError("data.seed_labels is 0, so refine.seed_replay has no pairs to replay")
-        evaluated = self.evaluation.enabled and self.data.heldout > 0
-        if self.data.seed_labels == 0 and self.evaluation.reward == "seed" and evaluated:
-            raise ValueError(
-                "data.seed_labels is 0, so evaluation.reward seed has no pi_0 to judge by; set evaluation.reward to "
-                "none or implicit_reward"
-            )
-        if self.evaluation.max_judge_decay is not None and not evaluated:
-            raise ValueError(
-                "evaluation.max_judge_decay needs held-out labels: set data.heldout above 0 and evaluation.enabled true"
-            )
-        for index, benchmark in enumerate(self.evaluation.benchmarks):
-            if problem := self._benchmark_problem(benchmark):
-                raise ValueError(f"evaluation.benchmarks.{index}{problem}")
-        if reference == "base" and self.sft is None:
-            raise ValueError("judge.reference base needs an sft section: without one the model is pi_init itself")
-        if self.data.seed_labels == 0 and not self.iterations and self.sft is None:
-            raise ValueError(
-                "nothing to do: no sft section, data.seed_labels is 0 and data.prompts_per_iteration is []"
-            )
-        if self.model.model_name_or_path == SANDBOX_MODEL and self.sft is None:
-            raise ValueError("model.model_name_or_path sandbox is freshly initialised and needs an sft section")
-        if self.sampling.temperature == 0 and self.iterations:
-            raise ValueError("sampling.temperature 0 gives n equal responses and no pair to judge; set it above 0")
-        return self
-
-    def _benchmark_problem(self, benchmark: AlpacaEval | MtBench | Pairwise) -> str | None:
-        """What of a benchmark does not go with the rest of the recipe, to be read behind its key."""
-        if benchmark.max_length is None and benchmark.max_tokens >= self.model.max_length:
-            limit = self.model.max_length
-            return f".max_tokens ({benchmark.max_tokens}) must be smaller than model.max_length ({limit})"
-        if not isinstance(benchmark, Pairwise):
-            return None
-        if benchmark.prompts is None and not self.data.heldout:
-            return " has no prompts: set its prompts, or data.heldout above 0"
-        if benchmark.judge.type == "gold" and (self.data.pairs.type != "sandbox" or benchmark.prompts is not None):
-            return ".judge gold needs the sandbox's prompts: set data.pairs.type sandbox, and leave out prompts"
-        judge = benchmark.judge
-        if judge.type == "llm" and judge.endpoint is None and judge.model_name_or_path is None:
-            return ".judge is to be another model: give it model_name_or_path or endpoint"
-        by_run = benchmark.judge.type == "implicit_reward" and benchmark.judge.policy is None
-        if by_run and self.data.seed_labels == 0:
-            return ".judge has no pi_0 to judge by, as data.seed_labels is 0: give it policy and reference"
-        return None
 
 
 AnyRecipe = Recipe | JudgeJob | EvaluateJob

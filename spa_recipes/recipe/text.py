@@ -94,6 +94,11 @@ def dotted(keys: Keys) -> str:
     return ".".join(str(key) if key != "" else "''" for key in keys)
 
 
+def split_keys(text: str) -> Keys:
+    """Keys from what `dotted` makes of them; a decimal name is a place in a list."""
+    return tuple(int(key) if key.isdecimal() else key for key in text.split("."))
+
+
 def is_number(text: str) -> bool:
     """Whether a plain scalar is an integer or a number."""
     return bool(_INTEGER.fullmatch(text) or _NUMBER.fullmatch(text))

@@ -488,7 +488,7 @@ def test_a_recipe_runs_benchmarks_on_its_final_policy_and_shows_them(
     [
         (
             {"type": "alpaca_eval", "max_tokens": 500},
-            r"0.max_tokens \(500\) must be smaller than model.max_l",
+            r"0.max_tokens: max_tokens \(500\) must be smaller than model.max_l",
         ),
         ({"type": "mt_bench"}, "questions"),
         ({"type": "mt_bench", "questions": "q", "judge_prompts": "p"}, "need an endpoint"),

@@ -117,17 +117,17 @@ ENDPOINT = {"base_url": "http://127.0.0.1:9/v1", "model": "m", "api_key_env": No
     ("fields", "said"),
     [
         ({"model_name_or_path": "m", "endpoint": ENDPOINT}, "name two judges"),
-        ({"revision": "x"}, "judge.revision needs judge.model_name_or_path"),
-        ({"chat_template": "x"}, "judge.chat_template needs"),
-        ({"endpoint": ENDPOINT, "revision": "x"}, "judge.revision needs"),
-        ({"endpoint": ENDPOINT, "max_length": 100}, "max_length has no use"),
+        ({"revision": "x"}, "judge.revision: needs model_name_or_path"),
+        ({"chat_template": "x"}, "judge.chat_template: needs"),
+        ({"endpoint": ENDPOINT, "revision": "x"}, "judge.revision: needs"),
+        ({"endpoint": ENDPOINT, "max_length": 100}, "judge.max_length: has no effect"),
         ({"max_unparsed": 1.5}, "less than or equal to 1"),
         ({"temperature": 1.0}, "Extra inputs"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
-        judge(**fields)
+        Recipe.model_validate(mini(judge={"type": "llm", **fields}))
 
 
 @pytest.mark.parametrize(("fields", "key"), [({}, "model"), ({"max_length": 512}, "judge")])

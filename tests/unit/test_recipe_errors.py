@@ -1,4 +1,4 @@
-"""What is said about recipes that break a rule: the line, the key, the fact and the remedy."""
+"""What is said about recipes with a wrong shape: the line, the key, the fact and the remedy."""
 
 from pathlib import Path
 
@@ -61,7 +61,6 @@ APPENDED = {
     "noise: {threshold: {kk: 3}}": "6: noise.threshold.kk: unknown key; did you mean k?",
     "noise: {threshold: {share: 3}}":
         "6: noise.threshold.share: unknown key; allowed for type percentile: type, k, window, min_pairs",
-    "noise:\n  threshold:\n    window: 8": "8: noise.threshold: min_pairs (32) must not exceed window (8)",
     "compute: {executor: {num_processes: 4}}": "6: compute.executor.num_processes: unknown key; add type: accelerate",
     "sampling: {backend: {enforce_eager: true}}": "6: sampling.backend.enforce_eager: unknown key; add type: vllm",
     "sampling: {backend: {batchsize: 8}}": "6: sampling.backend.batchsize: unknown key; did you mean batch_size?",
@@ -176,27 +175,6 @@ APPENDED = {
         "6: data.prompts_per_iteration: must be a list of integers, not 8000; write [8000]",
     "  prompts_per_iteration: [8000, 0]":
         "6: data.prompts_per_iteration.1: must be an integer of at least 1, not 0",
-    # keys that do not fit each other
-    "refine: {per_device_train_batch_size: 5}":
-        "6: refine: global_batch_size (32) must be a multiple of per_device_train_batch_size (5)",
-    "noise:\n  threshold:\n    type: percentile\n    window: 8":
-        "9: noise.threshold: min_pairs (32) must not exceed window (8)",
-    "noise:\n  lambdas: [1]": "7: noise.lambdas has 1 entry for 2 iterations (data.prompts_per_iteration); "
-        "give one per iteration",
-    "  prompts_per_iteration: [1]\nnoise: {lambdas: [1, 2]}":
-        "7: noise.lambdas has 2 entries for 1 iteration (data.prompts_per_iteration); give one per iteration",
-    "  prompts:\n    type: sandbox\n    rows: 13057":
-        "8: data.prompts.rows (13057) must not exceed the 13056 prompts of the sandbox world",
-    "sampling:\n  max_tokens: 1500": "7: model.max_prompt_length (1024) + sampling.max_tokens (1500) must not exceed "
-        "model.max_length (2048)",
-    "judge:\n  type: gold": "7: judge.type gold and evaluation.reward gold need data.pairs.type sandbox",
-    "evaluation:\n  reward: gold": "7: judge.type gold and evaluation.reward gold need data.pairs.type sandbox",
-    "judge: {type: implicit_reward, reference: base}":
-        "6: judge.reference base needs an sft section: without one the model is pi_init itself",
-    "  seed_labels: 0": "6: data.seed_labels is 0, so pi_0 is pi_init and judge.reference init would compare it with "
-        "itself; set judge.reference to base, a folder or a Hub id",
-    "sampling: {temperature: 0}": "6: sampling.temperature 0 gives n equal responses and no pair to judge; "
-        "set it above 0",
 }  # fmt: skip
 
 # Whole recipes.
@@ -233,11 +211,6 @@ WHOLE = {
     "name: x\nmodel: {model_name_or_path: m, dtype: float23}\ndata: {pairs: {type: sandbox}}":
         "r.yaml:2: model.dtype: must be one of auto, float32, bfloat16, float16, not 'float23'; "
         "did you mean float32?",
-    "name: x\nmodel:\n  model_name_or_path: m\n  max_length: 100\ndata: {pairs: {type: sandbox}}":
-        "r.yaml:4: model: max_prompt_length (1024) must be smaller than max_length (100)",
-    "name: x\nmodel:\n  model_name_or_path: m\n  lora:\n    lora_target_modules: [lm_head]\n"
-    "data: {pairs: {type: sandbox}}":
-        "r.yaml:5: model.lora: lora_target_modules must not name lm_head: log-probs are read from its weight directly",
     "name: x\nmodel:\n  model_name_or_path: m\n  lora:\n    lora_target_modules: [q, 3]\n"
     "data: {pairs: {type: sandbox}}":
         "r.yaml:5: model.lora.lora_target_modules.1: must be text, not 3; put it in quotes: '3'",
@@ -249,10 +222,6 @@ WHOLE = {
     "data: {pairs: {type: sandbox}}":
         "r.yaml:5: model.lora.lora_target_modules: must not be empty; "
         "give it an entry, or remove the key for its default",
-    "name: x\nmodel:\n  model_name_or_path: sandbox\ndata: {pairs: {type: sandbox}}":
-        "r.yaml:3: model.model_name_or_path sandbox is freshly initialised and needs an sft section",
-    "name: x\nmodel: {model_name_or_path: m}\ndata:\n  pairs:\n    type: sandbox\n    rows: 13057":
-        "r.yaml:6: data.pairs.rows (13057) must not exceed the 13056 prompts of the sandbox world",
     "name: x\nmodel:\n  model_name_or_path: m\n  lora: true\ndata: {pairs: {type: sandbox}}":
         "r.yaml:4: model.lora: must be a section with keys of its own, not true",
 }  # fmt: skip

@@ -19,7 +19,8 @@ from spa_recipes.recipe.load import (
     resolved,
 )
 from spa_recipes.recipe.problems import EXAMPLES
-from spa_recipes.recipe.schema import SANDBOX_PROMPTS, JudgeJob, Recipe
+from spa_recipes.recipe.rules import SANDBOX_PROMPTS
+from spa_recipes.recipe.schema import JudgeJob, Recipe
 from spa_recipes.recipe.starter import starter_recipe
 
 BASE = """\
