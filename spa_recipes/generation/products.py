@@ -1,4 +1,4 @@
-"""Matrix products on a CPU, where gradients are off."""
+"""Matrix products on a CPU while gradients are off."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -10,10 +10,11 @@ from torch.overrides import TorchFunctionMode
 
 
 def fast_products(device: torch.device) -> AbstractContextManager[Any]:
-    """Linear layers in float32 by oneDNN, in this thread and while gradients are off, where a CPU gains by it.
+    """Return a context in which oneDNN computes the linear layers in float32, if the device is a CPU that gains by it.
 
-    torch leaves them to MKL, which on processors that are not Intel's has no code for AVX-512: there oneDNN, which
-    torch brings along and takes for bfloat16, is twice as fast. Both round to float32 in another order of sums.
+    It holds for this thread and while gradients are off. torch leaves these layers to MKL, which has no AVX-512 code
+    for processors of other makers than Intel. oneDNN, which torch includes and uses for bfloat16, has it and is twice
+    as fast there. The two add up in different orders, so their results differ by rounding.
     """
     return _OneDnnProducts() if device.type == "cpu" and _gains() else nullcontext()
 
@@ -23,7 +24,7 @@ def _gains() -> bool:
 
 
 class _OneDnnProducts(TorchFunctionMode):
-    """Redirects `torch.nn.functional.linear`, which every linear layer calls."""
+    """Redirects `torch.nn.functional.linear`, which every linear layer calls, to oneDNN."""
 
     def __torch_function__(
         self,
@@ -32,7 +33,7 @@ class _OneDnnProducts(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        # The product has no backward pass.
+        # oneDNN's product has no backward pass.
         if func is linear and not torch.is_grad_enabled() and not kwargs and all(map(_is_plain, args)):
             input_, weight, bias = args if len(args) == 3 else (*args, None)
             return torch.ops.mkldnn._linear_pointwise(input_, weight, bias, "none", [], "")
@@ -40,5 +41,5 @@ class _OneDnnProducts(TorchFunctionMode):
 
 
 def _is_plain(operand: torch.Tensor | None) -> bool:
-    """Whether oneDNN takes an input, a weight or a bias as it is."""
+    """Say whether oneDNN takes an input, a weight or a bias without a conversion."""
     return operand is None or (operand.dtype == torch.float32 and operand.is_contiguous() and operand.numel() > 0)

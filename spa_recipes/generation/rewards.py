@@ -83,6 +83,7 @@ def sequence_rewards(
     sequences: Sequence[list[int]],
     *,
     tokens_per_batch: int,
+    onednn_products: bool = True,
     on_progress: Progress | None = None,
 ) -> list[float]:
     """The model's output for each sequence, in their order; it may be NaN.
@@ -94,6 +95,7 @@ def sequence_rewards(
         model: as `load_reward_model` gives it.
         sequences: token ids of whole conversations, none of them empty.
         tokens_per_batch: padded tokens per forward pass at most; a longer sequence gets a pass of its own.
+        onednn_products: as in `compute` of a recipe.
         on_progress: called after each pass.
 
     Raises:
@@ -111,7 +113,7 @@ def sequence_rewards(
             if pad_token_id is None:
                 config.pad_token_id = _ends_none(batch)
             ids_BT, mask_BT = _padded(batch, config.pad_token_id, model.device)
-            with scoring_pass(model.device):
+            with scoring_pass(model.device, onednn_products):
                 logits_B1 = model(input_ids=ids_BT, attention_mask=mask_BT).logits
                 values = logits_B1.squeeze(-1).double().tolist()
             for index, value in zip(indices, values, strict=True):

@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from itertools import cycle, islice
 
 import torch
@@ -48,6 +48,7 @@ def sequence_logps(
     items: Sequence[Scored],
     *,
     tokens_per_batch: int,
+    onednn_products: bool = True,
     on_progress: Progress | None = None,
     first_item: int = 0,
 ) -> list[float]:
@@ -61,6 +62,7 @@ def sequence_logps(
         model: as `load_model` gives it.
         items: prompts and responses as token ids.
         tokens_per_batch: tokens in work at a time at most, padding included; a longer item gets a pass of its own.
+        onednn_products: as in `compute` of a recipe.
         on_progress: called after each pass.
         first_item: number of the first item, for error messages.
 
@@ -80,9 +82,9 @@ def sequence_logps(
     done = tokens = 0
     head = checked_lm_head(model, items[0].prompt_ids + items[0].response_ids)
     if head is not None and _can_be_packed(model, items):
-        passes = _packed_passes(model, head, items, tokens_per_batch)
+        passes = _packed_passes(model, head, items, tokens_per_batch, onednn_products)
     else:
-        passes = _padded_passes(model, head, items, tokens_per_batch)
+        passes = _padded_passes(model, head, items, tokens_per_batch, onednn_products)
     with closing(passes):
         for groups, sums in passes:
             members = [i for group in groups for i in group.items]
@@ -100,7 +102,9 @@ def sequence_logps(
     return logps
 
 
-def _packed_passes(model: PreTrainedModel, head: LmHead, items: Sequence[Scored], tokens_per_batch: int) -> Passes:
+def _packed_passes(
+    model: PreTrainedModel, head: LmHead, items: Sequence[Scored], tokens_per_batch: int, onednn_products: bool
+) -> Passes:
     """All tokens of a pass in one row; on a CPU as many passes at a time as it has threads."""
     on_cpu = model.device.type == "cpu"
     at_once = max(1, tokens_per_batch // CPU_TOKENS) if on_cpu else 1
@@ -109,7 +113,7 @@ def _packed_passes(model: PreTrainedModel, head: LmHead, items: Sequence[Scored]
     with packed_attention(model) as seen_as:
 
         def sums(groups: list[Group]) -> list[float]:
-            with scoring_pass(model.device):
+            with scoring_pass(model.device, onednn_products):
                 batch, spans = packed(groups, model.device)
                 with seen_as(_layout(spans, model.device)):
                     hidden_1TD = hidden_states(model, batch.input_ids, batch.positions)
@@ -119,12 +123,12 @@ def _packed_passes(model: PreTrainedModel, head: LmHead, items: Sequence[Scored]
 
 
 def _padded_passes(
-    model: PreTrainedModel, head: LmHead | None, items: Sequence[Scored], tokens_per_batch: int
+    model: PreTrainedModel, head: LmHead | None, items: Sequence[Scored], tokens_per_batch: int, onednn_products: bool
 ) -> Passes:
     """A text per row, for every model; without `head` by the model's own logits."""
     most = min(tokens_per_batch, CPU_TOKENS) if model.device.type == "cpu" else tokens_per_batch
     for groups in batches(alone(items), 1 if _reads_lengths(model) else most, padding=True):
-        with scoring_pass(model.device):
+        with scoring_pass(model.device, onednn_products):
             batch = padded(groups, model.device)
             if head is None:
                 logps_N = _by_forward(model, batch)
@@ -139,13 +143,14 @@ def _layout(spans: Spans, device: torch.device) -> Layout:
 
 
 @contextmanager
-def scoring_pass(device: torch.device) -> Iterator[None]:
-    """What every forward pass that scores stands in: no gradients, fast products, and one line where memory runs out.
+def scoring_pass(device: torch.device, onednn_products: bool) -> Iterator[None]:
+    """Surround a forward pass that scores: no gradients, fast products, and one line where memory runs out.
 
     Raises:
         TryAgainError: out of memory.
     """
-    with out_of_memory("set compute.score_tokens_per_batch lower"), torch.inference_mode(), fast_products(device):
+    products = fast_products(device) if onednn_products else nullcontext()
+    with out_of_memory("set compute.score_tokens_per_batch lower"), torch.inference_mode(), products:
         yield
 
 

@@ -699,6 +699,11 @@ class Compute(Section):
     score_tokens_per_batch: PositiveInt = Field(
         16384, description="Tokens in work at a time when log-probs are scored."
     )
+    onednn_products: bool = Field(
+        True,
+        description="Let oneDNN multiply float32 matrices when log-probs or rewards are scored on a CPU with AVX-512, "
+        "where it is faster than torch's own choice; false leaves every product to torch.",
+    )
 
 
 class Storage(Section):

@@ -158,10 +158,12 @@ def _logp_differences(context: Context, rows: list[dict[str, Any]], count: int) 
     from spa_recipes.generation.transformers import load_model
 
     policy = model_section(context, "policy")
+    settings = context.spec.runtime["compute"]
     again = sequence_logps(
         load_model(policy.model_name_or_path, model=policy, revision=policy.revision),
         [Scored(row["prompt_ids"], row["response_ids"]) for row in chosen],
-        tokens_per_batch=context.spec.runtime["compute"]["score_tokens_per_batch"],
+        tokens_per_batch=settings["score_tokens_per_batch"],
+        onednn_products=settings["onednn_products"],
     )
     differences = [abs(sum(row["logps"]) - logp) for row, logp in zip(chosen, again, strict=True)]
     return {

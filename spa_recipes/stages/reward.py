@@ -97,7 +97,7 @@ def _rewards(
 ) -> list[float] | None:
     """Rewards shard by shard; the model is loaded only if a shard is missing. None in every process but the first."""
     loaded: list[PreTrainedModel] = []
-    budget = context.spec.runtime["compute"]["score_tokens_per_batch"]
+    settings = context.spec.runtime["compute"]
 
     def compute(start: int, end: int) -> pa.Table:
         if not loaded:
@@ -106,7 +106,8 @@ def _rewards(
         rewards = sequence_rewards(
             loaded[0],
             sequences[start:end],
-            tokens_per_batch=budget,
+            tokens_per_batch=settings["score_tokens_per_batch"],
+            onednn_products=settings["onednn_products"],
             on_progress=lambda done, tokens: context.progress(start + done, len(sequences), "responses", "rewards"),
         )
         for row, reward in zip(completions[start:end], rewards, strict=True):

@@ -40,7 +40,7 @@ def score(
     Returns the log-probs in the order of the items; unless `every_rank`, None in every process but the first.
     """
     loaded: list[PreTrainedModel] = []
-    budget = context.spec.runtime["compute"]["score_tokens_per_batch"]
+    settings = context.spec.runtime["compute"]
 
     def compute(start: int, end: int) -> pa.Table:
         if not loaded:
@@ -49,7 +49,8 @@ def score(
         logps = sequence_logps(
             loaded[0],
             items[start:end],
-            tokens_per_batch=budget,
+            tokens_per_batch=settings["score_tokens_per_batch"],
+            onednn_products=settings["onednn_products"],
             on_progress=lambda done, tokens: context.progress(start + done, len(items), "responses", name),
             first_item=start,
         )

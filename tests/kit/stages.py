@@ -14,7 +14,7 @@ from spa_recipes.stages.generate import COMPLETIONS
 
 RUNTIME: dict[str, Any] = {
     "run": "test",
-    "compute": {"cpu_threads": 1, "score_tokens_per_batch": 1000},
+    "compute": {"cpu_threads": 1, "score_tokens_per_batch": 1000, "onednn_products": True},
     "storage": {"keep_shards": False, "keep_checkpoints": False, "checkpoints_while_training": 2},
     "tracking": {"report_to": []},
 }

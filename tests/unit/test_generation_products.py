@@ -1,13 +1,21 @@
 """Products by oneDNN against float64, and what is left to torch."""
 
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch.nn.functional import linear
+from transformers import AutoModelForSequenceClassification
 
 from spa_recipes.generation import products
 from spa_recipes.generation.products import fast_products
+from spa_recipes.generation.rewards import sequence_rewards
+from spa_recipes.generation.scoring import sequence_logps
+from spa_recipes.recipe.schema import Model
+from spa_recipes.stages import score
+from tests.kit.scoring import build, ragged
+from tests.kit.stages import RUNTIME, context_of
 
 CPU = torch.device("cpu")
 
@@ -20,41 +28,125 @@ def gains(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "_gains", lambda: True)
 
 
+class Product(NamedTuple):
+    """A product that oneDNN computed: shape of the input, and address of the weight."""
+
+    shape: tuple[int, ...]
+    weight: int
+
+
 @pytest.fixture
-def by_onednn(gains: None, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Shapes of the inputs that oneDNN got."""
-    seen: list[tuple[int, ...]] = []
+def by_onednn(gains: None, monkeypatch: pytest.MonkeyPatch) -> list[Product]:
+    seen: list[Product] = []
     original = torch.ops.mkldnn._linear_pointwise
 
-    def pointwise(input: torch.Tensor, *rest: Any) -> Any:
-        seen.append(tuple(input.shape))
-        return original(input, *rest)
+    def pointwise(input: torch.Tensor, weight: torch.Tensor, *rest: Any) -> Any:
+        seen.append(Product(tuple(input.shape), weight.data_ptr()))
+        return original(input, weight, *rest)
 
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", pointwise)
     return seen
 
 
+# --- what this relies on in torch, which makes no promise about it
+
+
 def test_torch_still_has_the_product() -> None:
-    """Under a name that is not public; without it scoring is as right, and slower."""
+    """The name is not public. Without it, scoring gives the same results more slowly."""
     assert hasattr(torch.ops.mkldnn, "_linear_pointwise") == torch.backends.mkldnn.is_available()
+
+
+def test_the_product_still_takes_what_it_is_given(gains: None) -> None:
+    assert str(torch.ops.mkldnn._linear_pointwise.default._schema) == (
+        "mkldnn::_linear_pointwise(Tensor X, Tensor W, Tensor? B, str attr, Scalar?[] scalars, str? algorithm) "
+        "-> Tensor Y"
+    )
+
+
+def test_a_processor_with_avx512_is_still_known_as_one() -> None:
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+    if not {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512cd", "fma"} <= flags:
+        pytest.skip("this processor has no AVX-512")
+    assert products._gains() == torch.backends.mkldnn.is_available()
+
+
+@pytest.mark.parametrize("rows", [1, 7, 300])
+def test_redirected_products_are_those_of_torch_beyond_rounding(by_onednn: list[Product], rows: int) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(96, 64)
+    input_ = torch.randn(rows, 96)
+    with torch.inference_mode():
+        plain = layer(input_)
+        assert by_onednn == []
+        with fast_products(CPU):
+            redirected = layer(input_)
+    assert by_onednn == [Product((rows, 96), layer.weight.data_ptr())]
+    assert torch.allclose(redirected, plain, rtol=1e-5, atol=1e-5)
+
+
+# --- where it is used
+
+
+def body_weights(model: torch.nn.Module) -> set[int]:
+    """Addresses of the weights of all linear layers below the output layer."""
+    return {
+        layer.weight.data_ptr()
+        for name, layer in model.named_modules()
+        if isinstance(layer, torch.nn.Linear) and name not in ("lm_head", "score")
+    }
+
+
+@pytest.mark.parametrize("kind", ["llama", "doubling"])  # the one is packed, the other reads a text per row
+def test_scoring_redirects_every_linear_layer_unless_it_is_told_not_to(by_onednn: list[Product], kind: str) -> None:
+    model = build(kind)
+    by_torch = sequence_logps(model, ragged(), tokens_per_batch=300, onednn_products=False)
+    assert by_onednn == []
+    by_default = sequence_logps(model, ragged(), tokens_per_batch=300)
+    assert body_weights(model) <= {product.weight for product in by_onednn}
+    assert by_default == pytest.approx(by_torch, rel=1e-5, abs=1e-4)
+
+
+def test_rewards_redirect_every_linear_layer_unless_they_are_told_not_to(by_onednn: list[Product]) -> None:
+    config = build("llama").config
+    config.num_labels = 1
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    sequences = [item.prompt_ids + item.response_ids for item in ragged()]
+    by_torch = sequence_rewards(model, sequences, tokens_per_batch=300, onednn_products=False)
+    assert by_onednn == []
+    by_default = sequence_rewards(model, sequences, tokens_per_batch=300)
+    assert body_weights(model) <= {product.weight for product in by_onednn}
+    assert by_default == pytest.approx(by_torch, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_stage_does_as_the_recipe_says(
+    by_onednn: list[Product], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: bool
+) -> None:
+    monkeypatch.setitem(RUNTIME["compute"], "onednn_products", wanted)
+    monkeypatch.setattr(score, "load_model", lambda *_, **__: build("llama"))
+    logps = score.score(context_of(tmp_path), "logps", Model(model_name_or_path="m"), ragged(4))
+    assert logps is not None
+    assert bool(by_onednn) == wanted
+
+
+# --- each product
 
 
 @pytest.mark.parametrize("shape", [(5, 48), (1, 9, 48), (2, 3, 48), (48,)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_products_are_those_of_the_definition(
-    by_onednn: list[tuple[int, ...]], shape: tuple[int, ...], bias: bool
-) -> None:
+def test_products_are_those_of_the_definition(by_onednn: list[Product], shape: tuple[int, ...], bias: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     layer = torch.nn.Linear(48, 33, bias=bias)
     input_ = torch.randn(shape, generator=generator)
     with torch.inference_mode(), fast_products(CPU):
         output = layer(input_)
-    assert by_onednn == [shape]
+    assert by_onednn == [Product(shape, layer.weight.data_ptr())]
     exact = input_.double() @ layer.weight.double().T + (layer.bias.double() if bias else 0)
     assert output.shape == exact.shape
     assert torch.allclose(output.double(), exact, rtol=1e-5, atol=1e-5)
     layer(input_)
-    assert by_onednn == [shape]  # behind the `with`, nothing is redirected
+    assert len(by_onednn) == 1  # after the `with`, nothing is redirected
 
 
 @pytest.mark.parametrize(
@@ -68,16 +160,14 @@ def test_products_are_those_of_the_definition(
     ],
     ids=["bfloat16", "float64", "input across", "weight across", "empty"],
 )
-def test_other_tensors_are_left_to_torch(
-    by_onednn: list[tuple[int, ...]], input_: torch.Tensor, weight: torch.Tensor
-) -> None:
+def test_other_tensors_are_left_to_torch(by_onednn: list[Product], input_: torch.Tensor, weight: torch.Tensor) -> None:
     with torch.inference_mode(), fast_products(CPU):
         output = linear(input_, weight)
     assert by_onednn == []
     assert torch.equal(output, torch.full((len(input_), 3), 4.0, dtype=input_.dtype))
 
 
-def test_a_gradient_is_left_to_torch(by_onednn: list[tuple[int, ...]]) -> None:
+def test_a_gradient_is_left_to_torch(by_onednn: list[Product]) -> None:
     layer = torch.nn.Linear(4, 3)
     with fast_products(CPU):
         layer(torch.ones(2, 4)).sum().backward()
