@@ -32,6 +32,7 @@ lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/deptry .
 
 format: $(READY)
 	$(VENV)/bin/ruff check --fix .
