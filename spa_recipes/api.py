@@ -1,11 +1,13 @@
 """The package from Python: what the command line does, as functions. Importing it loads no heavy library."""
 
+from __future__ import annotations
+
 import json
 import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
@@ -14,16 +16,16 @@ from spa_recipes.plan import MODEL, External, Plan, Stage, compile_judge_plan, c
 from spa_recipes.recipe.load import load_recipe
 from spa_recipes.recipe.rules import conflicts_in
 from spa_recipes.recipe.schema import Compute, DatasetSource, ForkExecutor, ImplicitRewardJudge, JudgeJob, Model
-from spa_recipes.report.card import final_texts
-from spa_recipes.run import gc
 from spa_recipes.run.decay import judge_decay
-from spa_recipes.run.executors import Executors, has_nvidia_driver
-from spa_recipes.run.preflight import check_inputs
 from spa_recipes.run.rundir import RunDir, all_runs, find_reusable
-from spa_recipes.run.runner import Outcome, Reporter, execute, plan_changes
 from spa_recipes.state import atomic
 from spa_recipes.state.digests import DigestMemo
 from spa_recipes.state.stagedir import Manifest
+
+if TYPE_CHECKING:
+    from spa_recipes.run.executors import Executors
+    from spa_recipes.run.gc import Sweep
+    from spa_recipes.run.runner import Outcome, Reporter
 
 DIGEST_MEMO = ".digests.json"
 
@@ -63,6 +65,10 @@ def run_recipe(
     Raises:
         SpaError: with the exit code of what went wrong; before anything starts for what is wrong with the inputs.
     """
+    from spa_recipes.report.card import final_texts
+    from spa_recipes.run.preflight import check_inputs
+    from spa_recipes.run.runner import execute
+
     check_inputs(prepared.plan, prepared.run, until)
     return execute(
         prepared.plan,
@@ -142,6 +148,8 @@ class StageView(NamedTuple):
 
 def plan_view(prepared: Prepared) -> list[StageView]:
     """For each stage: `done`, `in RUN` (another run has it), or `to do` with the reason."""
+    from spa_recipes.run.runner import plan_changes
+
     plan, run, _ = prepared
     changes: dict[str, list[str]] = {}
     for line in plan_changes(plan, run):
@@ -193,6 +201,9 @@ def judge_pairs(request: JudgeRequest, reporter: Reporter) -> Manifest:
     Raises:
         SpaError: with the exit code of what went wrong.
     """
+    from spa_recipes.run.preflight import check_inputs
+    from spa_recipes.run.runner import execute
+
     run = RunDir(request.out.with_name(request.out.name + ".spa"))
     in_the_way = RecipeError(
         "the output file is there already", where=str(request.out), fix="choose another, or --overwrite"
@@ -219,6 +230,8 @@ def judge_pairs(request: JudgeRequest, reporter: Reporter) -> Manifest:
 
 
 def _judge_job(request: JudgeRequest) -> JudgeJob:
+    from spa_recipes.run.executors import has_nvidia_driver
+
     model: dict[str, Any] = {
         "model_name_or_path": request.policy,
         "dtype": request.dtype,
@@ -275,7 +288,7 @@ def final_model(prepared: Prepared) -> Path | None:
     return None if made is None else run.stage_dir(made, plan).output / MODEL
 
 
-def collect_garbage(run: str | None, runs_dir: Path, *, models: bool = False, delete: bool = False) -> list[gc.Sweep]:
+def collect_garbage(run: str | None, runs_dir: Path, *, models: bool = False, delete: bool = False) -> list[Sweep]:
     """What a run, or every run in `runs_dir`, no longer needs; deleted only with `delete`.
 
     `models` counts the weights of the policies before the final one as not needed, in finished runs.
@@ -283,6 +296,8 @@ def collect_garbage(run: str | None, runs_dir: Path, *, models: bool = False, de
     Raises:
         RecipeError: there is no such run. DataError: something cannot be deleted.
     """
+    from spa_recipes.run import gc
+
     runs = all_runs(runs_dir) if run is None else [find_run(run, runs_dir)]
     return gc.sweep(runs, models=models) if delete else gc.look(runs, models=models)
 

@@ -1,1 +1,1 @@
-"""The command line: `app` has the commands, `render` what they print."""
+"""The command line: `app` has the commands; the other modules say what they print, a module per command."""

@@ -60,7 +60,8 @@ def run(
 ) -> None:
     """Run a recipe: train on the seed labels, then generate, judge and refine. Goes on where an earlier run stopped."""
     from spa_recipes import api
-    from spa_recipes.cli.render import RunReporter, print_summary
+    from spa_recipes.cli.progress import RunReporter
+    from spa_recipes.cli.summary import print_summary
 
     prepared = api.prepare(recipe, overrides=set_ or [], run_dir=run_dir)
     with RunReporter(prepared) as reporter:
@@ -79,7 +80,8 @@ def resume(
 ) -> None:
     """Go on with a run from whatever is on disk: finished stages are reused, a stage in the middle continues."""
     from spa_recipes import api
-    from spa_recipes.cli.render import RunReporter, print_summary
+    from spa_recipes.cli.progress import RunReporter
+    from spa_recipes.cli.summary import print_summary
 
     prepared = api.prepare_resume(run, runs_dir)
     with RunReporter(prepared) as reporter:
@@ -118,7 +120,8 @@ def judge(
 ) -> None:
     """Label answers that you already have, with the implicit reward of a policy against its reference."""
     from spa_recipes import api
-    from spa_recipes.cli.render import PlainReporter, print_judged
+    from spa_recipes.cli.progress import PlainReporter
+    from spa_recipes.cli.summary import print_judged
 
     request = api.JudgeRequest(
         policy=policy,
@@ -251,7 +254,7 @@ def validate(
     set_: Set = None,
 ) -> None:
     """Check recipes without running anything. Says every problem with file, line and remedy."""
-    from spa_recipes.cli.render import print_errors
+    from spa_recipes.cli.terminal import print_errors
     from spa_recipes.recipe.load import load_recipe
 
     failed = False
@@ -283,7 +286,7 @@ def plan(
 ) -> None:
     """Show the stages of a recipe: inputs, keys, what is there already, rows, tokens, memory and disk."""
     from spa_recipes import api
-    from spa_recipes.cli.render import print_plan, print_plan_json, print_recipe
+    from spa_recipes.cli.plan import print_plan, print_plan_json, print_recipe
 
     prepared = api.prepare(recipe, overrides=set_ or [], run_dir=run_dir)
     if whole:
@@ -302,7 +305,7 @@ def status(
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """List the runs, or show the stages and figures of one."""
-    from spa_recipes.cli.render import print_run_status, print_runs
+    from spa_recipes.cli.status import print_run_status, print_runs
 
     if run is None:
         print_runs(runs_dir)
@@ -455,7 +458,7 @@ def main() -> None:
     except SpaError as error:
         if debug:
             raise
-        from spa_recipes.cli.render import print_errors
+        from spa_recipes.cli.terminal import print_errors
 
         print_errors(error)
         sys.exit(error.exit_code)

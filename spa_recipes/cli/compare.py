@@ -1,20 +1,18 @@
-"""`spa compare`: runs side by side."""
+"""What `spa compare` prints: runs side by side."""
 
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from spa_recipes import api
+from spa_recipes.cli.terminal import say, table
 from spa_recipes.errors import RecipeError
-from spa_recipes.report.policies import HEADINGS, Line, cell, lines
+from spa_recipes.report.policies import Line, as_table, lines
 
 
 def print_comparison(names: Sequence[str], runs_dir: Path, *, as_json: bool) -> None:
-    """Every evaluated policy of the runs, a line each.
+    """Print a line for every evaluated policy of the runs.
 
     Raises:
         RecipeError: there is no such run, or none of them has an evaluated policy.
@@ -25,18 +23,10 @@ def print_comparison(names: Sequence[str], runs_dir: Path, *, as_json: bool) -> 
             "nothing is evaluated in " + ", ".join(names), fix="set data.heldout above 0, or let the run get further"
         )
     if as_json:
-        sys.stdout.write(json.dumps([line._asdict() for line in found], indent=2) + "\n")
+        sys.stdout.write(json.dumps(found, indent=2) + "\n")
         return
-    table = Table(box=None, pad_edge=False)
-    shown = [name for name in HEADINGS if any(getattr(line, name) is not None for line in found)]
-    for name in shown:
-        table.add_column(HEADINGS[name], justify="left" if name in ("run", "policy") else "right", no_wrap=True)
-    for line in found:
-        table.add_row(*(cell(name, getattr(line, name)) for name in shown))
-    out = Console(highlight=False)
-    if not out.is_terminal:
-        out = Console(width=max(110, 16 * len(shown)), highlight=False)
-    out.print(table)
+    headings, rows = as_table(found, with_run=True)
+    say(table(headings, rows, right=headings[2:], wrap=False))
 
 
 def _of_run(name: str, runs_dir: Path) -> list[Line]:

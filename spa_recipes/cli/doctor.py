@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from packaging.requirements import Requirement
 
-from spa_recipes.cli.render import out
+from spa_recipes.cli.terminal import red, say
 from spa_recipes.estimates import human_bytes
 
 
@@ -82,7 +82,6 @@ def print_report() -> None:
     """Print the findings; problems stand out."""
     problems = 0
     for what, value, problem in findings():
-        mark = "[red]![/]" if problem else " "
-        out.print(f"{mark} {what:<16} {value}" + (f"  [red]{problem}[/]" if problem else ""), soft_wrap=True)
+        say(f"{red('!') if problem else ' '} {what:<16} {value}" + (f"  {red(problem)}" if problem else ""))
         problems += bool(problem)
-    out.print(f"\n{problems} problems" if problems else "\nready: try `spa run recipes/quickstart.yaml`")
+    say(f"\n{problems} problems" if problems else "\nready: try `spa run recipes/quickstart.yaml`")

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from rich.markup import escape
-
-from spa_recipes.cli.render import PlainReporter, figures, out
+from spa_recipes.cli.progress import PlainReporter
+from spa_recipes.cli.terminal import bold, say, yellow
 from spa_recipes.errors import RecipeError
 from spa_recipes.evaluation import Evaluated, EvaluateRequest, evaluate, score_annotations
+from spa_recipes.report import figures
 from spa_recipes.report.benchmarks import benchmark_lines
 
 
@@ -26,24 +26,24 @@ def _score(request: EvaluateRequest, annotations: str) -> None:
         raise RecipeError(f"{what} and annotations do not go together", where="--annotations", fix="leave one out")
     scores = score_annotations(annotations, request.out)
     for name, value in scores.figures.items():
-        out.print(f"{name:<26} {value}", soft_wrap=True)
+        say(f"{name:<26} {value}")
     if scores.missing:
-        out.print(f"[yellow]{escape(scores.missing)}[/]", soft_wrap=True)
+        say(yellow(scores.missing))
     if request.out is not None:
-        out.print(f"scores: {request.out / 'scores.json'}", soft_wrap=True)
+        say(f"scores: {request.out / 'scores.json'}")
 
 
 def _print_result(request: EvaluateRequest, done: Evaluated) -> None:
-    out.print()
+    say()
     for name, manifest in done.manifests.items():
         if manifest.kind == "answers":
-            out.print(f"{name}: {manifest.rows} prompts answered, {escape(figures(manifest))}", soft_wrap=True)
+            say(f"{name}: {manifest.rows} prompts answered, {figures.line(manifest)}")
     for line in benchmark_lines(done.manifests):
-        out.print(f"[bold]{escape(line)}[/]", soft_wrap=True)
-    out.print(f"\nresult: {done.out}", soft_wrap=True)
+        say(bold(line))
+    say(f"\nresult: {done.out}")
     for path in sorted(path for path in done.out.rglob("*") if path.is_file()):
-        out.print(f"        {path.relative_to(done.out)}", soft_wrap=True)
-    out.print(f"next:   {escape(_next(request, done.out))}", soft_wrap=True)
+        say(f"        {path.relative_to(done.out)}")
+    say(f"next:   {_next(request, done.out)}")
 
 
 def _next(request: EvaluateRequest, folder: Path) -> str:

@@ -12,8 +12,8 @@ import yaml
 from spa_recipes.plan import CARD, RECIPE_FILE, External, Input, Plan, Stage
 from spa_recipes.recipe.schema import Recipe
 from spa_recipes.report.benchmarks import benchmark_lines
-from spa_recipes.report.page import JUDGE_FACTS, REFINE_FACTS, VERDICT_FACTS, facts_of
-from spa_recipes.report.policies import HEADINGS, cell, lines
+from spa_recipes.report.figures import LARGE_COUNT, PERCENT, iterations
+from spa_recipes.report.policies import as_table, lines
 from spa_recipes.report.public import is_local, last_part, public_recipe
 from spa_recipes.run.decay import judge_decay
 from spa_recipes.state.stagedir import Manifest
@@ -75,8 +75,7 @@ def _card(plan: Plan, found: Mapping[str, Manifest], public: Mapping[str, Any], 
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    policies = lines(plan, recipe.name, dict(found))
-    shown = [name for name in HEADINGS if name != "run" and any(getattr(line, name) is not None for line in policies)]
+    headings, policies = as_table(lines(plan, recipe.name, found))
     return environment.get_template("card.md.jinja").render(
         metadata=yaml.safe_dump(_metadata(plan), sort_keys=False, allow_unicode=True),
         name=recipe.name,
@@ -90,8 +89,8 @@ def _card(plan: Plan, found: Mapping[str, Manifest], public: Mapping[str, Any], 
         judge=_judge(public["judge"]),
         origins=_origins(plan, found),
         shares=_shares(found["data"].metrics) if "data" in found else [],
-        headings=[HEADINGS[name] for name in shown],
-        policies=[[cell(name, getattr(line, name)) for name in shown] for line in policies],
+        headings=headings,
+        policies=policies,
         rounds=_rounds(found),
         caveats=_caveats(plan, found),
         versions=_versions(found),
@@ -212,24 +211,12 @@ def _judge(judge: Mapping[str, Any]) -> str:
 
 def _rounds(found: Mapping[str, Manifest]) -> list[list[str]]:
     """The iterations as a table: a heading, then a line per figure and a column per iteration."""
-    columns: list[dict[str, str]] = []
-    numbers = []
-    for name, judged in found.items():
-        if not name.startswith("judge-"):
-            continue
-        numbers.append(name.removeprefix("judge-"))
-        verdicts, refined = (found.get(f"{kind}-{numbers[-1]}") for kind in ("llm-judge", "refine"))
-        columns.append(
-            {
-                "labelled pairs": f"{judged.rows:,}",
-                **facts_of(judged.metrics, JUDGE_FACTS),
-                **(facts_of(verdicts.metrics, VERDICT_FACTS) if verdicts else {}),
-                **(facts_of(refined.metrics, REFINE_FACTS) if refined else {}),
-            }
-        )
+    columns = [
+        {"iteration": str(i), "labelled pairs": LARGE_COUNT.format(found[f"judge-{i}"].rows), **facts}
+        for i, facts in iterations(found).items()
+    ]
     labels = list(dict.fromkeys(label for column in columns for label in column))
-    body = [[label, *(column.get(label, "") for column in columns)] for label in labels]
-    return [["iteration", *numbers], *body] if columns else []
+    return [[label, *(column.get(label, "") for column in columns)] for label in labels]
 
 
 def _caveats(plan: Plan, found: Mapping[str, Manifest]) -> list[str]:
@@ -270,7 +257,7 @@ def _win_rate_terms(answers: int) -> list[str]:
 def _falls(accuracies: Sequence[float]) -> list[str]:
     if len(accuracies) < 2 or accuracies[-1] >= accuracies[0]:
         return []
-    fall = f"from {accuracies[0]:.1%} to {accuracies[-1]:.1%}"
+    fall = f"from {PERCENT.format(accuracies[0])} to {PERCENT.format(accuracies[-1])}"
     return [f"The label accuracy fell {fall}: later labels are less to be trusted."]
 
 

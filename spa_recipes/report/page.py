@@ -1,7 +1,7 @@
 """Collects what a run has on disk and writes it as one HTML page."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,20 +17,13 @@ from spa_recipes.plan import MODEL, Plan, Stage
 from spa_recipes.recipe.schema import Recipe
 from spa_recipes.report.benchmarks import benchmark_lines
 from spa_recipes.report.charts import Series, histogram, line_chart
-from spa_recipes.report.policies import HEADINGS, cell, lines
+from spa_recipes.report.figures import CHARTS, CURVES, LARGE_COUNT, PERCENT, iterations, series
+from spa_recipes.report.policies import Line, as_table, lines
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.state.stagedir import Manifest
 
 EXAMPLES = 4
 """Flagged pairs shown per iteration, and prompts with sample answers."""
-
-CURVES = {
-    "loss": "loss",
-    "rewards/margins": "reward margin",
-    "rewards/accuracies": "reward accuracy",
-    "grad_norm": "gradient norm",
-}
-"""What a trainer logs, and what its chart is called."""
 
 
 class StageRow(NamedTuple):
@@ -80,8 +73,8 @@ def render(plan: Plan, run: RunDir, found: Mapping[str, Manifest]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    policies = lines(plan, run.name, dict(found))
-    shown = [name for name in HEADINGS if name != "run" and any(getattr(line, name) is not None for line in policies)]
+    policies = lines(plan, run.name, found)
+    headings, rows = as_table(policies)
     newest = max(manifest.finished_at for manifest in found.values())
     return environment.get_template("template.html").render(
         name=run.name,
@@ -89,8 +82,8 @@ def render(plan: Plan, run: RunDir, found: Mapping[str, Manifest]) -> str:
         finished=datetime.fromisoformat(newest).strftime("%Y-%m-%d %H:%M"),
         complete=len(found) == len(plan.stages),
         headline=_headline(policies),
-        policy_headings=[HEADINGS[name] for name in shown],
-        policies=[[cell(name, getattr(line, name)) for name in shown] for line in policies],
+        policy_headings=headings,
+        policies=rows,
         stages=_stage_rows(plan, run, found),
         total_seconds=human_seconds(sum(manifest.seconds for manifest in found.values())),
         curves=_curves(files),
@@ -130,11 +123,9 @@ class _Files:
         return range(1, self.plan.recipe.iterations + 1)
 
 
-def _headline(policies: list[Any]) -> str:
-    wins = [line for line in policies if line.win_rate is not None]
-    if not wins:
-        return ""
-    return "Win rate against pi_init: " + ", ".join(f"{line.policy} {line.win_rate:.1%}" for line in wins)
+def _headline(policies: Sequence[Line]) -> str:
+    wins = [f"{line['policy']} {PERCENT.format(line['win_rate'])}" for line in policies if line["win_rate"] is not None]
+    return "Win rate against pi_init: " + ", ".join(wins) if wins else ""
 
 
 def _stage_rows(plan: Plan, run: RunDir, found: Mapping[str, Manifest]) -> list[StageRow]:
@@ -154,7 +145,7 @@ def _stage_rows(plan: Plan, run: RunDir, found: Mapping[str, Manifest]) -> list[
 
 
 def _curves(files: _Files) -> list[tuple[str, list[Markup]]]:
-    """For every training its curves over the steps."""
+    """The curves of every training over its steps."""
     result = []
     for stage in files.stages("sft", "dpo", "reward_model", "refine"):
         log = files.lines(stage.id, f"{MODEL}/training_log.jsonl")
@@ -169,41 +160,9 @@ def _curves(files: _Files) -> list[tuple[str, list[Markup]]]:
 
 def _trends(found: Mapping[str, Manifest]) -> list[Markup]:
     """How the policies and their judges develop over the iterations."""
-
-    def series(name: str, kind: str, figure: str, shift: int = 0) -> Series:
-        points = [
-            (float(key.removeprefix(kind)) - shift, float(manifest.metrics[figure]))
-            for key, manifest in found.items()
-            if key.startswith(kind) and key != "evaluate-init" and figure in manifest.metrics
-        ]
-        return Series(name, points)
-
     charts = [
-        line_chart(
-            [
-                series("win rate against pi_init", "evaluate-", "win_rate_vs_init"),
-                series("at equal length", "evaluate-", "length_controlled_win_rate_vs_init"),
-            ],
-            x="policy pi_i",
-            y="win rate",
-        ),
-        line_chart(
-            [
-                series("on held-out labels", "evaluate-", "heldout_accuracy"),
-                series("on its own samples, by the gold reward", "judge-", "accuracy_vs_gold", shift=1),
-            ],
-            x="judge pi_i",
-            y="judge accuracy",
-        ),
-        line_chart(
-            [
-                series("chosen", "judge-", "chosen_tokens"),
-                series("rejected", "judge-", "rejected_tokens"),
-                series("held-out answers", "evaluate-", "mean_tokens"),
-            ],
-            x="iteration",
-            y="tokens per answer",
-        ),
+        line_chart([Series(trend.label, series(found, trend)) for trend in chart.trends], x=chart.x, y=chart.y)
+        for chart in CHARTS
     ]
     return [chart for chart in charts if chart]
 
@@ -232,56 +191,10 @@ def _margins(files: _Files) -> list[Markup]:
 
 
 def _iterations(files: _Files) -> list[Iteration]:
-    result = []
-    for i in files.iterations():
-        judge, refine = files.found.get(f"judge-{i}"), files.found.get(f"refine-{i}")
-        if judge is None:
-            continue
-        facts = {"pairs": f"{judge.rows:,}", **facts_of(judge.metrics, JUDGE_FACTS)}
-        if (verdicts := files.found.get(f"llm-judge-{i}")) is not None:
-            facts |= facts_of(verdicts.metrics, VERDICT_FACTS)
-        flagged: list[dict[str, Any]] = []
-        if refine is not None:
-            facts |= facts_of(refine.metrics, REFINE_FACTS)
-            flagged = _flagged(files, i)
-        result.append(Iteration(i, facts, flagged))
-    return result
-
-
-JUDGE_FACTS = {
-    "accuracy_vs_gold": ("judge accuracy by the gold reward", "{:.1%}"),
-    "agreement_with_labels": ("agreement with labels", "{:.1%}"),
-    "mean_margin": ("mean margin", "{:.3g}"),
-    "chosen_tokens": ("tokens, chosen", "{:.1f}"),
-    "rejected_tokens": ("tokens, rejected", "{:.1f}"),
-    "ties": ("ties", "{}"),
-    "dropped_identical": ("dropped: the same answers", "{}"),
-    "dropped_empty": ("dropped: empty answers", "{}"),
-}
-VERDICT_FACTS = {
-    "questions": ("questions to the judge", "{:,}"),
-    "order_disagreement": ("pairs whose two orders disagree", "{:.1%}"),
-    "first_place": ("verdicts for the first place", "{:.1%}"),
-    "verdict_ties": ("verdicts that are ties", "{:.1%}"),
-    "unparsed": ("questions without a verdict", "{:.1%}"),
-}
-REFINE_FACTS = {
-    "flagged_pairs": ("flagged pairs", "{}"),
-    "flagged_of_all": ("flagged of all", "{:.1%}"),
-    "flagged_judge_margin": ("judge's margin of flagged pairs", "{:.3g}"),
-    "flag_precision": ("wrong among flagged", "{:.1%}"),
-    "wrong_base_rate": ("wrong among all", "{:.1%}"),
-    "replayed_pairs": ("replayed seed pairs", "{}"),
-}
-
-
-def facts_of(metrics: Mapping[str, Any], names: Mapping[str, tuple[str, str]]) -> dict[str, str]:
-    """The figures among `names` (label and format of each) that a stage has, by label."""
-    return {
-        label: pattern.format(metrics[name])
-        for name, (label, pattern) in names.items()
-        if metrics.get(name) is not None
-    }
+    return [
+        Iteration(i, {"pairs": LARGE_COUNT.format(files.found[f"judge-{i}"].rows), **facts}, _flagged(files, i))
+        for i, facts in iterations(files.found).items()
+    ]
 
 
 def _flagged(files: _Files, i: int) -> list[dict[str, Any]]:

@@ -1,93 +1,74 @@
 """The figures of every policy of a run, as the table of a paper has them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from spa_recipes.plan import Plan
 from spa_recipes.recipe.schema import Recipe
+from spa_recipes.report.figures import LARGE_COUNT, Figure, Shown, columns
 from spa_recipes.state.stagedir import Manifest
 
+Line = dict[str, str | int | float | None]
+"""One policy of one run, by column; None where nothing was measured."""
 
-class Line(NamedTuple):
-    """One policy of one run; None where nothing was measured.
-
-    Attributes:
-        labels: seed labels that the policy was trained with.
-        steps: optimizer steps of DPO and refinement up to it.
-        judge_accuracy: of the judges of its iterations on their own samples, against the sandbox's gold reward.
-        label_accuracy: of its implicit reward on held-out labels.
-    """
-
-    run: str
-    policy: str
-    labels: int
-    steps: int
-    win_rate: float | None
-    length_controlled: float | None
-    reward: float | None
-    tokens: float | None
-    judge_accuracy: float | None
-    label_accuracy: float | None
-
-
-HEADINGS = {
-    "run": "run",
-    "policy": "policy",
-    "labels": "labels",
-    "steps": "steps",
-    "win_rate": "win rate",
-    "length_controlled": "at equal length",
-    "reward": "reward",
-    "tokens": "tokens",
-    "judge_accuracy": "judge accuracy",
-    "label_accuracy": "label accuracy",
+FIRST = {
+    "run": Shown("run", "{}"),
+    "policy": Shown("policy", "{}"),
+    "labels": Shown("labels", LARGE_COUNT),
+    "steps": Shown("steps", LARGE_COUNT),
 }
-"""What people call the fields."""
-
-SHARES = frozenset({"win_rate", "length_controlled", "judge_accuracy", "label_accuracy"})
+"""The columns before the figures."""
 
 
-def lines(plan: Plan, name: str, found: dict[str, Manifest]) -> list[Line]:
-    """pi_init, pi_0, pi_1, ... of a run, as far as they are evaluated."""
+def lines(plan: Plan, name: str, found: Mapping[str, Manifest]) -> list[Line]:
+    """pi_init, pi_0, pi_1, ... of a run, as far as they are evaluated.
+
+    `labels` are the seed labels that a policy was trained with, `steps` the optimizer steps of DPO and refinement up to
+    it. The other columns are those of `spa_recipes.report.figures`.
+    """
     assert isinstance(plan.recipe, Recipe)
     result = []
     for policy in ("init", *map(str, range(plan.recipe.iterations + 1))):
         evaluation = found.get(f"evaluate-{policy}")
         if evaluation is None:
             continue
-        iterations = range(1, int(policy) + 1) if policy != "init" else ()
-        trained = [found[stage] for i in iterations if (stage := f"refine-{i}") in found]
+        numbers = {str(i) for i in range(1, int(policy) + 1)} if policy != "init" else set[str]()
+        rounds = [manifest for stage, manifest in found.items() if stage.rpartition("-")[2] in numbers]
         seed = found.get("seed") if policy != "init" else None
-        judged = [found[stage] for i in iterations if (stage := f"judge-{i}") in found]
-        figures = evaluation.metrics
-        result.append(
-            Line(
-                name,
-                f"pi_{policy}",
-                0 if seed is None else seed.rows,
-                sum(int(stage.metrics["steps"]) for stage in (*([seed] if seed else []), *trained)),
-                figures.get("win_rate_vs_init"),
-                figures.get("length_controlled_win_rate_vs_init"),
-                figures.get("mean_reward"),
-                figures.get("mean_tokens"),
-                _over_pairs(judged, "accuracy_vs_gold"),
-                figures.get("heldout_accuracy"),
-            )
-        )
+        trained = [*([seed] if seed else []), *(stage for stage in rounds if stage.kind == "refine")]
+        line: Line = {
+            "run": name,
+            "policy": f"pi_{policy}",
+            "labels": 0 if seed is None else seed.rows,
+            "steps": sum(int(stage.metrics["steps"]) for stage in trained),
+        }
+        line |= {key: _value(figure, evaluation, rounds) for key, (figure, _) in columns().items()}
+        result.append(line)
     return result
 
 
-def _over_pairs(judged: Sequence[Manifest], name: str) -> float | None:
-    """Mean over the pairs of several judge stages."""
-    known = [manifest for manifest in judged if name in manifest.metrics]
-    pairs = sum(manifest.rows for manifest in known)
-    return sum(float(manifest.metrics[name]) * manifest.rows for manifest in known) / pairs if pairs else None
+def _value(figure: Figure, evaluation: Manifest, rounds: Sequence[Manifest]) -> float | None:
+    """A policy's figure: that of its evaluation, or the mean over the rows of the iterations that led to it."""
+    if evaluation.kind in figure.kinds:
+        return evaluation.metrics.get(figure.name)
+    known = [stage for stage in rounds if stage.kind in figure.kinds and stage.metrics.get(figure.name) is not None]
+    rows = sum(stage.rows for stage in known)
+    return sum(float(stage.metrics[figure.name]) * stage.rows for stage in known) / rows if rows else None
 
 
-def cell(name: str, value: str | float | None) -> str:
-    """A field for people; empty for None."""
-    if value is None or isinstance(value, str):
-        return value or ""
-    if name in SHARES:
-        return f"{value:.1%}"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.2f}"
+class PolicyTable(NamedTuple):
+    """The lines for people: a text per column, without the columns that are empty in every line."""
+
+    headings: list[str]
+    rows: list[list[str]]
+
+
+def as_table(found: Sequence[Line], *, with_run: bool = False) -> PolicyTable:
+    """The lines as a table; the name of the run is a column only with `with_run`."""
+    every = {**FIRST, **{key: shown for key, (_, shown) in columns().items()}}
+    keys = [key for key in every if any(line[key] is not None for line in found)]
+    keys = [key for key in keys if with_run or key != "run"]
+    rows = [
+        ["" if (value := line[key]) is None else every[key].pattern.format(value) for key in keys] for line in found
+    ]
+    return PolicyTable([every[key].label for key in keys], rows)

@@ -17,7 +17,8 @@ class Overview(NamedTuple):
 
     Attributes:
         stages: done and all, such as `3/16`; `?` if the plan cannot be read.
-        note: the last win rate, the next stage, or what is wrong with the run.
+        note: the next stage, or what is wrong with the run; empty if it is finished.
+        win_rate: that of its newest policy against pi_init; None if it is not finished, or none was measured.
         touched: time of the newest event, in seconds since the epoch.
         files: bytes by inode, so that files which runs share can be counted once.
     """
@@ -26,6 +27,7 @@ class Overview(NamedTuple):
     stages: str
     state: str
     note: str
+    win_rate: float | None
     touched: float
     files: dict[tuple[int, int], int]
 
@@ -61,27 +63,27 @@ def _overview(run: RunDir) -> Overview:
     try:
         planned = run.planned()
     except RecipeError as error:
-        return Overview(run.name, "?", "unreadable", str(error), touched, content)
+        return Overview(run.name, "?", "unreadable", str(error), None, touched, content)
     done = run.done(planned)
-    state, note = _state(run, planned, done)
-    return Overview(run.name, f"{len(done)}/{len(planned)}", state, note, touched, content)
+    state, note, win_rate = _state(run, planned, done)
+    return Overview(run.name, f"{len(done)}/{len(planned)}", state, note, win_rate, touched, content)
 
 
-def _state(run: RunDir, planned: Sequence[Planned], done: set[str]) -> tuple[str, str]:
-    """What the run is at, and the figure or stage that matters most."""
+def _state(run: RunDir, planned: Sequence[Planned], done: set[str]) -> tuple[str, str, float | None]:
+    """The state of a run, the note on an unfinished one, and the win rate of a finished one."""
     manifests = {
         stage.id: manifest
         for stage in planned
         if stage.id in done and (folder := run.existing(stage)) and (manifest := folder.manifest())
     }
     if len(done) == len(planned):
-        return "done", _win_rate(manifests)
+        return "done", "", _win_rate(manifests)
     if _stopped_early(run, manifests):
-        return "stopped early", _win_rate(manifests)
+        return "stopped early", "", _win_rate(manifests)
     left = [stage for stage in planned if stage.id not in done]
     states = [run.status_unfinished(folder) for stage in left if (folder := run.existing(stage)) is not None]
     state = next((state for state in ("running", "failed", "interrupted") if state in states), "unfinished")
-    return state, f"next: {left[0].id}"
+    return state, f"next: {left[0].id}", None
 
 
 def _stopped_early(run: RunDir, manifests: dict[str, Manifest]) -> bool:
@@ -93,11 +95,7 @@ def _stopped_early(run: RunDir, manifests: dict[str, Manifest]) -> bool:
     return recipe is not None and judge_decay(Plan(recipe, ()), manifests) is not None
 
 
-def _win_rate(manifests: dict[str, Manifest]) -> str:
+def _win_rate(manifests: dict[str, Manifest]) -> float | None:
     """The newest policy's, if the evaluations measured one."""
-    rates = [
-        manifest.metrics["win_rate_vs_init"]
-        for manifest in manifests.values()
-        if "win_rate_vs_init" in manifest.metrics
-    ]
-    return f"win rate {rates[-1]:.1%}" if rates else ""
+    rates = [float(value) for m in manifests.values() if (value := m.metrics.get("win_rate_vs_init")) is not None]
+    return rates[-1] if rates else None

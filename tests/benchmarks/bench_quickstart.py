@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from spa_recipes.api import prepare, run_recipe
-from spa_recipes.cli.render import PlainReporter
+from spa_recipes.cli.progress import PlainReporter
 from spa_recipes.plan import Stage
 from spa_recipes.state.stagedir import Manifest
 from tests.benchmarks.kit import where

@@ -29,7 +29,7 @@ def load_libraries() -> None:
     import pyarrow.parquet  # noqa: F401
 
     import spa_recipes.cli.app
-    import spa_recipes.cli.render
+    import spa_recipes.cli.summary
     import spa_recipes.run.worker
 
     preload()

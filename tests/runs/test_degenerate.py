@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from spa_recipes import api
-from spa_recipes.cli.render import PlainReporter
+from spa_recipes.cli.progress import PlainReporter
 from spa_recipes.data.rows import write_jsonl
 from spa_recipes.errors import DataError, RecipeChangedError, StageError
 from spa_recipes.generation.requests import Completion, Request
@@ -175,14 +175,16 @@ def test_nothing_but_empty_answers_is_one_line(tmp_path: Path) -> None:
 
 
 def test_ties_are_shown(tmp_path: Path) -> None:
-    from spa_recipes.cli.render import figures
+    from spa_recipes.report.figures import line
     from spa_recipes.state.stagedir import Manifest
     from tests.kit.state import FIELDS
 
     _, _, metrics = judged(tmp_path, [["a", "b"]] * 3, [[-1.0, -1.0]] * 3, [[-1.0, -1.0]] * 3)
-    shown = figures(Manifest(**{**FIELDS, "files": {}, "metrics": {**metrics, "dropped_empty": 4, "empty": 0.25}}))
-    for expected in ("ties 3", "dropped as empty 4", "empty 25.0%"):
+    judge, generate = ({**FIELDS, "files": {}, "kind": kind} for kind in ("judge", "generate"))
+    shown = line(Manifest(**{**judge, "metrics": {**metrics, "dropped_empty": 4}}))
+    for expected in ("ties 3", "dropped as empty 4"):
         assert expected in shown
+    assert line(Manifest(**{**generate, "metrics": {"empty": 0.25}})) == "empty 25.0%"
 
 
 # ---------------------------------------------------------------------------------------------- diverging

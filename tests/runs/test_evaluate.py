@@ -13,7 +13,7 @@ import pytest
 from spa_recipes import api
 from spa_recipes.algo.winrate import confidence_interval
 from spa_recipes.benchmarks import alpaca_eval
-from spa_recipes.cli.render import PlainReporter
+from spa_recipes.cli.progress import PlainReporter
 from spa_recipes.evaluation import EvaluateRequest, evaluate
 from spa_recipes.recipe.schema import ForkExecutor
 from spa_recipes.report.benchmarks import benchmark_lines

@@ -1,0 +1,76 @@
+"""What `spa plan` prints."""
+
+import json
+import sys
+
+from spa_recipes import api
+from spa_recipes.cli.terminal import bold, cyan, green, say, yellow
+from spa_recipes.estimates import Need, human_bytes, human_count, needs
+from spa_recipes.run.disk import free_bytes
+
+MARKS = {"done": green("+"), "to do": yellow("o")}
+"""Marks of a stage, by its state; any other state means that another run has it."""
+
+
+def print_plan(prepared: api.Prepared, *, diff: bool) -> None:
+    """Print every stage with its inputs, key, state and needs; with `diff`, say of every stage why it is stale."""
+    plan, run = prepared.plan, prepared.run
+    say(f"{bold(plan.recipe.name)} in {run.path}: {len(plan.stages)} stages")
+    if plan.recipe.model.trust_remote_code:
+        say(yellow("runs Python code that comes with the model (model.trust_remote_code)"))
+    disk, scratch = 0, 0
+    for view in api.plan_view(prepared):
+        need = needs(view.stage, plan)
+        if view.state != "done":
+            disk, scratch = disk + (need.disk or 0), max(scratch, need.scratch or 0)
+        _print_stage(view, need, why=diff or view.why != "never run")
+    say(
+        f"\ndisk:   {human_bytes(disk)} for results and up to {human_bytes(scratch)} for checkpoints while a stage "
+        f"trains; {human_bytes(free_bytes(run.path.absolute()))} are free"
+    )
+    say("memory: weights, gradients, optimizer over all devices; activations come on top")
+
+
+def _print_stage(view: api.StageView, need: Need, *, why: bool) -> None:
+    stage = view.stage
+    say(f"\n{MARKS.get(view.state, cyan('='))} {bold(stage.id)}  {stage.role}")
+    for name, value in stage.inputs.items():
+        say(f"    {name:<16} {value}")
+    say(f"    {'key':<16} {stage.key[:16]}  {view.state}")
+    if view.why and why:
+        say(f"    {'why':<16} {view.why}")
+    sizes = {
+        "rows": human_count(stage.rows),
+        "tokens <=": human_count(need.tokens),
+        "memory": human_bytes(need.memory),
+        "disk <=": human_bytes(need.disk),
+        "while it runs <=": human_bytes(need.scratch),
+    }
+    if known := ", ".join(f"{name} {value}" for name, value in sizes.items() if value != "-"):
+        say(f"    {'needs':<16} {known}")
+
+
+def print_recipe(prepared: api.Prepared) -> None:
+    """Print the recipe with everything that it extends and all defaults, as a recipe."""
+    import yaml
+
+    whole = prepared.plan.recipe.model_dump(mode="json")
+    sys.stdout.write(yaml.safe_dump(whole, sort_keys=False, allow_unicode=True, width=110))
+
+
+def print_plan_json(prepared: api.Prepared) -> None:
+    """Print the plan for scripts."""
+    stages = [
+        {
+            "id": view.stage.id,
+            "kind": view.stage.kind,
+            "role": view.stage.role,
+            "key": view.stage.key,
+            "inputs": {name: str(value) for name, value in view.stage.inputs.items()},
+            "rows": view.stage.rows,
+            "state": view.state,
+            "why": view.why,
+        }
+        for view in api.plan_view(prepared)
+    ]
+    sys.stdout.write(json.dumps(stages, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,106 @@
+"""What a run says while it works: a progress bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from spa_recipes import api
+from spa_recipes.cli.terminal import bold, cyan, green, say, yellow
+from spa_recipes.estimates import human_seconds
+from spa_recipes.plan import Stage
+from spa_recipes.report import figures
+from spa_recipes.state.stagedir import Manifest
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+
+class PlainReporter:
+    """Tells what happens to the stages of a run (see `spa_recipes.run.runner.Reporter`)."""
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+        self._task: Any = None
+
+    def __enter__(self) -> PlainReporter:
+        if sys.stdout.isatty():
+            self._bar = _new_bar()
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        if self._bar is None:
+            say(text)
+        else:
+            from rich.text import Text
+
+            self._bar.console.print(Text.from_ansi(text), soft_wrap=True)
+
+    def reused(self, stage: Stage, manifest: Manifest, *, adopted: bool) -> None:
+        """See `Reporter`."""
+        where = f"from run {manifest.reused_from}" if adopted else "done before"
+        self.say(f"  {cyan('=')} {stage.id:<18} {where}")
+
+    def damaged(self, stage: Stage, problems: list[str], aside: Path) -> None:
+        """See `Reporter`."""
+        self.say(f"  {yellow('!')} {stage.id:<18} {'; '.join(problems)}: set aside as {aside.name}, done again")
+
+    def started(self, stage: Stage, attempt: int) -> None:
+        """See `Reporter`."""
+        note = f" (attempt {attempt})" if attempt > 1 else ""
+        if self._bar is None:
+            self.say(f"  > {stage.id:<18} {stage.role}{note}")
+        else:
+            self._task = self._bar.add_task(f"{stage.id}{note}", total=None, unit="", note="")
+
+    def noticed(self, stage: Stage, text: str) -> None:
+        """See `Reporter`."""
+        self.say(f"  {yellow('!')} {stage.id:<18} {text}")
+
+    def progress(self, stage: Stage, done: int, total: int, unit: str, note: str) -> None:
+        """See `Reporter`."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total, unit=unit, note=note)
+
+    def finished(self, stage: Stage, manifest: Manifest) -> None:
+        """See `Reporter`."""
+        if self._bar is not None:
+            self._bar.remove_task(self._task)
+        self.say(f"  {green('+')} {stage.id:<18} {human_seconds(manifest.seconds):>8}  {figures.line(manifest)}")
+
+
+class RunReporter(PlainReporter):
+    """The same for a run: says first what will run and where."""
+
+    def __init__(self, prepared: api.Prepared) -> None:
+        super().__init__()
+        left = len(api.unfinished(prepared.plan, prepared.run))
+        total = len(prepared.plan.stages)
+        begun = "" if left == total else f", {total - left} of {total} stages done before"
+        self.say(f"{bold(prepared.plan.recipe.name)} in {prepared.run.path}{begun}")
+
+
+def _new_bar() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]} {task.fields[note]}", markup=False),
+        TimeElapsedColumn(),
+        console=Console(highlight=False),
+        transient=True,
+    )

@@ -1,0 +1,65 @@
+"""What `spa status` prints: the runs of a folder, or the stages of one run."""
+
+from datetime import datetime
+from pathlib import Path
+
+from spa_recipes.cli.terminal import bold, say, table, yellow
+from spa_recipes.errors import RecipeError
+from spa_recipes.estimates import human_bytes, human_seconds
+from spa_recipes.report import figures
+from spa_recipes.run.overview import Overview, disk_usage, overviews
+
+
+def print_runs(runs_dir: Path) -> None:
+    """Print a line per run: how far, how large, since when, and what it came to."""
+    runs = overviews(runs_dir)
+    if not runs:
+        say(f"no runs in {runs_dir}; start one with `spa run RECIPE`")
+        return
+    headings = ("run", "stages", "state", "size", "last touched", "")
+    say(table(headings, [_cells(run) for run in runs]))
+    say(f"{human_bytes(disk_usage(runs))} in all; files that runs share count once")
+
+
+def _cells(run: Overview) -> list[str]:
+    touched = f"{datetime.fromtimestamp(run.touched):%Y-%m-%d %H:%M}" if run.touched else "-"
+    win_rate = figures.phrase("win_rate_vs_init", run.win_rate) if run.win_rate is not None else ""
+    return [run.name, run.stages, run.state, human_bytes(sum(run.files.values())), touched, run.note or win_rate]
+
+
+def print_run_status(name: str, runs_dir: Path) -> None:
+    """Print the stages of a run with their figures.
+
+    Raises:
+        RecipeError: there is no such run, or nothing is in it.
+    """
+    from spa_recipes import api
+    from spa_recipes.cli.summary import print_results
+    from spa_recipes.run.decay import judge_decay
+    from spa_recipes.state import usage
+
+    run = api.find_run(name, runs_dir)
+    if run.recipe() is None:
+        raise RecipeError("no run is there", where=str(run.path))
+    prepared = api.prepare_resume(str(run.path), runs_dir)
+    manifests = api.manifests(prepared.plan, run)
+    say(f"{bold(run.name)} in {run.path}" + (f", held by {holder}" if (holder := run.holder()) else ""))
+    for stage in prepared.plan.stages:
+        state = run.status(stage, prepared.plan)
+        manifest = manifests.get(stage.id)
+        facts = figures.line(manifest) if manifest else ""
+        if manifest and manifest.pruned:
+            facts = ", ".join(filter(None, [facts, "weights freed by `spa gc`"]))
+        seconds = human_seconds(manifest.seconds) if manifest else ""
+        size = human_bytes(used) if (used := usage.size(run.stage_dir(stage, prepared.plan).path)) else ""
+        say(f"  {stage.id:<18} {state:<12} {seconds:>10} {size:>8}  {facts}")
+        if state == "failed":
+            log = run.stage_dir(stage, prepared.plan).attempts()[-1] / "worker.log"
+            say(f"  {'':<18} log: {log}")
+    print_results(manifests)
+    decay = judge_decay(prepared.plan, manifests)
+    if decay is not None:
+        say(yellow(str(decay)))
+    left = api.unfinished(prepared.plan, run)
+    if left:
+        say(f"next:    `spa resume {run.path}` goes on with {left[0].id}")

@@ -1,0 +1,124 @@
+"""What `spa run`, `spa resume` and `spa judge` say at the end: what happened, where it is, and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spa_recipes import api
+from spa_recipes.cli.terminal import bold, say, table, yellow
+from spa_recipes.data.rows import read_jsonl
+from spa_recipes.estimates import human_count, human_seconds
+from spa_recipes.plan import Plan
+from spa_recipes.recipe.schema import Recipe
+from spa_recipes.report import figures
+from spa_recipes.report.benchmarks import benchmark_lines
+from spa_recipes.report.figures import PERCENT, Trend
+from spa_recipes.run.rundir import RunDir
+from spa_recipes.state.stagedir import Manifest
+
+if TYPE_CHECKING:
+    from spa_recipes.run.runner import Outcome
+
+WINS = Trend("win rate against pi_init", "evaluate", "win_rate_vs_init")
+JUDGES = (
+    Trend("judge accuracy on its own samples", "judge", "accuracy_vs_gold", shift=1),
+    Trend("judge accuracy on held-out labelled pairs", "evaluate", "heldout_accuracy"),
+)
+
+
+def print_summary(prepared: api.Prepared, outcome: Outcome) -> None:
+    """Print the stages with their figures, the audit of the judge, sample answers, and where everything is."""
+    say(f"\n{prepared.run.name}: {human_seconds(outcome.seconds)}")
+    rows = [
+        (
+            name,
+            human_count(manifest.rows),
+            human_count(manifest.tokens) if manifest.tokens else "",
+            "reused" if manifest.reused_from else human_seconds(manifest.seconds),
+            figures.line(manifest),
+        )
+        for name, manifest in outcome.manifests.items()
+    ]
+    say(table(("stage", "rows", "tokens", "time", "figures"), rows, right=("rows", "tokens", "time")))
+    print_results(outcome.manifests)
+    if outcome.decay is not None:
+        say(yellow(str(outcome.decay)))
+    _print_samples(prepared.plan, prepared.run)
+    _print_places(prepared, outcome)
+
+
+def print_results(manifests: Mapping[str, Manifest]) -> None:
+    """Print the win rates, the accuracy of the judge with a warning where it falls, and the benchmarks."""
+    if wins := figures.series(manifests, WINS):
+        say(f"\n{WINS.label}: {_listing(wins)}")
+    for judge in JUDGES:
+        accuracies = figures.series(manifests, judge)
+        if not accuracies:
+            continue
+        say(f"{judge.label}: {_listing(accuracies)}")
+        (_, first), (_, last) = accuracies[0], accuracies[-1]
+        if last < first:
+            fall = f"it fell from {PERCENT.format(first)} to {PERCENT.format(last)}"
+            say(yellow(f"  {fall}: later labels are less to be trusted"))
+    for text in benchmark_lines(manifests):
+        say(text)
+
+
+def _listing(series: list[tuple[int, float]]) -> str:
+    return ", ".join(f"pi_{i} {PERCENT.format(value)}" for i, value in series)
+
+
+def _print_samples(plan: Plan, run: RunDir) -> None:
+    """Print answers to the same held-out prompts, of the first policy and of the last."""
+    assert isinstance(plan.recipe, Recipe)
+    done = [s for s in plan.stages if s.kind == "evaluate" and run.is_done(s, plan)]
+    count = plan.recipe.evaluation.num_samples
+    if len(done) < 2 or not count:
+        return
+    before, after = (read_jsonl(run.stage_dir(s, plan).output / "samples.jsonl") for s in (done[0], done[-1]))
+    shown = set[str]()
+    for old, new in zip(before, after, strict=True):
+        if len(shown) == count or old["prompt_id"] in shown:
+            continue
+        shown.add(old["prompt_id"])
+        say(f"\n{bold(_short(old['prompt'][-1]['content']))}")
+        for name, sample in ((done[0].id, old), (done[-1].id, new)):
+            reward = f" (reward {sample['reward']:+.2f})" if sample["reward"] is not None else ""
+            symbol = "pi_" + name.removeprefix("evaluate-")
+            say(f"  {symbol + reward:<22} {_short(sample['response'])}")
+
+
+def _short(text: str, limit: int = 300) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def _print_places(prepared: api.Prepared, outcome: Outcome) -> None:
+    plan, run = prepared.plan, prepared.run
+    made = api.final_model(prepared)
+    say()
+    if made is not None:
+        say(f"model:  {run.final if outcome.complete else made}")
+    for stage in plan.stages:
+        if stage.kind == "judge" and run.is_done(stage, plan):
+            say(f"pairs:  {run.stage_dir(stage, plan).output / 'pairs.jsonl'}")
+    if not outcome.complete:
+        left = api.unfinished(plan, run)
+        say(f"next:   `spa resume {run.path}` goes on with {left[0].id} ({len(left)} stages left)")
+    elif made is not None and plan.initial_policy is not None:
+        reference = run.input_path(plan.initial_policy, plan)
+        say(
+            f"next:   label pairs of your own with `spa judge --policy {run.final} --reference {reference} "
+            f"--pairs FILE --out FILE`, or see `spa status {run.name}`"
+        )
+
+
+def print_judged(path: Path, manifest: Manifest) -> None:
+    """Print what `spa judge` did."""
+    say(f"{manifest.rows} labelled pairs -> {path} ({figures.line(manifest)})")
+    if "labelled" in manifest.metrics:
+        agreement = PERCENT.format(manifest.metrics["agreement_with_labels"])
+        say(f"agreement with the {manifest.metrics['labelled']} labels that were there: {agreement}")
+    say(f'next:    `datasets.load_dataset("json", data_files="{path}")`, or `trl dpo --dataset_name …`')

@@ -1,0 +1,324 @@
+"""The figures of a run: for each one its name in manifests, what it is called, how it is written and where it is shown.
+
+A new figure is one entry of `FIGURES`, and a line in the stage that measures it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from spa_recipes.state.stagedir import Manifest
+
+COUNT, LARGE_COUNT, PERCENT = "{}", "{:,}", "{:.1%}"
+SHORT, TENTHS, HUNDREDTHS, WHOLE = "{:.3g}", "{:.1f}", "{:.2f}", "{:.0f}"
+
+TRAINED = ("sft", "dpo", "reward_model", "refine")
+ANSWERED = ("generate", "evaluate", "answers")
+ASKED = ("verdicts", "endpoint_verdicts")
+
+
+class Shown(NamedTuple):
+    """How a figure is shown in one place.
+
+    Attributes:
+        label: what people call it there.
+        pattern: how the number is written, as for `str.format`.
+        place: figures stand by rising places; those of the same place stand in the order of `FIGURES`.
+    """
+
+    label: str
+    pattern: str
+    place: int = 0
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A key figure of a stage.
+
+    Attributes:
+        name: its name in the metrics of a manifest.
+        kinds: the stage kinds that measure it.
+        line: in the one-line account of a stage: progress, summary and `spa status`.
+        silent_at_zero: the line leaves it out where it is 0.
+        iteration: in the account of an iteration: report and card.
+        column: in the table of policies: report, card and `spa compare`. A policy has the figure of its own evaluation;
+            what the stages of the iterations measure is averaged over their rows.
+        key: name of the column in `spa compare --json`; the figure's name if empty.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    line: Shown | None = None
+    silent_at_zero: bool = False
+    iteration: Shown | None = None
+    column: Shown | None = None
+    key: str = ""
+
+
+FIGURES: tuple[Figure, ...] = (
+    # What was read
+    Figure("pairs", ("data",), Shown("pairs", COUNT)),
+    Figure("seed", ("data",), Shown("seed labels", COUNT)),
+    Figure("heldout", ("data",), Shown("held out", COUNT)),
+    Figure("skipped", ("data", "sft", "candidates"), Shown("bad rows skipped", COUNT), silent_at_zero=True),
+    Figure("skipped_prompts", ("data",), Shown("bad rows of the prompts skipped", COUNT), silent_at_zero=True),
+    Figure("dropped_rows", ("data",), Shown("dropped for a prompt of another part", COUNT), silent_at_zero=True),
+    # What was sampled
+    Figure(
+        "mean_tokens",
+        ANSWERED,
+        Shown("tokens/answer", SHORT),
+        column=Shown("tokens", HUNDREDTHS, place=3),
+        key="tokens",
+    ),
+    Figure("length_cut", ANSWERED, Shown("cut off", PERCENT)),
+    Figure("identical", ("generate",), Shown("identical", PERCENT), silent_at_zero=True),
+    Figure("empty", ("generate", "answers"), Shown("empty", PERCENT), silent_at_zero=True),
+    Figure("logp_difference_max", ("generate",), Shown("kept log-probs off by at most", SHORT)),
+    # What a language model was asked
+    Figure("questions", ASKED, Shown("questions", COUNT), iteration=Shown("questions to the judge", LARGE_COUNT)),
+    Figure(
+        "unparsed",
+        ASKED,
+        Shown("without a verdict", PERCENT),
+        silent_at_zero=True,
+        iteration=Shown("questions without a verdict", PERCENT, place=2),
+    ),
+    Figure("too_long", ASKED, Shown("too long", COUNT), silent_at_zero=True),
+    Figure(
+        "verdict_ties",
+        ASKED,
+        Shown("verdict a tie", PERCENT),
+        silent_at_zero=True,
+        iteration=Shown("verdicts that are ties", PERCENT, place=1),
+    ),
+    Figure(
+        "order_disagreement",
+        ASKED,
+        Shown("orders disagree", PERCENT),
+        iteration=Shown("pairs whose two orders disagree", PERCENT),
+    ),
+    Figure(
+        "first_place",
+        ASKED,
+        Shown("for the first place", PERCENT),
+        iteration=Shown("verdicts for the first place", PERCENT),
+    ),
+    # What was labelled
+    Figure(
+        "accuracy_vs_gold",
+        ("judge",),
+        Shown("judge accuracy", PERCENT),
+        iteration=Shown("judge accuracy by the gold reward", PERCENT),
+        column=Shown("judge accuracy", PERCENT, place=4),
+        key="judge_accuracy",
+    ),
+    Figure(
+        "agreement_with_labels",
+        ("judge",),
+        Shown("agreement", PERCENT),
+        iteration=Shown("agreement with labels", PERCENT),
+    ),
+    Figure("mean_margin", ("judge",), Shown("margin", SHORT), iteration=Shown("mean margin", SHORT)),
+    Figure("chosen_tokens", ("judge",), iteration=Shown("tokens, chosen", TENTHS)),
+    Figure("rejected_tokens", ("judge",), iteration=Shown("tokens, rejected", TENTHS)),
+    Figure("length_gap", ("judge",), Shown("chosen longer by", SHORT)),
+    Figure("length_penalty", ("judge",), Shown("length penalty", SHORT), silent_at_zero=True),
+    Figure(
+        "dropped_identical",
+        ("judge",),
+        Shown("dropped as identical", COUNT),
+        silent_at_zero=True,
+        iteration=Shown("dropped: the same answers", COUNT, place=1),
+    ),
+    Figure(
+        "dropped_empty",
+        ("judge",),
+        Shown("dropped as empty", COUNT),
+        silent_at_zero=True,
+        iteration=Shown("dropped: empty answers", COUNT, place=1),
+    ),
+    Figure("ties", ("judge",), Shown("ties", COUNT), silent_at_zero=True, iteration=Shown("ties", COUNT)),
+    # What was trained
+    Figure("train_loss", TRAINED, Shown("loss", SHORT)),
+    Figure(
+        "replayed_pairs",
+        ("refine",),
+        Shown("replayed", COUNT),
+        silent_at_zero=True,
+        iteration=Shown("replayed seed pairs", COUNT, place=1),
+    ),
+    Figure("flagged_pairs", ("refine",), iteration=Shown("flagged pairs", COUNT)),
+    Figure("flagged_of_all", ("refine",), Shown("flagged", PERCENT), iteration=Shown("flagged of all", PERCENT)),
+    Figure(
+        "flagged_judge_margin",
+        ("refine",),
+        Shown("flagged margin", SHORT),
+        iteration=Shown("judge's margin of flagged pairs", SHORT),
+    ),
+    Figure(
+        "flag_precision",
+        ("refine",),
+        Shown("flagged wrong", PERCENT),
+        iteration=Shown("wrong among flagged", PERCENT),
+    ),
+    Figure("flag_recall", ("refine",), Shown("of all wrong ones flagged", PERCENT)),
+    Figure("wrong_base_rate", ("refine",), Shown("wrong", PERCENT), iteration=Shown("wrong among all", PERCENT)),
+    # What a policy is worth
+    Figure(
+        "mean_reward",
+        ("reward", "evaluate"),
+        Shown("reward", SHORT),
+        column=Shown("reward", HUNDREDTHS, place=2),
+        key="reward",
+    ),
+    Figure(
+        "win_rate_vs_init",
+        ("evaluate",),
+        Shown("win rate", PERCENT),
+        column=Shown("win rate", PERCENT, place=1),
+        key="win_rate",
+    ),
+    Figure(
+        "length_controlled_win_rate_vs_init",
+        ("evaluate",),
+        Shown("at equal length", PERCENT),
+        column=Shown("at equal length", PERCENT, place=1),
+        key="length_controlled",
+    ),
+    Figure(
+        "heldout_accuracy",
+        ("evaluate",),
+        Shown("label accuracy", PERCENT),
+        column=Shown("label accuracy", PERCENT, place=5),
+        key="label_accuracy",
+    ),
+    # What the field's benchmarks say
+    Figure("alpaca_win_rate", ("alpaca_score",), Shown("AlpacaEval win rate", PERCENT)),
+    Figure("alpaca_length_controlled", ("alpaca_score",), Shown("length-controlled", PERCENT)),
+    Figure("mt_bench_score", ("mt_bench_judge",), Shown("MT-Bench", SHORT)),
+    Figure("mt_bench_turn_1", ("mt_bench_judge",), Shown("turn 1", SHORT)),
+    Figure("mt_bench_turn_2", ("mt_bench_judge",), Shown("turn 2", SHORT)),
+    Figure("unrated", ("mt_bench_judge",), Shown("without a rating", COUNT), silent_at_zero=True),
+    Figure("pairwise_win_rate", ("win_rate",), Shown("win rate", PERCENT)),
+    Figure("pairwise_low", ("win_rate",), Shown("from", PERCENT)),
+    Figure("pairwise_high", ("win_rate",), Shown("to", PERCENT)),
+    # What went differently than planned
+    Figure("prompts_cut", ("answers",), Shown("prompts cut", COUNT), silent_at_zero=True),
+    Figure("without_preference", ("alpaca_annotations",), Shown("without a preference", COUNT), silent_at_zero=True),
+    Figure("resumed_from_step", TRAINED, Shown("went on from step", WHOLE), silent_at_zero=True),
+)
+"""Every figure that people are shown, in the order of the one-line account."""
+
+
+class Trend(NamedTuple):
+    """A line of a chart over the iterations; `shift` 1 draws what iteration i measured at the policy i-1, its judge."""
+
+    label: str
+    kind: str
+    name: str
+    shift: int = 0
+
+
+class Chart(NamedTuple):
+    """A chart over the iterations: its axes and its lines."""
+
+    x: str
+    y: str
+    trends: tuple[Trend, ...]
+
+
+CHARTS = (
+    Chart(
+        "policy pi_i",
+        "win rate",
+        (
+            Trend("win rate against pi_init", "evaluate", "win_rate_vs_init"),
+            Trend("at equal length", "evaluate", "length_controlled_win_rate_vs_init"),
+        ),
+    ),
+    Chart(
+        "judge pi_i",
+        "judge accuracy",
+        (
+            Trend("on held-out labels", "evaluate", "heldout_accuracy"),
+            Trend("on its own samples, by the gold reward", "judge", "accuracy_vs_gold", shift=1),
+        ),
+    ),
+    Chart(
+        "iteration",
+        "tokens per answer",
+        (
+            Trend("chosen", "judge", "chosen_tokens"),
+            Trend("rejected", "judge", "rejected_tokens"),
+            Trend("held-out answers", "evaluate", "mean_tokens"),
+        ),
+    ),
+)
+"""The charts of the report over the iterations."""
+
+CURVES = {
+    "loss": "loss",
+    "rewards/margins": "reward margin",
+    "rewards/accuracies": "reward accuracy",
+    "grad_norm": "gradient norm",
+}
+"""The charts of the report over the steps of a training: name in the trainer's log, and label."""
+
+
+def phrase(name: str, value: float) -> str:
+    """A figure with its label, as in the one-line account."""
+    shown = next(figure.line for figure in FIGURES if figure.name == name and figure.line is not None)
+    return f"{shown.label} {shown.pattern.format(value)}"
+
+
+def line(manifest: Manifest) -> str:
+    """The key figures of a stage on one line."""
+    parts = [f"read as {manifest.metrics['form']}"] if "form" in manifest.metrics else []
+    for figure in FIGURES:
+        value = manifest.metrics.get(figure.name)
+        if figure.line is None or manifest.kind not in figure.kinds or value is None:
+            continue
+        if value or not figure.silent_at_zero:
+            parts.append(phrase(figure.name, value))
+    return ", ".join(parts)
+
+
+def iterations(found: Mapping[str, Manifest]) -> dict[int, dict[str, str]]:
+    """The figures of every iteration that has labelled something, by label: of its judge first, then of the others."""
+    numbers = [int(name.removeprefix("judge-")) for name in found if _is_numbered(name, "judge")]
+    return {i: _facts([stage for name, stage in found.items() if name.rpartition("-")[2] == str(i)]) for i in numbers}
+
+
+def _facts(stages: Sequence[Manifest]) -> dict[str, str]:
+    """Figures of the stages of one iteration."""
+    facts = {}
+    for manifest in sorted(stages, key=lambda stage: stage.kind != "judge"):
+        shown = [
+            (figure.iteration, manifest.metrics[figure.name])
+            for figure in FIGURES
+            if figure.iteration and manifest.kind in figure.kinds and manifest.metrics.get(figure.name) is not None
+        ]
+        for (label, pattern, _), value in sorted(shown, key=lambda one: one[0].place):
+            facts[label] = pattern.format(value)
+    return facts
+
+
+def columns() -> dict[str, tuple[Figure, Shown]]:
+    """The figures in the table of policies, by the name of their column, in the table's order."""
+    shown = [(figure, figure.column) for figure in FIGURES if figure.column is not None]
+    return {figure.key or figure.name: (figure, column) for figure, column in sorted(shown, key=lambda c: c[1].place)}
+
+
+def series(found: Mapping[str, Manifest], trend: Trend) -> list[tuple[int, float]]:
+    """(i, value) of a figure over the policies pi_i, in the order of the stages; pi_init is none of them."""
+    return [
+        (int(name.removeprefix(f"{trend.kind}-")) - trend.shift, float(manifest.metrics[trend.name]))
+        for name, manifest in found.items()
+        if _is_numbered(name, trend.kind) and trend.name in manifest.metrics
+    ]
+
+
+def _is_numbered(stage: str, kind: str) -> bool:
+    """Whether a stage's id is its kind and the number of an iteration."""
+    return stage.startswith(f"{kind}-") and stage.removeprefix(f"{kind}-").isdigit()
