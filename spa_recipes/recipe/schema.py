@@ -4,7 +4,7 @@ Nothing in here changes a value: a validator accepts or refuses. Marks of a fiel
 (`spa_recipes.keys`): `RUNTIME`, `LOCATION` and `REVISION`.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: pydantic would compile each annotation from its text at every start.
 
 from typing import Annotated, Any, ClassVar, Literal
 

@@ -89,11 +89,3 @@ def homes_of(document: type[Document], name: str) -> list[str]:
         for section, node in shape_of(document)["properties"].items()
         if any(name in member.get("properties", {}) for member in (*types_of(node).values(), node))
     ]
-
-
-def has_key(document: type[Document], keys: Keys) -> bool:
-    """Whether these keys lead to a value of the document, in any type of the sections on the way."""
-    nodes = [shape_of(document)]
-    for key in keys:
-        nodes = [child(member, key) for node in nodes for member in (*types_of(node).values(), node)]
-    return any(nodes)

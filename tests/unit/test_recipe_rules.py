@@ -12,8 +12,8 @@ from spa_recipes.errors import RecipeError
 from spa_recipes.recipe.load import InvalidRecipeError, load_recipe
 from spa_recipes.recipe.rules import Conflict, Rules, conflicts_in, conflicts_of
 from spa_recipes.recipe.schema import Document, EvaluateJob, Recipe, Section
-from spa_recipes.recipe.shape import has_key
-from spa_recipes.recipe.text import parse, split_keys
+from spa_recipes.recipe.shape import child, shape_of, types_of
+from spa_recipes.recipe.text import Keys, parse, split_keys
 from tests.kit.recipes import mini
 
 BASE = """\
@@ -293,6 +293,14 @@ def kinds_of_section(kind: type[Section] = Section) -> Iterator[type[Section]]:
     yield kind
     for below in kind.__subclasses__():
         yield from kinds_of_section(below)
+
+
+def has_key(document: type[Document], keys: Keys) -> bool:
+    """Whether these keys lead to a value of the document, in any type of the sections on the way."""
+    nodes = [shape_of(document)]
+    for key in keys:
+        nodes = [child(member, key) for node in nodes for member in (*types_of(node).values(), node)]
+    return any(nodes)
 
 
 def test_no_key_of_a_conflict_is_missing_from_the_schema(documents: list[Document]) -> None:
