@@ -1,4 +1,4 @@
-"""What `spa push` does: the final model of a run with its card and its recipe, to the Hub, in one commit."""
+"""Uploads the final model of a run with its card and its recipe to the Hub, in one commit (`spa push`)."""
 
 import fnmatch
 import sys
@@ -20,16 +20,16 @@ from spa_recipes.state.digests import file_digest, files_below
 from spa_recipes.state.stagedir import FileRecord, StageDir
 
 OF_THE_RUN = ("*.jsonl", f"*{EDITED}")
-"""Files of the final folder that stay here: logs of the training, and texts that were replaced."""
+"""Files of the final folder that are not uploaded: logs of the training, and texts that were replaced."""
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
-"""Files that go from the Hub if the new model has none of that name: what loads a model would mix the two."""
+"""Files that are deleted from the Hub if the new model has none of that name: loading would mix the two models."""
 
 MAIN = "main"
 
 
 class Target(NamedTuple):
-    """Where to upload: `you/name` on the Hub; `revision` is a branch, which is made if it is not there."""
+    """Where to upload: `you/name` on the Hub; `revision` is a branch, which the upload creates if it does not exist."""
 
     repo_id: str
     private: bool = False
@@ -38,7 +38,7 @@ class Target(NamedTuple):
 
 
 class Upload(NamedTuple):
-    """A file to upload: where it is, its name in the repository, and its bytes."""
+    """A file to upload: its path, its name in the repository, and its size in bytes."""
 
     path: Path
     name: str
@@ -46,29 +46,29 @@ class Upload(NamedTuple):
 
 
 class Shipment(NamedTuple):
-    """What goes: the stage whose model it is, and the files in the order of their names."""
+    """What is uploaded: the stage whose model it is, and the files, sorted by name."""
 
     stage: str
     files: list[Upload]
 
     @property
     def size(self) -> int:
-        """Bytes in all."""
+        """Return the size of all files in bytes."""
         return sum(file.size for file in self.files)
 
 
 def push(run: RunDir, target: Target, *, announce: Callable[[Shipment], None], dry_run: bool = False) -> str | None:
-    """Check the run's final model and upload it; returns its address on the Hub, or None for a dry run.
+    """Check the run's final model and upload it; return its address on the Hub, or None for a dry run.
 
     Args:
-        target: its `repo_id` has gone through `check_repo_id`.
-        announce: told what goes before anything is sent.
+        target: `check_repo_id` has accepted its `repo_id`.
+        announce: called with what is uploaded, before anything is sent.
 
     Raises:
-        RecipeError: the run is not finished, or nobody is logged in who may write there.
+        RecipeError: the run is not finished, nobody is logged in, or the token may not write there.
         DataError: the model is damaged. LockedError: a process works on the run. TryAgainError: the network failed.
     """
-    with _held(run):  # nothing may change while it is read
+    with _held(run):  # nothing may change while the files are read
         shipment = collect(run)
         announce(shipment)
         return None if dry_run else _upload(run, shipment, target)
@@ -79,7 +79,7 @@ def _held(run: RunDir) -> AbstractContextManager[None]:
 
 
 def check_repo_id(repo_id: str) -> None:
-    """RecipeError unless it is `you/name` as the Hub allows it."""
+    """Raise `RecipeError` unless it is `you/name` as the Hub allows it."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, not in its __all__
 
@@ -93,7 +93,7 @@ def check_repo_id(repo_id: str) -> None:
 
 
 def collect(run: RunDir) -> Shipment:
-    """The files of a finished run's final folder, every one of the model as its stage left it.
+    """Return the files of a finished run's final folder, after checking that the model is as its stage left it.
 
     Raises:
         RecipeError: the run is not finished. DataError: a file is missing or was altered.
@@ -122,7 +122,7 @@ def collect(run: RunDir) -> Shipment:
 
 
 def _final_stage(run: RunDir) -> tuple[str, dict[str, FileRecord]]:
-    """The stage that made the run's newest policy, and the files of its model by their names in it."""
+    """Return the stage that made the run's newest policy, and the files of this model by name."""
     planned = run.planned()
     done = run.done(planned)
     made = [stage for stage in planned if stage.kind in POLICY_KINDS and stage.id in done]
@@ -137,7 +137,7 @@ def _final_stage(run: RunDir) -> tuple[str, dict[str, FileRecord]]:
 
 
 def _problem(path: Path, record: FileRecord) -> str:
-    """What is wrong with a file; empty for nothing."""
+    """Return what is wrong with a file; empty if nothing is."""
     if not path.is_file():
         return "the file is missing"
     return "" if file_digest(path) == record.sha256 else "the file was altered"
@@ -148,13 +148,14 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def has_license(card: Path) -> bool:
-    """Whether the card's front matter, which the Hub reads, names a license."""
-    parts = card.read_text(encoding="utf-8").split("---\n", 2)
+    """Say whether the card's front matter, which the Hub reads, names a license."""
+    from huggingface_hub import metadata_load
+
     try:
-        metadata = yaml.safe_load(parts[1]) if len(parts) == 3 else None
-    except yaml.YAMLError:
+        metadata = metadata_load(card)
+    except (ValueError, yaml.YAMLError):
         return False
-    return isinstance(metadata, dict) and bool(metadata.get("license"))
+    return bool(metadata and metadata.get("license"))
 
 
 def _upload(run: RunDir, shipment: Shipment, target: Target) -> str:
@@ -184,7 +185,11 @@ def _upload(run: RunDir, shipment: Shipment, target: Target) -> str:
 
 
 def _commit(api: Any, shipment: Shipment, target: Target, message: str) -> None:
-    """Upload what the Hub has not got, then make all of it visible at once."""
+    """Upload what the Hub does not have yet, and then make all of it visible in one commit.
+
+    `HfApi.upload_folder` may split a large model into several commits, the first of which deletes the old weights, so
+    that somebody could load a part of a model. It also lists the folder again instead of taking the checked files.
+    """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     names = {file.name for file in shipment.files}
@@ -201,7 +206,7 @@ def _commit(api: Any, shipment: Shipment, target: Target, message: str) -> None:
 
 
 def push_error(repo_id: str, error: Exception) -> SpaError:
-    """What went wrong with the upload, in one line with a remedy."""
+    """Return what went wrong with the upload, in one line with a remedy."""
     name, reason = type(error).__name__, " ".join((str(error) or type(error).__name__).split())
     status = getattr(getattr(error, "response", None), "status_code", None)
     if name == "LocalTokenNotFoundError":
@@ -226,4 +231,4 @@ def push_error(repo_id: str, error: Exception) -> SpaError:
 
 
 _LOG_IN = "set HF_TOKEN to a token that may write (https://huggingface.co/settings/tokens), or run `hf auth login`"
-_AGAIN = "run the command again: what has arrived is not sent twice"
+_AGAIN = "run the command again: it does not send again what has arrived"

@@ -192,11 +192,11 @@ class ForkServer:
         self._exit_code: int | None = None
 
     def alive(self) -> bool:
-        """Whether the server can take a stage."""
+        """Say whether the server can take a stage."""
         return self._process.poll() is None
 
     def start(self, spec: Path, log: Path) -> Running:
-        """Ask for a stage; one at a time."""
+        """Ask for a stage; the server takes one at a time."""
         self._exit_code = None
         with contextlib.suppress(BrokenPipeError):
             pipe = _pipe(self._process.stdin)
@@ -205,12 +205,12 @@ class ForkServer:
         return self
 
     def poll(self) -> int | None:
-        """Exit code of the current stage, None while it runs; 1 if the server itself died."""
+        """Return the exit code of the current stage: None while it runs, 1 if the server itself died."""
         if self._exit_code is not None:
             return self._exit_code
         output = _pipe(self._process.stdout)
         if select.select([output], [], [], 0)[0]:
-            answer = output.readline()  # one line per stage, so nothing can hide in the buffer
+            answer = output.readline()  # the server writes one line per stage, so the buffer hides none
             self._exit_code = int(json.loads(answer)["exit"]) if answer else 1
         return self._exit_code
 

@@ -1,11 +1,16 @@
 """A process that imports the heavy libraries once and forks a child for every stage.
 
-Importing torch, transformers and trl takes several seconds; a small run has more than ten stages. The parent imports
-and never computes: no threads, no CUDA context, so its children start clean. Not for GPUs, where a context must not
-be forked and seconds do not matter.
+Importing torch, transformers and trl takes several seconds, and a small run has more than ten stages. The parent
+imports and never computes: it has no threads and no CUDA context, so its children start clean. It is not for GPUs: a
+CUDA context must not be forked, and there a few seconds do not matter.
 
-Protocol, one JSON object a line: in `{"spec": path, "log": path}`, out `{"exit": code}` when that stage has ended.
-When standard input ends, the child is killed and the process exits.
+Protocol, one JSON object per line: `{"spec": path, "log": path}` comes in, and `{"exit": code}` goes out when that
+stage has ended. When standard input ends, this process kills its child and exits.
+
+The fork server of `multiprocessing` does not replace this one: it notices neither the runner's death while it still
+imports nor, for its children, its own death, so orphans could write into a run that somebody resumes. It also imports
+the caller's main module in every child (a script that calls `api.run` without a `__main__` guard fails), shares the
+process group and the terminal with the runner, and has no public way to be stopped.
 """
 
 import contextlib
@@ -40,8 +45,8 @@ def preload() -> None:
 def fork_stage(spec: Path, log: Path, lifeline: tuple[int, int]) -> int:
     """Fork a child that runs the stage with its output in `log`; returns its process id.
 
-    `lifeline` is a pipe that nobody writes to. The child reads it as its standard input and ends with it, so that it
-    does not outlive this process, however that one dies.
+    `lifeline` is a pipe that nobody writes to. The child reads it as its standard input and exits when it ends, so the
+    child does not outlive this process, however this process dies.
     """
     child = os.fork()
     if child:
@@ -62,11 +67,11 @@ def fork_stage(spec: Path, log: Path, lifeline: tuple[int, int]) -> int:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)  # no clean-up of what belongs to the parent
+        os._exit(code)  # cleaning up is for the parent to do
 
 
 def wait_or_stop(child: int) -> int | None:
-    """Exit code of the child; None (and no child any more) when standard input ends first."""
+    """Return the child's exit code; None, after killing the child, if standard input ends first."""
     while True:
         finished, status = os.waitpid(child, os.WNOHANG)
         if finished:
@@ -95,12 +100,12 @@ def main() -> None:
 
 @contextlib.contextmanager
 def _ending_with_input() -> Iterator[None]:
-    """End this process if its standard input does: the imports take long on a busy machine. Leaves no thread behind."""
+    """Exit if standard input ends during the imports, which are slow on a busy machine. Leaves no thread behind."""
     done = threading.Event()
 
     def watch() -> None:
         hangup = select.poll()
-        hangup.register(0, 0)  # a closed pipe is reported even so; a request that waits is not
+        hangup.register(0, 0)  # reports a closed pipe, and no request that waits
         while not done.wait(POLL_SECONDS):
             if hangup.poll(0):
                 os._exit(1)
@@ -115,7 +120,7 @@ def _ending_with_input() -> Iterator[None]:
 
 
 def _read_line() -> str:
-    """A line of standard input read byte by byte: a buffer would hide the end of input from `select`."""
+    """Read a line of standard input byte by byte: a buffer would hide the end of input from `select`."""
     line = b""
     while not line.endswith(b"\n"):
         byte = os.read(0, 1)

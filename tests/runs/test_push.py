@@ -130,7 +130,7 @@ def test_a_second_upload_sends_only_what_is_new_and_leaves_no_old_weights(home: 
 def test_an_interrupted_upload_goes_on(home: Path, hub: HubServer) -> None:
     hub.fail = [("POST .*/commit/", 503)]
     line = refusal(push(home, hub), 75)
-    assert "run the command again: what has arrived is not sent twice" in line
+    assert "run the command again: it does not send again what has arrived" in line
     assert hub.files("me/model").keys() == {".gitattributes"}  # nobody sees a part of a model
     hub.fail = []
     assert push(home, hub).returncode == 0
