@@ -1,4 +1,4 @@
-"""What is asked of a sampler and what it gives back."""
+"""What a sampler is asked for, and what it returns."""
 
 import hashlib
 import math
@@ -12,8 +12,8 @@ class Request(NamedTuple):
     """One answer to sample.
 
     Attributes:
-        prompt_id: identity of the prompt.
-        sample: which of the prompt's answers this is, from 0.
+        prompt_id: name of the prompt.
+        sample: number of this answer among the prompt's answers, from 0.
         prompt_ids: token ids of the rendered prompt, at least one.
     """
 
@@ -26,11 +26,11 @@ class Completion(NamedTuple):
     """One sampled answer.
 
     Attributes:
-        prompt_id: identity of the prompt.
-        sample: which of the prompt's answers this is, from 0.
-        response_ids: sampled token ids, the end-of-turn token included when it was sampled.
+        prompt_id: name of the prompt.
+        sample: number of this answer among the prompt's answers, from 0.
+        response_ids: sampled token ids, including the end-of-turn token if it was sampled.
         logps: log-probability in nats of each of `response_ids` at temperature 1 under the whole vocabulary.
-        finish_reason: `stop` after a stop token, `length` when the token budget was used up.
+        finish_reason: `stop` after a stop token, `length` if the token budget ran out.
     """
 
     prompt_id: str
@@ -41,13 +41,13 @@ class Completion(NamedTuple):
 
 
 def request_seed(run_seed: int, stage_id: str, prompt_id: str, sample: int) -> int:
-    """Seed of one request, in [0, 2**63): a resumed run asks for the same samples, whatever is left to do."""
+    """Return the seed of one request, in [0, 2**63); it depends on nothing else, so a resumed run samples the same."""
     text = "\x1f".join((str(run_seed), stage_id, prompt_id, str(sample)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def check_logps(request: Request, logps: list[float]) -> None:
-    """Raise `StageError` where a log-probability of a request's answer is NaN or infinite."""
+    """Raise `StageError` if a log-probability of a request's answer is NaN or infinite."""
     if not all(map(math.isfinite, logps)):
         raise StageError(
             f"the model gives NaN or infinite log-probabilities to an answer to prompt {request.prompt_id}",
@@ -59,13 +59,13 @@ def check_lengths(requests: Sequence[Request], max_tokens: int, limit: int, key:
     """Refuse prompts that leave no room for a whole answer, before any engine sees them.
 
     Args:
-        requests: what is asked.
-        max_tokens: tokens of the longest answer.
-        limit: tokens of prompt and answer together.
-        key: where the recipe sets the limit.
+        requests: what the sampler is asked for.
+        max_tokens: the most tokens of an answer.
+        limit: the most tokens of prompt and answer together.
+        key: the key of the recipe that sets the limit.
 
     Raises:
-        DataError: names the longest of them.
+        DataError: a prompt leaves no room; the error names the longest one.
     """
     if not requests:
         return
