@@ -4,6 +4,8 @@ Exit codes: 0 ok; 1 a stage failed; 2 usage or recipe; 3 data; 4 the run is lock
 5 the recipe changed under a resume; 75 try again (out of memory, network, disk full); 130/143 on Ctrl-C/SIGTERM.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 
@@ -65,6 +67,20 @@ class TryAgainError(SpaError):
     """Out of memory, a full disk, or the network: the same command may work later or with other settings."""
 
     exit_code = 75
+
+
+@contextmanager
+def setting(key: str) -> Iterator[None]:
+    """Put the setting that names a model or a file in front of the place of an error about it.
+
+    Args:
+        key: of the recipe, such as `judge.model_name_or_path`, or an option; empty where no setting names it.
+    """
+    try:
+        yield
+    except SpaError as error:
+        where = ": ".join(part for part in (key, error.where) if part)
+        raise type(error)(error.what, where=where, fix=error.fix) from error
 
 
 EXIT_CODES: dict[int, type[SpaError]] = {

@@ -5,11 +5,13 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from spa_recipes.plan import Plan, Stage
-from spa_recipes.recipe.schema import SANDBOX_MODEL, AnyRecipe, Recipe
+from spa_recipes.plan import KINDS, MODEL, Plan, Stage
+from spa_recipes.recipe.schema import SANDBOX_MODEL, AnyRecipe
 
 ADAMW_BYTES = 16
 """Per trained parameter: float32 weight, gradient and two moments."""
+BYTES_PER_SAMPLED_TOKEN = 8
+"""On the disk: its id, and its log-prob."""
 CHECKPOINT_BYTES = 12
 """Per trained parameter: float32 weight and two moments."""
 SANDBOX_PARAMETERS = 284_544
@@ -68,28 +70,39 @@ def needs(stage: Stage, plan: Plan) -> Need:
     recipe = plan.recipe
     size, each = parameters_of(recipe), weight_bytes(recipe.model.dtype)
     weights = None if size is None else size * each
-    if stage.kind in ("sft", "dpo", "reward_model", "refine"):
-        scratch = _checkpoint_bytes(stage, recipe, size)
-        return Need(_train_tokens(stage, recipe), _train_memory(stage, recipe, size, weights), weights, scratch)
-    if stage.kind in ("generate", "evaluate"):
-        assert isinstance(recipe, Recipe)
-        tokens = None if stage.rows is None else stage.rows * recipe.sampling.max_tokens
-        return Need(tokens, weights, None if tokens is None else tokens * 8)
-    if stage.kind == "answers":
-        return Need(None if stage.rows is None else stage.rows * stage.settings["sampling"].max_tokens, weights)
-    if stage.kind in ("verdicts", "endpoint_verdicts"):
-        made = None if stage.rows is None else stage.rows * stage.settings["judge"].max_tokens
-        return Need(made, weights if "policy" in stage.inputs else None)
-    if stage.kind in ("score", "reward"):
-        return Need(None if stage.rows is None else stage.rows * recipe.model.max_length, weights)
-    return Need(disk=weights if stage.kind == "init_model" else None)
+    kind, tokens = KINDS[stage.kind], _tokens(stage, recipe)
+    if "train" in kind.work:
+        return Need(
+            tokens,
+            memory=_train_memory(stage, recipe, size, weights),
+            disk=weights,
+            scratch=_checkpoint_bytes(stage, recipe, size),
+        )
+    if MODEL in kind.writes:
+        return Need(disk=weights)
+    # A judge that the recipe names has a size of its own.
+    memory = weights if kind.loads_model and "judge" not in map(kind.content, stage.inputs) else None
+    sampled = tokens if "sample" in kind.work else None
+    return Need(tokens, memory, disk=None if sampled is None else sampled * BYTES_PER_SAMPLED_TOKEN)
 
 
-def _train_tokens(stage: Stage, recipe: AnyRecipe) -> int | None:
+def _tokens(stage: Stage, recipe: AnyRecipe) -> int | None:
+    """Tokens of all rows, each as long as the settings allow; of training in all epochs."""
     if stage.rows is None:
         return None
-    sides = 1 if stage.kind == "sft" else 2
-    return stage.rows * sides * recipe.model.max_length * int(stage.settings["training"].num_train_epochs)
+    match KINDS[stage.kind].tokens:
+        case "text":
+            each = recipe.model.max_length
+        case "pair":
+            each = 2 * recipe.model.max_length
+        case "answer":
+            each = stage.settings["sampling"].max_tokens
+        case "verdict":
+            each = stage.settings["judge"].max_tokens
+        case None:
+            return None
+    training = stage.settings.get("training")
+    return stage.rows * each * (1 if training is None else training.num_train_epochs)
 
 
 def _checkpoint_bytes(stage: Stage, recipe: AnyRecipe, size: int | None) -> int | None:

@@ -12,7 +12,7 @@ import yaml
 from spa_recipes import __version__
 from spa_recipes.data.hub import is_network_error
 from spa_recipes.errors import DataError, RecipeError, SpaError, TryAgainError
-from spa_recipes.plan import CARD, MODEL, POLICY_KINDS
+from spa_recipes.plan import CARD, KINDS, MODEL
 from spa_recipes.run.final import EDITED
 from spa_recipes.run.overview import next_stage
 from spa_recipes.run.rundir import RunDir
@@ -125,7 +125,7 @@ def _final_stage(run: RunDir) -> tuple[str, dict[str, FileRecord]]:
     """Return the stage that made the run's newest policy, and the files of this model by name."""
     planned = run.planned()
     done = run.done(planned)
-    made = [stage for stage in planned if stage.kind in POLICY_KINDS and stage.id in done]
+    made = [stage for stage in planned if KINDS[stage.kind].policy and stage.id in done]
     folder = run.existing(made[-1]) if made else None
     manifest = StageDir(folder.path).manifest() if folder else None
     if manifest is None:

@@ -39,7 +39,7 @@ def reward_config(model: schema.Model) -> PretrainedConfig:
         raise DataError(
             f"a reward model has one output (num_labels 1), not {config.num_labels}",
             where=path,
-            fix="name a reward model in judge.model_name_or_path, saved with num_labels=1",
+            fix="name a reward model, saved with num_labels=1",
         )
     return config
 
@@ -73,7 +73,7 @@ def load_reward_model(model: schema.Model) -> PreTrainedModel:
         raise DataError(
             f"the weights of {', '.join(sorted(info['missing_keys'])[:3])} are missing",
             where=path,
-            fix="name a whole reward model in judge.model_name_or_path, not a language model",
+            fix="name a whole reward model, not a language model",
         )
     return loaded
 

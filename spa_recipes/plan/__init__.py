@@ -2,32 +2,21 @@
 
 from spa_recipes.plan.benchmarks import ALPACA_EVAL_PROMPTS, compile_evaluate_plan, is_of_benchmark
 from spa_recipes.plan.judge import compile_judge_plan
+from spa_recipes.plan.kinds import ADAPTER, KINDS, MODEL, Content, Kind
 from spa_recipes.plan.recipe import compile_plan
-from spa_recipes.plan.stages import (
-    ADAPTER,
-    CARD,
-    HEAVY_KINDS,
-    MODEL,
-    POLICY_KINDS,
-    RECIPE_FILE,
-    External,
-    Input,
-    Plan,
-    Stage,
-    StageOutput,
-    part_material,
-)
+from spa_recipes.plan.stages import CARD, RECIPE_FILE, External, Input, Plan, Stage, StageOutput
 
 __all__ = [
     "ADAPTER",
     "ALPACA_EVAL_PROMPTS",
     "CARD",
-    "HEAVY_KINDS",
+    "KINDS",
     "MODEL",
-    "POLICY_KINDS",
     "RECIPE_FILE",
+    "Content",
     "External",
     "Input",
+    "Kind",
     "Plan",
     "Stage",
     "StageOutput",
@@ -35,5 +24,4 @@ __all__ = [
     "compile_judge_plan",
     "compile_plan",
     "is_of_benchmark",
-    "part_material",
 ]

@@ -3,22 +3,15 @@
 from dataclasses import dataclass
 from typing import Any
 
-from spa_recipes.plan.stages import (
-    MODEL,
-    Builder,
-    External,
-    Input,
-    Plan,
-    Stage,
-    StageOutput,
-    model_settings,
-    source_settings,
-)
+from spa_recipes.plan.judges import Models
+from spa_recipes.plan.kinds import MODEL
+from spa_recipes.plan.stages import Builder, External, Input, Plan, Stage, StageOutput
 from spa_recipes.plan.verdicts import add_verdicts
 from spa_recipes.recipe.schema import (
     AlpacaEval,
     DatasetSource,
     EvaluateJob,
+    Model,
     MtBench,
     Pairwise,
     Recipe,
@@ -43,7 +36,8 @@ class _Subject:
 
     Attributes:
         name: what the model is called in the benchmark's files.
-        model: the model section for stages.
+        key: the section of the benchmark, for messages.
+        model: the model section as settings of a stage.
         policy: the model.
         sampling: with the engine to sample with.
         judge, init, prompts: what a pairwise comparison takes where it names nothing else: policy and reference of an
@@ -51,6 +45,7 @@ class _Subject:
     """
 
     name: str
+    key: str
     model: dict[str, Any]
     policy: Input
     sampling: Sampling
@@ -67,31 +62,32 @@ def compile_evaluate_plan(job: EvaluateJob, memo: DigestMemo) -> Plan:
         DataError: a local file is missing.
     """
     build = Builder(memo)
-    policy = build.model(job.model.model_name_or_path, job.model.revision)
+    policy = build.model(job.model.model_name_or_path, job.model.revision, "model.model_name_or_path")
     sampling = Sampling(backend=job.backend)
     _benchmark(
         job.benchmark,
         "",
         build,
-        _Subject(job.name, model_settings(job.model, memo), policy, sampling, job.seed, judge={}),
+        _Subject(job.name, "benchmark", build.model_settings(job.model), policy, sampling, job.seed, judge={}),
     )
     memo.save()
     return Plan(job, tuple(build.stages.values()))
 
 
-def add_benchmarks(recipe: Recipe, build: Builder, model: dict[str, Any], *, init: Input, policy: Input) -> None:
+def add_benchmarks(recipe: Recipe, build: Builder, models: Models, policy: Input) -> None:
     """The benchmarks of the final policy; a second one of a kind gets a number."""
-    subject = _Subject(
-        recipe.name,
-        model,
-        policy,
-        recipe.sampling,
-        recipe.seed,
-        judge={"policy": StageOutput("seed", MODEL), "reference": init} if recipe.data.seed_labels else {},
-        init=init,
-        prompts=StageOutput("data", "heldout.jsonl"),
-    )
     for index, benchmark in enumerate(recipe.evaluation.benchmarks):
+        subject = _Subject(
+            recipe.name,
+            f"evaluation.benchmarks.{index}",
+            models.settings,
+            policy,
+            recipe.sampling,
+            recipe.seed,
+            judge={"policy": StageOutput("seed", MODEL), "reference": models.init} if recipe.data.seed_labels else {},
+            init=models.init,
+            prompts=StageOutput("data", "heldout.jsonl"),
+        )
         before = sum(other.type == benchmark.type for other in recipe.evaluation.benchmarks[:index])
         _benchmark(benchmark, f"-{before + 1}" if before else "", build, subject)
 
@@ -116,7 +112,8 @@ def _answers(
     policy: Input | None = None,
 ) -> str:
     """The stage that answers a benchmark's prompts."""
-    limit = benchmark.max_length or int(subject.model["max_length"])
+    model: Model = subject.model["model"]
+    limit = benchmark.max_length or model.max_length
     sampling = {name: getattr(benchmark, name) for name in ("max_tokens", "top_p")}
     if not isinstance(benchmark, MtBench):  # which has its own temperatures
         sampling["temperature"] = benchmark.temperature
@@ -125,8 +122,9 @@ def _answers(
         "answers",
         f"answers to the prompts of {benchmark.type}" + (f" by {policy}, the other model" if policy else ""),
         settings={
+            **subject.model,
             "benchmark": benchmark.type,
-            "model": {**subject.model, "max_length": limit, "max_prompt_length": limit - benchmark.max_tokens},
+            "model": model.model_copy(update={"max_length": limit, "max_prompt_length": limit - benchmark.max_tokens}),
             # How many answers the iterations sample is nothing to a benchmark.
             "sampling": subject.sampling.model_copy(update={"n": 2, **sampling}),
             "seed": subject.seed,
@@ -138,9 +136,9 @@ def _answers(
 
 def _alpaca_eval(benchmark: AlpacaEval, name: str, build: Builder, subject: _Subject) -> None:
     instructions = (
-        build.file(benchmark.prompts)
+        build.file(benchmark.prompts, f"{subject.key}.prompts")
         if benchmark.prompts is not None
-        else External(ALPACA_EVAL_PROMPTS, f"hub:{ALPACA_EVAL_PROMPTS}@main")
+        else External(ALPACA_EVAL_PROMPTS, f"hub:{ALPACA_EVAL_PROMPTS}@main", key=f"{subject.key}.prompts")
     )
     answers = _answers(
         benchmark,
@@ -169,7 +167,7 @@ def _alpaca_eval(benchmark: AlpacaEval, name: str, build: Builder, subject: _Sub
 
 
 def _mt_bench(benchmark: MtBench, name: str, build: Builder, subject: _Subject) -> None:
-    questions = build.file(benchmark.questions)
+    questions = build.file(benchmark.questions, f"{subject.key}.questions")
     answers = _answers(
         benchmark,
         f"{name}-answers",
@@ -193,16 +191,24 @@ def _mt_bench(benchmark: MtBench, name: str, build: Builder, subject: _Subject) 
         inputs={
             "questions": questions,
             "answers": StageOutput(answers, f"model_answer/{subject.name}.jsonl"),
-            "judge_prompts": build.file(benchmark.judge_prompts),
-            **({"reference_answers": build.file(references)} if references is not None else {}),
+            "judge_prompts": build.file(benchmark.judge_prompts, f"{subject.key}.judge_prompts"),
+            **(
+                {"reference_answers": build.file(references, f"{subject.key}.reference_answers")}
+                if references is not None
+                else {}
+            ),
         },
     )
 
 
 def _pairwise(benchmark: Pairwise, name: str, build: Builder, subject: _Subject) -> None:
     source = benchmark.prompts or DatasetSource(source="heldout.jsonl")
-    prompts = subject.prompts if benchmark.prompts is None else build.source(benchmark.prompts)
-    other = subject.init if benchmark.against == "init" else build.model(benchmark.against, None)
+    prompts = (
+        subject.prompts if benchmark.prompts is None else build.source(benchmark.prompts, f"{subject.key}.prompts")
+    )
+    other = (
+        subject.init if benchmark.against == "init" else build.model(benchmark.against, None, f"{subject.key}.against")
+    )
     assert prompts is not None
     assert other is not None
     sides = {
@@ -213,7 +219,7 @@ def _pairwise(benchmark: Pairwise, name: str, build: Builder, subject: _Subject)
                 build,
                 subject,
                 inputs={"prompts": prompts},
-                settings={"source": source_settings(source)},
+                settings={"source": source},
                 policy=policy,
             ),
             "answers.jsonl",
@@ -236,15 +242,15 @@ def _pairwise(benchmark: Pairwise, name: str, build: Builder, subject: _Subject)
 
 def _comparison(benchmark: Pairwise, name: str, build: Builder, subject: _Subject, versus: str) -> dict[str, Input]:
     """The stages in which a judge reads both answers, and what they leave."""
-    judge, pairs = benchmark.judge, StageOutput(versus, "pairs.jsonl")
+    judge, pairs, key = benchmark.judge, StageOutput(versus, "pairs.jsonl"), f"{subject.key}.judge"
     if judge.type == "reward_model":
         build.add(
             f"{name}-rewards",
             "reward",
             "rewards of both answers by the reward model",
-            settings={"model": subject.model},
+            settings=subject.model,
             inputs={
-                "model": build.model(judge.model_name_or_path, judge.revision),
+                "model": build.model(judge.model_name_or_path, judge.revision, f"{key}.model_name_or_path"),
                 "completions": StageOutput(versus, "completions.parquet"),
                 "prompts": pairs,
             },
@@ -257,6 +263,7 @@ def _comparison(benchmark: Pairwise, name: str, build: Builder, subject: _Subjec
             judge,
             f"{name}-verdicts",
             build,
+            key=key,
             model=subject.model,
             sampling=subject.sampling,
             seed=subject.seed,
@@ -266,13 +273,16 @@ def _comparison(benchmark: Pairwise, name: str, build: Builder, subject: _Subjec
     models = (
         subject.judge
         if judge.policy is None or judge.reference is None
-        else {"policy": build.model(judge.policy, None), "reference": build.model(judge.reference, None)}
+        else {
+            "policy": build.model(judge.policy, None, f"{key}.policy"),
+            "reference": build.model(judge.reference, None, f"{key}.reference"),
+        }
     )
     build.add(
         f"{name}-candidates",
         "candidates",
         "the answers as the judge's tokens",
-        settings={"model": subject.model, "source": source_settings(DatasetSource(source="pairs.jsonl"))},
+        settings={**subject.model, "source": DatasetSource(source="pairs.jsonl")},
         inputs={**models, "pairs": pairs},
     )
     completions = StageOutput(f"{name}-candidates", "completions.parquet")
@@ -281,7 +291,7 @@ def _comparison(benchmark: Pairwise, name: str, build: Builder, subject: _Subjec
             f"{name}-{role}",
             "score",
             f"log-probs of both answers under the judge's {role}",
-            settings={"model": subject.model},
+            settings=subject.model,
             inputs={"model": model, "completions": completions},
         )
     return {f"{role}_logps": StageOutput(f"{name}-{role}", "logps.parquet") for role in models}

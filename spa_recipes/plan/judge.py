@@ -1,16 +1,7 @@
 """`spa judge`: the judge of the method on answers that are there already."""
 
-from spa_recipes.plan.stages import (
-    Builder,
-    Input,
-    Plan,
-    StageOutput,
-    model_settings,
-    source_settings,
-)
-from spa_recipes.recipe.schema import (
-    JudgeJob,
-)
+from spa_recipes.plan.stages import Builder, Input, Plan, StageOutput
+from spa_recipes.recipe.schema import JudgeJob
 from spa_recipes.state.digests import DigestMemo
 
 
@@ -21,17 +12,17 @@ def compile_judge_plan(job: JudgeJob, memo: DigestMemo) -> Plan:
         DataError: a local data file is missing.
     """
     build = Builder(memo)
-    model = model_settings(job.model, memo)
+    model = build.model_settings(job.model)
     models: dict[str, Input] = {
-        "policy": build.model(job.model.model_name_or_path, job.model.revision),
-        "reference": build.model(job.reference, job.reference_revision),
+        "policy": build.model(job.model.model_name_or_path, job.model.revision, "model.model_name_or_path"),
+        "reference": build.model(job.reference, job.reference_revision, "reference"),
     }
     build.add(
         "candidates",
         "candidates",
         "read and tokenise the answers",
-        settings={"model": model, "source": source_settings(job.pairs)},
-        inputs={**models, "pairs": build.source(job.pairs)},
+        settings={**model, "source": job.pairs},
+        inputs={**models, "pairs": build.source(job.pairs, "pairs")},
     )
     completions = StageOutput("candidates", "completions.parquet")
     for role, value in models.items():
@@ -39,7 +30,7 @@ def compile_judge_plan(job: JudgeJob, memo: DigestMemo) -> Plan:
             f"score-{role}",
             "score",
             f"log-probs of the answers under the {role}",
-            settings={"model": model},
+            settings=model,
             inputs={"model": value, "completions": completions},
         )
     build.add(

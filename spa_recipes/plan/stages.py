@@ -1,38 +1,26 @@
 """Stages, their inputs and keys, and the builder that collects them into a plan."""
 
 from collections.abc import Container
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from spa_recipes.data.files import existing_path
 from spa_recipes.data.sources import content_fingerprint
 from spa_recipes.errors import DataError, RecipeError
-from spa_recipes.keys import key_material, stage_key
+from spa_recipes.plan.keys import key_material, stage_key
+from spa_recipes.plan.kinds import KINDS, Kind
 from spa_recipes.recipe.schema import (
     AnyRecipe,
+    Data,
     DatasetSource,
     Model,
     Source,
 )
 from spa_recipes.state.digests import DigestMemo
 
-MODEL = "model"
-"""Folder of a model inside the output of a stage that makes one."""
-
 CARD, RECIPE_FILE = "README.md", "recipe.yaml"
 """What stands beside a model and tells of it: it changes nothing that the model does, and so no key."""
-
-POLICY_KINDS = ("sft", "dpo", "refine")
-"""Kinds of stages that make a policy."""
-
-ADAPTER = "adapter"
-"""Folder of the LoRA weights that were merged into that model."""
-
-HEAVY_KINDS = frozenset(
-    {"sft", "dpo", "reward_model", "generate", "score", "reward", "verdicts", "refine", "evaluate", "answers"}
-)
-"""Kinds that load a model; only these run under `accelerate launch`."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +36,17 @@ class StageOutput:
 
 @dataclass(frozen=True)
 class External:
-    """A model or dataset from outside the run; `fingerprint` stands for its content."""
+    """A model or dataset from outside the run.
+
+    Attributes:
+        fingerprint: stands for its content.
+        key: the setting that names it, for messages: such as `data.pairs.source`, or an option of the command line.
+    """
 
     location: str
     fingerprint: str
     revision: str | None = None
+    key: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         return f"{self.location}@{self.revision}" if self.revision else self.location
@@ -116,7 +110,7 @@ class Plan:
 
     def newest_model(self, done: Container[str]) -> Stage | None:
         """The last of the stages in `done` that makes a policy; None if none does."""
-        makers = [stage for stage in self.stages if stage.kind in POLICY_KINDS and stage.id in done]
+        makers = [stage for stage in self.stages if KINDS[stage.kind].policy and stage.id in done]
         return makers[-1] if makers else None
 
 
@@ -137,69 +131,85 @@ class Builder:
         inputs: dict[str, Input],
         rows: int | None = None,
     ) -> str:
-        material = key_material(kind, settings, {name: self._identity(value) for name, value in inputs.items()})
-        key = stage_key(material)
-        self.stages[stage_id] = Stage(stage_id, kind, role, settings, inputs, material, key, rows)
+        """Add a stage, whose inputs are in the plan already; returns its id.
+
+        Raises:
+            ValueError: the table of kinds says that a stage of this kind has other inputs or settings, or that one of
+                its inputs is nothing that the other stage writes.
+        """
+        self._check(stage_id, KINDS[kind], settings, inputs)
+        identities = {name: self._identity(value) for name, value in inputs.items()}
+        material = key_material(kind, KINDS[kind].version, settings, identities)
+        self.stages[stage_id] = Stage(stage_id, kind, role, settings, inputs, material, stage_key(material), rows)
         return stage_id
 
-    def model(self, location: str, revision: str | None) -> External:
+    def model(self, location: str, revision: str | None, key: str) -> External:
+        """A model that the setting `key` names."""
         folder = Path(location).expanduser()
         if folder.is_dir():
-            return External(str(folder), f"sha256:{self.memo.of(folder, leave_out=(CARD, RECIPE_FILE))}")
-        return External(location, f"hub:{location}@{revision or 'main'}", revision)
+            return External(str(folder), f"sha256:{self.memo.of(folder, leave_out=(CARD, RECIPE_FILE))}", key=key)
+        return External(location, f"hub:{location}@{revision or 'main'}", revision, key)
 
-    def file(self, location: str) -> External:
-        """A file of the user's; DataError if there is none."""
+    def file(self, location: str, key: str) -> External:
+        """A file that the setting `key` names; DataError if there is none."""
         path = existing_path(location)
         if path is None or not path.is_file():
-            raise DataError("no such file", where=location, fix="check the path")
-        return External(str(path), f"sha256:{self.memo.of(path)}")
+            raise DataError("no such file", where=f"{key}: {location}", fix="check the path")
+        return External(str(path), f"sha256:{self.memo.of(path)}", key=key)
 
-    def source(self, source: Source) -> External:
+    def source(self, source: Source, key: str) -> External:
+        """Rows that the section `key` names; DataError if a local file is missing."""
         fingerprint = content_fingerprint(source, self.memo.of)
         if isinstance(source, DatasetSource):
-            return External(source.source, fingerprint, source.revision)
-        return External("sandbox", fingerprint)
+            return External(source.source, fingerprint, source.revision, f"{key}.source")
+        return External("sandbox", fingerprint, key=key)
+
+    def model_settings(self, section: Model, key: str = "model") -> dict[str, Any]:
+        """The settings that a model section is to a stage: the section, and the content of its chat template.
+
+        Raises:
+            RecipeError: there is no such template.
+        """
+        template = section.chat_template
+        if template is None:
+            return {"model": section}
+        if not Path(template).is_file():
+            raise RecipeError(f"no file {template}", where=f"{key}.chat_template", fix="name a Jinja file")
+        return {"model": section, "chat_template_sha256": self.memo.of(Path(template))}
+
+    def _check(self, stage_id: str, kind: Kind, settings: dict[str, Any], inputs: dict[str, Input]) -> None:
+        problems = kind.wrong_inputs(set(inputs))
+        problems += [f"has no setting {name}" for name in sorted(settings.keys() - kind.settings.keys())]
+        problems += [
+            f"cannot read {value}: no {self.stages[value.stage].kind} stage writes that"
+            for value in inputs.values()
+            if isinstance(value, StageOutput) and not KINDS[self.stages[value.stage].kind].has_output(value.path)
+        ]
+        if problems:
+            raise ValueError(f"{stage_id} ({kind.module}) {'; '.join(problems)} (see spa_recipes/plan/kinds.py)")
 
     def _identity(self, value: Input) -> str:
+        """What stands for an input in a key: its content, or the key of the stage that writes it and its path."""
         if isinstance(value, External):
             return value.fingerprint
         stage = self.stages[value.stage]
         if stage.kind == "data":
-            return stage_key(part_material(stage.material, value.path))
+            return stage_key(_part_material(stage, value.path))
         return f"{stage.key}/{value.path}"
 
 
-def part_material(material: dict[str, Any], part: str) -> dict[str, Any]:
+def _part_material(stage: Stage, part: str) -> dict[str, Any]:
     """What one part of the shared-out rows depends on.
 
     The seed labels are the same whether or not iterations follow, so a plain DPO run and a SPA run share the seed
     stage; held-out rows come first and depend on nothing else.
     """
-    data = dict(material["settings"]["data"])
+    data: Data = stage.settings["data"]
     iteration = int(part.removeprefix("prompts-").removesuffix(".jsonl")) if part.startswith("prompts-") else 0
-    data["prompts_per_iteration"] = data["prompts_per_iteration"][:iteration]
+    changes: dict[str, Any] = {"prompts_per_iteration": data.prompts_per_iteration[:iteration]}
     if part == "heldout.jsonl":
-        data["seed_labels"] = None
-    inputs = material["inputs"] if iteration else {"pairs": material["inputs"]["pairs"]}
-    return {**material, "settings": {"data": data}, "inputs": inputs, "part": part}
-
-
-def source_settings(source: Source) -> dict[str, Any]:
-    """How a source is read. Its place is left out of the key: the fingerprint stands for the content."""
-    return {**source.model_dump(mode="json"), **({"source": ""} if isinstance(source, DatasetSource) else {})}
-
-
-def model_settings(section: Model, memo: DigestMemo) -> dict[str, Any]:
-    """The model section for stages: where the weights come from is an input and not part of it."""
-    settings = section.model_dump(mode="json", exclude={"model_name_or_path", "revision", "num_parameters"})
-    return settings | template_settings(section.chat_template, memo, "model.chat_template")
-
-
-def template_settings(template: str | None, memo: DigestMemo, key: str) -> dict[str, Any]:
-    """A chat template for stages: the file and its content."""
-    if template is None:
-        return {"chat_template": None}
-    if not Path(template).is_file():
-        raise RecipeError(f"{key}: no file {template}", fix="name a Jinja file")
-    return {"chat_template": template, "chat_template_sha256": memo.of(Path(template))}
+        changes["seed_labels"] = 0
+    inputs = stage.material["inputs"]
+    read = inputs if iteration else {"pairs": inputs["pairs"]}
+    settings = {"data": data.model_copy(update=changes)}
+    return {**key_material(stage.kind, KINDS[stage.kind].version, settings, read), "part": part}

@@ -4,15 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from spa_recipes.data.questions import SHIPPED_QUESTION, load_question
-from spa_recipes.plan.stages import (
-    Builder,
-    Input,
-    template_settings,
-)
-from spa_recipes.recipe.schema import (
-    LlmJudge,
-    Sampling,
-)
+from spa_recipes.plan.stages import Builder, Input
+from spa_recipes.recipe.schema import LlmJudge, Model, Sampling
 
 
 def add_verdicts(
@@ -20,6 +13,7 @@ def add_verdicts(
     stage_id: str,
     build: Builder,
     *,
+    key: str,
     model: dict[str, Any],
     sampling: Sampling,
     seed: int,
@@ -30,6 +24,7 @@ def add_verdicts(
     """The stage in which a language model compares the answers in words, leaving their rewards and its verdicts.
 
     Args:
+        key: the judge's section, for messages.
         model, sampling, seed: of the models that answer; a judge on this machine is loaded and asked in the same way.
         answers: completions and prompts.
         policy: name and inputs of the model that judges where the recipe names none.
@@ -39,17 +34,17 @@ def add_verdicts(
     # The model and the question are inputs; what else they need stands beside.
     elsewhere = ("model_name_or_path", "revision", "chat_template", "max_length", "endpoint", "prompt")
     settings: dict[str, Any] = {"judge": judge.model_copy(update=dict.fromkeys(elsewhere))}
-    inputs: dict[str, Input] = {**answers, "question": build.file(str(question))}
+    inputs: dict[str, Input] = {**answers, "question": build.file(str(question), f"{key}.prompt")}
     if judge.endpoint is not None:
         kind, name = "endpoint_verdicts", f"{judge.endpoint.model} at {judge.endpoint.base_url}"
         settings["endpoint"] = judge.endpoint
     elif judge.model_name_or_path is not None:
         kind, name = "verdicts", judge.model_name_or_path
         # The recipe's chat template is that of the models that answer.
-        own = {field: value for field, value in model.items() if field != "chat_template_sha256"}
-        own |= template_settings(judge.chat_template, build.memo, "judge.chat_template")
+        section: Model = model["model"]
+        own = build.model_settings(section.model_copy(update={"chat_template": judge.chat_template}), key)
         settings |= {**_asking(judge, own, sampling), "seed": seed}
-        inputs["model"] = build.model(name, judge.revision)
+        inputs["model"] = build.model(name, judge.revision, f"{key}.model_name_or_path")
     else:
         assert policy is not None
         kind, name = "verdicts", policy[0]
@@ -61,11 +56,13 @@ def add_verdicts(
 
 def _asking(judge: LlmJudge, model: dict[str, Any], sampling: Sampling) -> dict[str, Any]:
     """How a judge on this machine is asked: with the recipe's engine, but without sampling and with its own lengths."""
-    limit, backend = judge.max_length or int(model["max_length"]), sampling.backend
+    section: Model = model["model"]
+    limit, backend = judge.max_length or section.max_length, sampling.backend
     if backend.type == "vllm":
         backend = backend.model_copy(update={"max_model_len": None})  # which is for the answers
     greedy = {"n": 2, "temperature": 0.0, "top_p": 1.0, "max_tokens": judge.max_tokens, "backend": backend}
     return {
-        "model": {**model, "max_length": limit, "max_prompt_length": limit - judge.max_tokens},
+        **model,
+        "model": section.model_copy(update={"max_length": limit, "max_prompt_length": limit - judge.max_tokens}),
         "sampling": sampling.model_copy(update=greedy),
     }

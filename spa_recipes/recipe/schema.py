@@ -1,7 +1,7 @@
 """What a recipe says. Defaults are the paper's (arXiv 2406.04412) unless a description says otherwise.
 
 Nothing in here changes a value: a validator accepts or refuses. Marks of a field say what stage keys leave out
-(`spa_recipes.keys`): `RUNTIME`, `LOCATION` and `REVISION`.
+(`spa_recipes.plan.keys`): `RUNTIME`, `LOCATION` and `REVISION`.
 """
 
 # No `from __future__ import annotations`: pydantic would compile each annotation from its text at every start.

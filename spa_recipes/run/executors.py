@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol
 
-from spa_recipes.plan import HEAVY_KINDS, Stage
+from spa_recipes.plan import KINDS, Stage
 from spa_recipes.recipe.schema import AccelerateExecutor, Compute, Executor, ForkExecutor, Sampling, VllmBackend
 from spa_recipes.stages.context import RANK, WORLD_SIZE
 
@@ -85,7 +85,7 @@ class Executors:
 
 def _command(settings: Executor, kind: str, spec: Path) -> list[str]:
     """The command line of a stage's process."""
-    if not isinstance(settings, AccelerateExecutor) or kind not in HEAVY_KINDS:
+    if not isinstance(settings, AccelerateExecutor) or not KINDS[kind].loads_model:
         return [sys.executable, "-m", WORKER, str(spec)]
     command = [sys.executable, "-m", "accelerate.commands.launch", f"--num_processes={settings.num_processes}"]
     if settings.config_file is not None:

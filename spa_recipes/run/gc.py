@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from spa_recipes.errors import DataError, LockedError, RecipeError
-from spa_recipes.plan import MODEL, POLICY_KINDS
+from spa_recipes.plan import KINDS, MODEL
 from spa_recipes.recipe.locations import locations
 from spa_recipes.run import final
 from spa_recipes.run.rundir import Planned, RunDir, all_runs
@@ -231,7 +231,7 @@ def _leftovers(folder: StageDir, stage: Planned, keep: set[str]) -> Iterator[Ite
 def _earlier_models(run: RunDir, planned: Sequence[Planned]) -> Iterator[tuple[StageDir, Item]]:
     """Yield the weights of the policies before the final one that no unfinished stage reads."""
     done = run.done(planned)
-    made = [stage for stage in planned if stage.kind in POLICY_KINDS and stage.id in done]
+    made = [stage for stage in planned if KINDS[stage.kind].policy and stage.id in done]
     folders = {stage.id: folder for stage in made if (folder := run.existing(stage)) is not None}
     if final.model_shown(run.final) not in [(folder.output / MODEL).resolve() for folder in folders.values()]:
         return  # the run was not finished since its recipe changed

@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from spa_recipes.plan import KINDS, Kind
+
 _WORDS = ("out of memory", "can't allocate memory", "Cannot allocate memory", "not enough memory")
-_SECTIONS = {"sft": "sft", "dpo": "seed_training", "reward_model": "judge.training", "refine": "refine"}
-_SCORING = "set compute.score_tokens_per_batch lower"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -20,17 +20,19 @@ def smaller(kind: str, settings: dict[str, Any]) -> str:
     Args:
         settings: the stage's settings in JSON form.
     """
-    if kind in _SECTIONS:
-        section = _SECTIONS[kind]
-        return f"set {section}.per_device_train_batch_size lower, {section}.gradient_checkpointing: true, or model.lora"
-    if kind in ("score", "reward"):
-        return _SCORING
-    if kind in ("generate", "verdicts", "evaluate", "answers"):
-        vllm = settings["sampling"]["backend"]["type"] == "vllm"
-        if kind == "verdicts":
-            sampling = "gpu_memory_utilization" if vllm else "batch_size"
-            return f"set sampling.backend.{sampling} or judge.max_length lower"
-        sampling = "gpu_memory_utilization or max_model_len" if vllm else "batch_size"
-        fix = f"set sampling.backend.{sampling} or sampling.max_tokens lower"
-        return f"{fix}, or {_SCORING.removeprefix('set ')}" if kind == "evaluate" else fix
-    return "use fewer rows, or a machine with more memory"
+    facts = KINDS[kind]
+    if "train" in facts.work:
+        batch, checkpointing = f"{facts.section}.per_device_train_batch_size", f"{facts.section}.gradient_checkpointing"
+        return f"set {batch} lower, {checkpointing}: true, or model.lora"
+    lower = [*(_sampling_keys(facts, settings) if "sample" in facts.work else ())]
+    if "score" in facts.work:
+        lower.append("compute.score_tokens_per_batch")
+    return f"set {' or '.join(lower)} lower" if lower else "use fewer rows, or a machine with more memory"
+
+
+def _sampling_keys(kind: Kind, settings: dict[str, Any]) -> list[str]:
+    vllm = settings["sampling"]["backend"]["type"] == "vllm"
+    batch = "sampling.backend.gpu_memory_utilization" if vllm else "sampling.backend.batch_size"
+    if kind.tokens == "verdict":
+        return [batch, "judge.max_length"]
+    return [batch, *(["sampling.backend.max_model_len"] if vllm else []), "sampling.max_tokens"]

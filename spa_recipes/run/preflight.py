@@ -6,7 +6,7 @@ or from the Hub (its cache, where the environment forbids the network).
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,8 @@ from spa_recipes.benchmarks import alpaca_eval, mt_bench
 from spa_recipes.data.chat import is_path
 from spa_recipes.data.files import local_path
 from spa_recipes.data.hub import hub_error
-from spa_recipes.errors import DataError, RecipeError, SpaError, TryAgainError
-from spa_recipes.plan import ALPACA_EVAL_PROMPTS, External, Plan, Stage, is_of_benchmark
+from spa_recipes.errors import DataError, RecipeError, TryAgainError, setting
+from spa_recipes.plan import ALPACA_EVAL_PROMPTS, KINDS, Content, External, Plan, Stage, is_of_benchmark
 from spa_recipes.recipe.schema import AnyRecipe, Endpoint, EvaluateJob, JudgeJob, Recipe
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.run.vllm_preflight import AS_OPTIONS, IN_A_RECIPE, check_vllm
@@ -27,15 +27,6 @@ SHARDED_WEIGHTS = "model.safetensors.index.json"
 PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len")
-
-_DATASETS = {"pairs", "prompts", "source"}
-"""Names of inputs that are datasets."""
-
-_FILES = {"instructions", "questions", "judge_prompts", "reference_answers"}
-"""Names of inputs that are a benchmark's files."""
-
-_TEMPLATES = {"question"}
-"""Names of inputs that were read when the plan was made; those that are none of these three are models."""
 
 _OPTIONS = {
     "model.model_name_or_path": "--policy",
@@ -126,7 +117,7 @@ def _datasets(stages: Sequence[Stage]) -> list[External]:
         value: None
         for stage in stages
         for name, value in stage.inputs.items()
-        if name in _DATASETS and isinstance(value, External) and value.fingerprint.startswith("hub:")
+        if _reads(stage, name) == "dataset" and isinstance(value, External) and value.fingerprint.startswith("hub:")
     }
     return [dataset for dataset in found if local_path(dataset.location) is None]
 
@@ -135,23 +126,28 @@ def _models(stages: Sequence[Stage]) -> dict[External, _Use]:
     uses: dict[External, _Use] = {}
     for stage in stages:
         for name, value in stage.inputs.items():
-            if name in _DATASETS | _FILES | _TEMPLATES or not isinstance(value, External):
+            content = _reads(stage, name)
+            if not isinstance(value, External) or content in ("dataset", "file", "rows"):
                 continue
             use = uses.setdefault(value, _Use())
-            if stage.kind == "reward":
+            if content == "reward model":
                 use.reward = use.texts = True
-            elif stage.kind == "verdicts" and name == "model":
+            elif content == "judge":
                 use.judge = use.texts = True
-                use.judge_length = stage.settings["model"]["max_length"]
+                use.judge_length = stage.settings["model"].max_length
             else:
-                use.texts |= name == "policy" or stage.kind == "candidates"
+                use.texts |= content == "policy"
                 use.tokens = True
     return uses
 
 
+def _reads(stage: Stage, name: str) -> Content:
+    return KINDS[stage.kind].content(name)
+
+
 def _policy_as_judge(stages: Sequence[Stage], uses: Mapping[External, _Use], recipe: AnyRecipe) -> None:
     """Where the policy judges in words, the model that it is made from has to have room for the questions."""
-    lengths = [s.settings["model"]["max_length"] for s in stages if s.kind == "verdicts" and "policy" in s.inputs]
+    lengths = [s.settings["model"].max_length for s in stages if s.kind == "verdicts" and "policy" in s.inputs]
     for model, use in uses.items():
         if lengths and _is_policy(recipe, model):
             use.judge_length = lengths[0]
@@ -159,25 +155,9 @@ def _policy_as_judge(stages: Sequence[Stage], uses: Mapping[External, _Use], rec
 
 @contextmanager
 def _named(recipe: AnyRecipe, value: External) -> Iterator[None]:
-    """Put the key that names a model or dataset in front of an error about it."""
-    try:
+    """Put the setting that names a model or dataset in front of an error about it."""
+    with setting(_word(recipe, value.key)):
         yield
-    except SpaError as error:
-        where = f"{_key_of(recipe, value)}: {error.where}"
-        raise type(error)(error.what, where=where, fix=error.fix) from error
-
-
-def _key_of(recipe: AnyRecipe, value: External) -> str:
-    """The first key of the recipe, or option of `spa judge`, whose value is this location."""
-
-    def search(node: Any, path: tuple[str, ...]) -> Iterator[str]:
-        if isinstance(node, dict):
-            for key, inner in node.items():
-                yield from search(inner, (*path, key))
-        elif isinstance(node, str) and value.location in (node, str(Path(node).expanduser())):
-            yield ".".join(path)
-
-    return _word(recipe, next(search(recipe.model_dump(mode="json"), ())))
 
 
 def _word(recipe: AnyRecipe, key: str) -> str:
@@ -221,24 +201,26 @@ def _hub_is_offline() -> bool:
 # --- benchmarks
 
 
+_MT_BENCH_FILES: dict[str, Callable[[Path], object]] = {
+    "questions": mt_bench.read_questions,
+    "judge_prompts": mt_bench.read_judge_prompts,
+    "reference_answers": mt_bench.read_answers,
+}
+"""What reads a file of MT-Bench, by the name of the input."""
+
+
 def _check_benchmark(stage: Stage) -> None:
     """What a benchmark's stage reads, and whether the service that it asks can be asked."""
-    files = {name: value for name, value in stage.inputs.items() if isinstance(value, External) and name in _FILES}
-    for name, value in files.items():
-        if name == "instructions":
-            hub = value.location == ALPACA_EVAL_PROMPTS
-            path = alpaca_eval.hub_file(alpaca_eval.HUB_PROMPTS) if hub else Path(value.location)
-            prompts = alpaca_eval.read_prompts(path)
-            if stage.kind == "alpaca_annotations":
-                alpaca_eval.reference_outputs(prompts, str(path))
-        elif name == "questions":
-            mt_bench.read_questions(Path(value.location))
-        elif name == "judge_prompts":
-            mt_bench.read_judge_prompts(Path(value.location))
-        else:
-            mt_bench.read_answers(Path(value.location))
-    if stage.kind == "alpaca_annotations":
-        alpaca_eval.check_annotator(stage.settings["annotator"])
+    for name, value in stage.inputs.items():
+        if isinstance(value, External) and name in _MT_BENCH_FILES:
+            _MT_BENCH_FILES[name](Path(value.location))
+    if isinstance(instructions := stage.inputs.get("instructions"), External):
+        hub = instructions.location == ALPACA_EVAL_PROMPTS
+        path = alpaca_eval.hub_file(alpaca_eval.HUB_PROMPTS) if hub else Path(instructions.location)
+        prompts = alpaca_eval.read_prompts(path)
+        if "annotator" in stage.settings:
+            alpaca_eval.reference_outputs(prompts, str(path))
+            alpaca_eval.check_annotator(stage.settings["annotator"])
     if isinstance(endpoint := stage.settings.get("endpoint"), Endpoint):
         from spa_recipes.generation.api_key import api_key
 

@@ -14,8 +14,8 @@ from typing import Any, Literal, NamedTuple
 from filelock import FileLock, Timeout
 
 from spa_recipes.errors import DataError, LockedError, RecipeError
-from spa_recipes.keys import stage_key
-from spa_recipes.plan import POLICY_KINDS, Input, Plan, Stage, StageOutput
+from spa_recipes.plan import KINDS, Input, Plan, Stage, StageOutput
+from spa_recipes.plan.keys import stage_key
 from spa_recipes.recipe.schema import AnyRecipe, Recipe
 from spa_recipes.run.disk import is_full
 from spa_recipes.state import atomic
@@ -84,7 +84,7 @@ class RunDir:
         The newest policy is what the run is for: it has to be whole, whoever reads it.
         """
         done = set[str]()
-        newest = [stage.id for stage in stages if stage.kind in POLICY_KINDS][-1:]
+        newest = [stage.id for stage in stages if KINDS[stage.kind].policy][-1:]
         for stage in reversed(stages):  # readers come after what they read
             folder = self.existing(stage)
             if folder is None or not folder.is_done(stage.key):

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, Protocol
 from pydantic import BaseModel
 
 from spa_recipes.errors import EXIT_CODES, DataError, RecipeChangedError, SpaError, StageError, TryAgainError
-from spa_recipes.keys import differences
 from spa_recipes.plan import MODEL, External, Plan, Stage
+from spa_recipes.plan.keys import SCHEME, differences, with_defaults
 from spa_recipes.run import final
 from spa_recipes.run.decay import Decay, judge_decay
 from spa_recipes.run.disk import free_bytes, full_disk, is_full, room_needed
@@ -161,6 +161,13 @@ def refuse_changes(plan: Plan, run: RunDir) -> None:
     Raises:
         RecipeChangedError: some stage would have another key.
     """
+    if _has_other_keys(run):
+        raise RecipeChangedError(
+            "the run was made by a version of spa-recipes that names results by other keys, so none of its stages "
+            "can be used again",
+            where=str(run.path),
+            fix="finish it with that version, do all stages again with --accept, or choose another name or --run-dir",
+        )
     changes = plan_changes(plan, run)
     if changes:
         raise RecipeChangedError(
@@ -188,10 +195,24 @@ def plan_changes(plan: Plan, run: RunDir) -> list[str]:
         if stage.id not in stored:
             changes.append(f"stage {stage.id} is new")
             continue
-        lines = differences(stored[stage.id]["material"], stage.material)
+        lines = differences(_readable(stored[stage.id]["material"], stage), _readable(stage.material, stage))
         own = [line for line in lines if not _is_upstream(line, stage)]
         changes += [f"{stage.id}: {line}" for line in own]
     return changes
+
+
+def _readable(material: dict[str, Any], stage: Stage) -> dict[str, Any]:
+    """Key material with the defaults that keys leave out."""
+    return {**material, "settings": with_defaults(material["settings"], stage.settings)}
+
+
+def _has_other_keys(run: RunDir) -> bool:
+    """Whether the stored plan was made in another scheme of keys; False where it cannot be read."""
+    try:
+        stored = json.loads((run.path / "plan.json").read_text())
+        return any(entry["material"].get("scheme") != SCHEME for entry in stored)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def _is_upstream(line: str, stage: Stage) -> bool:
@@ -294,6 +315,7 @@ def _spec(plan: Plan, run: RunDir, stage: Stage, folder: StageDir, attempt: int,
         settings={name: _full(value) for name, value in stage.settings.items()},
         inputs={name: _location(run.input_path(value, plan)) for name, value in stage.inputs.items()},
         revisions={name: value.revision for name, value in stage.inputs.items() if isinstance(value, External)},
+        keys={name: value.key for name, value in stage.inputs.items() if isinstance(value, External)},
         runtime={
             "run": run.name,
             "disk_needed": room,

@@ -22,33 +22,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from spa_recipes.errors import SpaError, StageError, TryAgainError
+from spa_recipes.plan import KINDS
 from spa_recipes.run.disk import full_disk, is_full
 from spa_recipes.run.memory import is_out_of_memory, smaller
 from spa_recipes.stages.context import Context, StageSpec
 from spa_recipes.state import atomic
 
-MODULES = {
-    "init_model": "spa_recipes.stages.init_model",
-    "data": "spa_recipes.stages.data",
-    "sft": "spa_recipes.stages.sft",
-    "dpo": "spa_recipes.stages.dpo",
-    "reward_model": "spa_recipes.stages.reward_model",
-    "generate": "spa_recipes.stages.generate",
-    "candidates": "spa_recipes.stages.candidates",
-    "score": "spa_recipes.stages.score",
-    "reward": "spa_recipes.stages.reward",
-    "verdicts": "spa_recipes.stages.verdicts",
-    "endpoint_verdicts": "spa_recipes.stages.verdicts",
-    "judge": "spa_recipes.stages.judge",
-    "refine": "spa_recipes.stages.refine",
-    "evaluate": "spa_recipes.stages.evaluate",
-    "answers": "spa_recipes.stages.answers",
-    "alpaca_annotations": "spa_recipes.stages.alpaca_annotations",
-    "alpaca_score": "spa_recipes.stages.alpaca_score",
-    "mt_bench_judge": "spa_recipes.stages.mt_bench_judge",
-    "versus": "spa_recipes.stages.versus",
-    "win_rate": "spa_recipes.stages.win_rate",
-}
 VERSIONED = ("spa-recipes", "torch", "transformers", "trl", "datasets", "accelerate", "peft", "vllm")
 
 
@@ -61,7 +40,7 @@ def run_stage(spec: StageSpec) -> int:
             shutil.rmtree(context.draft, ignore_errors=True)
             context.draft.mkdir(parents=True)
         _limit_threads(spec)
-        result = importlib.import_module(MODULES[spec.kind]).run(context)
+        result = importlib.import_module(f"spa_recipes.stages.{KINDS[spec.kind].module}").run(context)
         if context.rank == 0:
             context.folder.commit(
                 {
@@ -114,7 +93,7 @@ def library_versions() -> dict[str, str]:
 
 def _limit_threads(spec: StageSpec) -> None:
     threads = spec.runtime["compute"]["cpu_threads"]
-    if threads is not None and spec.kind not in ("data", "judge", "endpoint_verdicts"):
+    if threads is not None and KINDS[spec.kind].torch:
         import torch
 
         torch.set_num_threads(threads)

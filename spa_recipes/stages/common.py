@@ -24,9 +24,12 @@ BARRIER_POLL_SECONDS = 0.2
 
 def model_section(context: Context, role: str) -> Model:
     """The recipe's model section with the weights that this stage was given under `role`."""
-    settings = {k: v for k, v in context.spec.settings["model"].items() if k != "chat_template_sha256"}
     return Model.model_validate(
-        {**settings, "model_name_or_path": context.spec.inputs[role], "revision": context.spec.revisions.get(role)}
+        {
+            **context.spec.settings["model"],
+            "model_name_or_path": context.spec.inputs[role],
+            "revision": context.spec.revisions.get(role),
+        }
     )
 
 

@@ -32,6 +32,7 @@ class StageSpec:
         settings: sections of the recipe, with their runtime fields, in JSON form.
         inputs: paths (or Hub ids) by role.
         revisions: Hub revisions of inputs that have one.
+        keys: the settings that name inputs from outside the run, by role.
         runtime: the recipe's compute, storage and tracking sections, and the run's name.
     """
 
@@ -44,6 +45,7 @@ class StageSpec:
     settings: dict[str, Any]
     inputs: dict[str, str]
     revisions: dict[str, str | None]
+    keys: dict[str, str]
     runtime: dict[str, Any]
 
     @classmethod

@@ -6,19 +6,16 @@ Prompts whose best and worst answers are the same text are dropped and counted; 
 empty answer is no candidate; a prompt that has one and not two different others is dropped and counted.
 """
 
-import hashlib
 from collections import defaultdict
 from typing import Any
 
-import torch
-
-from spa_recipes.algo.judgment import balancing_length_penalty, implicit_reward, select_pair
+from spa_recipes.algo.judgment import select_pair
 from spa_recipes.data.rows import read_jsonl, write_jsonl
 from spa_recipes.errors import DataError, StageError
-from spa_recipes.sandbox.gold import gold_reward
 from spa_recipes.stages.common import mean, read_table, share
 from spa_recipes.stages.context import Context, Result
 from spa_recipes.stages.generate import is_empty
+from spa_recipes.stages.judge_rewards import REWARDS, Judged, gold_rewards, length_penalty
 
 
 def run(context: Context) -> Result:
@@ -30,7 +27,7 @@ def run(context: Context) -> Result:
     without = len(groups) - len(usable)
     if not usable:
         raise _no_pairs(context, 0, without)
-    penalty = _length_penalty(
+    penalty = length_penalty(
         settings["judge"], [[answers[k] for k in _candidates(answers)] for answers in usable.values()]
     )
     judgments, pairs, dropped = [], [], 0
@@ -93,40 +90,14 @@ def _answers(context: Context) -> dict[int, list[dict[str, Any]]]:
     return groups
 
 
-def _length_penalty(judge: dict[str, Any], groups: list[list[dict[str, Any]]]) -> float:
-    """a in r - a*|y|: as the recipe says, or what balances the lengths of this iteration's chosen and rejected."""
-    wanted = judge.get("length_penalty", 0.0)
-    if wanted != "balanced":
-        return float(wanted)
-    rewards = [_implicit_rewards(answers, judge["beta"]).tolist() for answers in groups]
-    return balancing_length_penalty(rewards, [[len(a["response_ids"]) for a in answers] for answers in groups])
-
-
-def _implicit_rewards(answers: list[dict[str, Any]], beta: float) -> torch.Tensor:
-    policy = torch.tensor([a["policy_logp"] for a in answers], dtype=torch.float64)
-    reference = torch.tensor([a["reference_logp"] for a in answers], dtype=torch.float64)
-    return implicit_reward(policy, reference, beta)
-
-
 def _judge(
-    settings: dict[str, Any], prompt: dict[str, Any], answers: list[dict[str, Any]], length_penalty: float
+    settings: dict[str, Any], prompt: dict[str, Any], answers: list[dict[str, Any]], penalty: float
 ) -> dict[str, Any]:
     """Rewards of the answers and the pair that follows from them."""
     judge = settings["judge"]
-    gold = (
-        [gold_reward(prompt["prompt"][-1]["content"], a["text"]) for a in answers] if settings["gold_audit"] else None
-    )
+    gold = gold_rewards(prompt, answers) if settings["gold_audit"] else None
     key = f"{settings['seed']}:{settings['iteration']}:{prompt['prompt_id']}"
-    if judge["type"] == "implicit_reward":
-        lengths = torch.tensor([len(a["response_ids"]) for a in answers], dtype=torch.float64)
-        rewards = _implicit_rewards(answers, judge["beta"]) - length_penalty * lengths
-    elif judge["type"] in ("reward_model", "llm"):
-        rewards = torch.tensor([a["reward"] for a in answers], dtype=torch.float64)
-    elif judge["type"] == "gold":
-        assert gold is not None
-        rewards = torch.tensor(gold, dtype=torch.float64)
-    else:
-        rewards = torch.tensor([_coin(f"{key}:{a['sample']}") for a in answers], dtype=torch.float64)
+    rewards = REWARDS[judge["type"]](Judged(judge, prompt, answers, key, penalty))
     candidates = _candidates(answers)
     try:
         choice = select_pair(rewards[candidates], key)
@@ -150,11 +121,6 @@ def _judge(
         "gold": gold,
         "label": prompt.get("label"),
     }
-
-
-def _coin(key: str) -> float:
-    """A uniform number in [0, 1) from a text."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6], "big") / 2**48
 
 
 def _pair(

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from spa_recipes.algo.reward import READS_TURNS
 from spa_recipes.data.chat import Renderer, conversation_ids, load_tokenizer
 from spa_recipes.data.rows import Message, read_jsonl
-from spa_recipes.errors import DataError, StageError
+from spa_recipes.errors import DataError, StageError, setting
 from spa_recipes.generation.rewards import load_reward_model, reward_config, sequence_rewards
 from spa_recipes.recipe.schema import Model
 from spa_recipes.stages.common import mean, model_section, read_table, sharded, use_local_device, write_rewards
@@ -29,11 +29,12 @@ def run(context: Context) -> Result:
     completions = read_table(context.input("completions"))
     model = model_section(context, "model")
     cut = 0
-    if "prompts" in context.spec.inputs:
-        sequences, cut = render(model, read_jsonl(context.input("prompts")), completions)
-    else:
-        sequences = [row["prompt_ids"] + row["response_ids"] for row in completions]
-    rewards = _rewards(context, model, completions, sequences)
+    with setting(context.spec.keys.get("model", "")):
+        if "prompts" in context.spec.inputs:
+            sequences, cut = render(model, read_jsonl(context.input("prompts")), completions)
+        else:
+            sequences = [row["prompt_ids"] + row["response_ids"] for row in completions]
+        rewards = _rewards(context, model, completions, sequences)
     if rewards is None:
         return Result(0, 0, {})
     write_rewards(context, completions, rewards)
@@ -80,7 +81,7 @@ def _tokenizer(model: Model) -> Any:
         )
     except DataError as error:
         raise DataError(
-            error.what, where=error.where, fix="judge.model_name_or_path needs a tokenizer with a chat template"
+            error.what, where=error.where, fix="name a reward model whose tokenizer has a chat template"
         ) from error
 
 
@@ -88,7 +89,7 @@ def _conversation_ids(tokenizer: Any, messages: list[Message]) -> list[int]:
     try:
         return conversation_ids(tokenizer, messages)
     except DataError as error:
-        fix = "change the data, or judge.model_name_or_path"
+        fix = "change the data, or name another reward model"
         raise DataError(f"the reward model: {error.what}", where=error.where, fix=fix) from error
 
 

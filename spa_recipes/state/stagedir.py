@@ -31,7 +31,7 @@ class Manifest:
     """What a finished stage produced.
 
     Attributes:
-        material: what the key was made from (see `spa_recipes.keys.key_material`).
+        material: what the key was made from (see `spa_recipes.plan.keys.key_material`).
         files: output files by path relative to `output/`.
         rows: rows produced; tokens: tokens processed; seconds: wall clock of the attempt that finished.
         metrics: key figures by name.

@@ -30,11 +30,12 @@ def load_libraries() -> None:
 
     import spa_recipes.cli.app
     import spa_recipes.cli.summary
+    import spa_recipes.plan
     import spa_recipes.run.worker
 
     preload()
-    for module in spa_recipes.run.worker.MODULES.values():
-        importlib.import_module(module)
+    for kind in spa_recipes.plan.KINDS.values():
+        importlib.import_module(f"spa_recipes.stages.{kind.module}")
 
 
 class ForkingPopen(subprocess.Popen):  # type: ignore[type-arg]

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from spa_recipes.plan import MODEL, POLICY_KINDS, Plan
+from spa_recipes.plan import KINDS, MODEL, Plan
 from spa_recipes.report.card import final_texts
 from spa_recipes.run import final
 from spa_recipes.run.rundir import RunDir
@@ -53,7 +53,7 @@ def commit(run: RunDir, plan: Plan, stage_id: str, **fields: Any) -> StageDir:
     folder = run.stage_dir(stage, plan)
     folder.new_attempt()
     (folder.draft / MODEL).mkdir(parents=True)
-    if stage.kind in (*POLICY_KINDS, "init_model"):
+    if MODEL in KINDS[stage.kind].writes:
         (folder.draft / MODEL / "model.safetensors").write_bytes(os.urandom(5000))
         (folder.draft / MODEL / "config.json").write_text('{"model_type": "llama"}\n')
         (folder.draft / MODEL / "training_log.jsonl").write_text(f"{stage_id}\n")

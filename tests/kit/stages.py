@@ -23,7 +23,7 @@ RUNTIME: dict[str, Any] = {
 def spec_of(folder: Path, kind: str, settings: dict[str, Any], inputs: dict[str, Path]) -> StageSpec:
     (folder / "attempts" / "1").mkdir(parents=True, exist_ok=True)
     paths = {name: str(path) for name, path in inputs.items()}
-    return StageSpec(f"{kind}-1", kind, "k" * 32, {}, str(folder), 1, settings, paths, {}, RUNTIME)
+    return StageSpec(f"{kind}-1", kind, "k" * 32, {}, str(folder), 1, settings, paths, {}, {}, RUNTIME)
 
 
 def context_of(folder: Path, kind: str = "score", **given: Any) -> Context:

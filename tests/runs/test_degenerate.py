@@ -13,8 +13,8 @@ from spa_recipes.cli.progress import PlainReporter
 from spa_recipes.data.rows import write_jsonl
 from spa_recipes.errors import DataError, RecipeChangedError, StageError
 from spa_recipes.generation.requests import Completion, Request
-from spa_recipes.keys import stage_key
 from spa_recipes.plan import compile_plan
+from spa_recipes.plan.keys import stage_key
 from spa_recipes.recipe.schema import ForkExecutor, Recipe
 from spa_recipes.run.executors import Executors
 from spa_recipes.stages import generate

@@ -152,7 +152,7 @@ def test_the_policy_of_before_is_asked_and_its_rewards_are_read() -> None:
         sampling, model = stage.settings["sampling"], stage.settings["model"]
         assert (sampling.temperature, sampling.top_p, sampling.max_tokens) == (0.0, 1.0, 8)
         assert sampling.backend == plan.stage("generate-1").settings["sampling"].backend
-        assert (model["max_length"], model["max_prompt_length"]) == (200, 192)
+        assert (model.max_length, model.max_prompt_length) == (200, 192)
         assert plan.stage(f"judge-{i}").inputs["rewards"] == StageOutput(f"llm-judge-{i}", "rewards.parquet")
         assert needs(stage, plan).tokens == stage.rows * 8
         assert needs(stage, plan).memory == needs(plan.stage("generate-1"), plan).memory
@@ -201,9 +201,9 @@ def test_a_judge_from_outside_has_its_own_chat_template_and_room_in_the_engine(t
     recipe["sampling"]["backend"] = {"type": "vllm", "max_model_len": 100}
     plan = compile_plan(Recipe.model_validate(recipe), DigestMemo(tmp_path / "memo.json"))
     stage = plan.stage("llm-judge-1")
-    assert "chat_template_sha256" in plan.stage("generate-1").settings["model"]
-    assert "chat_template_sha256" not in stage.settings["model"]
-    assert stage.settings["model"]["chat_template"] is None
+    assert "chat_template_sha256" in plan.stage("generate-1").settings
+    assert "chat_template_sha256" not in stage.settings
+    assert stage.settings["model"].chat_template is None
     assert stage.settings["sampling"].backend.max_model_len is None
     assert str(stage.inputs["model"]) == "org/judge"
     assert "policy" not in stage.inputs

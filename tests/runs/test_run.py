@@ -224,3 +224,16 @@ def test_a_crash_shows_the_end_of_its_log(tmp_path: Path, code: int, kind: type[
     assert "Segmentation fault" in str(error)
     assert "line 10 " not in str(error)
     assert str(tmp_path / "worker.log") in str(error)
+
+
+def test_a_run_with_keys_of_another_scheme_is_named_as_that(tmp_path: Path) -> None:
+    plan = plan_of()
+    run = RunDir(tmp_path / "mini")
+    run.write_recipe("", plan.recipe, plan)
+    stored = json.loads((run.path / "plan.json").read_text())
+    for entry in stored:
+        del entry["material"]["scheme"]
+    (run.path / "plan.json").write_text(json.dumps(stored))
+    with pytest.raises(RecipeChangedError, match=r"by other keys.*--accept") as caught:
+        refuse_changes(plan, run)
+    assert "default" not in str(caught.value)  # no list of fields that did not change

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from spa_recipes.errors import EXIT_CODES, StageError, TryAgainError
-from spa_recipes.plan import compile_plan
+from spa_recipes.plan import KINDS, compile_plan
 from spa_recipes.recipe.schema import LocalExecutor, Recipe
 from spa_recipes.run import disk, runner, worker
 from spa_recipes.run.executors import Executors, Worker
@@ -384,13 +384,14 @@ def test_a_disk_that_fills_up_in_a_stage(home: Path, tmp_path: Path, size: str) 
 # --- a stage that ends badly ---
 
 BAD_END = """
-import os, signal, sys, types
+import dataclasses, os, signal, sys, types
 import spa_recipes.run.worker as worker
+from spa_recipes.plan import KINDS
 def run(context):
     print("the last words", flush=True)
     {body}
-sys.modules["bad"] = types.SimpleNamespace(run=run)
-worker.MODULES["data"] = "bad"
+sys.modules["spa_recipes.stages.bad"] = types.SimpleNamespace(run=run)
+KINDS["data"] = dataclasses.replace(KINDS["data"], module="bad")
 worker.main()
 """
 
@@ -445,8 +446,8 @@ def test_out_of_memory_names_keys_of_the_recipe(tmp_path: Path, monkeypatch: pyt
     def run(context: Any) -> None:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setitem(sys.modules, "bad", type("bad", (), {"run": staticmethod(run)}))
-    monkeypatch.setitem(worker.MODULES, kind, "bad")
+    monkeypatch.setitem(sys.modules, "spa_recipes.stages.bad", type("bad", (), {"run": staticmethod(run)}))
+    monkeypatch.setitem(KINDS, kind, replace(KINDS[kind], module="bad"))
     spec = spec_of(tmp_path / "stages" / "stage", kind, {"sampling": mini()["sampling"]}, {})
     assert worker.run_stage(spec) == 75
     record = json.loads((tmp_path / "stages" / "stage" / "attempts" / "1" / "error.json").read_text())

@@ -1,10 +1,26 @@
 """Keys change with what changes a result, and with nothing else."""
 
+import json
+from pathlib import Path
+
 import pytest
 
-from spa_recipes.keys import differences, semantic
-from spa_recipes.recipe.schema import PreferenceTraining
+from spa_recipes.plan import compile_plan
+from spa_recipes.plan.keys import differences, semantic, with_defaults
+from spa_recipes.recipe.schema import (
+    ImplicitRewardJudge,
+    PercentileThreshold,
+    PreferenceTraining,
+    Recipe,
+    Sampling,
+    Section,
+    TransformersBackend,
+    VllmBackend,
+)
+from spa_recipes.state.digests import DigestMemo
+from tests.kit.golden_keys import ROOT, STORE, golden_keys
 from tests.kit.plans import plan_of
+from tests.kit.recipes import mini
 
 
 def keys_of(**changes: object) -> dict[str, str]:
@@ -83,3 +99,73 @@ def test_a_further_iteration_keeps_the_earlier_ones() -> None:
 def test_differences_name_the_field() -> None:
     assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == ["a.c: 2 -> 3"]
     assert differences({"a": 1}, {"a": 1}) == []
+
+
+def test_no_key_of_a_shipped_recipe_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert golden_keys() == json.loads(STORE.read_text()), "on purpose? then run python -m tests.kit.golden_keys"
+
+
+class _Tail(Section):
+    cut: int = 1
+
+
+class _GrownSampling(Sampling):
+    """The section as a later version may have it."""
+
+    min_p: float = 0.0
+    tail: _Tail = _Tail()
+
+
+def test_a_new_setting_with_a_default_moves_no_key() -> None:
+    recipe = Recipe.model_validate(mini())
+    grown = _GrownSampling.model_validate(recipe.sampling.model_dump())
+    nowhere = DigestMemo(Path("nowhere/.digests.json"))
+
+    def keys(sampling: Sampling) -> dict[str, str]:
+        plan = compile_plan(recipe.model_copy(update={"sampling": sampling}), nowhere)
+        return {stage.id: stage.key for stage in plan.stages}
+
+    assert keys(grown) == keys(recipe.sampling)
+    assert keys(grown.model_copy(update={"min_p": 0.1}))["generate-1"] != keys(recipe.sampling)["generate-1"]
+    assert keys(grown.model_copy(update={"tail": _Tail(cut=2)}))["generate-1"] != keys(recipe.sampling)["generate-1"]
+
+
+def test_a_section_is_what_differs_from_its_defaults() -> None:
+    assert semantic(Sampling()) == {}
+    assert semantic(Sampling(n=4)) == {"n": 4}
+    assert semantic(Sampling(backend=TransformersBackend(batch_size=3))) == {}  # runtime only
+    assert semantic(Sampling(backend=VllmBackend(type="vllm"))) == {"backend": {"type": "vllm"}}
+
+
+def test_the_type_of_a_union_is_always_in_a_key() -> None:
+    for section in (ImplicitRewardJudge(), PercentileThreshold(), TransformersBackend()):
+        assert semantic(section) == {"type": section.type}
+
+
+def test_a_place_is_no_part_of_a_key_but_its_content_is(tmp_path: Path) -> None:
+    def key(folder: Path, content: str) -> str:
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text(content)
+        return keys_of(model={"model_name_or_path": str(folder)}, sft=None)["seed"]
+
+    one = key(tmp_path / "a", "{}")
+    assert key(tmp_path / "b", "{}") == one
+    assert key(tmp_path / "b", '{"hidden_size": 1}') != one
+
+
+def test_defaults_are_filled_in_for_people() -> None:
+    now = Sampling(n=4, backend=VllmBackend(type="vllm"))
+    old = with_defaults(semantic(Sampling()), now)
+    assert (old["n"], old["temperature"]) == (2, 0.7)
+    assert differences(old, with_defaults(semantic(now), now)) == [
+        'backend.lora: default -> "merged"',
+        'backend.type: "transformers" -> "vllm"',
+        "n: 2 -> 4",
+    ]
+
+
+def test_a_difference_to_the_default_says_so() -> None:
+    assert differences({}, {"n": 4}) == ["n: default -> 4"]
+    assert differences({"n": 4}, {}) == ["n: 4 -> default"]
+    assert differences({"n": None}, {}) == ["n: null -> default"]

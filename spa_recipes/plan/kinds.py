@@ -1,0 +1,299 @@
+"""The kinds of stages. Open this first to see how a recipe becomes a plan, a plan stages, and stages artifacts.
+
+A plan is made of stages, and each stage has a kind. All that is particular to a kind stands in the table `KINDS`: which
+module runs it, what it reads and writes, which sections of the recipe set it, and what it needs. To add a kind, write
+`spa_recipes/stages/<module>.py` with a function `run(context)`, add a row here, and let a plan use it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+from spa_recipes.recipe.schema import (
+    Data,
+    DatasetSource,
+    Endpoint,
+    Evaluation,
+    Judge,
+    LlmJudge,
+    Model,
+    Noise,
+    PreferenceTraining,
+    RefineTraining,
+    Sampling,
+    Source,
+    Training,
+)
+
+MODEL = "model"
+"""Folder of a model inside the output of a stage that makes one."""
+
+ADAPTER = "adapter"
+"""Folder of the LoRA weights that were merged into that model."""
+
+Content = Literal["policy", "model", "reward model", "judge", "weights", "dataset", "file", "rows"]
+"""What an input is: a `policy` renders texts with its own tokenizer and chat template, a plain `model` reads the token
+ids that a policy's tokenizer made, a `reward model` and a `judge` read texts in their own way. `weights` go with a
+policy. A `dataset` is a user's rows, `rows` are another stage's, and a `file` is any other file of the user's."""
+
+Work = Literal["train", "sample", "score"]
+"""What a stage does with the weights that it loads."""
+
+Tokens = Literal["text", "pair", "answer", "verdict"]
+"""How many tokens a row takes at most: a whole text, two of them, a sampled answer, or a judge's verdict."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of stage.
+
+    Attributes:
+        module: of `spa_recipes.stages` whose `run` does the work.
+        version: raised by one when a stage would give another result for the same settings, which a changed default
+            does, too. It is part of the key.
+        settings: the sections and scalars that set it, by name.
+        reads: its inputs by role name, and `may_read` those that some stages of the kind do without.
+        writes: names of its output, `*` standing for any text.
+        delivers: those of `writes` that `spa evaluate` hands to the user.
+        work: what it does with a language model; empty for a stage that loads none, which then runs in one process and
+            never under a launcher.
+        torch: whether it computes with torch, and so has to limit its threads.
+        tokens: tokens of one of its rows, for estimates.
+        section: the section of the recipe that sets its training, for messages.
+        policy: whether it makes a policy of the method: pi_init, pi_0, pi_1, ...
+    """
+
+    module: str
+    version: int = 1
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    reads: Mapping[str, Content] = field(default_factory=dict)
+    may_read: Mapping[str, Content] = field(default_factory=dict)
+    writes: tuple[str, ...] = ()
+    delivers: tuple[str, ...] = ()
+    work: tuple[Work, ...] = ()
+    torch: bool = False
+    tokens: Tokens | None = None
+    section: str = ""
+    policy: bool = False
+
+    @property
+    def loads_model(self) -> bool:
+        """Whether it loads a language model: only such a stage needs a device, and runs under a launcher."""
+        return bool(self.work)
+
+    def content(self, name: str) -> Content:
+        """What the input of this name is; KeyError if the kind has no such input."""
+        return self.reads[name] if name in self.reads else self.may_read[name]
+
+    def wrong_inputs(self, names: set[str]) -> list[str]:
+        """What is wrong with a stage of this kind that has inputs of these names."""
+        missing, unknown = self.reads.keys() - names, names - self.reads.keys() - self.may_read.keys()
+        return [f"needs the input {name}" for name in sorted(missing)] + [
+            f"has no input {name}" for name in sorted(unknown)
+        ]
+
+    def has_output(self, path: str) -> bool:
+        """Whether a stage of this kind writes a file or folder of this name."""
+        return any(fnmatchcase(path, pattern) for pattern in self.writes)
+
+
+_MODEL = {"model": Model, "chat_template_sha256": str}
+_TRAINED = (MODEL, ADAPTER)
+
+KINDS: dict[str, Kind] = {
+    # --- rows and models to start from
+    "data": Kind(
+        "data",
+        settings={"data": Data},
+        reads={"pairs": "dataset"},
+        may_read={"prompts": "dataset"},
+        writes=("seed.jsonl", "prompts-*.jsonl", "heldout.jsonl"),
+    ),
+    "init_model": Kind("init_model", settings={"seed": int}, writes=(MODEL,), torch=True),
+    # --- training
+    "sft": Kind(
+        "sft",
+        settings={**_MODEL, "training": Training, "source": Source, "seed": int},
+        reads={"policy": "policy", "source": "dataset"},
+        writes=_TRAINED,
+        work=("train",),
+        torch=True,
+        tokens="text",
+        section="sft",
+        policy=True,
+    ),
+    "dpo": Kind(
+        "dpo",
+        settings={**_MODEL, "training": PreferenceTraining, "seed": int},
+        reads={"policy": "policy", "reference": "model", "pairs": "rows"},
+        writes=_TRAINED,
+        work=("train",),
+        torch=True,
+        tokens="pair",
+        section="seed_training",
+        policy=True,
+    ),
+    "refine": Kind(
+        "refine",
+        settings={
+            **_MODEL,
+            "training": RefineTraining,
+            "noise": Noise,
+            "lambda": float,
+            "seed": int,
+            "iteration": int,
+        },
+        reads={"policy": "policy", "reference": "model", "judgments": "rows", "completions": "rows"},
+        may_read={"seed_pairs": "rows"},
+        writes=_TRAINED,
+        work=("train",),
+        torch=True,
+        tokens="pair",
+        section="refine",
+        policy=True,
+    ),
+    "reward_model": Kind(
+        "reward_model",
+        settings={**_MODEL, "training": Training, "seed": int},
+        reads={"policy": "policy", "pairs": "rows"},
+        writes=_TRAINED,
+        work=("train",),
+        torch=True,
+        tokens="pair",
+        section="judge.training",
+    ),
+    # --- answers, and what they are judged by
+    "generate": Kind(
+        "generate",
+        settings={**_MODEL, "sampling": Sampling, "seed": int, "iteration": int},
+        reads={"policy": "policy", "prompts": "rows"},
+        may_read={"adapter": "weights", "base": "weights"},
+        writes=("completions.parquet",),
+        work=("sample",),
+        torch=True,
+        tokens="answer",
+    ),
+    "candidates": Kind(
+        "candidates",
+        settings={**_MODEL, "source": DatasetSource},
+        reads={"policy": "policy", "reference": "policy", "pairs": "dataset"},
+        writes=("completions.parquet", "prompts.jsonl"),
+    ),
+    "score": Kind(
+        "score",
+        settings=_MODEL,
+        reads={"model": "model", "completions": "rows"},
+        writes=("logps.parquet",),
+        work=("score",),
+        torch=True,
+        tokens="text",
+    ),
+    "reward": Kind(
+        "reward",
+        settings=_MODEL,
+        reads={"model": "reward model", "completions": "rows"},
+        may_read={"prompts": "rows"},
+        writes=("rewards.parquet",),
+        work=("score",),
+        torch=True,
+        tokens="text",
+    ),
+    "verdicts": Kind(
+        "verdicts",
+        settings={**_MODEL, "judge": LlmJudge, "sampling": Sampling, "seed": int},
+        reads={"completions": "rows", "prompts": "rows", "question": "file"},
+        may_read={"model": "judge", "policy": "policy", "adapter": "weights", "base": "weights"},
+        writes=("rewards.parquet", "verdicts.jsonl"),
+        work=("sample",),
+        torch=True,
+        tokens="verdict",
+    ),
+    "endpoint_verdicts": Kind(
+        "verdicts",
+        settings={"judge": LlmJudge, "endpoint": Endpoint},
+        reads={"completions": "rows", "prompts": "rows", "question": "file"},
+        writes=("rewards.parquet", "verdicts.jsonl"),
+        tokens="verdict",
+    ),
+    "judge": Kind(
+        "judge",
+        version=2,
+        settings={"judge": Judge, "seed": int, "iteration": int, "gold_audit": bool},
+        reads={"completions": "rows", "prompts": "rows"},
+        may_read={"policy_logps": "rows", "reference_logps": "rows", "rewards": "rows"},
+        writes=("judgments.jsonl", "pairs.jsonl"),
+        torch=True,
+    ),
+    # --- what a policy is worth
+    "evaluate": Kind(
+        "evaluate",
+        version=2,
+        settings={**_MODEL, "sampling": Sampling, "evaluation": Evaluation, "seed": int, "beta": float},
+        reads={"policy": "policy", "heldout": "rows"},
+        may_read={
+            "adapter": "weights",
+            "base": "weights",
+            "reward_policy": "model",
+            "reward_reference": "model",
+            "init_samples": "rows",
+            "init_logps": "rows",
+        },
+        writes=("samples.jsonl", "heldout.jsonl"),
+        work=("sample", "score"),
+        torch=True,
+        tokens="answer",
+    ),
+    # --- the field's benchmarks
+    "answers": Kind(
+        "answers",
+        settings={
+            **_MODEL,
+            "sampling": Sampling,
+            "seed": int,
+            "benchmark": str,
+            "name": str,
+            "source": DatasetSource,
+        },
+        reads={"policy": "policy"},
+        may_read={"instructions": "file", "questions": "file", "prompts": "dataset"},
+        writes=("model_outputs.json", "model_answer/*.jsonl", "answers.jsonl"),
+        delivers=("model_outputs.json", "model_answer/*.jsonl"),
+        work=("sample",),
+        torch=True,
+        tokens="answer",
+    ),
+    "alpaca_annotations": Kind(
+        "alpaca_annotations",
+        settings={"annotator": str},
+        reads={"outputs": "rows", "instructions": "file"},
+        writes=("*/annotations.json", "*/leaderboard.csv"),
+        delivers=("*/annotations.json", "*/leaderboard.csv"),
+    ),
+    "alpaca_score": Kind(
+        "alpaca_score", reads={"annotations": "rows"}, writes=("scores.json",), delivers=("scores.json",)
+    ),
+    "mt_bench_judge": Kind(
+        "mt_bench_judge",
+        settings={"endpoint": Endpoint, "judge_max_tokens": int, "name": str},
+        reads={"questions": "file", "answers": "rows", "judge_prompts": "file"},
+        may_read={"reference_answers": "file"},
+        writes=("model_judgment/*.jsonl", "scores.json"),
+        delivers=("model_judgment/*.jsonl", "scores.json"),
+    ),
+    "versus": Kind(
+        "versus",
+        reads={"ours": "rows", "theirs": "rows"},
+        writes=("all.jsonl", "pairs.jsonl", "completions.parquet"),
+    ),
+    "win_rate": Kind(
+        "win_rate",
+        settings={"judge": str},
+        reads={"all": "rows", "pairs": "rows"},
+        may_read={"rewards": "rows", "verdicts": "rows", "policy_logps": "rows", "reference_logps": "rows"},
+        writes=("outcomes.jsonl", "scores.json"),
+        delivers=("outcomes.jsonl", "scores.json"),
+        torch=True,
+    ),
+}
+"""All kinds by name, in the order in which a run meets them."""

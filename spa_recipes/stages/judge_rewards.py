@@ -1,0 +1,86 @@
+"""The rewards by which the judge stage labels: one function for each judge of a recipe."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from spa_recipes.algo.judgment import balancing_length_penalty, implicit_reward
+from spa_recipes.sandbox.gold import gold_reward
+
+Answers = Sequence[dict[str, Any]]
+"""Completions to one prompt, with their log-probs and rewards where the judge has such."""
+
+
+class Judged(NamedTuple):
+    """A prompt whose answers get rewards.
+
+    Attributes:
+        judge: the judge's section in JSON form.
+        prompt: a row of the prompts.
+        key: names the prompt's own random stream.
+        length_penalty: a in r - a*|y|, per response token.
+    """
+
+    judge: dict[str, Any]
+    prompt: dict[str, Any]
+    answers: Answers
+    key: str
+    length_penalty: float
+
+
+def of_implicit_reward(given: Judged) -> torch.Tensor:
+    """r - a*|y| in float64, with r = beta * (log pi_{i-1}(y|x) - log pi_ref(y|x)) (paper, equation 7)."""
+    lengths_K = torch.tensor([len(a["response_ids"]) for a in given.answers], dtype=torch.float64)
+    return _implicit_rewards(given.answers, given.judge["beta"]) - given.length_penalty * lengths_K
+
+
+def of_table(given: Judged) -> torch.Tensor:
+    """Rewards that a stage before this one gave: a reward model's, or those of verdicts in words."""
+    return torch.tensor([a["reward"] for a in given.answers], dtype=torch.float64)
+
+
+def of_gold(given: Judged) -> torch.Tensor:
+    """The sandbox's gold reward."""
+    return torch.tensor(gold_rewards(given.prompt, given.answers), dtype=torch.float64)
+
+
+def of_coin(given: Judged) -> torch.Tensor:
+    """Uniform numbers in [0, 1), the same whenever they are asked for."""
+    return torch.tensor([_coin(f"{given.key}:{a['sample']}") for a in given.answers], dtype=torch.float64)
+
+
+REWARDS: dict[str, Callable[[Judged], torch.Tensor]] = {
+    "implicit_reward": of_implicit_reward,
+    "reward_model": of_table,
+    "llm": of_table,
+    "gold": of_gold,
+    "random": of_coin,
+}
+"""By `judge.type`."""
+
+
+def length_penalty(judge: dict[str, Any], groups: Sequence[Answers]) -> float:
+    """a in r - a*|y|: as the recipe says, or what balances the lengths of this iteration's chosen and rejected."""
+    wanted = judge.get("length_penalty", 0.0)
+    if wanted != "balanced":
+        return float(wanted)
+    rewards = [_implicit_rewards(answers, judge["beta"]).tolist() for answers in groups]
+    return balancing_length_penalty(rewards, [[len(a["response_ids"]) for a in answers] for answers in groups])
+
+
+def gold_rewards(prompt: dict[str, Any], answers: Answers) -> list[float]:
+    """The sandbox's gold reward of each answer."""
+    return [gold_reward(prompt["prompt"][-1]["content"], answer["text"]) for answer in answers]
+
+
+def _implicit_rewards(answers: Answers, beta: float) -> torch.Tensor:
+    policy_K = torch.tensor([a["policy_logp"] for a in answers], dtype=torch.float64)
+    reference_K = torch.tensor([a["reference_logp"] for a in answers], dtype=torch.float64)
+    return implicit_reward(policy_K, reference_K, beta)
+
+
+def _coin(key: str) -> float:
+    """A uniform number in [0, 1) from a text."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6], "big") / 2**48
