@@ -18,7 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "recipe": {"errors"},
     "algo": set(),
     "sandbox": set(),
-    "data": {"errors", "recipe", "sandbox"},
+    "data": {"errors", "recipe", "sandbox", "state"},
     "benchmarks": {"errors", "recipe", "data"},
     "plan": {"errors", "recipe", "data", "state"},
     "estimates": {"plan", "recipe"},
