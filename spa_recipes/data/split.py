@@ -8,17 +8,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from spa_recipes.data.arrow import PROMPTS
 from spa_recipes.errors import DataError
 from spa_recipes.recipe.schema import Data
 
 
 class Split(NamedTuple):
-    """The parts as tables, and how many rows of each part's range it does not hold."""
+    """The parts as indices of their rows, and how many rows of each part's range it does not hold."""
 
-    seed: pa.Table
-    prompts: list[pa.Table]
-    heldout: pa.Table
+    seed: list[int]
+    prompts: list[list[int]]
+    heldout: list[int]
     dropped: dict[str, int]
 
 
@@ -47,6 +46,10 @@ def split_rows(
             bad row does not move every other row to another part.
         skipped_prompts: the same for `prompts`.
 
+    Returns:
+        Indices of `pairs` for the seed and the held-out part; of `prompts` for the iterations, or of `pairs` without
+        `prompts`.
+
     Raises:
         DataError: more rows are asked for than there are, or a part ends up empty.
     """
@@ -56,7 +59,7 @@ def split_rows(
     fresh_count = sum(data.prompts_per_iteration)
     if prompts is None:
         _check_enough("data.pairs", len(pair_order), _asked(data, seed_count, fresh_count, data.heldout))
-        prompts, prompt_order, prompt_ids, prompt_start = pairs, pair_order, pair_ids, seed_count
+        prompt_order, prompt_ids, prompt_start = pair_order, pair_ids, seed_count
     else:
         prompt_order = _shuffled(prompts, skipped_prompts, data.shuffle_seed)
         _check_enough("data.pairs", len(pair_order), _asked(data, seed_count, 0, data.heldout))
@@ -77,10 +80,10 @@ def split_rows(
         part = _fresh(prompt_order[prompt_start : prompt_start + count], prompt_ids, taken)
         dropped[f"iteration {number}"] = count - len(part)
         _check_filled(f"iteration {number}", "data.prompts_per_iteration", count, len(part))
-        iterations.append(_take(prompts.select(PROMPTS.names), part))
+        iterations.append(part)
         prompt_start += count
     dropped["heldout"] = data.heldout - len(heldout)
-    return Split(_take(pairs, seed), iterations, _take(pairs, heldout), dropped)
+    return Split(seed, iterations, heldout, dropped)
 
 
 def _shuffled(table: pa.Table, skipped: Iterable[int], seed: int) -> list[int | None]:
@@ -89,10 +92,6 @@ def _shuffled(table: pa.Table, skipped: Iterable[int], seed: int) -> list[int | 
     in_source = np.argsort(numbers, kind="stable")
     shuffled: list[int] = in_source[np.random.default_rng(seed).permutation(len(numbers))].tolist()
     return [index if index < len(table) else None for index in shuffled]
-
-
-def _take(table: pa.Table, rows: Sequence[int]) -> pa.Table:
-    return table.take(pa.array(rows, pa.int64()))
 
 
 def _seed_count(data: Data, rows: int) -> int:

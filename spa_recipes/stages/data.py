@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from spa_recipes.data.arrow import rows_of
+from spa_recipes.data.arrow import PROMPTS, rows_of, take
 from spa_recipes.data.rows import write_jsonl
 from spa_recipes.data.sources import read_pairs, read_prompts
 from spa_recipes.data.split import split_rows
@@ -27,10 +27,11 @@ def run(context: Context) -> Result:
         skipped_pairs=[row for row, _ in pairs.skipped],
         skipped_prompts=[row for row, _ in prompts.skipped] if prompts else [],
     )
-    write_jsonl(context.draft / "seed.jsonl", rows_of(parts.seed))
+    fresh = (prompts or pairs).table.select(PROMPTS.names)
+    write_jsonl(context.draft / "seed.jsonl", rows_of(take(pairs.table, parts.seed)))
     for i, part in enumerate(parts.prompts, start=1):
-        write_jsonl(context.draft / f"prompts-{i}.jsonl", rows_of(part))
-    write_jsonl(context.draft / "heldout.jsonl", rows_of(parts.heldout))
+        write_jsonl(context.draft / f"prompts-{i}.jsonl", rows_of(take(fresh, part)))
+    write_jsonl(context.draft / "heldout.jsonl", rows_of(take(pairs.table, parts.heldout)))
     metrics = {
         "form": pairs.form,
         "pairs": len(pairs.table),

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from spa_recipes.data import split
-from spa_recipes.data.arrow import PAIRS, PROMPTS, rows_of, table_of
+from spa_recipes.data.arrow import PAIRS, PROMPTS, rows_of, table_of, take
 from spa_recipes.data.rows import PairRow, PromptRow
 from spa_recipes.recipe.schema import Data
 
@@ -20,5 +20,7 @@ class Parts(NamedTuple):
 def split_rows(pairs: list[PairRow], prompts: list[PromptRow] | None, data: Data, **skipped: Any) -> Parts:
     tables = table_of(pairs, PAIRS), None if prompts is None else table_of(prompts, PROMPTS)
     parts = split.split_rows(*tables, data, **skipped)
-    prompt_rows = [list(rows_of(part)) for part in parts.prompts]
-    return Parts(list(rows_of(parts.seed)), prompt_rows, list(rows_of(parts.heldout)), parts.dropped)
+    fresh = (tables[1] or tables[0]).select(PROMPTS.names)
+    prompt_rows = [list(rows_of(take(fresh, part))) for part in parts.prompts]
+    seed, heldout = (list(rows_of(take(tables[0], part))) for part in (parts.seed, parts.heldout))
+    return Parts(seed, prompt_rows, heldout, parts.dropped)
