@@ -14,8 +14,8 @@ from spa_recipes.data.rows import Message, prompt_id
 from spa_recipes.data.sources import count_rows, read_candidates, read_conversations, read_pairs, read_prompts
 from spa_recipes.errors import SpaError
 from spa_recipes.recipe.schema import Data, DatasetSource
-from tests.kit.data_forms import FILES, FORMS, assistant, canonical, system, user, write_jsonl, write_parquet
 from tests.kit.data import split_rows
+from tests.kit.data_forms import FILES, FORMS, assistant, canonical, system, user, write_jsonl, write_parquet
 
 QUICK = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 

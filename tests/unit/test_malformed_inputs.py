@@ -16,8 +16,8 @@ from spa_recipes.errors import RecipeError
 from spa_recipes.recipe.load import load_recipe
 from spa_recipes.recipe.schema import Data, DatasetSource
 from tests.kit.cli import one_error
-from tests.kit.recipes import merged, mini, write_recipe
 from tests.kit.data import split_rows
+from tests.kit.recipes import merged, mini, write_recipe
 
 GOOD = """\
 name: x
