@@ -32,7 +32,12 @@ Accept = Annotated[
     bool, typer.Option("--accept", help="The recipe changed since the run was started: redo the stages it affects.")
 ]
 Until = Annotated[
-    str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage, e.g. `judge-1` (see `spa plan`).")
+    str | None,
+    typer.Option(
+        "--until",
+        metavar="STAGE",
+        help="Do this stage and the stages that it needs, no others, e.g. `judge-1` (see `spa plan`).",
+    ),
 ]
 
 
@@ -362,7 +367,7 @@ def report(
 
     prepared = api.prepare_resume(run, runs_dir)
     path = out or prepared.run.path / "report.html"
-    write_report(prepared.plan, prepared.run, api.manifests(prepared.plan, prepared.run), path)
+    write_report(prepared.plan, prepared.run, prepared.run.manifests(prepared.plan), path)
     typer.echo(f"report: {path}")
 
 
@@ -453,7 +458,7 @@ def main() -> None:
         app()
     except SystemExit as leaving:
         if leaving.code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-            typer.echo("stopped; everything finished is kept: `spa resume` (or the same command) goes on", err=True)
+            typer.echo("stopped; finished work is kept: `spa resume`, or the same command again, continues", err=True)
         raise
     except SpaError as error:
         if debug:

@@ -105,8 +105,9 @@ def _print_places(prepared: api.Prepared, outcome: Outcome) -> None:
         if stage.kind == "judge" and run.is_done(stage, plan):
             say(f"pairs:  {run.stage_dir(stage, plan).output / 'pairs.jsonl'}")
     if not outcome.complete:
-        left = api.unfinished(plan, run)
-        say(f"next:   `spa resume {run.path}` goes on with {left[0].id} ({len(left)} stages left)")
+        ids = [stage.id for stage in outcome.left]
+        say(f"left:   {len(ids)} stage{'s' if len(ids) > 1 else ''}: {', '.join(ids)}")
+        say(f"next:   `spa resume {run.path}` continues with {ids[0]}")
     elif made is not None and plan.initial_policy is not None:
         reference = run.input_path(plan.initial_policy, plan)
         say(

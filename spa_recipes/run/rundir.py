@@ -19,7 +19,7 @@ from spa_recipes.plan.keys import stage_key
 from spa_recipes.recipe.schema import AnyRecipe, Recipe
 from spa_recipes.run.disk import is_full
 from spa_recipes.state import atomic
-from spa_recipes.state.stagedir import MANIFEST, StageDir
+from spa_recipes.state.stagedir import MANIFEST, Manifest, StageDir
 
 Status = Literal["done", "running", "failed", "interrupted", "waiting"]
 SHORT_KEY = 8
@@ -93,6 +93,11 @@ class RunDir:
             if folder.has_all(stage.key) or (stage.id not in newest and done.issuperset(read_by)):
                 done.add(stage.id)
         return done
+
+    def manifests(self, plan: Plan) -> dict[str, Manifest]:
+        """Manifests of the committed stages, by id, in the order of the plan."""
+        found = {stage.id: self.stage_dir(stage, plan).manifest() for stage in plan.stages if self.is_done(stage, plan)}
+        return {name: manifest for name, manifest in found.items() if manifest is not None}
 
     def status(self, stage: Stage, plan: Plan) -> Status:
         """Valid manifest: done; held lock and a newest attempt without end: running; an attempt's error: failed."""
@@ -241,7 +246,7 @@ def _read_plan(entries: list[dict[str, Any]]) -> list[Planned]:
 
 
 def plan_json(plan: Plan) -> list[dict[str, Any]]:
-    """A plan for people and scripts: ids, roles, inputs, keys."""
+    """A plan for people and scripts: ids, roles, inputs, what each stage waits for, keys."""
     return [
         {
             "id": stage.id,
@@ -249,6 +254,7 @@ def plan_json(plan: Plan) -> list[dict[str, Any]]:
             "role": stage.role,
             "key": stage.key,
             "inputs": {name: str(value) for name, value in stage.inputs.items()},
+            "waits_for": list(stage.waits_for),
             "rows": stage.rows,
             "material": stage.material,
         }
@@ -273,7 +279,10 @@ def last_touched(run: RunDir) -> float:
 
 
 def find_reusable(runs_dir: Path, stage: Stage, besides: RunDir, *, deep: bool = True) -> tuple[str, StageDir] | None:
-    """A finished, whole stage with the same key in another run of the same folder; `deep` also compares digests."""
+    """A finished stage with the same key and its whole output, in another run of the same runs_dir.
+
+    `deep` also compares digests.
+    """
     if not runs_dir.is_dir():
         return None
     for manifest in sorted(runs_dir.glob(f"*/stages/*-{stage.key[:SHORT_KEY]}/{MANIFEST}")):
