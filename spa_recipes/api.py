@@ -16,8 +16,9 @@ from spa_recipes.plan import MODEL, External, Plan, Stage, compile_judge_plan, c
 from spa_recipes.recipe.load import load_recipe
 from spa_recipes.recipe.rules import conflicts_in
 from spa_recipes.recipe.schema import Compute, DatasetSource, ForkExecutor, ImplicitRewardJudge, JudgeJob, Model
-from spa_recipes.run.decay import judge_decay
+from spa_recipes.run.changes import plan_changes
 from spa_recipes.run.rundir import RunDir, all_runs, find_reusable
+from spa_recipes.run.schedule import unfinished
 from spa_recipes.state import atomic
 from spa_recipes.state.digests import DigestMemo
 from spa_recipes.state.stagedir import Manifest
@@ -25,7 +26,8 @@ from spa_recipes.state.stagedir import Manifest
 if TYPE_CHECKING:
     from spa_recipes.run.executors import Executors
     from spa_recipes.run.gc import Sweep
-    from spa_recipes.run.runner import Outcome, Reporter
+    from spa_recipes.run.reporter import Reporter
+    from spa_recipes.run.runner import Outcome
 
 DIGEST_MEMO = ".digests.json"
 
@@ -58,9 +60,9 @@ def run_recipe(
     accept: bool = False,
     executors: Executors | None = None,
 ) -> Outcome:
-    """Run what is not done yet, up to and including the stage `until`.
+    """Do what is not done yet: the whole plan, or the stage `until` and all stages that it needs.
 
-    `executors` of one's own spare several runs in a row the import of the libraries; the caller closes them.
+    With `executors` of its own, a caller that does several runs imports the libraries once; it closes them itself.
 
     Raises:
         SpaError: with the exit code of what went wrong; before anything starts for what is wrong with the inputs.
@@ -124,20 +126,6 @@ def _newest_unfinished(runs_dir: Path) -> RunDir:
     raise RecipeError(f"no runs in {runs_dir}", fix="start one with `spa run RECIPE`")
 
 
-def unfinished(plan: Plan, run: RunDir) -> list[Stage]:
-    """Stages that are still to be done: not committed yet, and not ruled out by a judge that decays."""
-    left = [stage for stage in plan.stages if not run.is_done(stage, plan)]
-    decay = judge_decay(plan, manifests(plan, run))
-    ruled_out = [] if decay is None else plan.stages[plan.stages.index(plan.stage(decay.stage)) :]
-    return [stage for stage in left if stage not in ruled_out]
-
-
-def manifests(plan: Plan, run: RunDir) -> dict[str, Manifest]:
-    """Manifests of the committed stages, by id, in the plan's order."""
-    found = {stage.id: run.stage_dir(stage, plan).manifest() for stage in plan.stages if run.is_done(stage, plan)}
-    return {name: manifest for name, manifest in found.items() if manifest is not None}
-
-
 class StageView(NamedTuple):
     """A line of `spa plan`: is the stage's result there, and if not, why not."""
 
@@ -148,7 +136,6 @@ class StageView(NamedTuple):
 
 def plan_view(prepared: Prepared) -> list[StageView]:
     """For each stage: `done`, `in RUN` (another run has it), or `to do` with the reason."""
-    from spa_recipes.run.runner import plan_changes
 
     plan, run, _ = prepared
     changes: dict[str, list[str]] = {}

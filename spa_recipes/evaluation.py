@@ -18,8 +18,9 @@ from spa_recipes.recipe.schema import EvaluateJob
 from spa_recipes.run.executors import Executors, has_nvidia_driver
 from spa_recipes.run.final import model_shown
 from spa_recipes.run.preflight import check_inputs
+from spa_recipes.run.reporter import Reporter
 from spa_recipes.run.rundir import RunDir
-from spa_recipes.run.runner import Reporter, execute
+from spa_recipes.run.runner import execute
 from spa_recipes.state import atomic
 from spa_recipes.state.digests import DigestMemo
 from spa_recipes.state.stagedir import Manifest

@@ -31,4 +31,4 @@ def print_comparison(names: Sequence[str], runs_dir: Path, *, as_json: bool) -> 
 
 def _of_run(name: str, runs_dir: Path) -> list[Line]:
     prepared = api.prepare_resume(name, runs_dir)
-    return lines(prepared.plan, prepared.run.name, api.manifests(prepared.plan, prepared.run))
+    return lines(prepared.plan, prepared.run.name, prepared.run.manifests(prepared.plan))

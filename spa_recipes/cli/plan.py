@@ -5,9 +5,8 @@ import sys
 
 from spa_recipes import api
 from spa_recipes.cli.terminal import bold, cyan, green, say, yellow
-from spa_recipes.estimates import Need, needs
+from spa_recipes.estimates import Need, human_bytes, human_count, needs
 from spa_recipes.run.disk import free_bytes
-from spa_recipes.units import human_bytes, human_count
 
 MARKS = {"done": green("+"), "to do": yellow("o")}
 """Marks of a stage, by its state; any other state means that another run has it."""
@@ -37,6 +36,8 @@ def _print_stage(view: api.StageView, need: Need, *, why: bool) -> None:
     say(f"\n{MARKS.get(view.state, cyan('='))} {bold(stage.id)}  {stage.role}")
     for name, value in stage.inputs.items():
         say(f"    {name:<16} {value}")
+    if stage.after:
+        say(f"    {'waits for':<16} {', '.join(stage.after)}")
     say(f"    {'key':<16} {stage.key[:16]}  {view.state}")
     if view.why and why:
         say(f"    {'why':<16} {view.why}")
@@ -68,6 +69,7 @@ def print_plan_json(prepared: api.Prepared) -> None:
             "role": view.stage.role,
             "key": view.stage.key,
             "inputs": {name: str(value) for name, value in view.stage.inputs.items()},
+            "waits_for": list(view.stage.waits_for),
             "rows": view.stage.rows,
             "state": view.state,
             "why": view.why,

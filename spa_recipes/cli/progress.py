@@ -5,25 +5,26 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spa_recipes import api
 from spa_recipes.cli.terminal import bold, cyan, green, say, yellow
+from spa_recipes.estimates import human_seconds
 from spa_recipes.plan import Stage
 from spa_recipes.report import figures
+from spa_recipes.run.schedule import unfinished
 from spa_recipes.state.stagedir import Manifest
-from spa_recipes.units import human_seconds
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
 
 class PlainReporter:
-    """Tells what happens to the stages of a run (see `spa_recipes.run.runner.Reporter`)."""
+    """Tells what happens to the stages of a run (see `spa_recipes.run.reporter.Reporter`)."""
 
     def __init__(self) -> None:
         self._bar: Progress | None = None
-        self._task: Any = None
+        self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> PlainReporter:
         if sys.stdout.isatty():
@@ -36,6 +37,12 @@ class PlainReporter:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+    def _task(self, bar: Progress, stage: Stage) -> TaskID:
+        """The stage's own bar, made when it is first needed: its progress may come before its start is told."""
+        if stage.id not in self._tasks:
+            self._tasks[stage.id] = bar.add_task(stage.id, total=None, unit="", note="")
+        return self._tasks[stage.id]
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
@@ -61,7 +68,7 @@ class PlainReporter:
         if self._bar is None:
             self.say(f"  > {stage.id:<18} {stage.role}{note}")
         else:
-            self._task = self._bar.add_task(f"{stage.id}{note}", total=None, unit="", note="")
+            self._bar.update(self._task(self._bar, stage), description=f"{stage.id}{note}")
 
     def noticed(self, stage: Stage, text: str) -> None:
         """See `Reporter`."""
@@ -70,12 +77,13 @@ class PlainReporter:
     def progress(self, stage: Stage, done: int, total: int, unit: str, note: str) -> None:
         """See `Reporter`."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=total, unit=unit, note=note)
+            self._bar.update(self._task(self._bar, stage), completed=done, total=total, unit=unit, note=note)
 
     def finished(self, stage: Stage, manifest: Manifest) -> None:
         """See `Reporter`."""
         if self._bar is not None:
-            self._bar.remove_task(self._task)
+            self._bar.remove_task(self._task(self._bar, stage))
+            del self._tasks[stage.id]
         self.say(f"  {green('+')} {stage.id:<18} {human_seconds(manifest.seconds):>8}  {figures.line(manifest)}")
 
 
@@ -84,7 +92,7 @@ class RunReporter(PlainReporter):
 
     def __init__(self, prepared: api.Prepared) -> None:
         super().__init__()
-        left = len(api.unfinished(prepared.plan, prepared.run))
+        left = len(unfinished(prepared.plan, prepared.run))
         total = len(prepared.plan.stages)
         begun = "" if left == total else f", {total - left} of {total} stages done before"
         self.say(f"{bold(prepared.plan.recipe.name)} in {prepared.run.path}{begun}")

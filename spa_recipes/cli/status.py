@@ -5,9 +5,9 @@ from pathlib import Path
 
 from spa_recipes.cli.terminal import bold, say, table, yellow
 from spa_recipes.errors import RecipeError
+from spa_recipes.estimates import human_bytes, human_seconds
 from spa_recipes.report import figures
 from spa_recipes.run.overview import Overview, disk_usage, overviews
-from spa_recipes.units import human_bytes, human_seconds
 
 
 def print_runs(runs_dir: Path) -> None:
@@ -36,13 +36,14 @@ def print_run_status(name: str, runs_dir: Path) -> None:
     from spa_recipes import api
     from spa_recipes.cli.summary import print_results
     from spa_recipes.run.decay import judge_decay
+    from spa_recipes.run.schedule import unfinished
     from spa_recipes.state import usage
 
     run = api.find_run(name, runs_dir)
     if run.recipe() is None:
         raise RecipeError("no run is there", where=str(run.path))
     prepared = api.prepare_resume(str(run.path), runs_dir)
-    manifests = api.manifests(prepared.plan, run)
+    manifests = run.manifests(prepared.plan)
     say(f"{bold(run.name)} in {run.path}" + (f", held by {holder}" if (holder := run.holder()) else ""))
     for stage in prepared.plan.stages:
         state = run.status(stage, prepared.plan)
@@ -57,9 +58,9 @@ def print_run_status(name: str, runs_dir: Path) -> None:
             log = run.stage_dir(stage, prepared.plan).attempts()[-1] / "worker.log"
             say(f"  {'':<18} log: {log}")
     print_results(manifests)
-    decay = judge_decay(prepared.plan, manifests)
+    decay = judge_decay(prepared.plan.recipe, manifests)
     if decay is not None:
         say(yellow(str(decay)))
-    left = api.unfinished(prepared.plan, run)
+    left = unfinished(prepared.plan, run)
     if left:
-        say(f"next:    `spa resume {run.path}` goes on with {left[0].id}")
+        say(f"next:    `spa resume {run.path}` continues with {left[0].id}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from spa_recipes import api
 from spa_recipes.cli.terminal import bold, say, table, yellow
 from spa_recipes.data.rows import read_jsonl
+from spa_recipes.estimates import human_count, human_seconds
 from spa_recipes.plan import Plan
 from spa_recipes.recipe.schema import Recipe
 from spa_recipes.report import figures
@@ -16,7 +17,6 @@ from spa_recipes.report.benchmarks import benchmark_lines
 from spa_recipes.report.figures import PERCENT, Trend
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.state.stagedir import Manifest
-from spa_recipes.units import human_count, human_seconds
 
 if TYPE_CHECKING:
     from spa_recipes.run.runner import Outcome
@@ -105,8 +105,9 @@ def _print_places(prepared: api.Prepared, outcome: Outcome) -> None:
         if stage.kind == "judge" and run.is_done(stage, plan):
             say(f"pairs:  {run.stage_dir(stage, plan).output / 'pairs.jsonl'}")
     if not outcome.complete:
-        left = api.unfinished(plan, run)
-        say(f"next:   `spa resume {run.path}` goes on with {left[0].id} ({len(left)} stages left)")
+        ids = [stage.id for stage in outcome.left]
+        say(f"left:   {len(ids)} stage{'s' if len(ids) > 1 else ''}: {', '.join(ids)}")
+        say(f"next:   `spa resume {run.path}` continues with {ids[0]}")
     elif made is not None and plan.initial_policy is not None:
         reference = run.input_path(plan.initial_policy, plan)
         say(

@@ -1,17 +1,19 @@
-"""The rows that every stage reads and writes, and their JSONL files. Standard library only."""
+"""Rows of datasets in their canonical form, and JSONL files of any rows. Standard library only.
 
-from __future__ import annotations
+The rows that stages hand to each other are in `stage_rows` (JSONL) and `tables` (Parquet).
+"""
 
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, NotRequired, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict, TypeVar
 
 from spa_recipes.errors import DataError
+from spa_recipes.state import atomic
 
+RowT = TypeVar("RowT", bound=Mapping[str, Any])
 BOM = b"\xef\xbb\xbf"
 
 
@@ -22,36 +24,35 @@ class Message(TypedDict):
     content: str
 
 
-class PairRow(TypedDict):
-    """A labelled pair; `chosen` and `rejected` hold exactly one assistant message each."""
+class Prompt(TypedDict):
+    """What every row about a prompt holds: the prompt, whose last message is the user's, and its name."""
 
     prompt_id: str
     prompt: list[Message]
+
+
+class PromptRow(Prompt):
+    """A prompt to answer, and its number in the source."""
+
+    row: int
+
+
+class PairRow(PromptRow):
+    """A labelled pair; `chosen` and `rejected` hold exactly one assistant message each."""
+
     chosen: list[Message]
     rejected: list[Message]
-    row: int
     score_chosen: NotRequired[float]
     score_rejected: NotRequired[float]
     gold_chosen: NotRequired[float]
     gold_rejected: NotRequired[float]
 
 
-class PromptRow(TypedDict):
-    """A prompt to answer; its last message is the user's."""
-
-    prompt_id: str
-    prompt: list[Message]
-    row: int
-
-
-class CandidatesRow(TypedDict):
+class CandidatesRow(PromptRow):
     """Responses to judge; `label` is the index of the one that is known to be better."""
 
-    prompt_id: str
-    prompt: list[Message]
     responses: list[str]
     label: int | None
-    row: int
 
 
 class ConversationRow(TypedDict):
@@ -76,9 +77,7 @@ def prompt_id(messages: Iterable[Message]) -> str:
 
 
 def write_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write one JSON object per line, all or nothing, and return the number of rows.
-
-    The file is complete under its name or not there: rows go to a temporary file beside it, which is renamed.
+    """Write one JSON object per line and return the number of rows; the file gets its name when it is complete.
 
     Raises:
         DataError: a row holds NaN or infinity, which JSON does not have, or half a surrogate pair.
@@ -86,41 +85,53 @@ def write_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> int:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     count = 0
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            for count, row in enumerate(rows, start=1):
-                file.write(_encode(row, f"{path}, row {count}"))
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files that only their owner may read; results get the usual permissions.
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with atomic.replacing(path) as temporary, temporary.open("wb") as file:
+        for count, row in enumerate(rows, start=1):
+            file.write(_encode(row, f"{path}, row {count}"))
+        file.flush()
+        os.fsync(file.fileno())
     return count
 
 
 def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
-    """Read the objects of a JSONL file; blank lines are passed over.
+    """Read the objects of a JSONL file; blank lines are skipped.
 
     Raises:
         DataError: the file is missing, or a line is not a JSON object.
     """
-    rows = []
+    return [value for _, value in _objects(path)]
+
+
+def read_rows(path: Path | str, kind: type[RowT]) -> list[RowT]:
+    """Read the rows that a stage wrote as rows of this type, e.g. `read_rows(path, PairRow)`.
+
+    Raises:
+        DataError: as `read_jsonl`, or a row lacks a key of its type.
+    """
+    needed: frozenset[str] = kind.__required_keys__  # type: ignore[attr-defined]
+    rows: list[Any] = []
+    for number, value in _objects(path):
+        if missing := needed - value.keys():
+            raise DataError(
+                f"no key `{min(missing)}`", where=f"{path}:{number}", fix="run the stage that writes this file again"
+            )
+        rows.append(value)
+    return rows
+
+
+def _objects(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and object of each line that is not blank."""
     for line in read_lines(path):
         if line.error is not None:
             raise line.error
         if line.value is not None:
-            rows.append(line.value)
-    return rows
+            yield line.number, line.value
 
 
 def read_lines(path: Path | str) -> Iterator[Line]:
-    """Go through a JSONL file, a bad line being an item and not the end.
+    """Go through a JSONL file. A bad line is an item with its error; the lines after it follow.
 
-    Only `\\n` ends a line (JSON text may hold U+2028 and its like); a BOM and CRLF are tolerated.
+    Only `\\n` ends a line, as JSON text may hold U+2028 and its like. A BOM and CRLF are accepted.
 
     Raises:
         DataError: the file cannot be opened.
@@ -172,9 +183,3 @@ def _encode(row: Mapping[str, Any], where: str) -> bytes:
         raise DataError("text holds half a surrogate pair, which UTF-8 cannot write", where=where) from error
     except ValueError as error:
         raise DataError(f"cannot be written as JSON ({error})", where=where) from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

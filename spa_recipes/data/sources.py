@@ -1,17 +1,19 @@
 """Reading of data: any accepted form in any kind of file becomes the canonical rows of `spa_recipes.data.rows`.
 
 loaded = read_pairs(recipe.data.pairs)
-loaded.rows, loaded.form, loaded.columns, loaded.skipped
+loaded.table, loaded.rows, loaded.form, loaded.columns, loaded.skipped
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from spa_recipes.data.files import JSONL_SUFFIXES, PARQUET_SUFFIXES, RawRow, existing_path, read_raw
-from spa_recipes.data.forms.candidates import CANDIDATE_FORMS, candidates_row, read_labels
+from spa_recipes.data.forms.candidates import CANDIDATE_FORMS, LABEL_COLUMNS, candidates_row, read_labels
 from spa_recipes.data.forms.conversations import CONVERSATION_FORMS, conversation_row
 from spa_recipes.data.forms.form import BadRowError, Form, Raw, describe, detect, rename
 from spa_recipes.data.forms.pairs import PAIR_FORMS, pair_row
@@ -19,6 +21,9 @@ from spa_recipes.data.forms.prompts import PROMPT_FORMS, prompt_row
 from spa_recipes.data.rows import CandidatesRow, ConversationRow, PairRow, PromptRow
 from spa_recipes.errors import DataError
 from spa_recipes.recipe.schema import Columns, DatasetSource, SandboxSource
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Row = TypeVar("Row", PairRow, PromptRow, ConversationRow, CandidatesRow)
 AnySource = DatasetSource | SandboxSource
@@ -37,16 +42,24 @@ class Loaded(NamedTuple, Generic[Row]):
     """Rows of a source.
 
     Attributes:
-        rows: canonical rows, in the order of the source.
+        table: canonical rows in the order of the source, as `spa_recipes.data.arrow` has them.
         form: name of the form that was detected, for people.
         columns: columns that were read, by their names in the source.
         skipped: number and fault of each malformed row (`on_bad_row: skip`).
     """
 
-    rows: list[Row]
+    table: pa.Table
     form: str
     columns: list[str]
     skipped: list[tuple[int, str]]
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows as Python objects, all at once."""
+        from spa_recipes.data.arrow import rows_of
+
+        rows: list[Any] = list(rows_of(self.table))
+        return rows
 
 
 def read_pairs(source: AnySource) -> Loaded[PairRow]:
@@ -56,7 +69,9 @@ def read_pairs(source: AnySource) -> Loaded[PairRow]:
         DataError: the source is missing or unreadable, its form is unknown, or a row is malformed.
         TryAgainError: the network failed.
     """
-    return _read(source, PAIR_FORMS, _PAIRS_ACCEPTED, pair_row)
+    from spa_recipes.data.arrow import PAIRS
+
+    return _read(source, PAIRS, PAIR_FORMS, _PAIRS_ACCEPTED, pair_row)
 
 
 def read_prompts(source: AnySource) -> Loaded[PromptRow]:
@@ -65,11 +80,12 @@ def read_prompts(source: AnySource) -> Loaded[PromptRow]:
     Raises:
         DataError, TryAgainError: as `read_pairs`.
     """
+    from spa_recipes.data.arrow import PROMPTS
 
     def finish(prompt: Any, raw: Raw, row: int) -> PromptRow:
         return prompt_row(prompt, row)
 
-    return _read(source, PROMPT_FORMS, _PROMPTS_ACCEPTED, finish)
+    return _read(source, PROMPTS, PROMPT_FORMS, _PROMPTS_ACCEPTED, finish)
 
 
 def read_conversations(source: AnySource) -> Loaded[ConversationRow]:
@@ -80,12 +96,19 @@ def read_conversations(source: AnySource) -> Loaded[ConversationRow]:
     Raises:
         DataError, TryAgainError: as `read_pairs`.
     """
+    from spa_recipes.data.arrow import CONVERSATIONS
 
     def finish(messages: Any, raw: Raw, row: int) -> ConversationRow:
         return conversation_row(messages, row)
 
     return _read(
-        source, CONVERSATION_FORMS, _CONVERSATIONS_ACCEPTED, finish, adapt=_adapt_conversation, sandbox_sft=True
+        source,
+        CONVERSATIONS,
+        CONVERSATION_FORMS,
+        _CONVERSATIONS_ACCEPTED,
+        finish,
+        adapt=_adapt_conversation,
+        sandbox_sft=True,
     )
 
 
@@ -96,21 +119,34 @@ def read_candidates(source: AnySource | str | Path) -> Loaded[CandidatesRow]:
     Raises:
         DataError, TryAgainError: as `read_pairs`.
     """
+    from spa_recipes.data.arrow import CANDIDATES
+
     if isinstance(source, str | Path):
         source = DatasetSource(source=str(source))
-    raws: list[Raw] = []
+    given: list[Raw] = []
 
     def finish(found: Any, raw: Raw, row: int) -> CandidatesRow:
         candidates = candidates_row(found.prompt, found.responses, found.label, row)
-        raws.append(raw)
+        given.append({column: raw.get(column) for column in LABEL_COLUMNS})
         return candidates
 
-    loaded = _read(source, CANDIDATE_FORMS, _CANDIDATES_ACCEPTED, finish)
+    loaded = _read(source, CANDIDATES, CANDIDATE_FORMS, _CANDIDATES_ACCEPTED, finish)
     # What a label column means shows only over all of its values.
-    for candidates, label in zip(loaded.rows, read_labels(raws), strict=True):
-        if candidates["label"] is None and len(candidates["responses"]) == 2:
-            candidates["label"] = label
-    return loaded
+    return loaded._replace(table=_with_labels(loaded.table, read_labels(given)))
+
+
+def _with_labels(candidates: pa.Table, given: Sequence[int | None]) -> pa.Table:
+    """The table with the labels of the source on those pairs of responses that have none."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    known = candidates["label"].to_pylist()
+    counts = pc.list_value_length(candidates["responses"]).to_pylist()
+    labels = [
+        label if old is None and count == 2 else old for old, count, label in zip(known, counts, given, strict=True)
+    ]
+    place = candidates.column_names.index("label")
+    return candidates.set_column(place, candidates.schema.field("label"), pa.array(labels, pa.int64()))
 
 
 def count_rows(source: AnySource) -> int | None:
@@ -152,61 +188,97 @@ def content_fingerprint(source: AnySource, digest: Callable[[Path], str]) -> str
         raise DataError(f"cannot be read ({error.strerror or error})", where=source.source) from error
 
 
+def _adapt_pair(row: Raw, columns: Columns) -> Raw:
+    return rename(row, columns, rivals=("instruction", "conversations", "messages"))
+
+
+def _adapt_conversation(row: Raw, columns: Columns) -> Raw:
+    view = rename(row, columns, rivals=("messages", "conversations"))
+    if columns.prompt is None and columns.chosen is None:
+        return view
+    view = dict(view)
+    if columns.chosen is not None:
+        view["completion"] = view.pop("chosen")
+    elif not isinstance(view["prompt"], str):
+        view["messages"] = view.pop("prompt")
+    return view
+
+
 def _read(
     source: AnySource,
+    schema: pa.Schema,
     known: Sequence[Form],
     accepted: str,
     finish: Callable[[Any, Raw, int], Row],
     *,
-    adapt: Callable[[Raw, Columns], Raw] | None = None,
+    adapt: Callable[[Raw, Columns], Raw] = _adapt_pair,
     sandbox_sft: bool = False,
 ) -> Loaded[Row]:
     """Read a source: find the form of its rows, translate each, and collect what is malformed.
 
     `finish` checks what a form's parser found and gives it its canonical form.
     """
+    from spa_recipes.data.arrow import table_of
+
     if isinstance(source, SandboxSource):
-        raw_rows, columns, skip, name = _sandbox_rows(source, sft=sandbox_sft), Columns(), False, "sandbox"
+        raws, columns, skip, name = _sandbox_rows(source, sft=sandbox_sft), Columns(), False, "sandbox"
     else:
-        raw_rows, columns, skip, name = (
-            list(read_raw(source)),
-            source.columns,
-            source.on_bad_row == "skip",
-            source.source,
-        )
-    if not raw_rows:
+        raws, columns, skip, name = read_raw(source), source.columns, source.on_bad_row == "skip", source.source
+    first = _first(raws)
+    if not first:
         raise DataError("no rows", where=name, fix="give a dataset that is not empty")
-    adapt = adapt or _adapt_pair
     form: Form | None = None
     used: list[str] = []
-    rows: list[Row] = []
     skipped: list[tuple[int, str]] = []
-    for raw in raw_rows:
-        try:
-            if raw.error is not None:
-                raise raw.error
-            assert raw.value is not None
-            if form is None:
-                form = _detect(raw_rows, columns, known, accepted, name, adapt)
-            view = adapt(raw.value, columns)
-            if mismatch := form.mismatch(view):
-                raise BadRowError(mismatch)
-            rows.append(finish(form.parse(view), view, raw.row))
-            used += [column for column in form.columns(view) if column not in used]
-        except BadRowError as error:
-            fault = DataError(str(error), where=raw.where, fix="correct the row, or set on_bad_row: skip")
-            if not skip:
-                raise fault from error
-            skipped.append((raw.row, fault.what))
-        except DataError as error:
-            # A file-level fault has no row to skip.
-            if not skip or raw.error is None:
-                raise
-            skipped.append((raw.row, error.what))
-    if form is None or not rows:
-        row, reason = skipped[0]
-        raise DataError(f"none of the {len(skipped):,} rows is usable; row {row}: {reason}", where=name)
-    return Loaded(rows, form.name, [_source_name(column, columns) for column in used], skipped)
+
+    def usable() -> Iterator[Row]:
+        nonlocal form
+        for raw in chain(first, raws):
+            try:
+                if raw.error is not None:
+                    raise raw.error
+                assert raw.value is not None
+                if form is None:
+                    form = _detect(first, columns, known, accepted, name, adapt)
+                view = adapt(raw.value, columns)
+                if mismatch := form.mismatch(view):
+                    raise BadRowError(mismatch)
+                row = finish(form.parse(view), view, raw.row)
+                used.extend(column for column in form.columns(view) if column not in used)
+            except BadRowError as error:
+                fault = DataError(str(error), where=raw.where, fix="correct the row, or set on_bad_row: skip")
+                if not skip:
+                    raise fault from error
+                skipped.append((raw.row, fault.what))
+            except DataError as error:
+                # Only a malformed row can be skipped, not a fault of the whole source.
+                if not skip or raw.error is None:
+                    raise
+                skipped.append((raw.row, error.what))
+            else:
+                yield row
+
+    try:
+        table = table_of(usable(), schema)
+    except DataError:
+        deque(raws, maxlen=0)  # where the source cannot be read to its end, that error goes first
+        raise
+    if form is None or not len(table):
+        number, reason = skipped[0]
+        raise DataError(f"none of the {len(skipped):,} rows is usable; row {number}: {reason}", where=name)
+    return Loaded(table, form.name, [_source_name(column, columns) for column in used], skipped)
+
+
+def _first(raws: Iterator[RawRow]) -> list[RawRow]:
+    """The rows up to the last one of those that the form is detected by."""
+    first: list[RawRow] = []
+    found = 0
+    for raw in raws:
+        first.append(raw)
+        found += raw.value is not None
+        if found == _ROWS_TO_DETECT_BY:
+            break
+    return first
 
 
 def _detect(
@@ -217,7 +289,7 @@ def _detect(
     name: str,
     adapt: Callable[[Raw, Columns], Raw],
 ) -> Form:
-    """The form of the first rows, or an error that lists what they have."""
+    """The form of the first rows, or an error that lists their columns."""
     first: list[Raw] = []
     missing = ""
     values = (raw.value for raw in raw_rows if raw.value is not None)
@@ -238,22 +310,6 @@ def _detect(
     return form
 
 
-def _adapt_pair(row: Raw, columns: Columns) -> Raw:
-    return rename(row, columns, rivals=("instruction", "conversations", "messages"))
-
-
-def _adapt_conversation(row: Raw, columns: Columns) -> Raw:
-    view = rename(row, columns, rivals=("messages", "conversations"))
-    if columns.prompt is None and columns.chosen is None:
-        return view
-    view = dict(view)
-    if columns.chosen is not None:
-        view["completion"] = view.pop("chosen")
-    elif not isinstance(view["prompt"], str):
-        view["messages"] = view.pop("prompt")
-    return view
-
-
 def _source_name(column: str, columns: Columns) -> str:
     """The name in the source of a column that `columns` may have renamed."""
     if column == "messages" and columns.prompt is not None:
@@ -263,14 +319,14 @@ def _source_name(column: str, columns: Columns) -> str:
     return getattr(columns, column, None) or column
 
 
-def _sandbox_rows(source: SandboxSource, *, sft: bool) -> list[RawRow]:
+def _sandbox_rows(source: SandboxSource, *, sft: bool) -> Iterator[RawRow]:
     from spa_recipes.sandbox.rows import preference_rows, sft_rows
 
     try:
         values = sft_rows(source.rows, source.seed) if sft else preference_rows(source.rows, source.seed)
     except ValueError as error:
         raise DataError(str(error), where="sandbox", fix="lower rows") from error
-    return [RawRow(number, f"sandbox, row {number}", value) for number, value in enumerate(values, start=1)]
+    return (RawRow(number, f"sandbox, row {number}", value) for number, value in enumerate(values, start=1))
 
 
 def _jsonl_rows(path: Path) -> int:

@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-from spa_recipes.data.rows import PairRow, PromptRow
+import numpy as np
+import pyarrow as pa
+
 from spa_recipes.errors import DataError
 from spa_recipes.recipe.schema import Data
 
-Row = TypeVar("Row", PairRow, PromptRow)
-
 
 class Split(NamedTuple):
-    """The parts, and how many rows of each part's range it does not hold."""
+    """The parts as indices of their rows, and how many rows of each part's range it does not hold."""
 
-    seed: list[PairRow]
-    prompts: list[list[PromptRow]]
-    heldout: list[PairRow]
+    seed: list[int]
+    prompts: list[list[int]]
+    heldout: list[int]
     dropped: dict[str, int]
 
 
 def split_rows(
-    pairs: Sequence[PairRow],
-    prompts: Sequence[PromptRow] | None,
+    pairs: pa.Table,
+    prompts: pa.Table | None,
     data: Data,
     *,
     skipped_pairs: Iterable[int] = (),
     skipped_prompts: Iterable[int] = (),
 ) -> Split:
-    """Share out rows: shuffled, the first are the seed, then iteration 1, 2, ...; the last ones are held out.
+    """Shuffle the rows and share them out: first the seed, then iteration 1, 2, ...; the last rows are held out.
 
     The order is that of `datasets.Dataset.shuffle(seed=data.shuffle_seed)`, so that the ranges of the authors' code
     select the same rows. Ranges count rows. A row whose prompt is held out or stands in an earlier part is dropped,
@@ -39,41 +39,45 @@ def split_rows(
     from these instead.
 
     Args:
-        pairs: labelled pairs in the order of their source.
-        prompts: prompts of `data.prompts`, or None to take those of the pairs.
+        pairs: labelled pairs in the order of their source, with the columns of `arrow.PAIRS`.
+        prompts: prompts of `data.prompts` with the columns of `arrow.PROMPTS`; None to take those of the pairs.
         data: counts, fractions and the seed of the shuffle.
         skipped_pairs: row numbers of the source that could not be used. They keep their places in the shuffle, so one
             bad row does not move every other row to another part.
         skipped_prompts: the same for `prompts`.
 
+    Returns:
+        Indices of `pairs` for the seed and the held-out part; of `prompts` for the iterations, or of `pairs` without
+        `prompts`.
+
     Raises:
         DataError: more rows are asked for than there are, or a part ends up empty.
     """
     pair_order = _shuffled(pairs, skipped_pairs, data.shuffle_seed)
-    prompt_order: Sequence[PairRow | PromptRow | None] = pair_order
+    pair_ids = pairs["prompt_id"].to_pylist()
     seed_count = _seed_count(data, len(pair_order))
     fresh_count = sum(data.prompts_per_iteration)
     if prompts is None:
         _check_enough("data.pairs", len(pair_order), _asked(data, seed_count, fresh_count, data.heldout))
-        prompt_start = seed_count
+        prompt_order, prompt_ids, prompt_start = pair_order, pair_ids, seed_count
     else:
         prompt_order = _shuffled(prompts, skipped_prompts, data.shuffle_seed)
         _check_enough("data.pairs", len(pair_order), _asked(data, seed_count, 0, data.heldout))
         _check_enough("data.prompts", len(prompt_order), _asked(data, 0, fresh_count, 0))
-        prompt_start = 0
+        prompt_ids, prompt_start = prompts["prompt_id"].to_pylist(), 0
 
     heldout = [row for row in pair_order[len(pair_order) - data.heldout :] if row is not None]
     _check_filled("the held-out part", "data.heldout", data.heldout, len(heldout))
-    taken = {row["prompt_id"] for row in heldout}
+    taken = {pair_ids[row] for row in heldout}
 
-    seed = [row for row in pair_order[:seed_count] if row is not None and row["prompt_id"] not in taken]
+    seed = [row for row in pair_order[:seed_count] if row is not None and pair_ids[row] not in taken]
     dropped = {"seed": seed_count - len(seed)}
     _check_filled("the seed part", "data.seed_labels", seed_count, len(seed))
-    taken |= {row["prompt_id"] for row in seed}
+    taken |= {pair_ids[row] for row in seed}
 
     iterations = []
     for number, count in enumerate(data.prompts_per_iteration, start=1):
-        part = _fresh_prompts(prompt_order[prompt_start : prompt_start + count], taken)
+        part = _fresh(prompt_order[prompt_start : prompt_start + count], prompt_ids, taken)
         dropped[f"iteration {number}"] = count - len(part)
         _check_filled(f"iteration {number}", "data.prompts_per_iteration", count, len(part))
         iterations.append(part)
@@ -82,14 +86,12 @@ def split_rows(
     return Split(seed, iterations, heldout, dropped)
 
 
-def _shuffled(rows: Sequence[Row], skipped: Iterable[int], seed: int) -> list[Row | None]:
-    """Shuffle rows and the places of skipped ones (None)."""
-    import numpy as np
-
-    places: list[tuple[int, Row | None]] = [(row["row"], row) for row in rows]
-    places += [(number, None) for number in skipped]
-    places.sort(key=lambda place: place[0])
-    return [places[index][1] for index in np.random.default_rng(seed).permutation(len(places))]
+def _shuffled(table: pa.Table, skipped: Iterable[int], seed: int) -> list[int | None]:
+    """Indices of a table's rows in shuffled order, with None in the places of skipped rows."""
+    numbers = np.array([*table["row"].to_pylist(), *skipped], dtype=np.int64)
+    in_source = np.argsort(numbers, kind="stable")
+    shuffled: list[int] = in_source[np.random.default_rng(seed).permutation(len(numbers))].tolist()
+    return [index if index < len(table) else None for index in shuffled]
 
 
 def _seed_count(data: Data, rows: int) -> int:
@@ -104,13 +106,13 @@ def _seed_count(data: Data, rows: int) -> int:
     return count
 
 
-def _fresh_prompts(rows: Sequence[PairRow | PromptRow | None], seen: set[str]) -> list[PromptRow]:
-    """Prompts that are not in `seen` yet; they are added to it."""
-    fresh: list[PromptRow] = []
+def _fresh(rows: Sequence[int | None], prompt_ids: Sequence[str], seen: set[str]) -> list[int]:
+    """Rows whose prompts are not in `seen` yet; they are added to it."""
+    fresh = []
     for row in rows:
-        if row is not None and row["prompt_id"] not in seen:
-            seen.add(row["prompt_id"])
-            fresh.append({"prompt_id": row["prompt_id"], "prompt": row["prompt"], "row": row["row"]})
+        if row is not None and prompt_ids[row] not in seen:
+            seen.add(prompt_ids[row])
+            fresh.append(row)
     return fresh
 
 

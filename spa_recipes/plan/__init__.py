@@ -1,6 +1,7 @@
 """Recipe -> plan: the stages of a run, in order, each with its inputs and its key."""
 
 from spa_recipes.plan.benchmarks import ALPACA_EVAL_PROMPTS, compile_evaluate_plan, is_of_benchmark
+from spa_recipes.plan.gates import gates
 from spa_recipes.plan.judge import compile_judge_plan
 from spa_recipes.plan.kinds import ADAPTER, KINDS, MODEL, Content, Kind
 from spa_recipes.plan.recipe import compile_plan
@@ -23,5 +24,6 @@ __all__ = [
     "compile_evaluate_plan",
     "compile_judge_plan",
     "compile_plan",
+    "gates",
     "is_of_benchmark",
 ]

@@ -8,6 +8,7 @@ from typing import Any
 
 from spa_recipes.data.sources import count_rows
 from spa_recipes.plan.benchmarks import add_benchmarks
+from spa_recipes.plan.gates import with_gates
 from spa_recipes.plan.judges import FRAGMENTS, Iteration, Judging, Label, Models, beside_adapter
 from spa_recipes.plan.kinds import MODEL
 from spa_recipes.plan.stages import Builder, Input, Plan, StageOutput
@@ -45,7 +46,7 @@ def compile_plan(recipe: Recipe, memo: DigestMemo) -> Plan:
         _add_evaluation(str(i), f"pi_{i}", policy, recipe, build, models)
     add_benchmarks(recipe, build, models, policy)
     memo.save()
-    return Plan(recipe, tuple(build.stages.values()))
+    return Plan(recipe, with_gates(recipe, build.stages))
 
 
 def _add_data(recipe: Recipe, build: Builder) -> None:

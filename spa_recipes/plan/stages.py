@@ -8,6 +8,7 @@ from typing import Any
 from spa_recipes.data.files import existing_path
 from spa_recipes.data.sources import content_fingerprint
 from spa_recipes.errors import DataError, RecipeError
+from spa_recipes.plan.graph import Graph, ancestors, descendants
 from spa_recipes.plan.keys import key_material, stage_key
 from spa_recipes.plan.kinds import KINDS, Kind
 from spa_recipes.recipe.schema import (
@@ -68,6 +69,7 @@ class Stage:
         material: what its key is made from.
         key: 32 hex digits.
         rows: rows that it will produce or train on, if known before it runs.
+        after: stages that it waits for although it reads nothing of theirs. They are no part of its key.
     """
 
     id: str
@@ -78,11 +80,18 @@ class Stage:
     material: dict[str, Any]
     key: str
     rows: int | None
+    after: tuple[str, ...] = ()
+
+    @property
+    def waits_for(self) -> tuple[str, ...]:
+        """Ids of the stages that have to be done before this one can run: those that it reads, then `after`."""
+        read = (value.stage for value in self.inputs.values() if isinstance(value, StageOutput))
+        return tuple(dict.fromkeys((*read, *self.after)))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe (or a job of `spa judge` or `spa evaluate`) and its stages in the order in which they run."""
+    """A recipe (or a job of `spa judge` or `spa evaluate`) and its stages, each behind those that it waits for."""
 
     recipe: AnyRecipe
     stages: tuple[Stage, ...]
@@ -94,11 +103,21 @@ class Plan:
                 return stage
         raise RecipeError(f"no stage {stage_id!r}", fix="stages: " + ", ".join(stage.id for stage in self.stages))
 
+    @property
+    def graph(self) -> Graph:
+        """For each stage the ids of those that it waits for, in the order of the plan."""
+        return {stage.id: stage.waits_for for stage in self.stages}
+
     def until(self, stage_id: str | None) -> tuple[Stage, ...]:
-        """The stages up to and including `stage_id`; all of them for None."""
+        """The stage `stage_id` and all that it needs, in the order of the plan; all stages for None."""
         if stage_id is None:
             return self.stages
-        return self.stages[: self.stages.index(self.stage(stage_id)) + 1]
+        wanted = {self.stage(stage_id).id, *ancestors(self.graph, stage_id)}
+        return tuple(stage for stage in self.stages if stage.id in wanted)
+
+    def from_on(self, stage_id: str) -> set[str]:
+        """Ids of the stage `stage_id` and of all that need it."""
+        return {stage_id, *descendants(self.graph, stage_id)}
 
     @property
     def initial_policy(self) -> "Input | None":

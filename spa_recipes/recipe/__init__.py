@@ -1,1 +1,1 @@
-"""Recipes: `schema` says what one may hold, `load` reads and checks one, `starter` is the one to begin with."""
+"""Recipes: `schema` has all settings, `rules` says which contradict each other, `load` reads and checks a recipe."""

@@ -1,7 +1,7 @@
 """Recipes that build on others: `extends: other.yaml`, then only what is different.
 
-A section is merged key by key into the other recipe's section of that name; texts, numbers, lists and null replace what
-was there. A section that names another `type` than before starts anew: its old keys belong to the old type.
+A section is merged key by key into the section of the same name. Text, numbers, lists and null replace the old value.
+A section with a different `type` replaces the old section, because the old keys belong to the old type.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MAX_CHAIN = 8
 
 
 def read_values(path: Path) -> tuple[Values, str]:
-    """The values of a recipe file and of those it extends, each with its place; and the text of the file itself.
+    """The values of a recipe and of the recipes it extends, each with its place, and the text of the recipe's own file.
 
     Raises:
         RecipeError: a file cannot be read as a recipe, or the chain of recipes does not end.
@@ -31,14 +31,14 @@ def read_values(path: Path) -> tuple[Values, str]:
             raise RecipeError(
                 f"the chain of recipes does not end ({' -> '.join(link.name for link, _ in chain)} -> {base.name})",
                 where=f"{where}: {EXTENDS}",
-                fix=f"let a recipe extend one that does not extend it, {MAX_CHAIN - 1} in a row at most",
+                fix=f"remove one `extends`; a chain has at most {MAX_CHAIN} recipes and none of them twice",
             )
         chain.append((base, _read_base(base, where)))
     for link, own in chain[:-1]:
         if "name" not in own.root:
             place = own.places[(EXTENDS,)].text
             raise RecipeError(
-                "a recipe that extends another needs a name of its own, which names the folder of its run",
+                "a recipe that extends another needs its own name, which becomes the name of its run folder",
                 where=place,
                 fix=f"add e.g. name: {link.stem}",
             )
@@ -79,13 +79,13 @@ def _read_base(base: Path, where: str) -> Values:
     try:
         return _read(base)[0]
     except RecipeError as error:
-        if error.where != str(base):  # a mistake inside that file has its own line
+        if error.where != str(base):  # a mistake inside that file is told with its own line
             raise
         raise RecipeError(f"{base}: {error.what}", where=f"{where}: {EXTENDS}", fix=error.fix) from None
 
 
 def _merge(values: Values, own: Values, keys: Keys) -> None:
-    """Put what `own` says at `keys` over what is in `values`."""
+    """Put the values that `own` has at `keys` over those in `values`."""
     target, changes = values.get(keys), own.get(keys)
     for name, change in changes.items():
         here = (*keys, name)

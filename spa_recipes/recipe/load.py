@@ -1,7 +1,8 @@
 """Reads a recipe: YAML with positions, `--set` overrides, and one readable line for each thing that is wrong.
 
-`text` says how YAML is read, `problems` how errors are told, `extends` how one recipe builds on another. Relative
-paths in a recipe (models, data files) are relative to the current folder, as on a command line.
+`text` reads YAML, `extends` merges a recipe with the one that it builds on, `schema` and `rules` check the values, and
+`problems` explains errors. Relative paths in a recipe (models, data files) start at the current folder, as on a command
+line.
 """
 
 from __future__ import annotations
@@ -45,13 +46,13 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
 
     Args:
         path: the YAML file.
-        overrides: `key=value` texts as of `--set`, applied in their order: the key is a dotted path (`noise.alpha`,
+        overrides: `key=value` texts as of `--set`, applied in order: the key is a dotted path (`noise.alpha`,
             `noise.lambdas.0`), the value a YAML scalar or flow collection. A section that the recipe leaves out is
             created. `judge.type=gold` changes that key only; `judge={type: gold}` replaces the whole section.
 
     Raises:
         RecipeError: the file cannot be read as a recipe.
-        InvalidRecipeError: values are wrong; it is about the first one, its `others` about the other ones.
+        InvalidRecipeError: values are wrong. It is about the first problem, its `others` about the remaining ones.
     """
     values, text = read_values(path)
     last = max(place.order for place in values.places.values())

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe: pydantic's errors as one line each, with the place, the key, the fact and the remedy."""
+"""Explains what is wrong with a recipe: one line for each problem, with the place, the key, the fact and the remedy."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ EXAMPLES = {
     "type": "type: dataset",
 }
 
-# Names that people bring along from other tools and that are spelled too differently for a guess.
+# Names from other tools that are spelled too differently to be guessed.
 _OTHER_NAMES = {
     "lr": "learning_rate",
     "epochs": "num_train_epochs",
@@ -63,7 +63,7 @@ _MANY = {"integer": "integers", "number": "numbers", "string": "names"}
 
 
 class InvalidRecipeError(RecipeError):
-    """A recipe breaks rules: the message is about the first problem, `others` are about the other ones."""
+    """A recipe has wrong values. The message is about the first problem, `others` are about the remaining ones."""
 
     others: Sequence[RecipeError] = ()
 
@@ -83,7 +83,7 @@ def explain(error: ValidationError, values: Values, path: Path, document: type[D
     first, *others = [problem.error() for problem in problems]
     if len(others) >= MAX_PROBLEMS:
         rest = len(others) - MAX_PROBLEMS + 2
-        others = [*others[: MAX_PROBLEMS - 2], RecipeError(f"and {rest} problems more")]
+        others = [*others[: MAX_PROBLEMS - 2], RecipeError(f"and {rest} more problems")]
     invalid = InvalidRecipeError(first.what, where=first.where, fix=first.fix)
     invalid.others = others
     return invalid
@@ -116,7 +116,7 @@ def _of_shape(error: ValidationError, values: Values, path: Path, document: type
     for detail in error.errors(include_url=False):
         keys, node = locate(document, detail["loc"])
         found.setdefault(keys, (detail, node))
-    # A choice between two types fails in both: at the list itself, and at the entry that is really wrong.
+    # A value that may be text or a list fails as both: at the key itself, and at the entry that is really wrong.
     inner = {keys[:length] for keys in found for length in range(len(keys))}
     for keys, (detail, node) in found.items():
         if keys not in inner:
@@ -165,7 +165,7 @@ def _example(keys: Keys) -> str:
 
 
 def _known_keys(keys: Keys, values: Values, document: type[Document]) -> str:
-    """The remedy for an unknown key: the one that was meant, where it belongs, or all that are allowed."""
+    """The remedy for an unknown key: the key that was meant, its section, or all keys that are allowed."""
     name, section = str(keys[-1]), keys[:-1]
     siblings = values.get(section)
     union, node = section_at(document, section, values)
@@ -197,7 +197,7 @@ def _did_you_mean(name: object, known: Sequence[str]) -> str:
 
 
 def _remedy(node: Node, keys: Keys, values: Values) -> str:
-    """What to write instead of a value of a wrong kind, where that can be told."""
+    """What to write instead of a value of the wrong kind; empty where that is not clear."""
     value, written = values.get(keys), values.written.get(keys, "")
     kinds = {option.get("type") for option in options_of(node)}
     if value is None and "object" in kinds:
@@ -236,7 +236,7 @@ def _remedy_for_text(node: Node, kinds: set[Any], value: str) -> str:
 
 
 def _expected(node: Node) -> str:
-    """What a key wants, in words."""
+    """What a key accepts, in words."""
     if types_of(node):
         return f"a section with a type ({', '.join(types_of(node))})"
     return " or ".join(_expected_option(option) for option in options_of(node))

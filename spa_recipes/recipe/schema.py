@@ -1,7 +1,7 @@
-"""What a recipe says. Defaults are the paper's (arXiv 2406.04412) unless a description says otherwise.
+"""The settings of a recipe. Defaults are the paper's (arXiv 2406.04412) unless a description says otherwise.
 
-Nothing in here changes a value: a validator accepts or refuses. Marks of a field say what stage keys leave out
-(`spa_recipes.plan.keys`): `RUNTIME`, `LOCATION` and `REVISION`.
+Validation accepts or refuses a value and never changes it. The marks `RUNTIME`, `LOCATION` and `REVISION` tell
+`spa_recipes.plan.keys` which fields a stage's key leaves out.
 """
 
 # No `from __future__ import annotations`: pydantic would compile each annotation from its text at every start.
@@ -22,7 +22,7 @@ REVISION: dict[str, Any] = {"input": True}
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
-"""numpy takes no larger one."""
+"""numpy accepts no larger seed."""
 
 SANDBOX_MODEL = "sandbox"
 
@@ -53,7 +53,7 @@ class Document(Section):
 
 
 def _by_type(default: str) -> Discriminator:
-    """Choose among sections by their `type`, which the default one may leave out."""
+    """Choose a section by its `type`. A section without one has the type `default`."""
 
     def choice(value: Any) -> str | None:
         if isinstance(value, dict):
@@ -65,7 +65,7 @@ def _by_type(default: str) -> Discriminator:
 
 
 class Lora(Section):
-    """Train low-rank adapters instead of all weights; they are merged when a stage saves its model."""
+    """Train low-rank adapters instead of all weights. A stage merges them into the weights when it saves its model."""
 
     RULES: ClassVar[rules.Rules] = (rules.lora_leaves_the_head,)
 
@@ -73,9 +73,9 @@ class Lora(Section):
     lora_alpha: PositiveInt = Field(32, description="Scale of the adapters.")
     lora_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="Dropout on the adapters' input.")
     lora_target_modules: Annotated[list[str], Field(min_length=1)] | Literal["all-linear"] = Field(
-        "all-linear", description="Modules that get an adapter; not lm_head."
+        "all-linear", description="Modules that get an adapter. lm_head cannot have one."
     )
-    load_in_4bit: bool = Field(False, description="QLoRA: keep the frozen weights in 4 bits (needs a GPU).")
+    load_in_4bit: bool = Field(False, description="QLoRA: keep the frozen weights in 4 bits. Needs a GPU.")
 
 
 class Model(Section):
@@ -118,7 +118,7 @@ class Model(Section):
 
 
 class Columns(Section):
-    """Which columns hold what, where the detection should not decide."""
+    """Names of columns, for a dataset whose columns are not detected correctly."""
 
     prompt: str | None = Field(None, description="Column of the prompt.")
     chosen: str | None = Field(None, description="Column of the preferred response.")
@@ -131,22 +131,24 @@ class DatasetSource(Section):
     type: Literal["dataset"] = "dataset"
     source: str = Field(
         min_length=1,
-        description="JSONL, JSON, Parquet or CSV file, folder made by save_to_disk, or Hub id.",
+        description="A JSONL, JSON, Parquet or CSV file, a folder made by save_to_disk, or a Hub id.",
         json_schema_extra=LOCATION,
     )
     config_name: str | None = Field(None, description="Configuration of a Hub dataset.")
-    split: str | None = Field(None, description="Split; null takes the only one, or train_prefs, train_sft, train.")
+    split: str | None = Field(
+        None, description="Split; null: the only one, or the first of train_prefs, train_sft and train."
+    )
     revision: str | None = Field(None, description="Branch, tag or commit on the Hub.", json_schema_extra=REVISION)
     columns: Columns = Field(Columns(), description="Overrides the detected columns.")
     on_bad_row: Literal["error", "skip"] = Field("error", description="Stop at a malformed row, or count and skip it.")
 
 
 class SandboxSource(Section):
-    """Rows of the sandbox world, generated on the spot."""
+    """Rows of the sandbox world, generated when a run needs them."""
 
     type: Literal["sandbox"]
     rows: PositiveInt = Field(9000, description="Rows to generate.")
-    seed: Seed = Field(0, description="Seed of the rows; rows of different uses never share a random stream.")
+    seed: Seed = Field(0, description="Seed of the rows. Different uses of the sandbox never share a random stream.")
 
 
 Source = Annotated[
@@ -156,27 +158,27 @@ Source = Annotated[
 
 
 class Data(Section):
-    """Labelled pairs, and how their rows are shared out.
+    """Labelled pairs, and how their rows are divided.
 
-    Rows are shuffled with `shuffle_seed`; the first ones are the seed labels, the following ones lend their prompts to
-    iteration 1, 2, ..., and the last ones are held out. A row whose prompt is held out or stands in an earlier part is
-    dropped.
+    Rows are shuffled with `shuffle_seed`. The first rows are the seed labels, the next rows give their prompts to
+    iteration 1, 2, ..., and the last rows are held out. A row is dropped if its prompt is held out or is already in an
+    earlier part.
     """
 
     pairs: Source = Field(description="Labelled preference pairs.")
-    prompts: Source | None = Field(None, description="Prompts for the iterations; null takes those of `pairs`.")
+    prompts: Source | None = Field(None, description="Prompts for the iterations; null: the prompts of `pairs`.")
     shuffle_seed: Seed = Field(42, description="Seed of the shuffle (the authors' 42).")
     seed_labels: Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         2000, description="Labelled pairs of the seed stage: a count, or a fraction such as 0.033; 0 for no labels."
     )
     prompts_per_iteration: list[PositiveInt] = Field(
-        [8000, 20000], description="Fresh prompts of each iteration; its length is the number of iterations."
+        [8000, 20000], description="Number of fresh prompts for each iteration; one entry per iteration."
     )
     heldout: Annotated[int, Field(ge=0)] = Field(0, description="Labelled pairs held out for evaluation.")
 
 
 class Training(Section):
-    """Settings of one training stage, in TRL's names."""
+    """Settings of one training stage. Their names are TRL's."""
 
     RULES: ClassVar[rules.Rules] = (rules.batch_splits,)
 
@@ -184,10 +186,10 @@ class Training(Section):
     lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = Field(
         "cosine", description="Shape of the learning rate over the steps."
     )
-    warmup_ratio: Fraction = Field(0.1, description="Share of the steps in which the learning rate rises.")
+    warmup_ratio: Fraction = Field(0.1, description="Share of the steps during which the learning rate rises.")
     num_train_epochs: PositiveInt = Field(1, description="Passes over the data.")
     global_batch_size: PositiveInt = Field(
-        32, description="Rows per optimizer step over all devices; the gradient accumulation follows from it."
+        32, description="Rows per optimizer step over all devices. It determines the gradient accumulation."
     )
     per_device_train_batch_size: PositiveInt = Field(
         1, description="Rows per device and forward pass.", json_schema_extra=RUNTIME
@@ -196,7 +198,7 @@ class Training(Section):
     adam_epsilon: Annotated[float, Field(gt=0)] = Field(1e-8, description="AdamW epsilon.")
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="Gradients are clipped to this norm.")
     gradient_checkpointing: bool = Field(
-        False, description="Trade time for memory in the backward pass.", json_schema_extra=RUNTIME
+        False, description="Use less memory and more time in the backward pass.", json_schema_extra=RUNTIME
     )
     logging_steps: PositiveInt = Field(10, description="Optimizer steps between log lines.", json_schema_extra=RUNTIME)
     save_steps: PositiveInt = Field(
@@ -205,33 +207,37 @@ class Training(Section):
 
 
 class SftTraining(Training):
-    """Supervised fine-tuning of the base model, before anything else."""
+    """Supervised fine-tuning of the base model. Its result is pi_init."""
 
     data: Source = Field(description="Conversations (`messages`, or `prompt` and `completion`).")
-    learning_rate: Annotated[float, Field(gt=0)] = Field(2e-5, description="Peak learning rate (not the paper's).")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(
+        2e-5, description="Peak learning rate. The default is not from the paper."
+    )
 
 
 class PreferenceTraining(Training):
-    """DPO, on seed labels or on judged pairs."""
+    """DPO on seed labels or on judged pairs."""
 
     beta: Annotated[float, Field(gt=0)] = Field(0.1, description="DPO temperature.")
 
 
 class RefineTraining(PreferenceTraining):
-    """DPO on the judged pairs, with a share of seed pairs if asked for."""
+    """DPO on the judged pairs, which seed pairs may be mixed into."""
 
     seed_replay: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.0, description="Share of every batch that is filled with labelled seed pairs (DICE: 0.5); 0 is the paper's."
+        0.0, description="Share of labelled seed pairs in every batch. The paper uses 0, DICE uses 0.5."
     )
 
 
 class TransformersBackend(Section):
-    """Sampling with transformers: prompts of equal length in one batch, finished rows dropped."""
+    """Sampling with transformers. A batch has prompts of equal length, and finished rows leave it."""
 
     type: Literal["transformers"] = "transformers"
     batch_size: PositiveInt = Field(64, description="Sequences decoded together.", json_schema_extra=RUNTIME)
     shard_size: PositiveInt = Field(
-        512, description="Prompts per file on disk: what an interrupted stage loses at most.", json_schema_extra=RUNTIME
+        512,
+        description="Prompts per file on disk. An interrupted stage loses no more than these.",
+        json_schema_extra=RUNTIME,
     )
 
 
@@ -243,22 +249,24 @@ class VllmBackend(Section):
         1, description="GPUs that share one copy of the model.", json_schema_extra=RUNTIME
     )
     data_parallel_size: PositiveInt = Field(
-        1, description="Copies of the model, each with GPUs of its own.", json_schema_extra=RUNTIME
+        1, description="Copies of the model, each on its own GPUs.", json_schema_extra=RUNTIME
     )
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.9, description="Share of each GPU's memory.", json_schema_extra=RUNTIME
+        0.9, description="Share of each GPU's memory that vLLM may use.", json_schema_extra=RUNTIME
     )
     max_model_len: PositiveInt | None = Field(
-        None, description="Longest sequence; null: the model's max_length.", json_schema_extra=RUNTIME
+        None, description="Longest sequence in tokens; null: model.max_length.", json_schema_extra=RUNTIME
     )
-    enforce_eager: bool = Field(False, description="No CUDA graphs.", json_schema_extra=RUNTIME)
+    enforce_eager: bool = Field(False, description="Do not use CUDA graphs.", json_schema_extra=RUNTIME)
     lora: Literal["merged", "adapter"] = Field(
         "merged",
-        description="With model.lora: sample from the merged weights, or from those before the training with the "
-        "adapter beside them, which does not round the sum to model.dtype.",
+        description="How to sample when model.lora is set. merged: from the merged weights. adapter: from the weights "
+        "before the training, with the adapter applied separately, so that the sum is not rounded to model.dtype.",
     )
     shard_size: PositiveInt = Field(
-        512, description="Prompts per file on disk: what an interrupted stage loses at most.", json_schema_extra=RUNTIME
+        512,
+        description="Prompts per file on disk. An interrupted stage loses no more than these.",
+        json_schema_extra=RUNTIME,
     )
 
 
@@ -269,66 +277,70 @@ Backend = Annotated[
 
 
 class Sampling(Section):
-    """How answers are sampled, for judging and for evaluation."""
+    """How responses are sampled for judging and for evaluation."""
 
-    n: Annotated[int, Field(ge=2)] = Field(2, description="Responses per prompt; above 2, the best and the worst pair.")
-    temperature: Annotated[float, Field(ge=0)] = Field(0.7, description="0 is greedy.")
-    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus.")
+    n: Annotated[int, Field(ge=2)] = Field(2, description="Responses per prompt. The best and the worst make a pair.")
+    temperature: Annotated[float, Field(ge=0)] = Field(0.7, description="Sampling temperature; 0 is greedy.")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="Nucleus sampling: probability mass to sample from."
+    )
     max_tokens: PositiveInt = Field(300, description="New tokens per response.")
     max_empty: Fraction = Field(
         0.1,
-        description="Stop when a larger share of the responses is empty: nothing but the end of the turn, or white "
-        "space. 1 never stops. An empty response never makes a pair.",
+        description="Stop when a larger share of the responses is empty, that is, has no text but white space. 1 never "
+        "stops. An empty response is never part of a pair.",
         json_schema_extra=RUNTIME,
     )
     max_identical: Fraction = Field(
         0.5,
-        description="Stop when a larger share of the prompts got the same response n times, which makes no pair. 1 "
-        "never stops.",
+        description="Stop when a larger share of the prompts has n identical responses, which make no pair. 1 never "
+        "stops.",
         json_schema_extra=RUNTIME,
     )
     max_cut: Fraction = Field(
         1.0,
-        description="Stop when a larger share of the responses reached max_tokens and was cut. 1 never stops, which is "
-        "the default because the paper's own limit of 300 tokens cuts many.",
+        description="Stop when a larger share of the responses is cut at max_tokens. 1 never stops. It is the default "
+        "because the paper's limit of 300 tokens cuts many responses.",
         json_schema_extra=RUNTIME,
     )
     check_logps: Annotated[int, Field(ge=0)] = Field(
         32,
-        description="Answers whose log-probs, kept from the sampling for the judge, are compared with a second pass "
-        "over them; the differences are reported. 0 compares none.",
+        description="Number of responses whose log-probs are computed a second time, and compared with those that "
+        "sampling kept for the judge. The report shows the differences. 0 compares none.",
         json_schema_extra=RUNTIME,
     )
     backend: Backend = Field(TransformersBackend(), description="Engine that samples.")
 
 
 class Endpoint(Section):
-    """A server that speaks OpenAI's chat completions: a provider's, or one of your own such as `vllm serve`."""
+    """A server with OpenAI's chat completions API: a provider's, or your own, such as `vllm serve`."""
 
     RULES: ClassVar[rules.Rules] = (rules.base_url_is_the_base,)
 
     base_url: str = Field(
-        pattern=r"^https?://[^\s/?#@]+(/[^\s?#@]*)?$", description="Such as https://api.openai.com/v1."
+        pattern=r"^https?://[^\s/?#@]+(/[^\s?#@]*)?$", description="Address of the API, e.g. https://api.openai.com/v1."
     )
-    model: str = Field(min_length=1, description="The server's name of the model.")
+    model: str = Field(min_length=1, description="Name of the model on the server.")
     api_key_env: str | None = Field(
         "OPENAI_API_KEY",
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
-        description="Environment variable that holds the key, which is never stored; null sends no key.",
+        description="Environment variable that holds the API key; null sends no key. The key is never stored.",
     )
     reasoning_model: bool = Field(
         False,
-        description="true sends max_completion_tokens instead of max_tokens, and no temperature: OpenAI's reasoning "
-        "models refuse both.",
+        description="true sends max_completion_tokens instead of max_tokens, and sends no temperature. OpenAI's "
+        "reasoning models need this.",
     )
-    max_concurrency: PositiveInt = Field(8, description="Questions under way at a time.", json_schema_extra=RUNTIME)
+    max_concurrency: PositiveInt = Field(
+        8, description="Number of requests that wait for an answer at the same time.", json_schema_extra=RUNTIME
+    )
     timeout_seconds: Annotated[float, Field(gt=0)] = Field(
-        120.0, description="Longest wait for the server to say anything.", json_schema_extra=RUNTIME
+        120.0, description="Longest wait for data from the server.", json_schema_extra=RUNTIME
     )
     max_retries: Annotated[int, Field(ge=0)] = Field(
         6,
-        description="Further tries of a question after a lost connection, too many requests (429) or an error of the "
-        "server (5xx), with growing pauses.",
+        description="How often a request is repeated after a lost connection, too many requests (429) or a server "
+        "error (5xx). The pauses grow.",
         json_schema_extra=RUNTIME,
     )
 
@@ -338,27 +350,27 @@ class ImplicitRewardJudge(Section):
 
     type: Literal["implicit_reward"] = "implicit_reward"
     beta: Annotated[float, Field(gt=0)] = Field(
-        0.1, description="Scale of the reward; the order does not depend on it."
+        0.1, description="Scale of the reward. It does not change which response is preferred."
     )
     reference: str = Field(
         "init",
         min_length=1,
-        description="The judge's reference: init (pi_init, the method), base (the model before `sft`), or a folder or "
-        "Hub id.",
+        description="Reference model of the judge: init (pi_init, as in the paper), base (the model before `sft`), a "
+        "folder or a Hub id.",
         json_schema_extra=LOCATION,
     )
     recompute_policy_logps: bool = Field(
-        False, description="Score the policy again instead of using the log-probs kept by the generation."
+        False, description="Compute the policy's log-probs again instead of using those that sampling kept."
     )
     length_penalty: Annotated[float, Field(ge=0)] | Literal["balanced"] = Field(
         0.0,
-        description="a in r - a*|y|, per response token; balanced: the a that gives chosen and rejected the same mean "
-        "length (DICE); 0 is the paper's.",
+        description="a in r - a*|y|, where |y| is the number of response tokens. balanced: the a for which chosen and "
+        "rejected responses have the same mean length (DICE). The paper uses 0.",
     )
 
 
 class RewardModelJudge(Section):
-    """A sequence-classification model with one output labels the pairs: a control, and what the paper compares with."""
+    """A sequence-classification model with one output labels the pairs. The paper compares its method with this."""
 
     RULES: ClassVar[rules.Rules] = (rules.reward_model_is_trained_or_given,)
 
@@ -366,20 +378,21 @@ class RewardModelJudge(Section):
     model_name_or_path: str | None = Field(
         None,
         min_length=1,
-        description="Folder or Hub id; null: trained on the seed labels, starting from pi_init.",
+        description="Folder or Hub id; null: a model that the run trains on the seed labels, starting from pi_init.",
         json_schema_extra=LOCATION,
     )
     revision: str | None = Field(None, description="Branch, tag or commit on the Hub.", json_schema_extra=REVISION)
     training: Training | None = Field(
-        None, description="Settings of that training; null: those of `seed_training` (without its beta)."
+        None, description="Settings for training it; null: those of `seed_training`, without beta."
     )
 
 
 class LlmJudge(Section):
-    """A language model compares the answers in words, each pair in both orders and without sampling.
+    """A language model is asked which of two responses is better, once in each order. Its verdicts are not sampled.
 
-    An answer's reward is the share of its comparisons that it won, a tie being one half, so a pair's margin lies
-    between 0 and 1 and its p_chosen, the sigmoid of that, between 0.5 and 0.73: not the judge's certainty.
+    The reward of a response is the share of its comparisons that it won; a tie counts as one half. The margin of a
+    pair is therefore between 0 and 1, and its p_chosen, the sigmoid of the margin, is between 0.5 and 0.73. It does
+    not say how certain the judge is.
     """
 
     RULES: ClassVar[rules.Rules] = (rules.llm_judge_is_one_model,)
@@ -388,45 +401,45 @@ class LlmJudge(Section):
     model_name_or_path: str | None = Field(
         None,
         min_length=1,
-        description="Folder or Hub id of the judge; null: the policy pi_{i-1} judges its own answers.",
+        description="Folder or Hub id of the judge; null: the policy pi_{i-1} judges its own responses.",
         json_schema_extra=LOCATION,
     )
     revision: str | None = Field(None, description="Branch, tag or commit on the Hub.", json_schema_extra=REVISION)
     chat_template: str | None = Field(
         None,
-        description="File with a Jinja chat template, for a judge that has none of its own.",
+        description="File with a Jinja chat template, for a judge without one.",
         json_schema_extra=LOCATION,
     )
-    endpoint: Endpoint | None = Field(None, description="A server that is asked instead of a model on this machine.")
+    endpoint: Endpoint | None = Field(None, description="Server to ask instead of a model on this machine.")
     prompt: str | None = Field(
         None,
         min_length=1,
-        description="File with a Jinja template of the question; null: that of the package, "
-        "spa_recipes/data/question.jinja, which lists the variables and how a verdict is read.",
+        description="File with a Jinja template of the question; null: the package's file "
+        "spa_recipes/data/question.jinja. That file lists the variables and says how a verdict is read.",
         json_schema_extra=LOCATION,
     )
-    max_tokens: PositiveInt = Field(512, description="New tokens per verdict, with its reasons.")
+    max_tokens: PositiveInt = Field(512, description="New tokens per verdict, including its reasons.")
     max_length: PositiveInt | None = Field(
         None,
-        description="Tokens of question and verdict together; null: model.max_length. A longer question is not cut "
-        "but not asked: it counts as a tie, and for max_unparsed.",
+        description="Tokens of question and verdict together; null: model.max_length. A question that is too long is "
+        "not asked. It counts as a tie, and towards max_unparsed.",
     )
     max_unparsed: Fraction = Field(
         0.5,
-        description="Stop when a larger share of the questions is left without a verdict, which counts as a tie. 1 "
+        description="Stop when a larger share of the questions has no verdict. A missing verdict counts as a tie. 1 "
         "never stops.",
         json_schema_extra=RUNTIME,
     )
 
 
 class GoldJudge(Section):
-    """The sandbox's gold reward labels the pairs: a control, the ceiling of every judge."""
+    """The sandbox's gold reward labels the pairs. This is a control: no judge can be better."""
 
     type: Literal["gold"]
 
 
 class RandomJudge(Section):
-    """A coin labels the pairs: a control, the floor of every judge."""
+    """A coin labels the pairs. This is a control: every judge should be better."""
 
     type: Literal["random"]
 
@@ -442,17 +455,17 @@ Judge = Annotated[
 
 
 class PercentileThreshold(Section):
-    """tau = the k-th percentile of p~ over the most recent pairs.
+    """tau is the k-th percentile of p~ over the most recent pairs.
 
-    The window holds the pairs of earlier optimizer steps only, over all processes; until `min_pairs` are in it, no
-    pair is flagged.
+    The window holds the pairs of earlier optimizer steps, from all processes. No pair is flagged until `min_pairs`
+    are in the window.
     """
 
     RULES: ClassVar[rules.Rules] = (rules.window_can_fill,)
 
     type: Literal["percentile"] = "percentile"
-    k: Annotated[float, Field(gt=0, lt=100)] = Field(10.0, description="Percentile (the paper's K).")
-    window: PositiveInt = Field(512, description="Pairs in the window (the paper names no size).")
+    k: Annotated[float, Field(gt=0, lt=100)] = Field(10.0, description="Percentile, K in the paper.")
+    window: PositiveInt = Field(512, description="Pairs in the window. The paper states no size.")
     min_pairs: PositiveInt = Field(32, description="Pairs needed before any is flagged.")
 
 
@@ -470,25 +483,26 @@ Threshold = Annotated[
 
 
 class Noise(Section):
-    """Self-refinement: flagged pairs are learned with softened labels."""
+    """Self-refinement: the training softens the labels of flagged pairs."""
 
     RULES: ClassVar[rules.Rules] = (rules.lambdas_have_an_effect,)
 
-    enabled: bool = Field(True, description="false is plain DPO on the judged pairs.")
+    enabled: bool = Field(True, description="false trains plain DPO on the judged pairs.")
     alpha: Annotated[float, Field(ge=0, le=0.5)] = Field(
         0.1, description="Weight of the flipped label of a flagged pair."
     )
     lambdas: list[Annotated[float, Field(ge=0)]] | None = Field(
         None,
-        description="De-coupled detection per iteration; null halves: 0.5, 0.25, 0.125, ... 0 is the plain detector.",
+        description="lambda of the de-coupled noise detection, one per iteration; null: 0.5, 0.25, 0.125, ... 0 turns "
+        "it off.",
     )
     detector: Literal["policy", "judge", "both"] = Field(
         "policy",
-        description="Whose p~ is compared with tau: the policy's in training (the method), the judge's (pairs with a "
-        "small margin are doubted), or that of both margins added.",
+        description="Whose p~ is compared with tau. policy: that of the policy in training, as in the paper. judge: "
+        "that of the judge, which flags pairs with a small margin. both: that of the sum of the two margins.",
     )
     threshold: Threshold = Field(PercentileThreshold(), description="How tau is set.")
-    warmup_ratio: Fraction = Field(0.2, description="Share of the optimizer steps with alpha = 0.")
+    warmup_ratio: Fraction = Field(0.2, description="Share of the optimizer steps, from the first, with alpha = 0.")
 
 
 class Answering(Section):
@@ -499,14 +513,16 @@ class Answering(Section):
     max_tokens: PositiveInt = Field(1024, description="New tokens per answer.")
     max_length: PositiveInt | None = Field(
         None,
-        description="Tokens of prompt and answer together: a longer prompt loses its beginning. null: "
-        "model.max_length.",
+        description="Tokens of prompt and answer together; null: model.max_length. A prompt that is too long loses its "
+        "beginning.",
     )
-    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus.")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="Nucleus sampling: probability mass to sample from."
+    )
 
 
 class AlpacaEval(Answering):
-    """AlpacaEval 2.0: `model_outputs.json`, and with an annotator the win rates against the baseline's answers."""
+    """AlpacaEval 2.0: writes `model_outputs.json`. An annotator also gives win rates against the baseline's answers."""
 
     type: Literal["alpaca_eval"]
     prompts: str | None = Field(
@@ -519,14 +535,14 @@ class AlpacaEval(Answering):
     annotator: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
-        description="Annotator of the alpaca_eval package (extra `eval`), e.g. weighted_alpaca_eval_gpt4_turbo; its "
-        "service is paid by the key in its own variable, such as OPENAI_API_KEY. null only writes the answers.",
+        description="Annotator of the alpaca_eval package (extra `eval`), e.g. weighted_alpaca_eval_gpt4_turbo; null "
+        "only writes the answers. It calls a paid service with the key in its own variable, e.g. OPENAI_API_KEY.",
     )
-    temperature: Annotated[float, Field(ge=0)] = Field(0.7, description="0 is greedy.")
+    temperature: Annotated[float, Field(ge=0)] = Field(0.7, description="Sampling temperature; 0 is greedy.")
 
 
 class MtBench(Answering):
-    """MT-Bench: answers over two turns in FastChat's form, graded by a model behind an endpoint."""
+    """MT-Bench: answers in FastChat's form over two turns. A model behind an endpoint grades them."""
 
     RULES: ClassVar[rules.Rules] = (*Answering.RULES, rules.mt_bench_can_grade)
 
@@ -585,7 +601,7 @@ PairwiseJudge = Annotated[
 
 
 class Pairwise(Answering):
-    """A win rate against another model on prompts of one's own, by a judge that costs nothing."""
+    """A win rate against another model, on any prompts."""
 
     RULES: ClassVar[rules.Rules] = (*Answering.RULES, rules.llm_comparison_names_its_judge)
 
@@ -597,8 +613,8 @@ class Pairwise(Answering):
         json_schema_extra=LOCATION,
     )
     prompts: DatasetSource | None = Field(None, description="Prompts to answer; null: the run's held-out ones.")
-    judge: PairwiseJudge = Field(ImplicitRewardComparison(), description="Who compares the answers.")
-    temperature: Annotated[float, Field(ge=0)] = Field(0.7, description="0 is greedy.")
+    judge: PairwiseJudge = Field(ImplicitRewardComparison(), description="What compares the answers.")
+    temperature: Annotated[float, Field(ge=0)] = Field(0.7, description="Sampling temperature; 0 is greedy.")
 
 
 Benchmark = Annotated[
@@ -610,7 +626,7 @@ Benchmark = Annotated[
 
 
 class Evaluation(Section):
-    """What is measured of pi_init and of every model after it, on held-out prompts and pairs."""
+    """Measurements of pi_init and of every later model, on held-out prompts and pairs."""
 
     RULES: ClassVar[rules.Rules] = (rules.evaluation_names_its_judge,)
 
@@ -619,30 +635,33 @@ class Evaluation(Section):
     responses_per_prompt: PositiveInt = Field(1, description="Answers per held-out prompt.")
     reward: Literal["none", "seed", "gold", "implicit_reward"] = Field(
         "seed",
-        description="Judge of the win rate against pi_init. seed: the implicit reward of pi_0 against pi_init, which "
-        "knows the seed labels only and favours its own kind, so read it as a trend; gold: the sandbox's; "
-        "implicit_reward: that of two models from outside the run (`reward_policy` against `reward_reference`); none.",
+        description="Judge of the win rate against pi_init. seed: the implicit reward of pi_0 against pi_init. It "
+        "knows only the seed labels and favours models of its own run, so read it as a trend. gold: the sandbox's "
+        "gold reward. implicit_reward: that of `reward_policy` against `reward_reference`, two models from outside the "
+        "run. none: no win rate.",
     )
     reward_policy: str | None = Field(
         None, description="Folder or Hub id of a model trained with preferences.", json_schema_extra=LOCATION
     )
     reward_reference: str | None = Field(
-        None, description="Folder or Hub id of what `reward_policy` was trained from.", json_schema_extra=LOCATION
+        None,
+        description="Folder or Hub id of the model that `reward_policy` was trained from.",
+        json_schema_extra=LOCATION,
     )
     num_samples: Annotated[int, Field(ge=0)] = Field(
         3, description="Sample answers shown in the summary.", json_schema_extra=RUNTIME
     )
     max_judge_decay: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None,
-        description="Stop before the next iteration once the judge's accuracy on held-out labels is more than this "
-        "below its best, e.g. 0.02; null only says so.",
+        description="Stop before the next iteration when the judge's accuracy on held-out labels is more than this "
+        "below its best, e.g. 0.02. null only reports it.",
         json_schema_extra=RUNTIME,
     )
 
     benchmarks: list[Benchmark] = Field(
         [],
-        description="The field's benchmarks for the final policy, after everything else; `spa evaluate` runs them for "
-        "any model.",
+        description="Benchmarks of the final policy, which run last. `spa evaluate` runs the same benchmarks for any "
+        "model.",
         json_schema_extra=RUNTIME,  # each is a stage of its own, whose key holds what matters
     )
 
@@ -662,7 +681,7 @@ class LocalExecutor(Section):
 
 
 class ForkExecutor(Section):
-    """Stages fork from one process that has imported the libraries: no GPU, quick starts."""
+    """Stages fork from one process that has imported the libraries. They start fast but cannot use a GPU."""
 
     type: Literal["fork"]
 
@@ -671,7 +690,7 @@ class AccelerateExecutor(Section):
     """Stages that load a model run under `accelerate launch`."""
 
     type: Literal["accelerate"]
-    num_processes: PositiveInt = Field(description="Processes, one per device.")
+    num_processes: PositiveInt = Field(description="Number of processes, one per device.")
     config_file: str | None = Field(
         None, description="accelerate config (DeepSpeed, FSDP, several nodes).", json_schema_extra=LOCATION
     )
@@ -686,18 +705,18 @@ Executor = Annotated[
 
 
 class Compute(Section):
-    """Where and how the stages run; nothing in here changes a result."""
+    """Where and how the stages run. These settings do not change results."""
 
     executor: Executor = Field(LocalExecutor(), description="How stage processes are started.")
     cpu_threads: PositiveInt | None = Field(None, description="Threads per process on the CPU; null: torch decides.")
     vllm_python: str | None = Field(
         None,
-        description="Python of the environment that has vLLM, for the stages that sample with it; null: this one. "
+        description="Python of the environment that has vLLM, for the stages that sample with vLLM; null: this Python. "
         "spa-recipes must be installed there, too.",
         json_schema_extra=LOCATION,
     )
     score_tokens_per_batch: PositiveInt = Field(
-        16384, description="Tokens in work at a time when log-probs are scored."
+        16384, description="Tokens that are scored at the same time when log-probs are computed."
     )
     onednn_products: bool = Field(
         True,
@@ -712,20 +731,20 @@ class Storage(Section):
     runs_dir: str = Field(
         "runs",
         min_length=1,
-        description="Folder of all runs; stages are reused among its runs.",
+        description="Folder of all runs. Runs in the same runs_dir share finished stages.",
         json_schema_extra=LOCATION,
     )
     checkpoints_while_training: PositiveInt = Field(
         2,
-        description="Whole checkpoints kept while a stage trains. The next one is written before the oldest goes, so "
-        "there is room needed for one more; 1 leaves none to fall back on if the only one is damaged.",
+        description="Complete checkpoints kept while a stage trains. The next checkpoint is written before the oldest "
+        "is removed, so the disk needs room for one more. With 1, there is no other if the only one is damaged.",
     )
     keep_checkpoints: bool = Field(False, description="Keep a finished stage's training checkpoints.")
     keep_shards: bool = Field(False, description="Keep a finished stage's shards beside its merged output.")
 
 
 class JudgeJob(Document):
-    """What `spa judge` does: the judge of the method on answers that are there already."""
+    """What `spa judge` does: the method's judge labels pairs of responses that exist already."""
 
     name: str
     model: Model
@@ -774,16 +793,16 @@ class Recipe(Document):
     )
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$", description="Name of the run and of its folder.")
-    description: str = Field("", description="For people.")
+    description: str = Field("", description="Free text for readers.")
     seed: Seed = Field(42, description="Seed of sampling, training order and ties.")
     model: Model
     data: Data
     sft: SftTraining | None = Field(None, description="Fine-tune the base model first; null: the model is pi_init.")
     seed_training: PreferenceTraining = Field(PreferenceTraining(), description="DPO on the seed labels.")
     sampling: Sampling = Field(Sampling(), description="How the policy answers fresh prompts.")
-    judge: Judge = Field(ImplicitRewardJudge(), description="Who labels the sampled pairs.")
+    judge: Judge = Field(ImplicitRewardJudge(), description="What labels the sampled pairs.")
     refine: RefineTraining = Field(RefineTraining(), description="Training on the judged pairs.")
-    noise: Noise = Field(Noise(), description="Discounting of doubtful labels in the refine stages.")
+    noise: Noise = Field(Noise(), description="Softening of doubtful labels in the refine stages.")
     evaluation: Evaluation = Field(Evaluation(), description="Measurements on held-out rows.")
     tracking: Tracking = Field(Tracking(), description="Experiment trackers.")
     compute: Compute = Field(Compute(), description="Where the stages run.")
@@ -802,4 +821,4 @@ class Recipe(Document):
 
 
 AnyRecipe = Recipe | JudgeJob | EvaluateJob
-"""Whatever a plan can be made of."""
+"""Everything that a plan can be made from."""

@@ -5,7 +5,7 @@ _STARTER = """\
 #
 #   spa validate recipe.yaml    check it
 #   spa plan recipe.yaml        see the stages, their sizes and what is there already
-#   spa run recipe.yaml         run it; the same command goes on after a stop
+#   spa run recipe.yaml         run it; after a stop, the same command continues
 #
 # Values below are the defaults, which are the paper's (arXiv 2406.04412), unless a comment says otherwise.
 # A key that you leave out has its default; `spa schema` prints all keys. Paths are relative to the current folder.
@@ -24,7 +24,7 @@ model:
 
 # Your labelled pairs: JSONL, JSON, Parquet or CSV, a save_to_disk folder, or a Hub id. For example, one line each:
 #   {"prompt": "Name a river.", "chosen": "The Rhine.", "rejected": "No."}
-# Rows are shuffled; the first ones are the seed labels, the next ones lend their prompts, the last ones are held out.
+# Rows are shuffled; the first ones are the seed labels, the next ones give their prompts, the last ones are held out.
 data:
   pairs:
     type: dataset
@@ -73,10 +73,10 @@ noise:
   alpha: 0.1                # weight of the other answer in a doubted pair
   lambdas: [0.5, 0.25]      # de-coupled detection, one entry per iteration; 0 turns it off
   threshold: {type: percentile, k: 10, window: 512} # doubted: the lowest 10 % of the last 512 pairs
-  warmup_ratio: 0.2         # not in this share of the steps, at the beginning
+  warmup_ratio: 0.2         # share of the steps, from the first, without softening
 
 evaluation:
-  enabled: true             # figures on the held-out pairs, for every model
+  enabled: true             # measure every model on the held-out pairs
   max_prompts: 250          # held-out prompts that are answered
 
 tracking:

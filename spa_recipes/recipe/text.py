@@ -6,7 +6,7 @@ How a plain (unquoted) YAML scalar is read, after YAML 1.2 rather than PyYAML's 
 - a number: decimal with a point, an exponent or both, so that `5e-7`, `1e-4`, `2E3`, `.5` and `1.` are numbers;
 - `true` and `false` (also `True`, `TRUE`); `yes`, `no`, `on` and `off` are text;
 - `null`, `~` or nothing at all: null;
-- everything else is text: `1_000`, `0x10`, `007`, `.inf`, `1:30` and dates too, and a key that wants a number says so.
+- everything else is text, also `1_000`, `0x10`, `007`, `.inf`, `1:30` and dates; a key that needs a number refuses it.
 
 Anchors, aliases, tags, merge keys, repeated keys and several documents in one file are refused.
 """
@@ -49,8 +49,12 @@ _SYNTAX = (
         "check the indentation, or put the text in quotes",
     ),
     (r"could not find expected ':'", "a key without ': '", "write key: value"),
-    (r"expected <block end>", "this line does not fit those above", "let keys of one section begin in one column"),
-    (r"expected the node content", "a value is missing before this", "check commas and brackets"),
+    (
+        r"expected <block end>",
+        "this line does not fit the lines above",
+        "start all keys of a section in the same column",
+    ),
+    (r"expected the node content", "a value is missing before this character", "check commas and brackets"),
     (r"but found another document", "a second document begins", "keep one recipe in one file"),
 )
 
@@ -64,7 +68,7 @@ class Place(NamedTuple):
 
 @dataclass
 class Values:
-    """What a recipe says before it is checked, with the place and the spelling of everything."""
+    """The values of a recipe before they are checked, with the place and the spelling of each."""
 
     root: Any = None
     places: dict[Keys, Place] = field(default_factory=dict)
@@ -95,7 +99,7 @@ def dotted(keys: Keys) -> str:
 
 
 def split_keys(text: str) -> Keys:
-    """Keys from what `dotted` makes of them; a decimal name is a place in a list."""
+    """The inverse of `dotted`; a decimal name is a position in a list."""
     return tuple(int(key) if key.isdecimal() else key for key in text.split("."))
 
 
@@ -108,7 +112,7 @@ def read_text(path: Path) -> str:
     """Read a file that may be a recipe.
 
     Raises:
-        RecipeError: it cannot be read, is too large or is no text.
+        RecipeError: it cannot be read, is too large or is not text.
     """
     try:
         with path.open("rb") as file:
@@ -121,7 +125,9 @@ def read_text(path: Path) -> str:
         reason = getattr(error, "strerror", None) or error
         raise RecipeError(f"cannot be read: {reason}", where=repr(str(path))) from None
     if len(data) > MAX_BYTES:
-        raise RecipeError("larger than 1 MiB, which no recipe is", where=str(path), fix="name a YAML recipe")
+        raise RecipeError(
+            "larger than 1 MiB, which is too large for a recipe", where=str(path), fix="name a YAML recipe"
+        )
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -131,7 +137,7 @@ def read_text(path: Path) -> str:
 
 
 def _other_recipe(path: Path) -> str:
-    """The remedy for a path that is no recipe: a file beside it."""
+    """The remedy for a path that is not a recipe: a file beside it."""
     try:
         names = sorted(p.name for p in path.parent.iterdir() if p.suffix in {".yaml", ".yml"})
     except OSError:
@@ -145,11 +151,11 @@ def _other_recipe(path: Path) -> str:
 
 
 def parse(text: str, place: Callable[[int], Place]) -> Values:
-    """Read one YAML document; where there is none the root is None, written as "".
+    """Read one YAML document. Of an empty text the root is None, and its spelling is "".
 
     Args:
         text: the YAML.
-        place: what to call a line, counted from 1.
+        place: gives the place of a line, counted from 1.
 
     Raises:
         RecipeError: it is not YAML, or YAML that a recipe may not use.
@@ -173,7 +179,7 @@ def parse(text: str, place: Callable[[int], Place]) -> Values:
 
 
 class _Refusal(yaml.MarkedYAMLError):
-    """YAML that is valid but not for a recipe; it is at a node or event, and its note is the remedy."""
+    """YAML that is valid but not allowed in a recipe. It is at a node or event; its note is the remedy."""
 
     def __init__(self, problem: str, at: Any, fix: str) -> None:
         super().__init__(problem=problem, problem_mark=at.start_mark, note=fix)
@@ -197,7 +203,7 @@ def _explain(error: yaml.MarkedYAMLError) -> tuple[int, str, str]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes plain nodes only (no anchors, aliases or tags, no deep nesting) and notes where everything stands."""
+    """Composes plain nodes only, without anchors, aliases, tags or deep nesting, and records the place of each."""
 
     def __init__(self, text: str, place: Callable[[int], Place]) -> None:
         super().__init__(text)
@@ -222,7 +228,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def convert(self, node: yaml.Node, keys: Keys) -> Any:
-        """The value of a node; its places and spellings are noted under `keys`."""
+        """The value of a node. Its places and spellings are recorded under `keys`."""
         self.values.places.setdefault(keys, self.place(node.start_mark.line + 1))
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, keys)
@@ -269,7 +275,7 @@ def _scalar(node: yaml.ScalarNode) -> Any:
 
 
 def _text(node: yaml.ScalarNode) -> str:
-    """The text of a scalar; JSON's escapes for characters beyond U+FFFF come as two halves and are joined."""
+    """The text of a scalar. JSON escapes a character beyond U+FFFF as two halves, which are joined here."""
     try:
         text = node.value.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:

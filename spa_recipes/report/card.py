@@ -228,7 +228,7 @@ def _caveats(plan: Plan, found: Mapping[str, Manifest]) -> list[str]:
     evaluation = plan.recipe.evaluation
     rated = any("win_rate_vs_init" in manifest.metrics for manifest in evaluations.values())
     accuracies = [m.metrics["heldout_accuracy"] for m in evaluations.values() if "heldout_accuracy" in m.metrics]
-    decay = judge_decay(plan, found)
+    decay = judge_decay(plan.recipe, found)
     heldout = found["data"].metrics.get("heldout") if "data" in found else None
     return [
         *([WIN_RATES.get(evaluation.reward, f"The win rates are judged by `{evaluation.reward}`.")] if rated else []),

@@ -1,10 +1,10 @@
-"""The stop rule: a judge that gets worse does not label another iteration."""
+"""The stop rule: a judge that gets worse labels no further iteration."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from spa_recipes.plan import Plan
-from spa_recipes.recipe.schema import Recipe
+from spa_recipes.plan import gates
+from spa_recipes.recipe.schema import AnyRecipe, Recipe
 from spa_recipes.state.stagedir import Manifest
 
 
@@ -29,22 +29,21 @@ class Decay(NamedTuple):
         )
 
 
-def judge_decay(plan: Plan, manifests: Mapping[str, Manifest]) -> Decay | None:
+def judge_decay(recipe: AnyRecipe, manifests: Mapping[str, Manifest]) -> Decay | None:
     """The first iteration whose judge, pi_{i-1}, is too far below the best one before it; None if there is none.
 
-    Reads `evaluation.max_judge_decay` and the evaluations that are done, so that the same answer follows from what is
-    on disk at any time.
+    Reads `evaluation.max_judge_decay` and the evaluations in `manifests`, and nothing else. The plan lets an iteration
+    wait for its evaluation (see `spa_recipes.plan.gates`), so the answer does not depend on which stage ends first.
     """
-    recipe = plan.recipe
-    if not isinstance(recipe, Recipe) or recipe.evaluation.max_judge_decay is None:
+    if not isinstance(recipe, Recipe) or (limit := recipe.evaluation.max_judge_decay) is None:
         return None
-    limit, best = recipe.evaluation.max_judge_decay, 0.0
-    for i in range(1, recipe.iterations + 1):
-        evaluation = manifests.get(f"evaluate-{i - 1}")
+    best = 0.0
+    for stage, name in gates(recipe).items():
+        evaluation = manifests.get(name)
         if evaluation is None:  # zero labels: pi_0 is pi_init, whose implicit reward is no judge
             continue
         now = float(evaluation.metrics["heldout_accuracy"])
         best = max(best, now)
         if now < best - limit:
-            return Decay(f"generate-{i}", best, now, limit)
+            return Decay(stage, best, now, limit)
     return None

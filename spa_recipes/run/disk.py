@@ -1,14 +1,13 @@
-"""Room on the disk: asked for before a stage, and told when it runs out in the middle of one."""
+"""Free space on the disk: checked before a stage starts, and explained when it runs out during one."""
 
 import errno
 import shutil
 from pathlib import Path
 
 from spa_recipes.errors import TryAgainError
-from spa_recipes.estimates import needs
+from spa_recipes.estimates import human_bytes, needs
 from spa_recipes.plan import Plan, Stage
 from spa_recipes.state.stagedir import StageDir
-from spa_recipes.units import human_bytes
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 _WORDS = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing", "unexpected pos ")
@@ -32,7 +31,7 @@ def is_full(error: BaseException | None) -> bool:
 
 
 def full_disk(error: BaseException | None, folder: Path, *, where: str, needed: int | None = None) -> TryAgainError:
-    """What to say after `is_full`, or about a disk without any room: the path, what is free, what is needed.
+    """The error to raise after `is_full`, or for a disk with no room left: the path, what is free, what is needed.
 
     Args:
         folder: named where the error names no file.
@@ -43,26 +42,38 @@ def full_disk(error: BaseException | None, folder: Path, *, where: str, needed: 
     return TryAgainError(
         f"the disk is full: {path} could not be written, {human_bytes(free_bytes(folder))} are free{wanted}",
         where=where,
-        fix="make room (`spa gc` may help); `spa resume` (or the same command) then goes on, what was finished is kept",
+        fix="make room (`spa gc` may help), then run `spa resume` or the same command again; finished work is kept",
     )
 
 
-def room_needed(stage: Stage, plan: Plan, folder: StageDir) -> int | None:
+def room_needed(stage: Stage, plan: Plan, folder: StageDir, *, promised: int = 0) -> int | None:
     """Upper bound for the bytes that a stage will still write, None where no estimate is known.
+
+    Args:
+        promised: bytes that running stages will still write.
 
     Raises:
         TryAgainError: less than that is free.
     """
-    need = needs(stage, plan)
-    if need.disk is None and need.scratch is None:
+    missing = still_to_write(stage, plan, folder)
+    if missing is None:
         return None
-    there = sum(path.stat().st_size for path in folder.work.rglob("*") if path.is_file())
-    missing = max(0, (need.disk or 0) + (need.scratch or 0) - there)
     free = free_bytes(folder.path)
-    if missing > free:
+    if missing + promised > free:
+        others = f" beside {human_bytes(promised)} for the stages that run" if promised else ""
         raise TryAgainError(
-            f"needs up to {human_bytes(missing)} on the disk and {human_bytes(free)} are free; nothing was started",
+            f"needs up to {human_bytes(missing)} on the disk{others} and {human_bytes(free)} are free; "
+            "nothing was started",
             where=f"{stage.id}: {folder.path}",
             fix="make room (`spa gc` may help; `spa plan` says more), or set storage.checkpoints_while_training: 1",
         )
     return missing
+
+
+def still_to_write(stage: Stage, plan: Plan, folder: StageDir) -> int | None:
+    """Upper bound for the bytes that a stage will write, less what its work folder has; None if it is not known."""
+    need = needs(stage, plan)
+    if need.disk is None and need.scratch is None:
+        return None
+    there = sum(path.stat().st_size for path in folder.work.rglob("*") if path.is_file())
+    return max(0, (need.disk or 0) + (need.scratch or 0) - there)

@@ -1,4 +1,4 @@
-"""How stage processes are started. Executors differ in the command they build, and in nothing that a stage can see."""
+"""How stage processes are started. Executors differ in the command they build and in nothing that a stage can see."""
 
 import contextlib
 import json
@@ -56,7 +56,14 @@ def vllm_processes_of(stage: Stage, compute: Compute) -> VllmProcesses | None:
 
 
 class Executors:
-    """Starts stages as the recipe says; keeps the fork server alive between stages."""
+    """Starts stages as the recipe says; keeps the fork server alive between stages.
+
+    Attributes:
+        room: how many stages may run at a time. All executors of this machine have room for one: each stage may use
+            every GPU and all memory.
+    """
+
+    room = 1
 
     def __init__(self, settings: Executor) -> None:
         self._settings = settings

@@ -1,7 +1,5 @@
 """A run's folder: the recipe, the plan, events, and one folder per stage."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os
@@ -11,15 +9,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+from filelock import FileLock, Timeout
 
 from spa_recipes.errors import DataError, LockedError, RecipeError
+from spa_recipes.plan import KINDS, Input, Plan, Stage, StageOutput
+from spa_recipes.plan.keys import stage_key
+from spa_recipes.recipe.schema import AnyRecipe, Recipe
+from spa_recipes.run.disk import is_full
 from spa_recipes.state import atomic
-from spa_recipes.state.stagedir import MANIFEST, StageDir
-
-if TYPE_CHECKING:  # the list of runs reads no recipe, so it does without the schema
-    from spa_recipes.plan import Input, Plan, Stage
-    from spa_recipes.recipe.schema import AnyRecipe, Recipe
+from spa_recipes.state.stagedir import MANIFEST, Manifest, StageDir
 
 Status = Literal["done", "running", "failed", "interrupted", "waiting"]
 SHORT_KEY = 8
@@ -67,8 +67,6 @@ class RunDir:
 
     def input_path(self, value: Input, plan: Plan) -> str:
         """Where a stage finds an input; a Hub id stays as it is."""
-        from spa_recipes.plan import StageOutput
-
         if isinstance(value, StageOutput):
             return str(self.stage_dir(plan.stage(value.stage), plan).output / value.path)
         return value.location
@@ -85,8 +83,6 @@ class RunDir:
 
         The newest policy is what the run is for: it has to be whole, whoever reads it.
         """
-        from spa_recipes.plan import KINDS
-
         done = set[str]()
         newest = [stage.id for stage in stages if KINDS[stage.kind].policy][-1:]
         for stage in reversed(stages):  # readers come after what they read
@@ -97,6 +93,11 @@ class RunDir:
             if folder.has_all(stage.key) or (stage.id not in newest and done.issuperset(read_by)):
                 done.add(stage.id)
         return done
+
+    def manifests(self, plan: Plan) -> dict[str, Manifest]:
+        """Manifests of the committed stages, by id, in the order of the plan."""
+        found = {stage.id: self.stage_dir(stage, plan).manifest() for stage in plan.stages if self.is_done(stage, plan)}
+        return {name: manifest for name, manifest in found.items() if manifest is not None}
 
     def status(self, stage: Stage, plan: Plan) -> Status:
         """Valid manifest: done; held lock and a newest attempt without end: running; an attempt's error: failed."""
@@ -124,8 +125,6 @@ class RunDir:
         Raises:
             RecipeError: `resolved.json` was altered into something that is no recipe.
         """
-        from spa_recipes.recipe.schema import Recipe
-
         try:
             text = (self.path / "resolved.json").read_text()
         except OSError:
@@ -202,10 +201,6 @@ class RunDir:
             LockedError: another process holds it.
             DataError: the folder cannot be written.
         """
-        from filelock import FileLock, Timeout
-
-        from spa_recipes.run.disk import is_full
-
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / ".lock", mode=0o666 & ~atomic.umask())
@@ -230,16 +225,12 @@ class RunDir:
 
 
 def _planned(stage: Stage) -> Planned:
-    from spa_recipes.plan import StageOutput
-
     reads = frozenset(value.stage for value in stage.inputs.values() if isinstance(value, StageOutput))
     return Planned(stage.id, stage.kind, stage.key, reads)
 
 
 def _read_plan(entries: list[dict[str, Any]]) -> list[Planned]:
     """Stages from `plan_json`; ValueError, KeyError, TypeError or AttributeError if it is not as it was written."""
-    from spa_recipes.plan.keys import stage_key
-
     ids = {entry["id"] for entry in entries}
     if any(stage_key(entry["material"]) != entry["key"] for entry in entries):
         raise ValueError("a key was altered")
@@ -255,7 +246,7 @@ def _read_plan(entries: list[dict[str, Any]]) -> list[Planned]:
 
 
 def plan_json(plan: Plan) -> list[dict[str, Any]]:
-    """A plan for people and scripts: ids, roles, inputs, keys."""
+    """A plan for people and scripts: ids, roles, inputs, what each stage waits for, keys."""
     return [
         {
             "id": stage.id,
@@ -263,6 +254,7 @@ def plan_json(plan: Plan) -> list[dict[str, Any]]:
             "role": stage.role,
             "key": stage.key,
             "inputs": {name: str(value) for name, value in stage.inputs.items()},
+            "waits_for": list(stage.waits_for),
             "rows": stage.rows,
             "material": stage.material,
         }
@@ -287,7 +279,10 @@ def last_touched(run: RunDir) -> float:
 
 
 def find_reusable(runs_dir: Path, stage: Stage, besides: RunDir, *, deep: bool = True) -> tuple[str, StageDir] | None:
-    """A finished, whole stage with the same key in another run of the same folder; `deep` also compares digests."""
+    """A finished stage with the same key and its whole output, in another run of the same runs_dir.
+
+    `deep` also compares digests.
+    """
     if not runs_dir.is_dir():
         return None
     for manifest in sorted(runs_dir.glob(f"*/stages/*-{stage.key[:SHORT_KEY]}/{MANIFEST}")):

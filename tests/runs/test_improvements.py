@@ -210,7 +210,7 @@ def decaying(accuracies: list[float], limit: float | None) -> tuple[Plan, dict[s
 
 def test_a_decaying_judge_labels_no_more() -> None:
     plan, found = decaying([0.78, 0.75], 0.02)
-    decay = judge_decay(plan, found)
+    decay = judge_decay(plan.recipe, found)
     assert decay is not None
     assert decay.stage == "generate-2"
     assert "fell from 78.0% to 75.0%" in str(decay)
@@ -229,7 +229,8 @@ def test_a_decaying_judge_labels_no_more() -> None:
     ],
 )
 def test_other_judges_go_on(accuracies: list[float], limit: float | None) -> None:
-    assert judge_decay(*decaying(accuracies, limit)) is None
+    plan, found = decaying(accuracies, limit)
+    assert judge_decay(plan.recipe, found) is None
 
 
 # --- all together, through the command line ---

@@ -15,8 +15,10 @@ from spa_recipes.errors import DataError, LockedError, RecipeChangedError, SpaEr
 from spa_recipes.plan import External, StageOutput
 from spa_recipes.recipe.schema import AccelerateExecutor, LocalExecutor
 from spa_recipes.run import executors
+from spa_recipes.run.changes import plan_changes, refuse_changes
+from spa_recipes.run.failure import stage_failure
+from spa_recipes.run.job import ProgressFile
 from spa_recipes.run.rundir import RunDir, all_runs, find_reusable
-from spa_recipes.run.runner import ProgressFile, plan_changes, refuse_changes, stage_failure
 from spa_recipes.state import atomic
 from tests.kit.finished_runs import commit
 from tests.kit.plans import plan_of

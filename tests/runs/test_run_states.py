@@ -20,11 +20,12 @@ import pytest
 from spa_recipes.errors import EXIT_CODES, StageError, TryAgainError
 from spa_recipes.plan import KINDS, compile_plan
 from spa_recipes.recipe.schema import LocalExecutor, Recipe
-from spa_recipes.run import disk, runner, worker
+from spa_recipes.run import disk, failure, worker
 from spa_recipes.run.executors import Executors, Worker
+from spa_recipes.run.failure import stage_failure
 from spa_recipes.run.memory import smaller
 from spa_recipes.run.rundir import RunDir
-from spa_recipes.run.runner import execute, stage_failure
+from spa_recipes.run.runner import execute
 from spa_recipes.stages.context import StageSpec
 from spa_recipes.state import atomic
 from spa_recipes.state.digests import DigestMemo
@@ -471,7 +472,7 @@ def test_a_disk_too_full_for_an_error_is_told_all_the_same(tmp_path: Path, monke
     plan = compile_plan(Recipe.model_validate(mini()), DigestMemo(tmp_path / "memo"))
     (tmp_path / "worker.log").write_text("Traceback")
     assert isinstance(stage_failure(plan.stage("sft"), 1, tmp_path), StageError)
-    monkeypatch.setattr(runner, "free_bytes", lambda path: 100)
+    monkeypatch.setattr(failure, "free_bytes", lambda path: 100)
     error = stage_failure(plan.stage("sft"), 1, tmp_path)
     assert isinstance(error, TryAgainError)
     assert "the disk is full" in str(error)

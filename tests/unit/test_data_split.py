@@ -6,9 +6,9 @@ import datasets
 import pytest
 
 from spa_recipes.data.rows import PairRow, PromptRow
-from spa_recipes.data.split import split_rows
 from spa_recipes.errors import DataError
 from spa_recipes.recipe.schema import Data, DatasetSource
+from tests.kit.data import split_rows
 
 
 def pair(row: int, name: str | None = None) -> PairRow:
@@ -37,24 +37,24 @@ def numbers(rows: Any) -> list[int]:
 
 @pytest.mark.parametrize(("rows", "seed"), [(1, 42), (10, 42), (61, 7), (1000, 0)])
 def test_the_order_is_that_of_datasets_shuffle(rows: int, seed: int) -> None:
-    split = split_rows(
+    parts = split_rows(
         [pair(i + 1) for i in range(rows)],
         None,
         settings(seed_labels=rows, prompts_per_iteration=[], shuffle_seed=seed),
     )
     shuffled = datasets.Dataset.from_dict({"row": list(range(1, rows + 1))}).shuffle(seed=seed)
-    assert numbers(split.seed) == shuffled["row"][:]
+    assert numbers(parts.seed) == shuffled["row"][:]
 
 
 def test_parts_follow_one_another() -> None:
     pairs = [pair(i + 1) for i in range(20)]
     order = numbers(split_rows(pairs, None, settings(seed_labels=20, prompts_per_iteration=[])).seed)
-    split = split_rows(pairs, None, settings(heldout=5))
-    assert numbers(split.seed) == order[:2]
-    assert [numbers(part) for part in split.prompts] == [order[2:5], order[5:9]]
-    assert numbers(split.heldout) == order[15:]
-    assert split.dropped == {"seed": 0, "iteration 1": 0, "iteration 2": 0, "heldout": 0}
-    assert set(split.prompts[0][0]) == {"prompt_id", "prompt", "row"}
+    parts = split_rows(pairs, None, settings(heldout=5))
+    assert numbers(parts.seed) == order[:2]
+    assert [numbers(part) for part in parts.prompts] == [order[2:5], order[5:9]]
+    assert numbers(parts.heldout) == order[15:]
+    assert parts.dropped == {"seed": 0, "iteration 1": 0, "iteration 2": 0, "heldout": 0}
+    assert set(parts.prompts[0][0]) == {"prompt_id", "prompt", "row"}
 
 
 def test_rows_of_other_parts_prompts_are_dropped_and_counted() -> None:
@@ -63,11 +63,11 @@ def test_rows_of_other_parts_prompts_are_dropped_and_counted() -> None:
     )
     # Shuffled: seed a a | iteration 1: a b b | iteration 2: b c d f | held out: e f f
     names = dict(zip(order, "aaabbbcdfeff", strict=True))
-    split = split_rows([pair(row, names[row]) for row in sorted(order)], None, settings(heldout=3))
-    assert [row["prompt_id"] for row in split.heldout] == ["e", "f", "f"]
-    assert [row["prompt_id"] for row in split.seed] == ["a", "a"]
-    assert [[row["prompt_id"] for row in part] for part in split.prompts] == [["b"], ["c", "d"]]
-    assert split.dropped == {"heldout": 0, "seed": 0, "iteration 1": 2, "iteration 2": 2}
+    parts = split_rows([pair(row, names[row]) for row in sorted(order)], None, settings(heldout=3))
+    assert [row["prompt_id"] for row in parts.heldout] == ["e", "f", "f"]
+    assert [row["prompt_id"] for row in parts.seed] == ["a", "a"]
+    assert [[row["prompt_id"] for row in part] for part in parts.prompts] == [["b"], ["c", "d"]]
+    assert parts.dropped == {"heldout": 0, "seed": 0, "iteration 1": 2, "iteration 2": 2}
 
 
 def test_held_out_rows_do_not_depend_on_the_other_parts() -> None:
@@ -82,24 +82,24 @@ def test_prompts_of_their_own() -> None:
     pairs = [pair(i + 1) for i in range(6)]
     prompts = [prompt(i + 1, f"q{i}") for i in range(6)] + [prompt(7, "p1"), prompt(8, "q0")]
     order = numbers(split_rows(pairs, None, settings(seed_labels=6, prompts_per_iteration=[])).seed)
-    split = split_rows(pairs, prompts, settings(prompts_per_iteration=[8], heldout=4))
-    assert numbers(split.seed) == order[:2]
-    assert {row["prompt_id"] for row in split.prompts[0]} >= {f"q{i}" for i in range(6)}
-    assert len({row["prompt_id"] for row in split.prompts[0]}) == len(split.prompts[0])
-    assert numbers(split.heldout) == order[2:6]
-    assert "p1" not in {row["prompt_id"] for row in split.prompts[0]}  # held out, or a seed prompt
+    parts = split_rows(pairs, prompts, settings(prompts_per_iteration=[8], heldout=4))
+    assert numbers(parts.seed) == order[:2]
+    assert {row["prompt_id"] for row in parts.prompts[0]} >= {f"q{i}" for i in range(6)}
+    assert len({row["prompt_id"] for row in parts.prompts[0]}) == len(parts.prompts[0])
+    assert numbers(parts.heldout) == order[2:6]
+    assert "p1" not in {row["prompt_id"] for row in parts.prompts[0]}  # held out, or a seed prompt
 
 
 def test_skipped_rows_keep_their_places() -> None:
     whole = split_rows([pair(i + 1) for i in range(20)], None, settings(heldout=5))
     bad = [whole.seed[0]["row"], whole.prompts[1][2]["row"]]
     rows = [pair(i + 1) for i in range(20) if i + 1 not in bad]
-    split = split_rows(rows, None, settings(heldout=5), skipped_pairs=bad)
-    assert split.seed == whole.seed[1:]
-    assert split.prompts[0] == whole.prompts[0]
-    assert split.prompts[1] == [row for row in whole.prompts[1] if row["row"] not in bad]
-    assert split.heldout == whole.heldout
-    assert split.dropped == {"seed": 1, "iteration 1": 0, "iteration 2": 1, "heldout": 0}
+    parts = split_rows(rows, None, settings(heldout=5), skipped_pairs=bad)
+    assert parts.seed == whole.seed[1:]
+    assert parts.prompts[0] == whole.prompts[0]
+    assert parts.prompts[1] == [row for row in whole.prompts[1] if row["row"] not in bad]
+    assert parts.heldout == whole.heldout
+    assert parts.dropped == {"seed": 1, "iteration 1": 0, "iteration 2": 1, "heldout": 0}
 
 
 @pytest.mark.parametrize(("fraction", "count"), [(0.033, 33), (0.1, 100), (1.0, 1000), (0.0016, 2)])
@@ -109,9 +109,9 @@ def test_a_fraction_of_all_rows(fraction: float, count: int) -> None:
 
 
 def test_no_seed_labels() -> None:
-    split = split_rows([pair(i + 1) for i in range(9)], None, settings(seed_labels=0))
-    assert split.seed == []
-    assert [len(part) for part in split.prompts] == [3, 4]
+    parts = split_rows([pair(i + 1) for i in range(9)], None, settings(seed_labels=0))
+    assert parts.seed == []
+    assert [len(part) for part in parts.prompts] == [3, 4]
 
 
 @pytest.mark.parametrize(

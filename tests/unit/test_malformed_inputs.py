@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from spa_recipes.data.rows import read_lines
 from spa_recipes.data.sources import read_pairs
-from spa_recipes.data.split import split_rows
 from spa_recipes.errors import RecipeError
 from spa_recipes.recipe.load import load_recipe
 from spa_recipes.recipe.schema import Data, DatasetSource
 from tests.kit.cli import one_error
+from tests.kit.data import split_rows
 from tests.kit.recipes import merged, mini, write_recipe
 
 GOOD = """\

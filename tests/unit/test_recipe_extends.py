@@ -88,7 +88,7 @@ def test_mistakes_are_told_where_they_stand(base: Path, tmp_path: Path) -> None:
         ("name: x\nextends:\n", "child.yaml:2: extends: must be the path of a recipe, not nothing"),
         ("extends: child.yaml\nname: x\n", "child.yaml:1: extends: the chain of recipes does not end"),
         ("extends: .\nname: x\n", "child.yaml:1: extends: {folder}: this is a folder, not a recipe"),
-        ("extends: base.yaml\n", "child.yaml:1: a recipe that extends another needs a name of its own"),
+        ("extends: base.yaml\n", "child.yaml:1: a recipe that extends another needs its own name"),
     ],
 )
 def test_one_line(base: Path, tmp_path: Path, text: str, message: str) -> None:

@@ -431,7 +431,7 @@ def test_very_many_problems_are_cut() -> None:
     with pytest.raises(InvalidRecipeError) as caught:
         load_recipe(Path("r.yaml"))
     assert len(caught.value.others) == MAX_PROBLEMS - 1
-    assert str(caught.value.others[-1]) == "and 31 problems more"
+    assert str(caught.value.others[-1]) == "and 31 more problems"
 
 
 # ---------------------------------------------------------------------------------------------- the rest

@@ -86,8 +86,8 @@ def check_prompt(messages: Sequence[Message]) -> None:
         if message["role"] == "system" and number > 1:
             raise BadRowError(f"message {number} of the prompt is of system, which may only come first")
         # An empty system message means something: it replaces the template's default one.
-        if message["role"] != "system":
-            check_text(message["content"], f"message {number} of the prompt")
+        check = _check_utf8 if message["role"] == "system" else check_text
+        check(message["content"], f"message {number} of the prompt")
 
 
 def check_text(text: Any, name: str) -> None:
@@ -96,6 +96,10 @@ def check_text(text: Any, name: str) -> None:
         raise BadRowError(f"{name} is {KIND_NAMES[kind_of(text)]}, not a string")
     if not text.strip():
         raise BadRowError(f"{name} is empty")
+    _check_utf8(text, name)
+
+
+def _check_utf8(text: str, name: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

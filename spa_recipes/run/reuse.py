@@ -1,0 +1,53 @@
+"""Stages that need not run: their results are in this run, or in another run of the same runs_dir."""
+
+from spa_recipes.errors import DataError
+from spa_recipes.plan import Plan, Stage
+from spa_recipes.run.reporter import Reporter
+from spa_recipes.run.rundir import RunDir, find_reusable
+from spa_recipes.state.stagedir import Manifest, adopt
+
+
+def finished(plan: Plan, run: RunDir, reporter: Reporter, stage: Stage) -> Manifest:
+    """The manifest of a stage in a run that cannot be written; DataError if the stage would have to run."""
+    folder = run.stage_dir(stage, plan)
+    manifest = folder.manifest()
+    if manifest is None or not run.is_done(stage, plan) or folder.problems(deep=True):
+        raise DataError(
+            f"nothing can be written there, and {stage.id} is still to be done",
+            where=str(run.path),
+            fix="make the folder writable, or copy it to another place",
+        )
+    reporter.reused(stage, manifest, adopted=False)
+    return manifest
+
+
+def reuse(plan: Plan, run: RunDir, reporter: Reporter, stage: Stage) -> Manifest | None:
+    """The stage's manifest if it need not run: done in this run, or in another run of the same runs_dir."""
+    folder = run.stage_dir(stage, plan)
+    manifest = folder.manifest()
+    if manifest is not None or (folder.path / "manifest.json").exists():
+        problems = folder.problems(deep=True) or _missed(plan, run, stage)
+        if manifest is not None and manifest.key == stage.key and not problems:
+            reporter.reused(stage, manifest, adopted=False)
+            return manifest
+        aside = folder.set_aside()
+        run.log_event("stage damaged", stage=stage.id, problems=problems, aside=aside.name)
+        reporter.damaged(stage, problems, aside)
+    found = find_reusable(run.path.parent, stage, besides=run)
+    if found is None or folder.path.exists():
+        return None
+    name, source = found
+    adopt(source, folder, name)
+    adopted = folder.manifest()
+    assert adopted is not None
+    run.log_event("stage adopted", stage=stage.id, source=name)
+    reporter.reused(stage, adopted, adopted=True)
+    return adopted
+
+
+def _missed(plan: Plan, run: RunDir, stage: Stage) -> list[str]:
+    """Output of a finished stage that was pruned although another stage still has to read it."""
+    manifest = run.stage_dir(stage, plan).manifest()
+    if manifest is None or not manifest.pruned or run.is_done(stage, plan):
+        return []
+    return [f"output/{name} was freed by `spa gc --models` and is needed again" for name in manifest.pruned]

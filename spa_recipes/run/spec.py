@@ -1,0 +1,46 @@
+"""What the process of a stage is told."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from spa_recipes.plan import External, Plan, Stage
+from spa_recipes.run.rundir import RunDir
+from spa_recipes.stages.context import StageSpec
+
+
+def stage_spec(plan: Plan, run: RunDir, stage: Stage, attempt: int, disk_needed: int | None) -> StageSpec:
+    """The spec of an attempt; `disk_needed` in bytes, None where it is not known."""
+    return StageSpec(
+        id=stage.id,
+        kind=stage.kind,
+        key=stage.key,
+        material=stage.material,
+        stage_dir=str(run.stage_dir(stage, plan).path.absolute()),
+        attempt=attempt,
+        settings=json_settings(stage),
+        inputs={name: _location(run.input_path(value, plan)) for name, value in stage.inputs.items()},
+        revisions={name: value.revision for name, value in stage.inputs.items() if isinstance(value, External)},
+        keys={name: value.key for name, value in stage.inputs.items() if isinstance(value, External)},
+        runtime={
+            "run": run.name,
+            "disk_needed": disk_needed,
+            "compute": plan.recipe.compute.model_dump(mode="json"),
+            "storage": plan.recipe.storage.model_dump(mode="json"),
+            "tracking": plan.recipe.tracking.model_dump(mode="json"),
+        },
+    )
+
+
+def json_settings(stage: Stage) -> dict[str, Any]:
+    """The settings of a stage in JSON form, with their runtime fields."""
+    return {
+        name: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+        for name, value in stage.settings.items()
+    }
+
+
+def _location(location: str) -> str:
+    """An absolute path where there is such a path; a Hub id as it is."""
+    return str(Path(location).absolute()) if Path(location).exists() else location
