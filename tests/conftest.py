@@ -1,4 +1,4 @@
-"""What several test files share: a miniature recipe that runs in seconds, and the CLI."""
+"""Fixtures that several files share; all else that they share is in tests/kit."""
 
 import signal
 import subprocess
@@ -43,3 +43,11 @@ def spa_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     yield call
     for sign, handler in handlers.items():
         signal.signal(sign, handler)
+
+
+@pytest.fixture(scope="session")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with random weights. Tests leave it as it is."""
+    from tests.kit.training import make_model
+
+    return make_model(tmp_path_factory.mktemp("models") / "policy")

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tests.kit.recipes import merged, mini
+
 CONFIG = {"model_type": "llama", "max_position_embeddings": 2048}
 TOKENIZER = {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 2, "content": "<end>"}]}
 
@@ -22,3 +24,12 @@ def model_folder(folder: Path, config: dict[str, Any] | None = None, **files: st
         if text is not None:
             (folder / name).write_text(text)
     return folder
+
+
+def recipe_for(model: Path | str, /, **changes: Any) -> dict[str, Any]:
+    recipe = mini(sft=None, evaluation={"reward": "none"})
+    recipe["model"] = {"model_name_or_path": str(model), "max_length": 2048, "max_prompt_length": 1024}
+    return merged(recipe, changes)
+
+
+REMOTE = {"model_type": "own", "auto_map": {"AutoModelForCausalLM": "modeling_own.OwnModel"}}

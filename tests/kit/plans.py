@@ -6,7 +6,7 @@ from typing import Any
 from spa_recipes.plan import Plan, compile_plan
 from spa_recipes.recipe.schema import Recipe
 from spa_recipes.state.digests import DigestMemo
-from tests.kit.recipes import mini
+from tests.kit.recipes import merged, mini
 
 
 def plan_of(**changes: Any) -> Plan:
@@ -17,3 +17,10 @@ def plan_of(**changes: Any) -> Plan:
 def plan_of_recipe(recipe: dict[str, Any]) -> Plan:
     """The plan of a recipe."""
     return compile_plan(Recipe.model_validate(recipe), DigestMemo(Path("nowhere/.digests.json")))
+
+
+def vllm_plan(**changes: Any) -> Plan:
+    """The plan of the miniature recipe with one iteration, sampled by vLLM, with changes."""
+    recipe = mini(data={"prompts_per_iteration": [8]})
+    recipe["sampling"]["backend"] = {"type": "vllm"}
+    return plan_of_recipe(merged(recipe, changes))

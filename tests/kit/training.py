@@ -1,5 +1,7 @@
 """A tiny model, rows and settings for the tests of training."""
 
+import json
+import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from spa_recipes.recipe.schema import Model, PercentileThreshold, PreferenceTraining, SandboxSource, SftTraining
 from spa_recipes.sandbox.model import build_model
@@ -119,3 +121,28 @@ END = 4  # <end> of the sandbox's tokenizer
 
 def train_rewards(policy: Path, rows: list[dict[str, Any]], env: TrainEnv, **fields: Any) -> TrainResult:
     return train_reward_model(policy, rows, preference(**fields), env, end_ids=[END])
+
+
+def trace(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "out" / "pairs_trace.jsonl").read_text().splitlines()]
+
+
+def untrained(policy: Path, seed: int) -> Any:
+    """The policy's body with the `score` that this seed draws."""
+    torch.manual_seed(seed)
+    return AutoModelForSequenceClassification.from_pretrained(policy, num_labels=1)
+
+
+def plain_reward(model: Any, ids: list[int]) -> float:
+    """The score at the last token of a sequence, in float64 and without padding."""
+    with torch.no_grad():
+        hidden_TD = model.model(torch.tensor([ids])).last_hidden_state[0]
+        return float(hidden_TD[-1] @ model.score.weight[0])
+
+
+def spoil(folder: Path, name: str) -> None:
+    from safetensors.torch import save_file
+
+    state = weights(folder)
+    state[name] = torch.full_like(state[name], math.nan)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})

@@ -17,22 +17,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from spa_recipes.errors import EXIT_CODES, StageError, TryAgainError
-from spa_recipes.plan import KINDS, compile_plan
-from spa_recipes.recipe.schema import LocalExecutor, Recipe
-from spa_recipes.run import disk, failure, worker
-from spa_recipes.run.executors import Executors, Worker
-from spa_recipes.run.failure import stage_failure
-from spa_recipes.run.memory import smaller
-from spa_recipes.run.rundir import RunDir
-from spa_recipes.run.runner import execute
-from spa_recipes.stages.context import StageSpec
 from spa_recipes.state import atomic
-from spa_recipes.state.digests import DigestMemo
 from spa_recipes.state.stagedir import StageDir
 from tests.kit.cli import run_spa
 from tests.kit.recipes import merged, mini, write_recipe
-from tests.kit.stages import spec_of
 
 RECIPE = mini(
     sft={"save_steps": 4},
@@ -330,19 +318,6 @@ def test_too_small_a_disk_is_told_before_a_stage(tmp_path: Path) -> None:
     assert list(attempts(tmp_path).values()) == [1]  # the data stage
 
 
-def test_what_is_there_already_need_not_be_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = compile_plan(Recipe.model_validate(RECIPE), DigestMemo(tmp_path / "memo"))
-    folder = StageDir(tmp_path / "sft")
-    needed = disk.room_needed(plan.stage("sft"), plan, folder)
-    assert needed is not None
-    (folder.work / "checkpoints").mkdir(parents=True)
-    (folder.work / "checkpoints" / "file").write_bytes(b"x" * 1000)
-    assert disk.room_needed(plan.stage("sft"), plan, folder) == needed - 1000
-    monkeypatch.setattr(disk, "free_bytes", lambda path: needed - 1001)
-    with pytest.raises(TryAgainError, match="on the disk"):
-        disk.room_needed(plan.stage("sft"), plan, folder)
-
-
 @contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[None]:
     """A file system of some size."""
@@ -380,114 +355,3 @@ def test_a_disk_that_fills_up_in_a_stage(home: Path, tmp_path: Path, size: str) 
         mine = outputs(small)
         assert mine == {name: content for name, content in outputs(home).items() if name in mine}
         assert any("sft" in name for name in mine)
-
-
-# --- a stage that ends badly ---
-
-BAD_END = """
-import dataclasses, os, signal, sys, types
-import spa_recipes.run.worker as worker
-from spa_recipes.plan import KINDS
-def run(context):
-    print("the last words", flush=True)
-    {body}
-sys.modules["spa_recipes.stages.bad"] = types.SimpleNamespace(run=run)
-KINDS["data"] = dataclasses.replace(KINDS["data"], module="bad")
-worker.main()
-"""
-
-
-class BadEnd(Executors):
-    """Starts real processes whose stage ends in a given way."""
-
-    def __init__(self, body: str) -> None:
-        super().__init__(LocalExecutor())
-        self._body = body
-
-    def start(self, kind: str, spec: Path, log: Path, vllm: Any = None) -> Worker:
-        return Worker([sys.executable, "-c", BAD_END.format(body=self._body), str(spec)], log)
-
-
-class Silent:
-    """A reporter that keeps silent."""
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *arguments, **facts: None
-
-
-@LINUX
-@pytest.mark.parametrize(
-    ("body", "code", "words"),
-    [
-        ("os.kill(os.getpid(), signal.SIGSEGV)", 1, ["killed by signal 11 (SIGSEGV)", "in run", "worker.log"]),
-        ("os._exit(3)", 1, ["exit code 3", "the last words", "worker.log"]),
-        ("os.kill(os.getpid(), signal.SIGKILL)", 75, ["kernel", "memory runs out", "the last words", "worker.log"]),
-        ("raise MemoryError", 75, ["out of memory", "fewer rows"]),
-        ("raise RuntimeError('CUDA out of memory. Tried to allocate')", 75, ["out of memory"]),
-        ("raise OSError(28, 'No space left on device', '/big/file')", 75, ["disk is full", "/big/file", "are free"]),
-        ("raise RuntimeError('I/O error: No space left on device (os error 28)')", 75, ["disk is full"]),
-        ("raise ValueError('something else')", 1, ["ValueError: something else", "worker.log"]),
-    ],
-)
-def test_a_bad_end_is_one_line(tmp_path: Path, body: str, code: int, words: list[str]) -> None:
-    plan = compile_plan(Recipe.model_validate(mini()), DigestMemo(tmp_path / "memo"))
-    run = RunDir(tmp_path / "mini")
-    with pytest.raises(EXIT_CODES[code], match=r"\A[^\n]*\Z") as caught:
-        execute(plan, run, "", until="data", accept=False, reporter=Silent(), executors=BadEnd(body))
-    assert caught.value.exit_code == code
-    assert all(word in str(caught.value) for word in words), str(caught.value)
-    assert "run stopped" in (run.path / "events.jsonl").read_text()
-    assert run.holder() is None
-
-
-@pytest.mark.parametrize("kind", ["sft", "dpo", "refine", "generate", "score", "reward", "evaluate"])
-def test_out_of_memory_names_keys_of_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """In every kind of stage that loads a model, wherever in it the memory runs out."""
-
-    def run(context: Any) -> None:
-        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
-
-    monkeypatch.setitem(sys.modules, "spa_recipes.stages.bad", type("bad", (), {"run": staticmethod(run)}))
-    monkeypatch.setitem(KINDS, kind, replace(KINDS[kind], module="bad"))
-    spec = spec_of(tmp_path / "stages" / "stage", kind, {"sampling": mini()["sampling"]}, {})
-    assert worker.run_stage(spec) == 75
-    record = json.loads((tmp_path / "stages" / "stage" / "attempts" / "1" / "error.json").read_text())
-    assert record["exit_code"] == 75
-    recipe = Recipe.model_validate(mini()).model_dump()
-    keys = re.findall(r"[a-z_]+(?:\.[a-z_]+)+", record["fix"])
-    assert keys
-    for key in keys:
-        value: Any = recipe
-        for name in key.split("."):
-            assert name in value, key
-            value = value[name]
-
-
-def test_vllm_has_keys_of_its_own() -> None:
-    fix = smaller("generate", {"sampling": {"backend": {"type": "vllm"}}})
-    assert "sampling.backend.gpu_memory_utilization" in fix
-
-
-def test_a_disk_too_full_for_an_error_is_told_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = compile_plan(Recipe.model_validate(mini()), DigestMemo(tmp_path / "memo"))
-    (tmp_path / "worker.log").write_text("Traceback")
-    assert isinstance(stage_failure(plan.stage("sft"), 1, tmp_path), StageError)
-    monkeypatch.setattr(failure, "free_bytes", lambda path: 100)
-    error = stage_failure(plan.stage("sft"), 1, tmp_path)
-    assert isinstance(error, TryAgainError)
-    assert "the disk is full" in str(error)
-
-
-def test_a_spec_names_the_run_by_relative_paths(tmp_path: Path) -> None:
-    stage, other = tmp_path / "run" / "stages" / "03-sft", tmp_path / "run" / "stages" / "02-base"
-    inputs = {"policy": other / "output" / "model", "pairs": Path("/data/pairs.jsonl"), "reference": Path("org/name")}
-    spec = spec_of(stage, "sft", {}, inputs)
-    file = stage / "attempts" / "1" / "spec.json"
-    spec.write(file)
-    assert str(tmp_path) not in file.read_text()
-    assert StageSpec.read(file) == spec
-    (tmp_path / "run").rename(tmp_path / "moved")
-    moved = StageSpec.read(tmp_path / "moved" / "stages" / "03-sft" / "attempts" / "1" / "spec.json")
-    assert moved.inputs["policy"] == str(tmp_path / "moved" / "stages" / "02-base" / "output" / "model")
-    assert moved.inputs["reference"] == "org/name"
-    assert moved.stage_dir == str(tmp_path / "moved" / "stages" / "03-sft")

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -541,27 +539,6 @@ def test_a_hub_dataset_is_asked_for_as_the_source_says(monkeypatch: pytest.Monke
     assert asked == [("o/n", {"name": "c", "revision": "r"})]
 
 
-def test_offline_is_one_clear_line(tmp_path: Path) -> None:
-    code = """
-from spa_recipes.data.sources import read_pairs
-from spa_recipes.data.chat import load_tokenizer
-from spa_recipes.errors import DataError
-from spa_recipes.recipe.schema import DatasetSource
-for read in (lambda: read_pairs(DatasetSource(source="nobody/nothing")), lambda: load_tokenizer("nobody/nothing")):
-    try:
-        read()
-    except DataError as error:
-        print(error)
-"""
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    lines = done.stdout.splitlines()
-    assert len(lines) == 2, done.stdout + done.stderr
-    for line, kind in zip(lines, ("dataset", "model"), strict=True):
-        assert line.startswith(f"nobody/nothing: the {kind} is neither on this disk nor in the cache of HF_HOME")
-        assert "unset HF_HUB_OFFLINE" in line
-
-
 # --- the sandbox
 
 
@@ -627,23 +604,3 @@ def test_fingerprints_of_other_sources() -> None:
     assert fingerprint(source("o/n")) == "hub:o/n@main"
     assert fingerprint(source("o/n", revision="abc", config_name="en")) == "hub:o/n@abc#en"
     assert fingerprint(SandboxSource(type="sandbox", rows=5, seed=1)) == "sandbox:rows=5,seed=1"
-
-
-def test_planning_imports_nothing_heavy(tmp_path: Path) -> None:
-    """Reading rows takes pyarrow, which holds them; that is left to the stage."""
-    path = write_jsonl(tmp_path, [GOOD])
-    code = (
-        "import sys\n"
-        "import spa_recipes.data.chat\n"
-        "from spa_recipes.data.sources import content_fingerprint, count_rows, read_pairs\n"
-        "from spa_recipes.recipe.schema import DatasetSource\n"
-        f"source = DatasetSource(source={str(path)!r})\n"
-        "from pathlib import Path; from spa_recipes.state.digests import DigestMemo\n"
-        "heavy = ('torch', 'transformers', 'datasets', 'pyarrow', 'numpy')\n"
-        "content_fingerprint(source, DigestMemo(Path('nowhere/memo')).of), count_rows(source)\n"
-        "print([name for name in heavy if name in sys.modules])\n"
-        "read_pairs(source); import spa_recipes.data.split\n"
-        "print([name for name in heavy[:3] if name in sys.modules])\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["[]", "[]"]

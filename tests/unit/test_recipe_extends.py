@@ -1,6 +1,7 @@
 """Recipes that build on others: merging, places in messages, and chains that do not end."""
 
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -8,7 +9,6 @@ import yaml
 
 from spa_recipes.errors import RecipeError
 from spa_recipes.recipe.load import load_recipe, recipe_schema
-from tests.kit.cli import Spa
 from tests.kit.recipes import mini, write_recipe
 
 
@@ -118,14 +118,14 @@ def test_editors_accept_it(tmp_path: Path) -> None:
             jsonschema.validate(incomplete, schema)
 
 
-def test_the_plan_shows_the_resolved_whole(base: Path, tmp_path: Path, spa: Spa) -> None:
+def test_the_plan_shows_the_resolved_whole(base: Path, tmp_path: Path, spa_here: Any) -> None:
     child(tmp_path, "extends: base.yaml\nname: child\nnoise: {alpha: 0.3}\n")
-    shown = spa("plan", "child.yaml", "--resolved")
-    assert shown.returncode == 0, shown.stderr
-    whole = yaml.safe_load(shown.stdout)
+    shown = spa_here("plan", "child.yaml", "--resolved")
+    assert shown.code == 0, shown.err
+    whole = yaml.safe_load(shown.out)
     assert whole["noise"]["alpha"] == 0.3
     assert whole["noise"]["lambdas"] == [0.5, 0.25]
     assert whole["judge"]["reference"] == "init"
-    (tmp_path / "again.yaml").write_text(shown.stdout)
+    (tmp_path / "again.yaml").write_text(shown.out)
     first, second = (load_recipe(tmp_path / name).recipe for name in ("child.yaml", "again.yaml"))
     assert first == second

@@ -1,8 +1,6 @@
 """Reading recipe files: YAML scalars, what is no recipe at all, overrides, and the light import."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -509,23 +507,3 @@ def test_starter_says_the_defaults() -> None:
     }
     assert recipe.model_copy(update={"seed_training": marked["seed_training"]}) == plain.model_copy(update=marked)
     assert recipe.model.model_copy(update={"model_name_or_path": "m"}) == plain.model
-
-
-def test_light_import() -> None:
-    """Reading a recipe needs no library that is slow to import."""
-    Path("r.yaml").write_text(BASE)
-    code = """
-import sys
-from pathlib import Path
-from spa_recipes.recipe.load import load_recipe, recipe_schema
-load_recipe(Path("r.yaml"))
-recipe_schema()
-try:
-    load_recipe(Path("r.yaml"), ["noise.alpha=9"])
-except Exception:
-    pass
-heavy = {"torch", "transformers", "datasets", "trl", "vllm", "accelerate", "pyarrow", "numpy", "typer", "rich"}
-print(sorted(heavy & set(sys.modules)))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

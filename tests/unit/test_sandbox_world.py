@@ -1,13 +1,7 @@
 """The sandbox world has the properties that make preference learning in it worth measuring."""
 
-import hashlib
-import json
-import os
 import random
 import statistics
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +10,6 @@ from spa_recipes.sandbox.gold import gold_reward
 from spa_recipes.sandbox.rows import preference_rows, sft_rows
 from spa_recipes.sandbox.words import BODIES, PERSONS, TOPICS
 from spa_recipes.sandbox.world import all_prompts, read_prompt, sample_skill, vocabulary, write_reply
-
-ROOT = Path(__file__).parents[2]
 
 
 class Reply:
@@ -138,29 +130,3 @@ def test_there_are_only_so_many_preference_rows(n: int) -> None:
 def test_unknown_prompt_is_refused() -> None:
     with pytest.raises(ValueError, match="not a prompt of the sandbox world"):
         write_reply("how are you ?", 1.0, random.Random(0))
-
-
-def digest() -> str:
-    """A fingerprint of the prompts, the vocabulary and the first rows."""
-    made = [all_prompts(), vocabulary(), sft_rows(50, seed=0), preference_rows(50, seed=0)]
-    return hashlib.sha256(json.dumps(made).encode()).hexdigest()
-
-
-def _python(code: str, hash_seed: str) -> str:
-    env = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
-
-
-@pytest.mark.parametrize("hash_seed", ["1", "4242"])
-def test_other_processes_make_the_same_world(hash_seed: str) -> None:
-    assert _python("from tests.unit import test_sandbox_world as here; print(here.digest())", hash_seed) == digest()
-
-
-def test_world_needs_the_standard_library_only() -> None:
-    heavy = "{'torch', 'transformers', 'tokenizers', 'numpy', 'datasets'}"
-    code = (
-        "import sys; from spa_recipes.sandbox import gold, model, rows, words, world;"
-        f"rows.preference_rows(3, 0); print(sorted({heavy} & set(sys.modules)))"
-    )
-    assert _python(code, "0") == "[]"

@@ -2,10 +2,7 @@
 
 import json
 import math
-import os
 import socket
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +20,7 @@ from spa_recipes.recipe.schema import FixedThreshold, Lora, PercentileThreshold
 from spa_recipes.training.env import Refinement
 from spa_recipes.training.preference import NoiseDetector, PairCollator, SpaTrainer
 from spa_recipes.training.run import train_preference
-from tests.kit.training import REFINEMENT, make_env, make_model, make_pairs, preference, same_weights, weights
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("policy"))
+from tests.kit.training import REFINEMENT, make_env, make_model, make_pairs, preference, same_weights, trace, weights
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +34,6 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a training opened a connection")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-
-
-def trace(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "out" / "pairs_trace.jsonl").read_text().splitlines()]
 
 
 def logps_of(model: Path, rows: list[dict[str, Any]], side: str) -> list[float]:
@@ -338,42 +326,3 @@ def test_bfloat16_trains_float32_weights_and_saves_bfloat16(policy: Path, tmp_pa
     norm = next(name for name in before if "norm" in name)  # ones: a step of 2e-4 rounds away in bfloat16
     assert not torch.equal(before[norm].bfloat16(), after[norm])
     assert AutoModelForCausalLM.from_pretrained(env.output_dir, dtype="auto").dtype == torch.bfloat16
-
-
-DDP = """
-import sys, pathlib, torch
-sys.path.insert(0, {root!r})
-torch.set_num_threads(1)
-from dataclasses import replace
-from spa_recipes.training.run import train_preference
-from tests.kit.training import *
-policy, reference, folder = map(pathlib.Path, sys.argv[1:])
-settings = preference(per_device_train_batch_size=2, num_train_epochs=2, save_steps=4)
-for lam in (0.0, 0.5):
-    env = make_env(policy, folder / str(lam))
-    rows = make_pairs(21, reference=False)
-    train_preference(policy, rows, settings, env, reference_path=reference, refinement=replace(REFINEMENT, lam=lam))
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_train_like_one(policy: Path, reference: Path, tmp_path: Path) -> None:
-    root = str(Path(__file__).parents[2])
-    script = tmp_path / "train.py"
-    script.write_text(DDP.format(root=root))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": root}
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    for name, how in (("one", []), ("two", launch)):
-        command = [sys.executable, *how, str(script), str(policy), str(reference), str(tmp_path / name)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-    for lam in ("0.0", "0.5"):
-        one, two = tmp_path / "one" / lam, tmp_path / "two" / lam
-        assert same_weights(one / "out", two / "out", tolerance=1e-4)
-        for ours, theirs in zip(trace(one), trace(two), strict=True):
-            assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
-        logs = [(path / "out" / "training_log.jsonl").read_text().splitlines() for path in (one, two)]
-        for ours, theirs in zip(*logs, strict=True):
-            assert json.loads(ours) == pytest.approx(json.loads(theirs), rel=1e-3, abs=1e-5)
-        assert (two / "checkpoints" / "checkpoint-4" / "spa_checkpoint.json").is_file()

@@ -13,12 +13,7 @@ from spa_recipes.errors import DataError, StageError
 from spa_recipes.recipe.schema import Lora
 from spa_recipes.training.run import train_sft
 from spa_recipes.training.sft import SpaSftTrainer
-from tests.kit.training import make_env, make_model, make_texts, same_weights, supervised, weights
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("policy"))
+from tests.kit.training import make_env, make_texts, same_weights, supervised, weights
 
 
 def test_the_first_loss_is_the_mean_over_response_tokens(policy: Path, tmp_path: Path) -> None:

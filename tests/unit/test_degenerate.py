@@ -1,6 +1,5 @@
 """Output that nothing can be learned from: counted, shown, refused above a stated share, and never labelled."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,19 +7,15 @@ from typing import Any
 
 import pytest
 
-from spa_recipes import api
-from spa_recipes.cli.progress import PlainReporter
 from spa_recipes.data.rows import write_jsonl
-from spa_recipes.errors import DataError, RecipeChangedError, StageError
+from spa_recipes.errors import DataError, StageError
 from spa_recipes.generation.requests import Completion, Request
 from spa_recipes.plan import compile_plan
 from spa_recipes.plan.keys import stage_key
-from spa_recipes.recipe.schema import ForkExecutor, Recipe
-from spa_recipes.run.executors import Executors
+from spa_recipes.recipe.schema import Recipe
 from spa_recipes.stages import generate
 from spa_recipes.state.digests import DigestMemo
-from spa_recipes.training.checkpoints import is_complete
-from tests.kit.recipes import mini, write_recipe
+from tests.kit.recipes import mini
 from tests.kit.stages import context_of, judged
 
 MODEL = {"model_name_or_path": "m", "max_length": 128, "max_prompt_length": 48}
@@ -141,9 +136,6 @@ def test_the_limits_change_no_key() -> None:
     assert keys() == keys(max_empty=0.5, max_identical=0.9, max_cut=0.3)
 
 
-# ---------------------------------------------------------------------------------------------- judging
-
-
 def test_an_empty_answer_is_never_part_of_a_pair(tmp_path: Path) -> None:
     """Whatever its reward; the others are judged without it where two different ones are left."""
     texts = [["a", "", "b"], ["a", "", "a"], ["a", " ", "\n"], ["a", "b", "c"]]
@@ -185,39 +177,3 @@ def test_ties_are_shown(tmp_path: Path) -> None:
     for expected in ("ties 3", "dropped as empty 4"):
         assert expected in shown
     assert line(Manifest(**{**generate, "metrics": {"empty": 0.25}})) == "empty 25.0%"
-
-
-# ---------------------------------------------------------------------------------------------- diverging
-
-
-def test_a_training_that_diverges_stops_and_can_be_cured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line with the step and its rows, a checkpoint from before it, and a way on with a lower learning rate."""
-    monkeypatch.chdir(tmp_path)
-    reporter = PlainReporter()
-    executors = Executors(ForkExecutor(type="fork"))
-
-    def run(accept: bool = False, **training: float) -> None:
-        settings = {"save_steps": 1, "warmup_ratio": 0.0, **training}
-        write_recipe(tmp_path / "r.yaml", mini(seed_training=settings, evaluation={"enabled": False}))
-        api.run_recipe(api.prepare(tmp_path / "r.yaml"), reporter, until="seed", accept=accept, executors=executors)
-
-    try:
-        with pytest.raises(StageError) as caught:
-            run(learning_rate=1e30)
-        line = str(caught.value)
-        assert line.startswith("seed: rows ")
-        assert " of optimizer step 2 is not finite; lower learning_rate" in line
-        (failed,) = tmp_path.glob("runs/mini/stages/*-seed-*")
-        assert not (failed / "output").exists()
-        kept = list((failed / "work" / "checkpoints").iterdir())
-        assert [path.name for path in kept] == ["checkpoint-1"]
-        assert is_complete(kept[0])
-        with pytest.raises(RecipeChangedError, match=r"learning_rate: 1e\+30 -> 0.0001"):
-            run()
-        run(accept=True)
-    finally:
-        executors.close()
-    (manifest,) = tmp_path.glob("runs/mini/stages/*-seed-*/manifest.json")
-    assert json.loads(manifest.read_text())["metrics"]["train_loss"] > 0
-    for stage in ("data", "base", "sft"):  # done once, and used again
-        assert len(list(tmp_path.glob(f"runs/mini/stages/*-{stage}-*/attempts/*"))) == 1

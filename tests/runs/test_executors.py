@@ -1,0 +1,83 @@
+"""Processes of a run: they end with their children, with their runner, and one runner holds a run."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from spa_recipes.errors import LockedError
+from spa_recipes.run import executors
+from spa_recipes.run.rundir import RunDir
+from tests.kit.processes import alive, wait_for
+
+# --- executors ---
+
+
+PARENT = "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)']); \
+print(p.pid, flush=True); time.sleep(99)"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_stop_ends_the_children_too(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    worker = executors.Worker([sys.executable, "-c", PARENT], log)
+    wait_for(lambda: log.read_text().strip())
+    child = int(log.read_text())
+    assert worker.poll() is None
+    worker.stop()
+    assert worker.poll() is not None
+    wait_for(lambda: not alive(child))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_a_worker_ends_when_its_runner_is_gone(tmp_path: Path) -> None:
+    code = "import threading, time\nfrom spa_recipes.run.worker import die_with_runner\n\
+threading.Thread(target=die_with_runner, daemon=True).start()\nprint('up', flush=True)\ntime.sleep(99)"
+    runner = f"""
+import time
+from pathlib import Path
+from spa_recipes.run.executors import Worker
+worker = Worker([{sys.executable!r}, "-c", {code!r}], Path({str(tmp_path / "log")!r}))
+print(worker._process.pid, flush=True)
+time.sleep(99)
+"""
+    process = subprocess.Popen([sys.executable, "-c", runner], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    pid = int(process.stdout.readline())
+    wait_for(lambda: (tmp_path / "log").read_text().strip() == "up")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    wait_for(lambda: not alive(pid))
+
+
+# --- what a run's folder says ---
+
+
+def test_one_runner_at_a_time(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "mini")
+    code = f"""
+import time
+from pathlib import Path
+from spa_recipes.run.rundir import RunDir
+with RunDir(Path({str(run.path)!r})).locked():
+    print("held", flush=True)
+    time.sleep(99)
+"""
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "held\n"
+    begin = time.monotonic()
+    with pytest.raises(LockedError, match=f"{socket.gethostname()} pid {other.pid}"), run.locked():
+        pass
+    assert time.monotonic() - begin < 1
+    other.kill()  # a dead holder is taken over
+    other.wait()
+    assert (run.path / ".holder").exists()
+    assert run.holder() is None
+    with run.locked():
+        assert f"pid {os.getpid()}" in str(run.holder())

@@ -1,0 +1,82 @@
+"""Trainings in processes of their own: a fresh one that resumes, and two that train together."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.kit.training import (
+    KilledError,
+    dying_at,
+    make_model,
+    same_weights,
+    trace,
+    train_pairs,
+)
+
+RESUME = """
+import sys, pathlib, torch
+torch.set_num_threads(1)
+from tests.kit.training import train_pairs
+train_pairs(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))
+"""
+
+
+def test_a_fresh_process_resumes(policy: Path, tmp_path: Path) -> None:
+    train_pairs(policy, tmp_path / "straight")
+    with pytest.raises(KilledError):
+        train_pairs(policy, tmp_path / "resumed", on_progress=dying_at(5))
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", RESUME, str(policy), str(tmp_path / "resumed")],
+        env={**os.environ, "PYTHONPATH": root, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert same_weights(tmp_path / "straight" / "out", tmp_path / "resumed" / "out")
+    traces = [(tmp_path / name / "out" / "pairs_trace.jsonl").read_text() for name in ("straight", "resumed")]
+    assert traces[0] == traces[1]
+
+
+DDP = """
+import sys, pathlib, torch
+sys.path.insert(0, {root!r})
+torch.set_num_threads(1)
+from dataclasses import replace
+from spa_recipes.training.run import train_preference
+from tests.kit.training import *
+policy, reference, folder = map(pathlib.Path, sys.argv[1:])
+settings = preference(per_device_train_batch_size=2, num_train_epochs=2, save_steps=4)
+for lam in (0.0, 0.5):
+    env = make_env(policy, folder / str(lam))
+    rows = make_pairs(21, reference=False)
+    train_preference(policy, rows, settings, env, reference_path=reference, refinement=replace(REFINEMENT, lam=lam))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_like_one(policy: Path, tmp_path: Path) -> None:
+    reference = make_model(tmp_path / "reference", seed=1)
+    root = str(Path(__file__).parents[2])
+    script = tmp_path / "train.py"
+    script.write_text(DDP.format(root=root))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": root}
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    for name, how in (("one", []), ("two", launch)):
+        command = [sys.executable, *how, str(script), str(policy), str(reference), str(tmp_path / name)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+    for lam in ("0.0", "0.5"):
+        one, two = tmp_path / "one" / lam, tmp_path / "two" / lam
+        assert same_weights(one / "out", two / "out", tolerance=1e-4)
+        for ours, theirs in zip(trace(one), trace(two), strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+        logs = [(path / "out" / "training_log.jsonl").read_text().splitlines() for path in (one, two)]
+        for ours, theirs in zip(*logs, strict=True):
+            assert json.loads(ours) == pytest.approx(json.loads(theirs), rel=1e-3, abs=1e-5)
+        assert (two / "checkpoints" / "checkpoint-4" / "spa_checkpoint.json").is_file()

@@ -1,0 +1,68 @@
+"""Estimates count what is really there, and are shown as people read them."""
+
+from pathlib import Path
+
+from spa_recipes.estimates import human_bytes, human_count, human_seconds, needs, parameters_of
+from spa_recipes.plan import compile_plan
+from spa_recipes.recipe.schema import Recipe
+from spa_recipes.state.digests import DigestMemo
+from tests.kit.recipes import merged, mini
+
+
+def test_estimates_count_the_parameters_of_a_model_on_disk(tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=56,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=False,
+    )
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(tmp_path / "model")
+    recipe = Recipe.model_validate(mini(model={"model_name_or_path": str(tmp_path / "model")}, sft=None))
+    assert parameters_of(recipe) == model.num_parameters()
+    plan = compile_plan(recipe, DigestMemo(tmp_path / "memo"))
+    need = needs(plan.stage("refine-1"), plan)
+    assert need.memory == model.num_parameters() * (16 + 4)  # AdamW in float32, and a live reference for lambda > 0
+    assert need.tokens == 32 * 2 * 128
+    # Two steps, one checkpoint between them; a longer training has the two that stay and the next one being written.
+    for save_steps, kept, most in ((1, 2, 1), (2, 2, 0)):
+        storage = {"checkpoints_while_training": kept}
+        assert scratch_of(recipe, 32, save_steps, storage, tmp_path) == most * model.num_parameters() * 12
+    for kept in (1, 2):
+        storage = {"checkpoints_while_training": kept}
+        assert scratch_of(recipe, 320, 1, storage, tmp_path) == (kept + 1) * model.num_parameters() * 12
+
+
+def scratch_of(recipe: Recipe, prompts: int, save_steps: int, storage: dict[str, int], folder: Path) -> int | None:
+    """Room for checkpoints of refine-1, in batches of 16."""
+    changes = {
+        "data": {"prompts_per_iteration": [prompts], "pairs": {"rows": 1000}},
+        "refine": {"save_steps": save_steps},
+        "storage": storage,
+    }
+    changed = Recipe.model_validate(merged(recipe.model_dump(mode="json"), changes))
+    plan = compile_plan(changed, DigestMemo(folder / "memo"))
+    return needs(plan.stage("refine-1"), plan).scratch
+
+
+def test_sandbox_size_is_the_real_one(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    from spa_recipes.sandbox.model import build_model
+
+    build_model(tmp_path / "model")
+    with safe_open(tmp_path / "model" / "model.safetensors", "pt") as weights:
+        size = sum(weights.get_tensor(name).numel() for name in weights.keys())  # noqa: SIM118
+    assert parameters_of(Recipe.model_validate(mini())) == size
+
+
+def test_figures_for_people() -> None:
+    assert human_bytes(14_500_000_000) == "14.5 GB"
+    assert human_count(61_440_000) == "61.4M"
+    assert [human_seconds(s) for s in (4.24, 42, 200, 18600)] == ["4.2 s", "42 s", "3 min 20 s", "5 h 10 min"]
+    assert human_bytes(None) == human_count(None) == "-"
