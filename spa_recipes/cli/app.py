@@ -153,104 +153,66 @@ def judge(
 
 @app.command(
     epilog="Examples:\n\n`spa evaluate quickstart --benchmark alpaca_eval`  (answers only: no key needed)\n\n"
-    "`spa evaluate my-model --benchmark alpaca_eval --annotator weighted_alpaca_eval_gpt4_turbo`  (needs "
+    "`spa evaluate my-model --benchmark alpaca_eval --set benchmark.annotator=weighted_alpaca_eval_gpt4_turbo`  (needs "
     "OPENAI_API_KEY)\n\n"
-    "`spa evaluate --benchmark alpaca_eval --annotations annotations.json`\n\n"
-    "`spa evaluate my-model --benchmark mt_bench --questions question.jsonl --judge-prompts judge_prompts.jsonl "
-    "--reference-answers gpt-4.jsonl --endpoint-url https://api.openai.com/v1 --endpoint-model gpt-4`\n\n"
+    "`spa evaluate --annotations annotations.json`\n\n"
     "`spa evaluate my-dpo-model --benchmark pairwise --against my-sft-model --prompts prompts.jsonl "
-    "--judge reward_model --reward-model my-reward-model`"
+    "--set 'benchmark.judge={type: reward_model, model_name_or_path: my-reward-model}'`\n\n"
+    "`spa evaluate mt-bench.yaml --set seed=7`, where mt-bench.yaml is a job such as\n\n"
+    """```yaml
+model: {model_name_or_path: my-run, max_length: 4096}
+benchmark:                       # an entry of a recipe's evaluation.benchmarks
+  type: mt_bench
+  questions: question.jsonl
+  judge_prompts: judge_prompts.jsonl
+  reference_answers: gpt-4.jsonl
+  endpoint: {base_url: https://api.openai.com/v1, model: gpt-4}
+backend: {type: transformers, batch_size: 16}
+seed: 42
+out: results/my-run-mt-bench     # overwrite: true replaces what is there
+storage: {runs_dir: runs}
+```\n\n"""
+    "`spa schema --job` prints all keys of a job."
 )
 def evaluate(
-    benchmark: Annotated[str, typer.Option(help="alpaca_eval, mt_bench or pairwise.", show_default=False)],
-    model: Annotated[
+    subject: Annotated[
         str | None,
-        typer.Argument(metavar="[MODEL]", help="Folder, Hub id, or name of a finished run.", show_default=False),
+        typer.Argument(
+            metavar="[MODEL | JOB.yaml]",
+            help="Folder, Hub id, or name of a finished run; or a job file.",
+            show_default=False,
+        ),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the results; default: `evaluations/NAME-BENCHMARK`.")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="What the model is called in the results.")] = None,
+    benchmark: Annotated[str | None, typer.Option(help="alpaca_eval, mt_bench or pairwise.")] = None,
+    against: Annotated[str | None, typer.Option(metavar="MODEL", help="pairwise: the model to compare with.")] = None,
     prompts: Annotated[
         str | None,
-        typer.Option(help="Prompts to answer. alpaca_eval: JSON or JSONL with `instruction`; default: the Hub's 805."),
+        typer.Option(metavar="FILE", help="Prompts to answer; alpaca_eval has its own: the Hub's 805."),
     ] = None,
-    annotator: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="alpaca_eval: an annotator of that package (extra `eval`), which is paid."),
+    out: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Folder of the results; default: `evaluations/NAME-BENCHMARK`.")
     ] = None,
     annotations: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="alpaca_eval: score annotations that are there; no MODEL and no key."),
     ] = None,
-    questions: Annotated[str | None, typer.Option(metavar="FILE", help="mt_bench: FastChat's question.jsonl.")] = None,
-    judge_prompts: Annotated[
-        str | None, typer.Option(metavar="FILE", help="mt_bench: FastChat's judge_prompts.jsonl.")
+    backend: Annotated[str | None, typer.Option(help="Engine that samples: transformers (default) or vllm.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set any key of the job, e.g. `--set model.max_length=2048`."),
     ] = None,
-    reference_answers: Annotated[
-        str | None, typer.Option(metavar="FILE", help="mt_bench: FastChat's reference_answer/gpt-4.jsonl.")
-    ] = None,
-    endpoint_url: Annotated[
-        str | None, typer.Option(help="mt_bench and --judge llm: an OpenAI-compatible server.")
-    ] = None,
-    endpoint_model: Annotated[str | None, typer.Option(help="The server's name of the model that judges.")] = None,
-    endpoint_key_env: Annotated[
-        str | None,
-        typer.Option(help="Variable that holds the server's key; default OPENAI_API_KEY, `none` sends no key."),
-    ] = None,
-    against: Annotated[str | None, typer.Option(metavar="MODEL", help="pairwise: the model to compare with.")] = None,
-    judge: Annotated[
-        str | None,
-        typer.Option(help="pairwise: implicit_reward (default), reward_model, llm, or gold (sandbox prompts)."),
-    ] = None,
-    judge_policy: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="pairwise: model whose implicit reward judges.")
-    ] = None,
-    judge_reference: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="pairwise: what that model was trained from.")
-    ] = None,
-    reward_model: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="pairwise: a reward model with one output.")
-    ] = None,
-    judge_model: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="pairwise: a language model that compares the answers in words.")
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="alpaca_eval and pairwise; default 0.7. mt_bench has its own.")
-    ] = None,
-    top_p: Annotated[float | None, typer.Option(help="Nucleus; default 1.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="New tokens per answer; default 1024.")] = None,
-    max_length: Annotated[
-        int, typer.Option(help="Tokens of prompt and answer; a longer prompt loses its start.")
-    ] = 4096,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    chat_template: Annotated[str | None, typer.Option(help="Jinja file, for models without a template.")] = None,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run code of the models.")] = False,
-    backend: Annotated[str, typer.Option(help="Engine that samples: transformers or vllm.")] = "transformers",
-    batch_size: Annotated[int | None, typer.Option(help="transformers: answers decoded together.")] = None,
-    tensor_parallel_size: Annotated[int | None, typer.Option(help="vllm: GPUs per model.")] = None,
-    data_parallel_size: Annotated[int | None, typer.Option(help="vllm: copies of the model.")] = None,
-    gpu_memory_utilization: Annotated[
-        float | None, typer.Option(help="vllm: share of each GPU's memory that it takes; default 0.9.")
-    ] = None,
-    vllm_python: Annotated[
-        str | None, typer.Option(metavar="PYTHON", help="vllm: Python of the environment that has it; default: this.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 42,
-    runs_dir: RunsDir = Path("runs"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results that are there.")] = False,
 ) -> None:
     """Run one of the field's benchmarks for a model: AlpacaEval 2.0, MT-Bench, or a win rate against another model.
 
     Goes on where a stopped call was when it is made again.
     """
-    options = dict(locals())  # before anything else is a local name
+    from spa_recipes.cli.evaluate import print_scores, run_job
 
-    from spa_recipes.cli.evaluate import run_evaluation
-    from spa_recipes.evaluation import EvaluateRequest
-
-    run_evaluation(EvaluateRequest(**options))
+    options = {"benchmark": benchmark, "against": against, "prompts": prompts, "out": out, "backend": backend}
+    if annotations is not None:
+        print_scores(annotations, subject, options, set_ or [])
+    else:
+        run_job(subject, options, set_ or [])
 
 
 @app.command(epilog="Example:\n\n`spa validate recipes/*.yaml`")
@@ -410,13 +372,16 @@ def compare(
 
 
 @app.command(epilog="Example:\n\n`spa schema > recipe.schema.json`, then in VS Code: `yaml.schemas`.")
-def schema() -> None:
+def schema(
+    job: Annotated[bool, typer.Option("--job", help="That of jobs of `spa evaluate` instead.")] = False,
+) -> None:
     """Print the JSON schema of recipes, so that an editor completes and checks them."""
     import json
 
+    from spa_recipes.recipe.job import job_schema
     from spa_recipes.recipe.load import recipe_schema
 
-    typer.echo(json.dumps(recipe_schema(), indent=2))
+    typer.echo(json.dumps(job_schema() if job else recipe_schema(), indent=2))
 
 
 @app.command(epilog="Example:\n\n`spa init my.yaml`, edit, `spa validate my.yaml`, `spa run my.yaml`")

@@ -1,39 +1,49 @@
 """`spa evaluate`: what it runs, and what it says at the end."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from spa_recipes.benchmark_job import BenchmarkResult, run_benchmark, score_annotations
 from spa_recipes.cli.progress import PlainReporter
 from spa_recipes.cli.terminal import bold, say, yellow
 from spa_recipes.errors import RecipeError
-from spa_recipes.evaluation import Evaluated, EvaluateRequest, evaluate, score_annotations
+from spa_recipes.recipe.job import load_job
+from spa_recipes.recipe.schema import AlpacaEval, BenchmarkJob, MtBench
 from spa_recipes.report import figures
 from spa_recipes.report.benchmarks import benchmark_lines
 
 
-def run_evaluation(request: EvaluateRequest) -> None:
-    """Run a benchmark, or score annotations that are there, and print the result."""
-    if request.annotations is not None:
-        _score(request, request.annotations)
-        return
+def run_job(subject: str | None, options: Mapping[str, str | None], overrides: Sequence[str]) -> None:
+    """Run a benchmark for a model or a job file, and print the result."""
+    given = {name: value for name, value in options.items() if value is not None}
+    job = load_job(subject, given, overrides)
     with PlainReporter() as reporter:
-        done = evaluate(request, reporter)
-    _print_result(request, done)
+        done = run_benchmark(job, reporter)
+    _print_result(job, done)
 
 
-def _score(request: EvaluateRequest, annotations: str) -> None:
-    if request.model is not None or request.benchmark != "alpaca_eval":
-        what = "a MODEL" if request.model is not None else f"--benchmark {request.benchmark}"
+def print_scores(
+    annotations: str, subject: str | None, options: Mapping[str, str | None], overrides: Sequence[str]
+) -> None:
+    """Score annotations that are there, and print the rates."""
+    folder = options["out"]
+    others = [f"--{name}" for name, value in options.items() if value is not None and name not in ("out", "benchmark")]
+    if options["benchmark"] not in (None, "alpaca_eval"):
+        others.append(f"--benchmark {options['benchmark']}")
+    if subject is not None or overrides or others:
+        what = "a MODEL" if subject is not None else "--set" if overrides else others[0]
         raise RecipeError(f"{what} and annotations do not go together", where="--annotations", fix="leave one out")
-    scores = score_annotations(annotations, request.out)
+    target = None if folder is None else Path(folder)
+    scores = score_annotations(annotations, target)
     for name, value in scores.figures.items():
         say(f"{name:<26} {value}")
     if scores.missing:
         say(yellow(scores.missing))
-    if request.out is not None:
-        say(f"scores: {request.out / 'scores.json'}")
+    if target is not None:
+        say(f"scores: {target / 'scores.json'}")
 
 
-def _print_result(request: EvaluateRequest, done: Evaluated) -> None:
+def _print_result(job: BenchmarkJob, done: BenchmarkResult) -> None:
     say()
     for name, manifest in done.manifests.items():
         if manifest.kind == "answers":
@@ -43,24 +53,25 @@ def _print_result(request: EvaluateRequest, done: Evaluated) -> None:
     say(f"\nresult: {done.out}")
     for path in sorted(path for path in done.out.rglob("*") if path.is_file()):
         say(f"        {path.relative_to(done.out)}")
-    say(f"next:   {_next(request, done.out)}")
+    say(f"next:   {_next(job, done.out)}")
 
 
-def _next(request: EvaluateRequest, folder: Path) -> str:
+def _next(job: BenchmarkJob, folder: Path) -> str:
     """What makes sense now."""
-    if request.benchmark == "pairwise":
-        return f"read who won and why in {folder / 'outcomes.jsonl'}"
-    if request.benchmark == "mt_bench":
-        if request.endpoint_url is not None:
+    benchmark = job.benchmark
+    if isinstance(benchmark, MtBench):
+        if benchmark.endpoint is not None:
             return f"read the judgments below {folder / 'model_judgment'}"
         return (
-            "grade the answers: the same command with another --out and --judge-prompts, --endpoint-url and "
-            "--endpoint-model, or FastChat's gen_judgment.py"
+            "grade the answers: the same command with another --out and benchmark.endpoint and benchmark.judge_prompts "
+            "set, or FastChat's gen_judgment.py"
         )
-    if request.annotator is not None:
-        path = folder / request.annotator / "annotations.json"
+    if not isinstance(benchmark, AlpacaEval):
+        return f"read who won and why in {folder / 'outcomes.jsonl'}"
+    if benchmark.annotator is not None:
+        path = folder / benchmark.annotator / "annotations.json"
         return f"score the annotations again at any time with `--annotations {path}`"
     return (
-        "annotate the answers: the same command with another --out and --annotator NAME, or "
+        "annotate the answers: the same command with another --out and --set benchmark.annotator=NAME, or "
         f"`alpaca_eval --model_outputs {folder / 'model_outputs.json'}`"
     )

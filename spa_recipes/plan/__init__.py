@@ -1,6 +1,6 @@
 """Recipe -> plan: the stages of a run, in order, each with its inputs and its key."""
 
-from spa_recipes.plan.benchmarks import ALPACA_EVAL_PROMPTS, compile_evaluate_plan, is_of_benchmark
+from spa_recipes.plan.benchmarks import ALPACA_EVAL_PROMPTS, compile_benchmark_plan, is_of_benchmark
 from spa_recipes.plan.gates import gates
 from spa_recipes.plan.judge import compile_judge_plan
 from spa_recipes.plan.kinds import ADAPTER, KINDS, MODEL, Content, Kind
@@ -21,7 +21,7 @@ __all__ = [
     "Plan",
     "Stage",
     "StageOutput",
-    "compile_evaluate_plan",
+    "compile_benchmark_plan",
     "compile_judge_plan",
     "compile_plan",
     "gates",

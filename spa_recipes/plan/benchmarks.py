@@ -9,8 +9,8 @@ from spa_recipes.plan.stages import Builder, External, Input, Plan, Stage, Stage
 from spa_recipes.plan.verdicts import add_verdicts
 from spa_recipes.recipe.schema import (
     AlpacaEval,
+    BenchmarkJob,
     DatasetSource,
-    EvaluateJob,
     Model,
     MtBench,
     Pairwise,
@@ -55,21 +55,23 @@ class _Subject:
     prompts: StageOutput | None = None
 
 
-def compile_evaluate_plan(job: EvaluateJob, memo: DigestMemo) -> Plan:
-    """Lay out `spa evaluate`: answer the benchmark's prompts, then judge or compare the answers.
+def compile_benchmark_plan(job: BenchmarkJob, memo: DigestMemo) -> Plan:
+    """Lay out a job of `spa evaluate`: answer the benchmark's prompts, then grade or compare the answers.
+
+    Args:
+        job: with a name.
+        memo: of digests.
 
     Raises:
         DataError: a local file is missing.
     """
     build = Builder(memo)
     policy = build.model(job.model.model_name_or_path, job.model.revision, "model.model_name_or_path")
+    limit = job.benchmark.max_length or job.model.max_length
+    lengths = {"max_length": limit, "max_prompt_length": limit - job.benchmark.max_tokens}
+    model = build.model_settings(Model.model_validate({**job.model.model_dump(), **lengths}))
     sampling = Sampling(backend=job.backend)
-    _benchmark(
-        job.benchmark,
-        "",
-        build,
-        _Subject(job.name, "benchmark", build.model_settings(job.model), policy, sampling, job.seed, judge={}),
-    )
+    _benchmark(job.benchmark, "", build, _Subject(job.name, "benchmark", model, policy, sampling, job.seed, judge={}))
     memo.save()
     return Plan(job, tuple(build.stages.values()))
 
@@ -181,7 +183,7 @@ def _mt_bench(benchmark: MtBench, name: str, build: Builder, subject: _Subject) 
     references = benchmark.reference_answers
     build.add(
         name,
-        "mt_bench_judge",
+        "mt_bench_grades",
         f"MT-Bench: {benchmark.endpoint.model} grades every turn",
         settings={
             "endpoint": benchmark.endpoint,

@@ -273,8 +273,8 @@ KINDS: dict[str, Kind] = {
     "alpaca_score": Kind(
         "alpaca_score", reads={"annotations": "rows"}, writes=("scores.json",), delivers=("scores.json",)
     ),
-    "mt_bench_judge": Kind(
-        "mt_bench_judge",
+    "mt_bench_grades": Kind(
+        "mt_bench_grades",
         settings={"endpoint": Endpoint, "judge_max_tokens": int, "name": str},
         reads={"questions": "file", "answers": "rows", "judge_prompts": "file"},
         may_read={"reference_answers": "file"},

@@ -11,7 +11,7 @@ from typing import Any
 
 from spa_recipes.errors import RecipeError
 from spa_recipes.recipe.problems import EXAMPLES
-from spa_recipes.recipe.text import Keys, Place, Values, parse, read_text
+from spa_recipes.recipe.text import STARTER, Keys, Place, Values, parse, read_text
 
 EXTENDS = "extends"
 MAX_CHAIN = 8
@@ -23,7 +23,7 @@ def read_values(path: Path) -> tuple[Values, str]:
     Raises:
         RecipeError: a file cannot be read as a recipe, or the chain of recipes does not end.
     """
-    values, text = _read(path)
+    values, text = read_mapping(path)
     chain = [(path, values)]
     while (base := _base_of(*chain[-1])) is not None:
         where = chain[-1][1].places[(EXTENDS,)].text
@@ -50,14 +50,30 @@ def read_values(path: Path) -> tuple[Values, str]:
     return merged, text
 
 
-def _read(path: Path) -> tuple[Values, str]:
-    text = read_text(path)
+def read_mapping(
+    path: Path,
+    what: str = "recipe",
+    starter: str = STARTER,
+    first: str = EXAMPLES["name"],
+) -> tuple[Values, str]:
+    """The values of one file, each with its place, and its text.
+
+    Args:
+        path: the file.
+        what: what it should be, for messages.
+        starter: the remedy for a file that is empty or not there.
+        first: how such a file may begin.
+
+    Raises:
+        RecipeError: it cannot be read, or is no mapping.
+    """
+    text = read_text(path, what, starter)
     values = parse(text, lambda line: Place(f"{path}:{line}", line))
     if values.root is None and values.written[()] == "":
-        raise RecipeError("the recipe is empty", where=str(path), fix="write a starter with `spa init`")
+        raise RecipeError(f"the {what} is empty", where=str(path), fix=starter)
     if not isinstance(values.root, dict):
-        what = f"a recipe is a mapping of keys to values, not {values.shown(())}"
-        raise RecipeError(what, where=f"{path}:1", fix=f"begin with {EXAMPLES['name']}")
+        problem = f"a {what} is a mapping of keys to values, not {values.shown(())}"
+        raise RecipeError(problem, where=f"{path}:1", fix=f"begin with {first}")
     return values, text
 
 
@@ -77,7 +93,7 @@ def _base_of(path: Path, values: Values) -> Path | None:
 
 def _read_base(base: Path, where: str) -> Values:
     try:
-        return _read(base)[0]
+        return read_mapping(base)[0]
     except RecipeError as error:
         if error.where != str(base):  # a mistake inside that file is told with its own line
             raise

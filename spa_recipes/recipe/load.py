@@ -55,9 +55,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
         InvalidRecipeError: values are wrong. It is about the first problem, its `others` about the remaining ones.
     """
     values, text = read_values(path)
-    last = max(place.order for place in values.places.values())
-    for number, override in enumerate(overrides, start=1):
-        _override(values, override, order=last + number)
+    override(values, overrides)
     try:
         return LoadedRecipe(Recipe.model_validate(values.root), path, text)
     except ValidationError as error:
@@ -83,16 +81,25 @@ def recipe_schema() -> dict[str, Any]:
     }
 
 
-def _override(values: Values, override: str, order: int) -> None:
-    """Set one value; a later one wins."""
-    override = override.encode("utf-8", "backslashreplace").decode()  # bytes that are no text in this locale
-    key, equals, text = override.partition("=")
-    names = key.strip().split(".")
-    if not equals or not all(names):
-        raise RecipeError("not of the form key=value", where=f"--set {override}", fix="e.g. --set noise.alpha=0.2")
-    place = Place(f"--set {key.strip()}", order)
-    given = parse(text, lambda _: place)
-    parent, keys = _open_parent(values, names, place)
+def override(values: Values, overrides: Sequence[str]) -> None:
+    """Apply `key=value` texts as of `--set`; a later one wins."""
+    for text in overrides:
+        text = text.encode("utf-8", "backslashreplace").decode()  # bytes that are no text in this locale
+        key, equals, value = text.partition("=")
+        if not equals or not all(key.strip().split(".")):
+            raise RecipeError("not of the form key=value", where=f"--set {text}", fix="e.g. --set noise.alpha=0.2")
+        place = Place(f"--set {key.strip()}", next_order(values))
+        put(values, key.strip(), parse(value, lambda _, place=place: place), place)  # type: ignore[misc]
+
+
+def next_order(values: Values) -> int:
+    """Where a further value stands in the order of all: last."""
+    return 1 + max((place.order for place in values.places.values()), default=0)
+
+
+def put(values: Values, key: str, given: Values, place: Place) -> None:
+    """Put a value at a dotted key, in the place of what was there."""
+    parent, keys = _open_parent(values, key.split("."), place)
     for table in (values.places, values.written):
         for old in [k for k in table if k[: len(keys)] == keys]:
             del table[old]

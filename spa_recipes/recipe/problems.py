@@ -30,9 +30,10 @@ EXAMPLES = {
     "sft.data": "data: {type: dataset, source: conversations.jsonl}",
     "tau": "tau: 0.3",
     "num_processes": "num_processes: 4",
-    "evaluation.benchmarks.questions": "questions: question.jsonl",
-    "evaluation.benchmarks.endpoint.base_url": "base_url: https://api.openai.com/v1",
-    "evaluation.benchmarks.endpoint.model": "model: gpt-4",
+    "benchmark": "benchmark: {type: alpaca_eval}",
+    "questions": "questions: question.jsonl",
+    "endpoint.base_url": "base_url: https://api.openai.com/v1",
+    "endpoint.model": "model: gpt-4",
     "type": "type: dataset",
 }
 
@@ -161,7 +162,8 @@ def _place(keys: Keys, values: Values, path: Path) -> Place:
 
 def _example(keys: Keys) -> str:
     named = tuple(key for key in keys if isinstance(key, str))  # without places in a list
-    return EXAMPLES.get(dotted(named)) or EXAMPLES.get(str(keys[-1])) or f"{keys[-1]}: ..."
+    ends = (dotted(named[start:]) for start in range(len(named)))
+    return next((EXAMPLES[end] for end in ends if end in EXAMPLES), f"{keys[-1]}: ...")
 
 
 def _known_keys(keys: Keys, values: Values, document: type[Document]) -> str:

@@ -331,7 +331,7 @@ def benchmarks_fit_the_run(recipe: schema.Recipe) -> Conflicts:
             yield conflict.below(f"evaluation.benchmarks.{i}")
 
 
-def answer_fits_the_model(benchmark: schema.Answering, model: schema.Model) -> Conflicts:
+def answer_fits_the_model(benchmark: schema.Answering, model: schema.Model | schema.BenchmarkedModel) -> Conflicts:
     """The answers of a benchmark without its own max_length leave room for a prompt within the model's."""
     if benchmark.max_length is None and benchmark.max_tokens >= model.max_length:
         yield Conflict(
@@ -366,11 +366,18 @@ def _is_evaluated(recipe: schema.Recipe) -> bool:
 # --- rules between sections of a job
 
 
-def benchmark_stands_alone(job: schema.EvaluateJob) -> Conflicts:
+def benchmark_stands_alone(job: schema.BenchmarkJob) -> Conflicts:
     """A benchmark without a run names all models and prompts itself."""
     found = answer_fits_the_model(job.benchmark, job.model)
     for conflict in (*found, *(_without_run(job.benchmark) if job.benchmark.type == "pairwise" else ())):
         yield conflict.below("benchmark")
+
+
+def vllm_python_has_an_effect(job: schema.BenchmarkJob) -> Conflicts:
+    if job.compute.vllm_python is not None and job.backend.type != "vllm":
+        yield Conflict(
+            ("compute.vllm_python",), f"has no effect with backend.type {job.backend.type}", "set backend.type to vllm"
+        )
 
 
 def _without_run(benchmark: schema.Pairwise) -> Conflicts:

@@ -78,10 +78,8 @@ class Lora(Section):
     load_in_4bit: bool = Field(False, description="QLoRA: keep the frozen weights in 4 bits. Needs a GPU.")
 
 
-class Model(Section):
-    """The model to align: the SFT model, or the base model when the recipe has an `sft` section."""
-
-    RULES: ClassVar[rules.Rules] = (rules.prompt_fits,)
+class ModelSource(Section):
+    """Which model, and how it is loaded."""
 
     model_name_or_path: str = Field(
         min_length=1,
@@ -101,6 +99,13 @@ class Model(Section):
         description="File with a Jinja chat template, for a model that has none of its own.",
         json_schema_extra=LOCATION,
     )
+
+
+class Model(ModelSource):
+    """The model to align: the SFT model, or the base model when the recipe has an `sft` section."""
+
+    RULES: ClassVar[rules.Rules] = (rules.prompt_fits,)
+
     max_length: PositiveInt = Field(2048, description="Tokens of prompt and response together.")
     max_prompt_length: PositiveInt = Field(1024, description="Tokens of the prompt; a longer one loses its beginning.")
     lora: Lora | None = Field(None, description="LoRA settings; null trains all weights.")
@@ -758,19 +763,42 @@ class JudgeJob(Document):
     tracking: Tracking = Tracking()
 
 
-class EvaluateJob(Document):
-    """What `spa evaluate` does: one benchmark for one model."""
+class BenchmarkedModel(ModelSource):
+    """The model that answers a benchmark's prompts."""
 
-    RULES: ClassVar[rules.Rules] = (rules.benchmark_stands_alone,)
+    max_length: PositiveInt = Field(
+        4096,
+        description="Tokens of prompt and answer together; two turns of MT-Bench and their answers fit. A longer "
+        "prompt loses its beginning.",
+    )
+    lora: ClassVar[None] = None
+    num_parameters: ClassVar[None] = None
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")
-    model: Model
-    benchmark: Benchmark
-    backend: Backend = TransformersBackend()
-    seed: Seed = 42
-    compute: Compute = Compute()
-    storage: Storage = Storage()
-    tracking: Tracking = Tracking()
+
+class BenchmarkJob(Document):
+    """What `spa evaluate` does: one of the field's benchmarks for one model."""
+
+    RULES: ClassVar[rules.Rules] = (rules.benchmark_stands_alone, rules.vllm_python_has_an_effect)
+
+    model: BenchmarkedModel = Field(description="The model; a finished run may be named instead of a folder.")
+    benchmark: Benchmark = Field(description="The benchmark: an entry of a recipe's `evaluation.benchmarks`.")
+    name: str = Field(
+        "",
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,79})?$",
+        description="What the model is called in the results; empty: the name of its run, folder or repository.",
+    )
+    out: str | None = Field(
+        None, min_length=1, description="Where the results go: a folder; null: evaluations/<name>-<benchmark>."
+    )
+    overwrite: bool = Field(False, description="Replace the results that are in that folder.")
+    backend: Backend = Field(TransformersBackend(), description="Engine that samples.")
+    seed: Seed = Field(42, description="Seed of the sampling.")
+    compute: Compute = Field(
+        Compute(), description="Where the stages run; without an executor: fork where there is no GPU, else local."
+    )
+    storage: Storage = Field(Storage(), description="Where runs are, and what stays on disk.")
+    tracking: ClassVar[Tracking] = Tracking()
+    """Nothing is trained."""
 
 
 class Recipe(Document):
@@ -820,5 +848,5 @@ class Recipe(Document):
         return 0.5**iteration if self.noise.lambdas is None else self.noise.lambdas[iteration - 1]
 
 
-AnyRecipe = Recipe | JudgeJob | EvaluateJob
+AnyRecipe = Recipe | JudgeJob | BenchmarkJob
 """Everything that a plan can be made from."""

@@ -28,6 +28,9 @@ MAX_BYTES = 1024 * 1024
 MAX_DEPTH = 16
 MAX_NODES = 10_000
 
+STARTER = "write a starter with `spa init`"
+"""The remedy for a recipe that is not there."""
+
 Keys = tuple[str | int, ...]
 """The way to a value: `noise.lambdas.0` is `("noise", "lambdas", 0)`."""
 
@@ -108,8 +111,8 @@ def is_number(text: str) -> bool:
     return bool(_INTEGER.fullmatch(text) or _NUMBER.fullmatch(text))
 
 
-def read_text(path: Path) -> str:
-    """Read a file that may be a recipe.
+def read_text(path: Path, what: str = "recipe", starter: str = STARTER) -> str:
+    """Read a file that may be a recipe, or `what` it should be; `starter` says how to begin one.
 
     Raises:
         RecipeError: it cannot be read, is too large or is not text.
@@ -118,16 +121,17 @@ def read_text(path: Path) -> str:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise RecipeError("no such file", where=str(path), fix=_other_recipe(path)) from None
+        raise RecipeError("no such file", where=str(path), fix=_other_file(path, what, starter)) from None
     except IsADirectoryError:
-        raise RecipeError("this is a folder, not a recipe", where=str(path), fix=_other_recipe(path / "x")) from None
+        raise RecipeError(
+            f"this is a folder, not a {what}", where=str(path), fix=_other_file(path / "x", what, starter)
+        ) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise RecipeError(f"cannot be read: {reason}", where=repr(str(path))) from None
     if len(data) > MAX_BYTES:
-        raise RecipeError(
-            "larger than 1 MiB, which is too large for a recipe", where=str(path), fix="name a YAML recipe"
-        )
+        problem = f"larger than 1 MiB, which is too large for a {what}"
+        raise RecipeError(problem, where=str(path), fix=f"name a YAML {what}")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -136,8 +140,8 @@ def read_text(path: Path) -> str:
         raise RecipeError(what, where=f"{path}:{line}", fix="save the file as UTF-8") from None
 
 
-def _other_recipe(path: Path) -> str:
-    """The remedy for a path that is not a recipe: a file beside it."""
+def _other_file(path: Path, what: str, starter: str) -> str:
+    """The remedy for a path that cannot be read: a file beside it."""
     try:
         names = sorted(p.name for p in path.parent.iterdir() if p.suffix in {".yaml", ".yml"})
     except OSError:
@@ -146,8 +150,8 @@ def _other_recipe(path: Path) -> str:
     if close:
         return f"did you mean {path.parent / close[0]}?"
     if names:
-        return f"recipes in {path.parent}: {', '.join(names[:8])}"
-    return "check the path, or write a starter with `spa init`"
+        return f"{what}s in {path.parent}: {', '.join(names[:8])}"
+    return f"check the path, or {starter}"
 
 
 def parse(text: str, place: Callable[[int], Place]) -> Values:

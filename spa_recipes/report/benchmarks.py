@@ -8,7 +8,7 @@ from spa_recipes.state.stagedir import Manifest
 
 def benchmark_lines(found: Mapping[str, Manifest]) -> list[str]:
     """What the finished benchmarks among these stages came to."""
-    written = {"alpaca_score": _alpaca_eval, "mt_bench_judge": _mt_bench, "win_rate": _pairwise}
+    written = {"alpaca_score": _alpaca_eval, "mt_bench_grades": _mt_bench, "win_rate": _pairwise}
     return [
         f"{name}: {written[manifest.kind](manifest.metrics, manifest.rows)}"
         for name, manifest in found.items()

@@ -18,9 +18,9 @@ from spa_recipes.data.files import local_path
 from spa_recipes.data.hub import hub_error
 from spa_recipes.errors import DataError, RecipeError, TryAgainError, setting
 from spa_recipes.plan import ALPACA_EVAL_PROMPTS, KINDS, Content, External, Plan, Stage, is_of_benchmark
-from spa_recipes.recipe.schema import AnyRecipe, Endpoint, EvaluateJob, JudgeJob, Recipe
+from spa_recipes.recipe.schema import AnyRecipe, BenchmarkJob, Endpoint, JudgeJob, Recipe
 from spa_recipes.run.rundir import RunDir
-from spa_recipes.run.vllm_preflight import AS_OPTIONS, IN_A_RECIPE, check_vllm
+from spa_recipes.run.vllm_preflight import IN_A_JOB, IN_A_RECIPE, check_vllm
 
 WEIGHTS = "model.safetensors"
 SHARDED_WEIGHTS = "model.safetensors.index.json"
@@ -38,18 +38,6 @@ _OPTIONS = {
 }
 """What `spa judge` calls the keys of its job."""
 
-_EVALUATE_OPTIONS = {
-    **_OPTIONS,
-    "model.model_name_or_path": "MODEL",
-    "benchmark.against": "--against",
-    "benchmark.prompts.source": "--prompts",
-    "benchmark.judge.policy": "--judge-policy",
-    "benchmark.judge.reference": "--judge-reference",
-    "benchmark.judge.model_name_or_path": "--reward-model",
-    "judge.max_length": "--max-length",
-}
-"""What `spa evaluate` calls the keys of its job."""
-
 
 def check_inputs(plan: Plan, run: RunDir, until: str | None = None) -> None:
     """Look at every model and dataset from outside that the stages left to do, up to `until`, will read.
@@ -62,7 +50,7 @@ def check_inputs(plan: Plan, run: RunDir, until: str | None = None) -> None:
     _refuse_links(run)
     left = [stage for stage in plan.until(until) if not run.is_done(stage, plan)]
     recipe = plan.recipe
-    check_vllm(left, recipe.compute, AS_OPTIONS if isinstance(recipe, EvaluateJob) else IN_A_RECIPE)
+    check_vllm(left, recipe.compute, IN_A_JOB if isinstance(recipe, BenchmarkJob) else IN_A_RECIPE)
     for dataset in _datasets(left):
         with _named(recipe, dataset):
             _check_hub_dataset(dataset.location)
@@ -162,10 +150,8 @@ def _named(recipe: AnyRecipe, value: External) -> Iterator[None]:
 
 def _word(recipe: AnyRecipe, key: str) -> str:
     """A key as the user knows it."""
-    if isinstance(recipe, EvaluateJob):
-        if key == "benchmark.judge.model_name_or_path" and recipe.model_dump()["benchmark"]["judge"]["type"] == "llm":
-            return "--judge-model"
-        return _EVALUATE_OPTIONS.get(key, key)
+    if isinstance(recipe, BenchmarkJob) and key == "judge.max_length":
+        return "benchmark.judge.max_length"
     return _OPTIONS.get(key, key) if isinstance(recipe, JudgeJob) else key
 
 

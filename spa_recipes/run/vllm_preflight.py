@@ -37,7 +37,7 @@ class SettingNames(NamedTuple):
 IN_A_RECIPE = SettingNames(
     "sampling.backend", "sampling.backend.type vllm", "set sampling.backend.type to transformers", "compute.vllm_python"
 )
-AS_OPTIONS = SettingNames("--tensor-parallel-size", "--backend vllm", "leave --backend out", "--vllm-python")
+IN_A_JOB = SettingNames("backend", "backend.type vllm", "set backend.type to transformers", "compute.vllm_python")
 
 
 def check_vllm(stages: Sequence[Stage], compute: Compute, names: SettingNames = IN_A_RECIPE) -> None:

@@ -12,10 +12,10 @@ import pytest
 
 from spa_recipes import api
 from spa_recipes.algo.winrate import confidence_interval
+from spa_recipes.benchmark_job import run_benchmark
 from spa_recipes.benchmarks import alpaca_eval
 from spa_recipes.cli.progress import PlainReporter
-from spa_recipes.evaluation import EvaluateRequest, evaluate
-from spa_recipes.recipe.schema import ForkExecutor
+from spa_recipes.recipe.schema import BenchmarkJob, ForkExecutor
 from spa_recipes.report.benchmarks import benchmark_lines
 from spa_recipes.run.executors import Executors
 from tests.kit.benchmarks import PROMPTS, annotations, mt_files, needs_package, write_difficulty, write_lines
@@ -24,7 +24,7 @@ from tests.kit.endpoint_server import EndpointServer, Reply
 from tests.kit.recipes import mini, write_recipe
 
 PAIR = {"type": "pairwise", "max_tokens": 9}
-SMALL = ("--max-length", "200", "--max-tokens", "24")
+SMALL = ("--set", "model.max_length=200", "--set", "benchmark.max_tokens=24")
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +85,20 @@ def test_alpaca_eval_from_the_model_to_the_rates_and_its_annotator_is_paid_once(
     annotator = "weighted_alpaca_eval_gpt4_turbo"
     prompts = read(here / "alpaca.json")
     write_difficulty(here / "hf", len(prompts))
-    arguments = ("evaluate", "one", "--benchmark", "alpaca_eval", "--prompts", "alpaca.json", "--name", "mine", *SMALL)
+    arguments = (
+        "evaluate",
+        "one",
+        "--benchmark",
+        "alpaca_eval",
+        "--prompts",
+        "alpaca.json",
+        "--set",
+        "name=mine",
+        *SMALL,
+    )
     answers_only = run_spa(here, *arguments, "--out", "answers")
     assert answers_only.returncode == 0, answers_only.stderr
-    assert "--annotator NAME" in answers_only.stdout.splitlines()[-1]
+    assert "--set benchmark.annotator=NAME" in answers_only.stdout.splitlines()[-1]
     outputs = read(here / "answers" / "model_outputs.json")
     assert [set(row) for row in outputs] == [{"dataset", "instruction", "output", "generator"}] * len(prompts)
     assert [row["instruction"] for row in outputs] == [row["instruction"] for row in prompts]
@@ -99,7 +109,7 @@ def test_alpaca_eval_from_the_model_to_the_rates_and_its_annotator_is_paid_once(
     broken = True
     with EndpointServer(lambda body: Reply(400, "{}") if broken else logprobs(body)) as server:
         variables = {"OPENAI_API_KEY": "key", "OPENAI_API_BASE": server.base_url, "HF_HOME": str(here / "hf")}
-        call = (*arguments, "--annotator", annotator, "--out", "rates")
+        call = (*arguments, "--set", f"benchmark.annotator={annotator}", "--out", "rates")
         failed = run_spa(here, *call, **variables)
         assert failed.returncode == 1
         assert failed.stderr.startswith("error: alpaca-eval-annotations")
@@ -125,7 +135,7 @@ def test_alpaca_eval_from_the_model_to_the_rates_and_its_annotator_is_paid_once(
 def test_annotations_are_scored_without_model_key_or_network(here: Path) -> None:
     rows = annotations(50)
     (here / "annotations.json").write_text(json.dumps(rows))
-    call = ("evaluate", "--benchmark", "alpaca_eval", "--annotations", "annotations.json")
+    call = ("evaluate", "--annotations", "annotations.json")
     without = run_spa(here, *call, HF_HOME=str(here / "none"))
     assert without.returncode == 0, without.stderr
     assert without.stderr == ""
@@ -165,11 +175,19 @@ def test_mt_bench_answers_two_turns_and_goes_on_with_its_judgments(here: Path) -
     write_lines(here / "mt" / "gpt-4.jsonl", references)
     broken = True
     with EndpointServer(lambda body: Reply(400, "{}") if broken else grade(body), key="secret") as server:
-        call = (
-            *("evaluate", "one", "--benchmark", "mt_bench", *SMALL, "--questions", questions, "--out", "mt/out"),
-            *("--judge-prompts", prompts, "--reference-answers", "mt/gpt-4.jsonl"),
-            *("--endpoint-url", server.base_url, "--endpoint-model", "org/judge", "--endpoint-key-env", "MY_KEY"),
-        )
+        job = {
+            "model": {"model_name_or_path": "one", "max_length": 200},
+            "benchmark": {
+                "type": "mt_bench",
+                "max_tokens": 24,
+                "questions": str(questions),
+                "judge_prompts": str(prompts),
+                "reference_answers": "mt/gpt-4.jsonl",
+                "endpoint": {"base_url": server.base_url, "model": "org/judge", "api_key_env": "MY_KEY"},
+            },
+            "out": "mt/out",
+        }
+        call = ("evaluate", write_recipe(here / "job.yaml", job))
         no_key = run_spa(here, *call)
         assert no_key.returncode == 2
         assert "MY_KEY" in no_key.stderr
@@ -231,18 +249,19 @@ def pairwise(here: Path, executors: Executors, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(here)
 
     def run(**judge: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        request = EvaluateRequest(
-            "pairwise",
-            model="one",
-            against="two",
-            prompts="prompts.jsonl",
-            out=here / "out",
-            max_length=200,
-            max_tokens=24,
-            **judge,
-        )
+        job = {
+            "model": {"model_name_or_path": "one", "max_length": 200},
+            "benchmark": {
+                "type": "pairwise",
+                "against": "two",
+                "prompts": {"source": "prompts.jsonl"},
+                "max_tokens": 24,
+                "judge": judge,
+            },
+            "out": str(here / "out"),
+        }
         with PlainReporter() as reporter:
-            done = evaluate(request, reporter, executors)
+            done = run_benchmark(BenchmarkJob.model_validate(job), reporter, executors)
         rows, scores = lines_of(here / "out" / "outcomes.jsonl"), read(here / "out" / "scores.json")
         mean = sum(row["outcome"] for row in rows) / len(rows)
         assert scores["prompts"] == len(rows) == len(lines_of(here / "prompts.jsonl"))
@@ -265,7 +284,7 @@ def expected(rewards: list[float]) -> float:
 def test_pairwise_by_the_gold_reward(pairwise: Pairwise) -> None:
     from spa_recipes.sandbox.gold import gold_reward
 
-    rows, scores = pairwise(judge="gold")
+    rows, scores = pairwise(type="gold")
     for row in rows:
         rewards = [gold_reward(row["prompt"][-1]["content"], text) for text in row["responses"]]
         assert row["orders"] == [expected(rewards)] * 2
@@ -276,7 +295,7 @@ def test_pairwise_by_a_reward_model(pairwise: Pairwise, here: Path) -> None:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    rows, _ = pairwise(judge="reward_model", reward_model="rewarder")
+    rows, _ = pairwise(type="reward_model", model_name_or_path="rewarder")
     model = AutoModelForSequenceClassification.from_pretrained(here / "rewarder").eval()
     tokenizer = AutoTokenizer.from_pretrained(here / "rewarder")
     for row in rows:
@@ -294,7 +313,7 @@ def test_pairwise_by_the_implicit_reward(pairwise: Pairwise, here: Path) -> None
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    rows, _ = pairwise(judge_policy="three", judge_reference="four")
+    rows, _ = pairwise(policy="three", reference="four")
     tokenizer = AutoTokenizer.from_pretrained(here / "one")
     models = [AutoModelForCausalLM.from_pretrained(here / name).eval() for name in ("three", "four")]
 
@@ -328,7 +347,7 @@ def test_pairwise_by_a_language_model_asks_in_both_orders(pairwise: Pairwise) ->
         return "[[B]]" if b and not a else "[[A]]"
 
     with EndpointServer(judge) as server:
-        rows, scores = pairwise(judge="llm", endpoint_url=server.base_url, endpoint_model="m", endpoint_key_env="none")
+        rows, scores = pairwise(type="llm", endpoint={"base_url": server.base_url, "model": "m", "api_key_env": None})
         asked = [tuple(shown(body)) for body in server.asked]
     for row in rows:
         ours, theirs = (text.strip() for text in row["responses"])
@@ -355,6 +374,11 @@ def refused(spa_here: Any, here: Path) -> Any:
     return call
 
 
+def sets(*keys: str) -> list[str]:
+    """`--set` for each of some `key=value` texts."""
+    return [part for key in keys for part in ("--set", key)]
+
+
 def test_mistakes_are_one_line(refused: Any, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
@@ -362,57 +386,94 @@ def test_mistakes_are_one_line(refused: Any, here: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     alpaca = ("--benchmark", "alpaca_eval", "--prompts", "alpaca.json", *SMALL)
-    pair: tuple[str, ...] = ("--benchmark", "pairwise", *SMALL)
-    assert "there is no benchmark 'arena'" in refused(2, "one", "--benchmark", "arena")
-    assert "no MODEL" in refused(2, *alpaca)
-    assert refused(2, "one", *alpaca, "--questions", "q").startswith("--questions: means nothing to --benchmark alpaca")
+    assert refused(2, "one", "--benchmark", "arena").startswith("--benchmark: benchmark.type: must be one of alpaca_")
+    assert refused(2, "one").startswith("--benchmark: is needed; choose one of alpaca_eval, mt_bench, pairwise")
+    assert refused(2, *alpaca).startswith("MODEL: is needed")
+    assert refused(2, "one", *alpaca, *sets("benchmark.questions=q")).startswith(
+        "--set benchmark.questions: unknown key; allowed for type alpaca_eval:"
+    )
     assert "did you mean alpaca.json" in refused(3, "one", *alpaca[:3], "alpacas.json", *SMALL)
-    assert refused(3, "nowhere/at/all", *alpaca).startswith("MODEL: nowhere/at/all: no such model folder")
-    assert "MODEL: owner/name" in refused(3, "owner/name", *alpaca)
-    assert "--max-length (9999) is more than the model's" in refused(2, "one", *alpaca[:4], "--max-length", "9999")
-    assert refused(2, "one", *alpaca[:4], "--max-length", "200").startswith("--max-tokens: an answer of 1024 tokens")
-    assert refused(2, "one", *alpaca, "--temperature", "-1").startswith("--temperature:")
-    assert refused(2, "one", *alpaca, "--backend", "other").startswith("--backend:")
-    assert refused(2, "one", *alpaca, "--tensor-parallel-size", "2").startswith("--tensor-parallel-size:")
-    assert refused(2, "one", *alpaca, "--vllm-python", "p").startswith("--vllm-python: means nothing to --backend")
-    no_python = ("--backend", "vllm", "--vllm-python", "/no/python")
-    assert refused(2, "one", *alpaca, *no_python).startswith("--vllm-python: no such program: /no/python")
-    assert "--questions: MT-Bench needs its questions" in refused(2, "one", "--benchmark", "mt_bench", *SMALL)
-    assert refused(2, "one", *pair).startswith("--against:")
-    assert refused(2, "one", *pair, "--against", "two").startswith("--prompts:")
-    pair = (*pair, "--against", "two", "--prompts", "prompts.jsonl")
-    assert refused(2, "one", *pair).startswith("--judge-policy: the judge implicit_reward needs it")
-    assert "--judge: the judge llm is one model" in refused(2, "one", *pair, "--judge", "llm")
-    assert refused(2, "one", *pair, "--judge", "gold", "--judge-model", "x").startswith("--judge-model: means nothing")
-    assert refused(3, "one", *pair, "--judge", "llm", "--judge-model", "./no").startswith(
-        "--judge-model: ./no: no such"
+    assert refused(3, "nowhere/at/all", *alpaca).startswith("model.model_name_or_path: nowhere/at/all: no such model")
+    assert "model.model_name_or_path: owner/name" in refused(3, "owner/name", *alpaca)
+    long = sets("model.max_length=9999")
+    assert "model.max_length (9999) is more than the model's" in refused(2, "one", *alpaca[:4], *long)
+    assert refused(2, "one", *alpaca[:4], *sets("model.max_length=200")).startswith(
+        "--benchmark: benchmark.max_tokens: max_tokens (1024) must be smaller than model.max_length (200); lower it"
     )
-    assert "there is no judge 'me'" in refused(2, "one", *pair, "--judge", "me")
-    assert "--reward-model: means nothing to the judge gold" in refused(
-        2, "one", *pair, "--judge", "gold", "--reward-model", "x"
+    assert refused(2, "one", *alpaca, *sets("benchmark.temperature=-1")).startswith("--set benchmark.temperature:")
+    assert refused(2, "one", *alpaca, "--backend", "other").startswith("--backend: backend.type: must be one of trans")
+    assert refused(2, "one", *alpaca, *sets("backend.tensor_parallel_size=2")).startswith(
+        "--set backend.tensor_parallel_size: unknown key; add type: vllm"
     )
-    shutil.copytree(here / "two", here / "no-rewarder")
-    rewarder = ("--judge", "reward_model", "--reward-model", "no-rewarder")
-    assert refused(3, "one", *pair, *rewarder).startswith("--reward-model: no-rewarder: a reward model has one output")
+    assert refused(2, "one", *alpaca, *sets("compute.vllm_python=p")).startswith(
+        "--set compute.vllm_python: has no effect with backend.type transformers"
+    )
+    no_python = ("--backend", "vllm", *sets("compute.vllm_python=/no/python"))
+    assert refused(2, "one", *alpaca, *no_python).startswith("compute.vllm_python: no such program: /no/python")
+    assert "benchmark.questions: this key is required" in refused(2, "one", "--benchmark", "mt_bench", *SMALL)
     if alpaca_eval.is_installed():
-        assert "OPENAI_API_KEY" in refused(2, "one", *alpaca, "--annotator", "weighted_alpaca_eval_gpt4_turbo")
-    assert "no such file" in refused(3, "--benchmark", "alpaca_eval", "--annotations", "gone.json")
-    assert "do not go together" in refused(2, "one", "--benchmark", "alpaca_eval", "--annotations", "alpaca.json")
-    (here / "taken").mkdir()
-    assert "--overwrite" in refused(2, "one", *alpaca, "--out", "taken")
+        paid = sets("benchmark.annotator=weighted_alpaca_eval_gpt4_turbo")
+        assert "OPENAI_API_KEY" in refused(2, "one", *alpaca, *paid)
     assert not list(here.glob("*.spa"))
 
 
-def test_mt_bench_options_that_belong_together(refused: Any, here: Path) -> None:
+def test_mistakes_in_annotations_are_one_line(refused: Any, here: Path) -> None:
+    assert "no such file" in refused(3, "--benchmark", "alpaca_eval", "--annotations", "gone.json")
+    annotated = ("--annotations", "alpaca.json")
+    for others in (("one",), ("--benchmark", "mt_bench"), ("--prompts", "p"), sets("seed=1"), ("--backend", "vllm")):
+        assert "do not go together" in refused(2, *others, *annotated)
+
+
+def test_mistakes_in_a_comparison_are_one_line(refused: Any, here: Path) -> None:
+    gold = sets("benchmark.judge.type=gold")
+    pair: tuple[str, ...] = ("--benchmark", "pairwise", *SMALL)
+    prompts = ("--prompts", "prompts.jsonl")
+    assert "benchmark.against: there is no run whose pi_init" in refused(2, "one", *pair, *prompts, *gold)
+    assert "benchmark.prompts: there are no prompts to answer" in refused(2, "one", *pair, "--against", "two", *gold)
+    pair = (*pair, "--against", "two", *prompts)
+    assert "give policy and reference" in refused(2, "one", *pair)
+    assert "policy and reference belong together" in refused(2, "one", *pair, *sets("benchmark.judge.policy=two"))
+    assert "benchmark.judge.type: llm must be another" in refused(2, "one", *pair, *sets("benchmark.judge.type=llm"))
+    assert "judge.model_name_or_path: unknown key" in refused(
+        2, "one", *pair, *sets("benchmark.judge.model_name_or_path=x", "benchmark.judge.type=gold")
+    )
+    llm = sets("benchmark.judge.type=llm", "benchmark.judge.model_name_or_path=./no")
+    assert refused(3, "one", *pair, *llm).startswith("benchmark.judge.model_name_or_path: ./no: no such")
+    assert "must be one of gold, implicit_reward, llm, reward_model" in refused(
+        2, "one", *pair, *sets("benchmark.judge.type=me")
+    )
+    shutil.copytree(here / "two", here / "no-rewarder")
+    rewarder = sets("benchmark.judge.type=reward_model", "benchmark.judge.model_name_or_path=no-rewarder")
+    assert refused(3, "one", *pair, *rewarder).startswith(
+        "benchmark.judge.model_name_or_path: no-rewarder: a reward model has one output"
+    )
+
+
+def test_keys_of_mt_bench_that_belong_together(refused: Any, here: Path) -> None:
     questions, prompts, _ = mt_files(here)
-    call = ("one", "--benchmark", "mt_bench", *SMALL, "--questions", str(questions))
-    assert "--endpoint-model: " in refused(2, *call, "--endpoint-url", "http://127.0.0.1:9/v1")
-    judge = ("--endpoint-url", "http://127.0.0.1:9/v1", "--endpoint-model", "m", "--endpoint-key-env", "none")
+    call = ("one", "--benchmark", "mt_bench", *SMALL, "--prompts", str(questions))
+    url = "benchmark.endpoint.base_url=http://127.0.0.1:9/v1"
+    assert "benchmark.endpoint.model: this key is required" in refused(2, *call, *sets(url))
+    judge = sets(url, "benchmark.endpoint.model=m", "benchmark.endpoint.api_key_env=null")
     assert "endpoint needs judge_prompts" in refused(2, *call, *judge)
-    assert "--endpoint-url" in refused(2, *call, "--endpoint-url", "ftp://x", "--endpoint-model", "m")
+    assert refused(2, *call, *judge, *sets("benchmark.endpoint.base_url=ftp://x")).startswith(
+        "--set benchmark.endpoint.base_url: must be text that matches"
+    )
     broken = write_lines(here / "broken.jsonl", PROMPTS[:1])
-    assert "no judge prompt single-math-v1" in refused(3, *call, *judge, "--judge-prompts", str(broken))
-    assert "need an endpoint" in refused(2, *call, "--judge-prompts", str(prompts))
+    assert "no judge prompt single-math-v1" in refused(3, *call, *judge, *sets(f"benchmark.judge_prompts={broken}"))
+    assert "need an endpoint" in refused(2, *call, *sets(f"benchmark.judge_prompts={prompts}"))
+
+
+def test_results_that_are_there_stay_unless_they_may_be_replaced(refused: Any, spa_here: Any, here: Path) -> None:
+    arguments = ("one", "--benchmark", "alpaca_eval", "--prompts", "alpaca.json", *SMALL, "--out", "taken")
+    (here / "taken").mkdir()
+    (here / "taken" / "mine").write_text("precious")
+    assert "overwrite: true" in refused(2, *arguments)
+    assert (here / "taken" / "mine").read_text() == "precious"
+    assert not list(here.glob("*.spa"))
+    replaced = spa_here("evaluate", *arguments, "--set", "overwrite=true")
+    assert replaced.code == 0, replaced.err
+    assert [path.name for path in (here / "taken").iterdir()] == ["model_outputs.json"]
 
 
 # --- recipes
@@ -473,10 +534,8 @@ def test_a_recipe_runs_benchmarks_on_its_final_policy_and_shows_them(
     page = (here / "runs" / "mini" / "report.html").read_text()
     assert "mt-bench: 4.00" in page
     # A finished run is a MODEL by its name.
-    alone = run_spa(
-        here, "evaluate", "mini", "--benchmark", "alpaca_eval", "--prompts", "alpaca.json", "--max-length", "128",
-        "--max-tokens", "16", "--dtype", "float32", "--seed", "7",
-    )  # fmt: skip
+    keys = sets("model.max_length=128", "benchmark.max_tokens=16", "model.dtype=float32", "seed=7")
+    alone = run_spa(here, "evaluate", "mini", "--benchmark", "alpaca_eval", "--prompts", "alpaca.json", *keys)
     assert alone.returncode == 0, alone.stderr
     (stage,) = [stage for stage in prepared.plan.stages if stage.id == "alpaca-eval-answers"]
     by_recipe = prepared.run.stage_dir(stage, prepared.plan).output / "model_outputs.json"

@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "api": {"errors", "recipe", "plan", "state", "run", "report"},
     "report": {"errors", "recipe", "plan", "estimates", "state", "run"},
     "publish": {"errors", "plan", "state", "data", "run"},
-    "evaluation": {"errors", "recipe", "plan", "state", "run", "api", "benchmarks"},
+    "benchmark_job": {"errors", "recipe", "plan", "state", "run", "api", "benchmarks"},
     "cli": {
         "errors",
         "recipe",
@@ -52,7 +52,7 @@ ALLOWED: dict[str, set[str]] = {
         "estimates",
         "report",
         "publish",
-        "evaluation",
+        "benchmark_job",
     },
 }
 """A part of the package and the parts that it may import."""

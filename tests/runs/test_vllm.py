@@ -250,10 +250,16 @@ def test_spa_evaluate_samples_with_vllm_too(vllm_python: str, home: Path) -> Non
     build_model(home / "other", num_heads=3, seed=1)
     prompts = [{"prompt": row["chosen"][:1]} for row in preference_rows(6, seed=5)]
     (home / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
-    pairwise = ["--benchmark", "pairwise", "--against", "other", "--prompts", "prompts.jsonl", "--judge", "gold"]
-    engine = ["--backend", "vllm", "--vllm-python", vllm_python, "--gpu-memory-utilization", "0.1"]
-    lengths = ["--max-tokens", "24", "--max-length", "128", "--out", "result"]
-    done = run_spa(home, "evaluate", "model", *pairwise, *engine, *lengths)
+    pairwise = ["--benchmark", "pairwise", "--against", "other", "--prompts", "prompts.jsonl", "--out", "result"]
+    keys = [
+        "benchmark.judge.type=gold",
+        f"compute.vllm_python={vllm_python}",
+        "backend.gpu_memory_utilization=0.1",
+        "benchmark.max_tokens=24",
+        "model.max_length=128",
+    ]
+    overrides = [part for key in keys for part in ("--set", key)]
+    done = run_spa(home, "evaluate", "model", *pairwise, "--backend", "vllm", *overrides)
     assert done.returncode == 0, done.stderr
     outcomes = read_jsonl(home / "result" / "outcomes.jsonl")
     assert len(outcomes) == 6

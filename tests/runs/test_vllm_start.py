@@ -120,10 +120,10 @@ def test_what_is_asked_of_the_other_python(tmp_path: Path) -> None:
         assert json.loads(answer.stdout)["spa"] == version
 
 
-def test_what_is_wrong_is_named_as_the_command_calls_it(tmp_path: Path) -> None:
+def test_a_job_names_its_own_key(tmp_path: Path) -> None:
     plan = vllm_plan()
-    with pytest.raises(RecipeError, match=r"^--vllm-python: no such program: /no/python"):
-        vllm_preflight.check_vllm(plan.stages, Compute(vllm_python="/no/python"), vllm_preflight.AS_OPTIONS)
+    with pytest.raises(RecipeError, match=r"^compute\.vllm_python: no such program: /no/python"):
+        vllm_preflight.check_vllm(plan.stages, Compute(vllm_python="/no/python"), vllm_preflight.IN_A_JOB)
 
 
 @pytest.mark.skipif(shutil.which("python") is None, reason="no other program to name")

@@ -32,7 +32,7 @@ def test_what_is_delivered_is_written() -> None:
 def test_kinds_that_load_models_compute_with_torch() -> None:
     assert all(kind.torch for kind in KINDS.values() if kind.loads_model)
     assert not KINDS["endpoint_verdicts"].loads_model
-    assert not KINDS["mt_bench_judge"].torch
+    assert not KINDS["mt_bench_grades"].torch
 
 
 def test_importing_a_stage_without_torch_imports_none() -> None:

@@ -10,6 +10,10 @@ from spa_recipes.recipe.schema import AnyRecipe, Section
 
 NO_LOCATIONS = {
     "AlpacaEval.annotator",
+    "BenchmarkJob.name",
+    "BenchmarkJob.out",
+    "BenchmarkedModel.attn_implementation",
+    "BenchmarkedModel.revision",
     "Columns.chosen",
     "Columns.prompt",
     "Columns.rejected",
@@ -19,7 +23,6 @@ NO_LOCATIONS = {
     "Endpoint.api_key_env",
     "Endpoint.base_url",
     "Endpoint.model",
-    "EvaluateJob.name",
     "JudgeJob.name",
     "JudgeJob.reference_revision",
     "LlmJudge.revision",

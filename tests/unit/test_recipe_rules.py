@@ -11,7 +11,7 @@ from spa_recipes import api
 from spa_recipes.errors import RecipeError
 from spa_recipes.recipe.load import InvalidRecipeError, load_recipe
 from spa_recipes.recipe.rules import Conflict, Rules, conflicts_in, conflicts_of
-from spa_recipes.recipe.schema import Document, EvaluateJob, Recipe, Section
+from spa_recipes.recipe.schema import BenchmarkJob, Document, Recipe, Section
 from spa_recipes.recipe.shape import child, shape_of, types_of
 from spa_recipes.recipe.text import Keys, parse, split_keys
 from tests.kit.recipes import mini
@@ -262,20 +262,28 @@ PAIR: dict[str, Any] = {
     "judge": {"policy": "p", "reference": "r"},
 }
 JOBS: dict[str, dict[str, Any]] = {
-    "benchmark.max_tokens": {"type": "alpaca_eval", "max_tokens": 2048},
+    "benchmark.max_tokens": {"type": "alpaca_eval", "max_tokens": 4096},
     "benchmark.against": {**PAIR, "against": "init"},
     "benchmark.prompts": {**PAIR, "prompts": None},
     "benchmark.judge.policy": {**PAIR, "judge": {}},
     "benchmark.judge.type": {**PAIR, "judge": {"type": "llm"}},
 }
+WITH_PYTHON: dict[str, Any] = {**JOB, "benchmark": PAIR, "compute": {"vllm_python": "python"}}
 
 
 @pytest.mark.parametrize(("key", "benchmark"), [*JOBS.items()])
 def test_a_benchmark_without_a_run_names_everything_itself(key: str, benchmark: dict[str, Any]) -> None:
-    assert EvaluateJob.model_validate({**JOB, "benchmark": PAIR})
+    assert BenchmarkJob.model_validate({**JOB, "benchmark": PAIR})
     with pytest.raises(ValidationError) as caught:
-        EvaluateJob.model_validate({**JOB, "benchmark": benchmark})
+        BenchmarkJob.model_validate({**JOB, "benchmark": benchmark})
     assert [conflict.keys[0] for conflict in conflicts_in(caught.value)] == [key]
+
+
+def test_a_job_that_samples_with_transformers_names_no_python_of_vllm() -> None:
+    assert BenchmarkJob.model_validate(WITH_PYTHON | {"backend": {"type": "vllm"}})
+    with pytest.raises(ValidationError) as caught:
+        BenchmarkJob.model_validate(WITH_PYTHON)
+    assert [conflict.keys for conflict in conflicts_in(caught.value)] == [("compute.vllm_python",)]
 
 
 # --- the rules as a whole
@@ -286,7 +294,8 @@ def documents(monkeypatch: pytest.MonkeyPatch) -> list[Document]:
     """The recipes and jobs above, which nothing has checked."""
     monkeypatch.setattr(Document, "model_post_init", lambda self, context: None)
     recipes = [Recipe.model_validate(parse(text, lambda _: None).root) for text in LINES]  # type: ignore[arg-type,return-value]
-    return [*recipes, *(EvaluateJob.model_validate({**JOB, "benchmark": benchmark}) for benchmark in JOBS.values())]
+    jobs = [*({**JOB, "benchmark": benchmark} for benchmark in JOBS.values()), WITH_PYTHON]
+    return [*recipes, *map(BenchmarkJob.model_validate, jobs)]
 
 
 def kinds_of_section(kind: type[Section] = Section) -> Iterator[type[Section]]:

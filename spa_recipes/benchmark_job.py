@@ -1,0 +1,146 @@
+"""Runs a job of `spa evaluate`: one of the field's benchmarks for one model. Importing it loads no heavy library."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+from spa_recipes.api import DIGEST_MEMO, find_run
+from spa_recipes.benchmarks import alpaca_eval
+from spa_recipes.errors import RecipeError
+from spa_recipes.plan import KINDS, Plan, compile_benchmark_plan
+from spa_recipes.recipe.schema import BenchmarkJob, ForkExecutor, Pairwise
+from spa_recipes.run.executors import Executors, has_nvidia_driver
+from spa_recipes.run.final import model_shown
+from spa_recipes.run.preflight import check_inputs
+from spa_recipes.run.reporter import Reporter
+from spa_recipes.run.rundir import RunDir
+from spa_recipes.run.runner import execute
+from spa_recipes.state import atomic
+from spa_recipes.state.digests import DigestMemo
+from spa_recipes.state.stagedir import Manifest
+
+EVALUATIONS = Path("evaluations")
+"""Folder of the results of jobs that name none."""
+
+
+class BenchmarkResult(NamedTuple):
+    """What came of a job: where it is, and the manifests of the stages by id."""
+
+    out: Path
+    plan: Plan
+    manifests: dict[str, Manifest]
+
+
+def run_benchmark(job: BenchmarkJob, reporter: Reporter, executors: Executors | None = None) -> BenchmarkResult:
+    """Run a benchmark for a model.
+
+    Work in progress lives in `OUT.spa/` beside the output until that is there, so a stopped job goes on where it was
+    when it is run again. `executors` of one's own spare several jobs in a row the import of the libraries; the caller
+    closes them.
+
+    Raises:
+        SpaError: with the exit code of what went wrong.
+    """
+    job = settled(job)
+    out = EVALUATIONS / f"{job.name}-{job.benchmark.type}" if job.out is None else Path(job.out).expanduser()
+    run = RunDir(out.with_name(out.name + ".spa"))
+    in_the_way = RecipeError(
+        "the output folder is there already", where=str(out), fix="choose another `out`, or set overwrite: true"
+    )
+    # With work in progress beside it, the folder may be the same job's, which was killed while it cleaned up.
+    if out.exists() and not job.overwrite and not run.path.is_dir():
+        raise in_the_way
+    if job.out is not None and not out.absolute().parent.is_dir():
+        raise RecipeError("no such folder", where=str(out.parent), fix="make it first")
+    plan = compile_benchmark_plan(job, DigestMemo(run.path / DIGEST_MEMO))
+    check_inputs(plan, run)
+    out.absolute().parent.mkdir(exist_ok=True)
+    text = json.dumps(job.model_dump(mode="json"), indent=2)
+    outcome = execute(plan, run, text, until=None, accept=True, reporter=reporter, executors=executors)
+    finished = _collect(plan, run)
+    if out.exists():
+        if not job.overwrite and _content(out) != _content(finished):
+            raise in_the_way
+        shutil.rmtree(out)
+    finished.replace(out)
+    atomic.fsync_dir(out.absolute().parent)
+    shutil.rmtree(run.path)
+    return BenchmarkResult(out, plan, outcome.manifests)
+
+
+def settled(job: BenchmarkJob) -> BenchmarkJob:
+    """The job with folders in the place of the names of runs, a name for the model, and an executor.
+
+    Raises:
+        RecipeError: a run that is named has no final model yet.
+    """
+    runs_dir, benchmark, compute = Path(job.storage.runs_dir), job.benchmark, job.compute
+    location, name = _model(job.model.model_name_or_path, runs_dir)
+    if isinstance(benchmark, Pairwise):
+        benchmark = benchmark.model_copy(update={"against": _model(benchmark.against, runs_dir)[0]})
+    if "executor" not in compute.model_fields_set and job.backend.type != "vllm" and not has_nvidia_driver():
+        # Without a GPU the stages can share one import of the libraries.
+        compute = compute.model_copy(update={"executor": ForkExecutor(type="fork")})
+    return job.model_copy(
+        update={
+            "name": job.name or name,
+            "model": job.model.model_copy(update={"model_name_or_path": location}),
+            "benchmark": benchmark,
+            "compute": compute,
+        }
+    )
+
+
+def _model(model: str, runs_dir: Path) -> tuple[str, str]:
+    """Place of the model's weights, and a name for it that can be a file's."""
+    if any((path / "resolved.json").is_file() for path in (runs_dir / model, Path(model))):
+        run = find_run(model, runs_dir)
+        if not run.final.exists():
+            raise RecipeError("the run has no final model yet", where=str(run.path), fix=f"`spa resume {run.path}`")
+        return str(model_shown(run.final)), run.name
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return model, _safe(model.rstrip("/").split("/")[-1])
+    name = folder.resolve().parent.name if folder.name == "final" else folder.resolve().name
+    return str(model_shown(folder)) if folder.name == "final" else str(folder), _safe(name)
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")[:80] or "model"
+
+
+def _collect(plan: Plan, run: RunDir) -> Path:
+    """The results of the stages in one folder, beside the stages."""
+    finished = run.path / ".finished"
+    shutil.rmtree(finished, ignore_errors=True)
+    for stage in plan.stages:
+        output = run.stage_dir(stage, plan).output
+        for path in (path for pattern in KINDS[stage.kind].delivers for path in output.glob(pattern)):
+            target = finished / path.relative_to(output)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, target)
+    atomic.fsync_tree(finished)
+    return finished
+
+
+def _content(folder: Path) -> str:
+    return DigestMemo(folder / "none").of(folder)
+
+
+def score_annotations(annotations: str, out: Path | None) -> alpaca_eval.Scores:
+    """The rates of an AlpacaEval annotation file; written as `out/scores.json` where `out` is given.
+
+    Raises:
+        RecipeError: the package alpaca_eval is not installed. DataError: the file is missing or not such a file.
+    """
+    path = Path(annotations).expanduser()
+    rows = alpaca_eval.read_annotations(path)
+    if out is not None and not out.absolute().parent.is_dir():
+        raise RecipeError("no such folder", where=str(out.parent), fix="make it first")
+    scores = alpaca_eval.score(rows, str(path))
+    if out is not None:
+        out.mkdir(exist_ok=True)
+        atomic.write_json(out / "scores.json", scores.figures)
+    return scores

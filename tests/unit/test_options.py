@@ -1,0 +1,46 @@
+"""The options of every command, frozen: what a command can be asked belongs in its recipe or job file."""
+
+import typer
+from typer.core import TyperArgument
+
+from spa_recipes.cli.app import app
+
+OPTIONS = {
+    "": {"--debug", "--version"},
+    "run": {"--run-dir", "--set", "--until", "--accept"},
+    "resume": {"--runs-dir", "--until", "--accept"},
+    "judge": {
+        "--policy", "--reference", "--pairs", "--out", "--beta", "--length-penalty", "--dtype", "--max-length",
+        "--max-prompt-length", "--split", "--prompt-column", "--chosen-column", "--rejected-column", "--on-bad-row",
+        "--seed", "--overwrite", "--trust-remote-code", "--chat-template",
+    },
+    "evaluate": {"--benchmark", "--against", "--prompts", "--out", "--annotations", "--backend", "--set"},
+    "validate": {"--set"},
+    "plan": {"--run-dir", "--set", "--diff", "--json", "--resolved"},
+    "status": {"--runs-dir"},
+    "gc": {"--runs-dir", "--yes", "--models"},
+    "report": {"--runs-dir", "--out"},
+    "push": {"--repo-id", "--runs-dir", "--private", "--revision", "--commit-message", "--dry-run"},
+    "compare": {"--runs-dir", "--json"},
+    "schema": {"--job"},
+    "init": set(),
+    "doctor": set(),
+}  # fmt: skip
+"""Commands and their options; the first one's stand before any command."""
+
+
+def options_of(command: typer.main.Typer | object) -> set[str]:
+    """Long names of a command's own options."""
+    given = [option for option in getattr(command, "params", []) if not isinstance(option, TyperArgument)]
+    names = {max(option.opts, key=len) for option in given}
+    return names - {"--help", "--install-completion", "--show-completion"}
+
+
+def test_no_command_has_another_option() -> None:
+    group = typer.main.get_command(app)
+    commands = {"": group, **getattr(group, "commands", {})}
+    assert {name: options_of(command) for name, command in commands.items()} == OPTIONS
+
+
+def test_evaluate_has_eight_at_most_with_its_argument() -> None:
+    assert len(OPTIONS["evaluate"]) + 1 <= 8
