@@ -7,10 +7,10 @@ CUDA context must not be forked, and there a few seconds do not matter.
 Protocol, one JSON object per line: `{"spec": path, "log": path}` comes in, and `{"exit": code}` goes out when that
 stage has ended. When standard input ends, this process kills its child and exits.
 
-The fork server of `multiprocessing` does not replace this one: it notices neither the runner's death while it still
-imports nor, for its children, its own death, so orphans could write into a run that somebody resumes. It also imports
-the caller's main module in every child (a script that calls `api.run` without a `__main__` guard fails), shares the
-process group and the terminal with the runner, and has no public way to be stopped.
+The fork server of `multiprocessing` cannot replace this one: while it imports it does not notice that the runner died,
+and its children outlive it if it is killed, so they could write into a run that somebody resumes. It also imports the
+caller's main module in every child, so a script that calls `api.run` without a `__main__` guard fails; it shares the
+runner's process group and terminal; and it has no public way to be stopped.
 """
 
 import contextlib
