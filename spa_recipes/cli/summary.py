@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from spa_recipes import api
 from spa_recipes.cli.terminal import bold, say, table, yellow
-from spa_recipes.data.rows import read_jsonl
+from spa_recipes.data.rows import read_rows
+from spa_recipes.data.stage_rows import SampleRow
 from spa_recipes.estimates import human_count, human_seconds
 from spa_recipes.plan import Plan
 from spa_recipes.recipe.schema import Recipe
@@ -77,7 +78,7 @@ def _print_samples(plan: Plan, run: RunDir) -> None:
     count = plan.recipe.evaluation.num_samples
     if len(done) < 2 or not count:
         return
-    before, after = (read_jsonl(run.stage_dir(s, plan).output / "samples.jsonl") for s in (done[0], done[-1]))
+    before, after = (read_rows(run.stage_dir(s, plan).output / "samples.jsonl", SampleRow) for s in (done[0], done[-1]))
     shown = set[str]()
     for old, new in zip(before, after, strict=True):
         if len(shown) == count or old["prompt_id"] in shown:

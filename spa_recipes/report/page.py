@@ -1,6 +1,5 @@
 """Collects what a run has on disk and writes it as one HTML page."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -11,6 +10,8 @@ import yaml
 from markupsafe import Markup
 
 from spa_recipes import __version__
+from spa_recipes.data.rows import RowT, read_jsonl, read_rows
+from spa_recipes.data.stage_rows import JudgedPairRow, JudgmentRow, SampleRow, TraceRow
 from spa_recipes.errors import RecipeError
 from spa_recipes.estimates import human_count, human_seconds
 from spa_recipes.plan import MODEL, Plan, Stage
@@ -108,14 +109,21 @@ class _Files:
         """Finished stages of these kinds, in the plan's order."""
         return (stage for stage in self.plan.stages if stage.kind in kinds and stage.id in self.found)
 
-    def lines(self, stage_id: str, name: str) -> list[dict[str, Any]]:
+    def rows(self, stage_id: str, name: str, kind: type[RowT]) -> list[RowT]:
         """Rows of a JSON Lines file in a stage's output."""
+        path = self._path(stage_id, name)
+        return [] if path is None else read_rows(path, kind)
+
+    def log(self, stage_id: str) -> list[dict[str, Any]]:
+        """The log of a stage that trains: figures by name, with their step."""
+        path = self._path(stage_id, f"{MODEL}/training_log.jsonl")
+        return [] if path is None else read_jsonl(path)
+
+    def _path(self, stage_id: str, name: str) -> Path | None:
         if stage_id not in self.found:
-            return []
+            return None
         path = self.run.stage_dir(self.plan.stage(stage_id), self.plan).output / name
-        if not path.is_file():
-            return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return path if path.is_file() else None
 
     def iterations(self) -> range:
         """Numbers of the recipe's iterations."""
@@ -148,7 +156,7 @@ def _curves(files: _Files) -> list[tuple[str, list[Markup]]]:
     """The curves of every training over its steps."""
     result = []
     for stage in files.stages("sft", "dpo", "reward_model", "refine"):
-        log = files.lines(stage.id, f"{MODEL}/training_log.jsonl")
+        log = files.log(stage.id)
         charts = []
         for name, label in CURVES.items():
             points = [(float(line["step"]), float(line[name])) for line in log if name in line]
@@ -169,8 +177,8 @@ def _trends(found: Mapping[str, Manifest]) -> list[Markup]:
 
 def _margins(files: _Files) -> list[Markup]:
     """What judges and detectors saw: a distribution per iteration."""
-    judged = {i: files.lines(f"judge-{i}", "judgments.jsonl") for i in files.iterations()}
-    traces = {i: files.lines(f"refine-{i}", f"{MODEL}/pairs_trace.jsonl") for i in files.iterations()}
+    judged = {i: files.rows(f"judge-{i}", "judgments.jsonl", JudgmentRow) for i in files.iterations()}
+    traces = {i: files.rows(f"refine-{i}", f"{MODEL}/pairs_trace.jsonl", TraceRow) for i in files.iterations()}
     assert isinstance(files.plan.recipe, Recipe)
     implicit = files.plan.recipe.judge.type == "implicit_reward"
     charts = [
@@ -199,9 +207,12 @@ def _iterations(files: _Files) -> list[Iteration]:
 
 def _flagged(files: _Files, i: int) -> list[dict[str, Any]]:
     """The pairs that the detector doubted most, with their texts."""
-    trace = [row for row in files.lines(f"refine-{i}", f"{MODEL}/pairs_trace.jsonl") if row["flagged"]]
+    trace = [row for row in files.rows(f"refine-{i}", f"{MODEL}/pairs_trace.jsonl", TraceRow) if row["flagged"]]
     doubted = sorted(trace, key=lambda row: row["p_detect"])[:EXAMPLES]
-    pairs, judged = files.lines(f"judge-{i}", "pairs.jsonl"), files.lines(f"judge-{i}", "judgments.jsonl")
+    pairs, judged = (
+        files.rows(f"judge-{i}", "pairs.jsonl", JudgedPairRow),
+        files.rows(f"judge-{i}", "judgments.jsonl", JudgmentRow),
+    )
     examples = []
     for row in doubted:
         pair, judgment = pairs[row["row"]], judged[row["row"]]
@@ -229,7 +240,7 @@ def _samples(files: _Files) -> list[dict[str, Any]]:
     """Answers of all policies to the same held-out prompts."""
     by_policy = {
         stage.id.removeprefix("evaluate-"): {
-            row["prompt_id"]: row for row in reversed(files.lines(stage.id, "samples.jsonl"))
+            row["prompt_id"]: row for row in reversed(files.rows(stage.id, "samples.jsonl", SampleRow))
         }
         for stage in files.stages("evaluate")
     }

@@ -1,17 +1,12 @@
-"""Answers that a user already has, in the form that `generate` leaves: the first stage of `spa judge`."""
+"""The first stage of `spa judge`: writes answers that a user already has as `generate` writes those it samples."""
 
-from typing import Any
-
-import pyarrow as pa
-
-from spa_recipes.data.chat import Renderer
 from spa_recipes.data.rows import write_jsonl
 from spa_recipes.data.sources import read_candidates
+from spa_recipes.data.tables import given_answer, write_completions
 from spa_recipes.errors import DataError
 from spa_recipes.recipe.schema import DatasetSource
-from spa_recipes.stages.common import model_section, renderer_of, write_table
+from spa_recipes.stages.common import model_section, renderer_of
 from spa_recipes.stages.context import Context, Result
-from spa_recipes.stages.generate import COMPLETIONS
 
 
 def run(context: Context) -> Result:
@@ -24,25 +19,16 @@ def run(context: Context) -> Result:
         )
     source = DatasetSource.model_validate({**context.spec.settings["source"], "source": context.spec.inputs["pairs"]})
     loaded = read_candidates(source)
-    print(f"{len(loaded.rows)} rows, read as {loaded.form}; skipped {len(loaded.skipped)}", flush=True)
-    write_jsonl(context.draft / "prompts.jsonl", loaded.rows)
-    rows = [answer for item, row in enumerate(loaded.rows) for answer in _answers(item, row, policy)]
-    write_table(context.draft / "completions.parquet", pa.Table.from_pylist(rows, schema=COMPLETIONS))
-    metrics = {"form": loaded.form, "skipped": len(loaded.skipped)}
-    return Result(len(rows), sum(len(row["response_ids"]) for row in rows), metrics)
-
-
-def _answers(item: int, row: Any, renderer: Renderer) -> list[dict[str, Any]]:
-    return [
-        {
-            "item": item,
-            "prompt_id": row["prompt_id"],
-            "sample": k,
-            "prompt_ids": renderer.prompt_ids(row["prompt"]),
-            "response_ids": renderer.response_ids(row["prompt"], text),
-            "text": text,
-            "logps": None,
-            "finish_reason": "given",
-        }
+    rows = loaded.rows
+    print(f"{len(rows)} rows, read as {loaded.form}; skipped {len(loaded.skipped)}", flush=True)
+    write_jsonl(context.draft / "prompts.jsonl", rows)
+    answers = [
+        given_answer(
+            item, row["prompt_id"], k, text, policy.prompt_ids(row["prompt"]), policy.response_ids(row["prompt"], text)
+        )
+        for item, row in enumerate(rows)
         for k, text in enumerate(row["responses"])
     ]
+    write_completions(context.draft / "completions.parquet", answers)
+    metrics = {"form": loaded.form, "skipped": len(loaded.skipped)}
+    return Result(len(answers), sum(len(row["response_ids"]) for row in answers), metrics)

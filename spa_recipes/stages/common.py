@@ -1,16 +1,18 @@
-"""What several stages do the same way: their model section, renderer, shards and tables."""
+"""What several stages do the same way: model section, renderer, token ids of pairs, shards, and shares and means."""
 
 import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from spa_recipes.data.chat import Renderer, load_tokenizer
-from spa_recipes.errors import DataError, StageError
+from spa_recipes.data.rows import PairRow
+from spa_recipes.data.tables import write_synced
+from spa_recipes.errors import StageError
 from spa_recipes.recipe.schema import Model
 from spa_recipes.stages.context import Context
 from spa_recipes.state import atomic
@@ -20,6 +22,8 @@ Compute = Callable[[int, int], pa.Table]
 """Makes the rows [start, end) of a table."""
 
 BARRIER_POLL_SECONDS = 0.2
+SCORED_PER_SHARD = 4096
+"""Responses per shard of a pass over them."""
 
 
 def model_section(context: Context, role: str) -> Model:
@@ -44,8 +48,18 @@ def renderer_of(model: Model) -> Renderer:
     return Renderer(tokenizer, max_prompt_length=model.max_prompt_length, max_length=model.max_length)
 
 
-def preference_row(renderer: Renderer, pair: dict[str, Any]) -> dict[str, Any]:
-    """Token ids of a labelled pair, as `train_preference` takes them."""
+class TokenPair(TypedDict):
+    """Token ids of a labelled pair, as training takes them, and the log-probs of its responses under the reference."""
+
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+    ref_chosen_logps: NotRequired[float]
+    ref_rejected_logps: NotRequired[float]
+
+
+def token_pair(renderer: Renderer, pair: PairRow) -> TokenPair:
+    """Render a labelled pair."""
     return {
         "prompt_ids": renderer.prompt_ids(pair["prompt"]),
         "chosen_ids": renderer.response_ids(pair["prompt"], pair["chosen"][0]["content"]),
@@ -59,41 +73,6 @@ def use_local_device() -> None:
 
     if "LOCAL_RANK" in os.environ and torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-
-
-def write_table(path: Path, table: pa.Table) -> None:
-    """Write Parquet so that the file is whole or absent."""
-    with atomic.replacing(path) as temporary:
-        _write_parquet(temporary, table)
-
-
-def _write_parquet(path: Path, table: pa.Table) -> None:
-    pq.write_table(table, path)
-    with path.open("rb") as handle:
-        os.fsync(handle.fileno())
-
-
-def read_table(path: Path) -> list[dict[str, Any]]:
-    """Rows of a Parquet file."""
-    try:
-        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(
-            f"cannot be read as Parquet ({error})", where=str(path), fix="run the stage before it again"
-        ) from None
-    return rows
-
-
-def write_rewards(context: Context, completions: Sequence[dict[str, Any]], rewards: Sequence[float]) -> None:
-    """Write `rewards.parquet`, a row for each of the completions in their order, as the judge reads it."""
-    table = pa.table(
-        {
-            "item": pa.array([row["item"] for row in completions], pa.int64()),
-            "sample": pa.array([row["sample"] for row in completions], pa.int32()),
-            "reward": pa.array(rewards, pa.float64()),
-        }
-    )
-    write_table(context.draft / "rewards.parquet", table)
 
 
 class Shards:
@@ -150,10 +129,32 @@ def sharded(
     return shards.joined(every_rank=every_rank)
 
 
+def sharded_values(
+    context: Context,
+    name: str,
+    column: str,
+    total: int,
+    compute: Callable[[int, int], Sequence[float]],
+    *,
+    every_rank: bool = False,
+) -> list[float] | None:
+    """A number for each of `total` responses, shard by shard; `column` is its name in the shards' files.
+
+    Unless `every_rank`, every process but the first gets None.
+    """
+
+    def table(start: int, end: int) -> pa.Table:
+        return pa.table({column: pa.array(compute(start, end), pa.float64())})
+
+    schema = pa.schema([(column, pa.float64())])
+    whole = sharded(context, name, total, SCORED_PER_SHARD, schema, table, every_rank=every_rank)
+    return None if whole is None else [float(value) for value in whole[column].to_pylist()]
+
+
 def _write_shard(path: Path, table: pa.Table) -> None:
     """Write a shard, and before it comes to its place its digest, in the form of sha256sum."""
     with atomic.replacing(path) as temporary:
-        _write_parquet(temporary, table)
+        write_synced(temporary, table)
         atomic.write_text(_digest_of(path), f"{file_digest(temporary)}  {path.name}\n")
 
 
@@ -162,7 +163,7 @@ def _digest_of(shard: Path) -> Path:
 
 
 def _is_there(context: Context, path: Path) -> bool:
-    """Whether a shard of an earlier attempt can be used; a damaged one is kept elsewhere, and said."""
+    """Whether a shard of an earlier attempt can be used; a damaged one is moved away with a notice."""
     if not path.exists():
         return False
     if _is_whole(path):

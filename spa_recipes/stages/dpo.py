@@ -4,9 +4,9 @@ Policy and reference start as the same model, so the reference's log-probs are s
 second model is kept in memory.
 """
 
-from spa_recipes.data.rows import read_jsonl
+from spa_recipes.data.rows import PairRow, read_rows
 from spa_recipes.recipe.schema import PreferenceTraining
-from spa_recipes.stages.common import model_section, preference_row, renderer_of
+from spa_recipes.stages.common import model_section, renderer_of, token_pair
 from spa_recipes.stages.context import Context, Result
 from spa_recipes.stages.training import add_reference_logps, stage_result, train_env
 from spa_recipes.training.run import train_preference
@@ -16,7 +16,7 @@ def run(context: Context) -> Result:
     """Write `model/`."""
     model = model_section(context, "policy")
     renderer = renderer_of(model)
-    rows = [preference_row(renderer, pair) for pair in read_jsonl(context.input("pairs"))]
+    rows = [token_pair(renderer, pair) for pair in read_rows(context.input("pairs"), PairRow)]
     add_reference_logps(context, rows)
     training = PreferenceTraining.model_validate(context.spec.settings["training"])
     env = train_env(context, model, renderer)

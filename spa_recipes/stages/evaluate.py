@@ -1,25 +1,26 @@
 """What a policy is worth on rows that no training saw: sampled answers, rewards, and agreement with human labels."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from spa_recipes.algo.judgment import implicit_reward
 from spa_recipes.algo.winrate import length_controlled_win_rate, outcomes
-from spa_recipes.data.rows import Message, read_jsonl, write_jsonl
+from spa_recipes.data.rows import Message, PairRow, read_rows, write_jsonl
+from spa_recipes.data.stage_rows import HeldoutRow, SampleRow
 from spa_recipes.generation.scoring import Scored
 from spa_recipes.recipe.schema import Evaluation, Sampling
 from spa_recipes.sandbox.gold import gold_reward
-from spa_recipes.stages.common import mean, model_section, preference_row, share
+from spa_recipes.stages.common import mean, model_section, share, token_pair
 from spa_recipes.stages.context import Context, Result
-from spa_recipes.stages.generate import Sampler, sampler_of
-from spa_recipes.stages.score import score
+from spa_recipes.stages.generate import Sampler, is_cut, sampler_of
+from spa_recipes.stages.score import score, score_pairs
 
 
 def run(context: Context) -> Result:
     """Write `samples.jsonl` (answers to held-out prompts) and `heldout.jsonl` (log-probs of held-out pairs)."""
-    pairs = read_jsonl(context.input("heldout"))
+    pairs = read_rows(context.input("heldout"), PairRow)
     sampler = sampler_of(context, Sampling.model_validate(context.spec.settings["sampling"]))
     logps = _score_heldout(context, sampler, pairs)
     if logps is None:
@@ -30,24 +31,25 @@ def run(context: Context) -> Result:
     write_jsonl(context.draft / "heldout.jsonl", logps)
     metrics = _sample_metrics(samples)
     if "init_samples" in context.spec.inputs:
-        metrics |= _against_init(samples, read_jsonl(context.input("init_samples")))
-        metrics |= _label_accuracy(logps, read_jsonl(context.input("init_logps")), context.spec.settings["beta"])
+        metrics |= _against_init(samples, read_rows(context.input("init_samples"), SampleRow))
+        metrics |= _label_accuracy(
+            logps, read_rows(context.input("init_logps"), HeldoutRow), context.spec.settings["beta"]
+        )
     return Result(len(samples), sum(sample["tokens"] for sample in samples), metrics)
 
 
-def _score_heldout(context: Context, sampler: Sampler, pairs: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
-    rows = [preference_row(sampler.renderer, pair) for pair in pairs]
-    items = [Scored(row["prompt_ids"], row[name]) for row in rows for name in ("chosen_ids", "rejected_ids")]
-    logps = score(context, "heldout", model_section(context, "policy"), items)
+def _score_heldout(context: Context, sampler: Sampler, pairs: Sequence[PairRow]) -> list[HeldoutRow] | None:
+    rows = [token_pair(sampler.renderer, pair) for pair in pairs]
+    logps = score_pairs(context, "heldout", model_section(context, "policy"), rows)
     if logps is None:
         return None
     return [
-        {"prompt_id": pair["prompt_id"], "chosen_logp": logps[2 * i], "rejected_logp": logps[2 * i + 1]}
-        for i, pair in enumerate(pairs)
+        {"prompt_id": pair["prompt_id"], "chosen_logp": chosen, "rejected_logp": rejected}
+        for pair, (chosen, rejected) in zip(pairs, logps, strict=True)
     ]
 
 
-def _samples(context: Context, sampler: Sampler, pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _samples(context: Context, sampler: Sampler, pairs: Sequence[PairRow]) -> list[SampleRow]:
     """Answers to the first held-out prompts, with their rewards where a judge is known."""
     settings = Evaluation.model_validate(context.spec.settings["evaluation"])
     prompts = list({pair["prompt_id"]: pair for pair in pairs}.values())[: settings.max_prompts]
@@ -99,21 +101,27 @@ def _rewards(
     return rewards
 
 
-def _sample_metrics(samples: list[dict[str, Any]]) -> dict[str, Any]:
+def _sample_metrics(samples: Sequence[SampleRow]) -> dict[str, Any]:
     metrics: dict[str, Any] = {
         "mean_tokens": mean([sample["tokens"] for sample in samples]),
-        "length_cut": share([sample["finish_reason"] == "length" for sample in samples]),
+        "length_cut": share([is_cut(sample) for sample in samples]),
     }
-    if samples[0]["reward"] is not None:
-        metrics["mean_reward"] = mean([sample["reward"] for sample in samples])
+    if rewards := _rewards_in(samples):
+        metrics["mean_reward"] = mean(rewards)
     return metrics
 
 
-def _against_init(samples: list[dict[str, Any]], init: list[dict[str, Any]]) -> dict[str, Any]:
+def _rewards_in(samples: Sequence[SampleRow]) -> list[float]:
+    """The rewards of the samples; empty where no judge is named."""
+    return [sample["reward"] for sample in samples if sample["reward"] is not None]
+
+
+def _against_init(samples: Sequence[SampleRow], init: Sequence[SampleRow]) -> dict[str, Any]:
     """Win rates against pi_init's answers to the same prompts; a tie counts one half."""
-    if samples[0]["reward"] is None:
+    rewards, init_rewards = _rewards_in(samples), _rewards_in(init)
+    if not rewards:
         return {}
-    won = outcomes([sample["reward"] for sample in samples], [sample["reward"] for sample in init])
+    won = outcomes(rewards, init_rewards)
     lengths = [[sample["tokens"] for sample in side] for side in (samples, init)]
     return {
         "win_rate_vs_init": mean(won),
@@ -121,15 +129,15 @@ def _against_init(samples: list[dict[str, Any]], init: list[dict[str, Any]]) -> 
     }
 
 
-def _label_accuracy(logps: list[dict[str, Any]], init: list[dict[str, Any]], beta: float) -> dict[str, Any]:
+def _label_accuracy(logps: Sequence[HeldoutRow], init: Sequence[HeldoutRow], beta: float) -> dict[str, Any]:
     """How often the implicit reward against pi_init prefers what the human preferred; a tie counts one half."""
 
-    def rewards(which: str) -> torch.Tensor:
-        policy = torch.tensor([row[f"{which}_logp"] for row in logps], dtype=torch.float64)
-        reference = torch.tensor([row[f"{which}_logp"] for row in init], dtype=torch.float64)
+    def rewards(column: Literal["chosen_logp", "rejected_logp"]) -> torch.Tensor:
+        policy = torch.tensor([row[column] for row in logps], dtype=torch.float64)
+        reference = torch.tensor([row[column] for row in init], dtype=torch.float64)
         return implicit_reward(policy, reference, beta)
 
-    margins = (rewards("chosen") - rewards("rejected")).tolist()
+    margins = (rewards("chosen_logp") - rewards("rejected_logp")).tolist()
     return {
         "heldout_accuracy": mean([0.5 if margin == 0 else float(margin > 0) for margin in margins]),
         "heldout_margin": mean(margins),

@@ -1,14 +1,16 @@
 """Samples K answers to every fresh prompt of an iteration, and keeps the log-prob of each sampled token."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from spa_recipes.data.chat import Renderer
-from spa_recipes.data.rows import read_jsonl
+from spa_recipes.data.rows import Prompt, read_rows
+from spa_recipes.data.stage_rows import SampleRow
+from spa_recipes.data.tables import COMPLETIONS, CompletionRow, write_table
 from spa_recipes.errors import StageError
 from spa_recipes.generation.engines import Engine, Progress, open_engine
 from spa_recipes.generation.requests import Completion, Request, request_seed
@@ -20,23 +22,8 @@ from spa_recipes.stages.common import (
     renderer_of,
     share,
     use_local_device,
-    write_table,
 )
 from spa_recipes.stages.context import Context, Result
-
-COMPLETIONS = pa.schema(
-    [
-        ("item", pa.int64()),
-        ("prompt_id", pa.string()),
-        ("sample", pa.int32()),
-        ("prompt_ids", pa.list_(pa.int32())),
-        ("response_ids", pa.list_(pa.int32())),
-        ("text", pa.string()),
-        ("logps", pa.list_(pa.float32())),
-        ("finish_reason", pa.string()),
-    ]
-)
-"""A row per answer. `item` is the row of the prompt in the prompts file; `logps` are at temperature 1, or null."""
 
 
 class Sampler:
@@ -47,7 +34,7 @@ class Sampler:
         self._model, self._sampling, self._adapter = model, sampling, adapter
         self._engine: Engine | None = None
 
-    def requests(self, prompts: Sequence[dict[str, Any]], n: int) -> list[Request]:
+    def requests(self, prompts: Sequence[Prompt], n: int) -> list[Request]:
         """n requests per prompt, in the order of the prompts."""
         return [
             Request(row["prompt_id"], k, ids)
@@ -88,15 +75,32 @@ def run(context: Context) -> Result:
     settings = context.spec.settings
     sampling = Sampling.model_validate(settings["sampling"])
     sampler = sampler_of(context, sampling)
-    prompts = read_jsonl(context.input("prompts"))
+    prompts = read_rows(context.input("prompts"), Prompt)
     shards = Shards(context, "completions", len(prompts), sampling.backend.shard_size, COMPLETIONS)
-    _sample_missing(context, sampler, sampling.n, prompts, shards)
+
+    def completions(start: int, requests: Sequence[Request], made: Sequence[Completion]) -> pa.Table:
+        rows = [
+            _row(start + i // sampling.n, request, completion, sampler.renderer)
+            for i, (request, completion) in enumerate(zip(requests, made, strict=True))
+        ]
+        return pa.Table.from_pylist(rows, schema=COMPLETIONS)
+
+    sample_shards(
+        context,
+        sampler,
+        shards,
+        lambda start, end: sampler.requests(prompts[start:end], sampling.n),
+        completions,
+        total=len(prompts) * sampling.n,
+        purpose=f"generate-{settings['iteration']}",
+        unit="answers",
+    )
     sampler.close()
     table = shards.joined()
     if table is None:
         return Result(0, 0, {})
     write_table(context.draft / "completions.parquet", table)
-    rows = table.to_pylist()
+    rows: list[CompletionRow] = table.to_pylist()
     metrics = _metrics(rows, sampling.n)
     _refuse_degenerate(rows, sampling)
     metrics |= _logp_differences(context, rows, sampling.check_logps)
@@ -111,28 +115,41 @@ def sampler_of(context: Context, sampling: Sampling, role: str = "policy") -> Sa
     return Sampler(model_section(context, "base"), sampling, renderer_of(policy), context.input("adapter"))
 
 
-def _sample_missing(context: Context, sampler: Sampler, n: int, prompts: list[dict[str, Any]], shards: Shards) -> None:
-    """Answer the prompts of the shards that are not there; the engine sees one queue, and a shard is a commit."""
+def sample_shards(
+    context: Context,
+    sampler: Sampler,
+    shards: Shards,
+    requests: Callable[[int, int], Sequence[Request]],
+    table: Callable[[int, Sequence[Request], Sequence[Completion]], pa.Table],
+    *,
+    total: int,
+    purpose: str,
+    unit: str,
+) -> None:
+    """Sample the shards that are missing. The engine sees one queue; each shard is committed when it is complete.
+
+    Args:
+        requests: the requests of the shard with the rows [start, end).
+        table: the shard that begins at `start`, from its requests and their completions.
+        total: requests of all shards.
+        purpose, unit: as in `Sampler.stream` and `Context.progress`.
+    """
     missing = shards.missing()
     if not missing:
         return
-    requests = [sampler.requests(prompts[start:end], n) for start, end in missing]
-    total = sum(map(len, requests))
-    done_before = len(prompts) * n - total if context.world_size == 1 else 0
+    groups = [requests(start, end) for start, end in missing]
+    left = sum(map(len, groups))
+    before = total - left if context.world_size == 1 else 0
     for number, completions in sampler.stream(
-        requests,
+        groups,
         seed=context.spec.settings["seed"],
-        purpose=f"generate-{context.spec.settings['iteration']}",
-        progress=lambda done, tokens: context.progress(done_before + done, done_before + total, "answers"),
+        purpose=purpose,
+        progress=lambda done, tokens: context.progress(before + done, before + left, unit),
     ):
-        rows = [
-            _row(missing[number][0] + i // n, request, completion, sampler.renderer)
-            for i, (request, completion) in enumerate(zip(requests[number], completions, strict=True))
-        ]
-        shards.write(missing[number], pa.Table.from_pylist(rows, schema=COMPLETIONS))
+        shards.write(missing[number], table(missing[number][0], groups[number], completions))
 
 
-def _row(item: int, request: Request, completion: Completion, renderer: Renderer) -> dict[str, Any]:
+def _row(item: int, request: Request, completion: Completion, renderer: Renderer) -> CompletionRow:
     return {
         "item": item,
         "prompt_id": completion.prompt_id,
@@ -145,7 +162,7 @@ def _row(item: int, request: Request, completion: Completion, renderer: Renderer
     }
 
 
-def _logp_differences(context: Context, rows: list[dict[str, Any]], count: int) -> dict[str, float]:
+def _logp_differences(context: Context, rows: Sequence[CompletionRow], count: int) -> dict[str, float]:
     """How far the log-probs that the engine gave are from those of a pass of their own, in nats.
 
     Looked at in `count` answers, spread evenly: per token, and summed over an answer as the judge reads them.
@@ -165,37 +182,38 @@ def _logp_differences(context: Context, rows: list[dict[str, Any]], count: int) 
         tokens_per_batch=settings["score_tokens_per_batch"],
         onednn_products=settings["onednn_products"],
     )
-    differences = [abs(sum(row["logps"]) - logp) for row, logp in zip(chosen, again, strict=True)]
+    differences = [abs(sum(row["logps"] or ()) - logp) for row, logp in zip(chosen, again, strict=True)]
     return {
         "logp_difference_per_token": sum(differences) / sum(len(row["response_ids"]) for row in chosen),
         "logp_difference_max": max(differences),
     }
 
 
-def is_empty(answer: dict[str, Any]) -> bool:
-    """Whether an answer says nothing: no token but the end of the turn (and other special ones), or white space."""
-    return not answer["text"].strip()
+def is_empty(text: str) -> bool:
+    """Whether an answer says nothing: its text, which special tokens are no part of, is white space at most."""
+    return not text.strip()
 
 
-def _is_cut(answer: dict[str, Any]) -> bool:
-    return bool(answer["finish_reason"] == "length")
+def is_cut(answer: CompletionRow | SampleRow) -> bool:
+    """Whether an answer was cut at max_tokens."""
+    return answer["finish_reason"] == "length"
 
 
-def _identical(rows: list[dict[str, Any]], n: int) -> list[bool]:
+def _identical(rows: Sequence[CompletionRow], n: int) -> list[bool]:
     """For each prompt, whether its n answers are one text."""
     return [len({row["text"] for row in rows[i : i + n]}) == 1 for i in range(0, len(rows), n)]
 
 
-def _metrics(rows: list[dict[str, Any]], n: int) -> dict[str, Any]:
+def _metrics(rows: Sequence[CompletionRow], n: int) -> dict[str, Any]:
     return {
         "mean_tokens": mean([len(row["response_ids"]) for row in rows]),
-        "length_cut": share([_is_cut(row) for row in rows]),
-        "empty": share([is_empty(row) for row in rows]),
+        "length_cut": share([is_cut(row) for row in rows]),
+        "empty": share([is_empty(row["text"]) for row in rows]),
         "identical": share(_identical(rows, n)),
     }
 
 
-def _refuse_degenerate(rows: list[dict[str, Any]], sampling: Sampling) -> None:
+def _refuse_degenerate(rows: Sequence[CompletionRow], sampling: Sampling) -> None:
     """Stop where too many answers are of no use; the shards stay, so a raised limit costs no second sampling.
 
     Raises:
@@ -203,10 +221,10 @@ def _refuse_degenerate(rows: list[dict[str, Any]], sampling: Sampling) -> None:
     """
     answers = [row["prompt_id"] for row in rows]
     prompts = answers[:: sampling.n]
-    _refuse("max_empty", sampling.max_empty, "answers are empty", answers, [is_empty(row) for row in rows])
+    _refuse("max_empty", sampling.max_empty, "answers are empty", answers, [is_empty(row["text"]) for row in rows])
     identical = _identical(rows, sampling.n)
     _refuse("max_identical", sampling.max_identical, "prompts got one answer every time", prompts, identical)
-    _refuse("max_cut", sampling.max_cut, "answers were cut at max_tokens", answers, [_is_cut(row) for row in rows])
+    _refuse("max_cut", sampling.max_cut, "answers were cut at max_tokens", answers, [is_cut(row) for row in rows])
 
 
 _REMEDIES = {

@@ -1,27 +1,31 @@
 """Labels: which of a prompt's answers is preferred, and how surely. One rule for every kind of judge.
 
-A pair's rewards come from the implicit reward (the method), or from a reward model, the verdicts of a language model,
-the sandbox's gold reward or a coin (what it is compared with).
-Prompts whose best and worst answers are the same text are dropped and counted; ties are broken by a seeded rule. An
-empty answer is no candidate; a prompt that has one and not two different others is dropped and counted.
+The rewards of the answers are the implicit reward (the method), or what it is compared with: those of a reward model,
+of the verdicts of a language model, the sandbox's gold reward, or a coin.
+A seeded rule breaks ties. Dropped and counted are prompts whose best and worst answers are the same text, and prompts
+with an empty answer unless two distinct non-empty answers remain.
 """
 
 from collections import defaultdict
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from spa_recipes.algo.judgment import select_pair
-from spa_recipes.data.rows import read_jsonl, write_jsonl
+from spa_recipes.data import tables
+from spa_recipes.data.arrow import rows_of
+from spa_recipes.data.rows import read_rows, write_jsonl
+from spa_recipes.data.stage_rows import JudgedPairRow, JudgmentRow, LabelledPrompt
 from spa_recipes.errors import DataError, StageError
-from spa_recipes.stages.common import mean, read_table, share
+from spa_recipes.stages.common import mean, share
 from spa_recipes.stages.context import Context, Result
 from spa_recipes.stages.generate import is_empty
-from spa_recipes.stages.judge_rewards import REWARDS, Judged, gold_rewards, length_penalty
+from spa_recipes.stages.judge_rewards import REWARDS, Answer, Judged, gold_rewards, length_penalty
 
 
 def run(context: Context) -> Result:
     """Write `pairs.jsonl` (TRL's explicit form) and `judgments.jsonl` (everything known about each prompt)."""
     settings = context.spec.settings
-    prompts = read_jsonl(context.input("prompts"))
+    prompts = read_rows(context.input("prompts"), LabelledPrompt)
     groups = _answers(context)
     usable = {item: answers for item, answers in groups.items() if _has_candidates(answers)}
     without = len(groups) - len(usable)
@@ -30,11 +34,13 @@ def run(context: Context) -> Result:
     penalty = length_penalty(
         settings["judge"], [[answers[k] for k in _candidates(answers)] for answers in usable.values()]
     )
-    judgments, pairs, dropped = [], [], 0
+    judgments: list[JudgmentRow] = []
+    pairs: list[JudgedPairRow] = []
+    dropped = 0
     for item, answers in usable.items():
         prompt = prompts[item]
         judgment = _judge(settings, prompt, answers, penalty)
-        if answers[judgment["chosen"]]["text"] == answers[judgment["rejected"]]["text"]:
+        if answers[judgment["chosen"]].text == answers[judgment["rejected"]].text:
             dropped += 1
             continue
         judgments.append(judgment)
@@ -47,15 +53,15 @@ def run(context: Context) -> Result:
     return Result(len(pairs), 0, {**counts, **_metrics(judgments, groups)})
 
 
-def _candidates(answers: list[dict[str, Any]]) -> list[int]:
-    """The answers that can make the pair: an empty one is never preferred, and nothing is learned from beating it."""
-    return [k for k, answer in enumerate(answers) if not is_empty(answer)]
+def _candidates(answers: Sequence[Answer]) -> list[int]:
+    """The answers that can make the pair: not the empty ones, as beating one teaches nothing."""
+    return [k for k, answer in enumerate(answers) if not is_empty(answer.text)]
 
 
-def _has_candidates(answers: list[dict[str, Any]]) -> bool:
-    """Whether no answer is empty, or two different ones are left without those that are."""
+def _has_candidates(answers: Sequence[Answer]) -> bool:
+    """Whether no answer is empty, or two distinct non-empty ones remain."""
     candidates = _candidates(answers)
-    return len(candidates) == len(answers) or len({answers[k]["text"] for k in candidates}) > 1
+    return len(candidates) == len(answers) or len({answers[k].text for k in candidates}) > 1
 
 
 def _no_pairs(context: Context, identical: int, empty: int) -> DataError:
@@ -68,31 +74,35 @@ def _no_pairs(context: Context, identical: int, empty: int) -> DataError:
     )
 
 
-def _answers(context: Context) -> dict[int, list[dict[str, Any]]]:
-    """Answers by prompt, each with its log-prob under the policy and, where there is one, the judge's reference."""
-    completions = read_table(context.input("completions"))
-    inputs = context.spec.inputs
-    for name in ("policy", "reference"):
-        if f"{name}_logps" in inputs:
-            table = read_table(context.input(f"{name}_logps"))
-            for row, scored in zip(completions, table, strict=True):
-                assert (row["item"], row["sample"]) == (scored["item"], scored["sample"])
-                row[f"{name}_logp"] = scored["logp"]
-    if "rewards" in inputs:
-        for row, scored in zip(completions, read_table(context.input("rewards")), strict=True):
-            assert (row["item"], row["sample"]) == (scored["item"], scored["sample"])
-            row["reward"] = scored["reward"]
-    groups: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for row in completions:
-        if "policy_logp" not in row and row["logps"] is not None:
-            row["policy_logp"] = sum(row["logps"])
-        groups[row["item"]].append(row)
+def _answers(context: Context) -> dict[int, list[Answer]]:
+    """Answers by prompt, with what the tables of this stage's inputs say about each."""
+    completions = tables.read_table(context.input("completions"), tables.COMPLETIONS)
+
+    def column(name: str, schema: Any) -> list[float] | None:
+        if name not in context.spec.inputs:
+            return None
+        return tables.read_values(context.input(name), completions, schema)
+
+    policy, reference = column("policy_logps", tables.LOGPS), column("reference_logps", tables.LOGPS)
+    rewards = column("rewards", tables.REWARDS)
+    groups: dict[int, list[Answer]] = defaultdict(list)
+    for i, row in enumerate(rows_of(completions)):
+        sampled = None if row["logps"] is None else sum(row["logps"])
+        groups[row["item"]].append(
+            Answer(
+                row["item"],
+                row["sample"],
+                row["text"],
+                len(row["response_ids"]),
+                sampled if policy is None else policy[i],
+                None if reference is None else reference[i],
+                None if rewards is None else rewards[i],
+            )
+        )
     return groups
 
 
-def _judge(
-    settings: dict[str, Any], prompt: dict[str, Any], answers: list[dict[str, Any]], penalty: float
-) -> dict[str, Any]:
+def _judge(settings: dict[str, Any], prompt: LabelledPrompt, answers: Sequence[Answer], penalty: float) -> JudgmentRow:
     """Rewards of the answers and the pair that follows from them."""
     judge = settings["judge"]
     gold = gold_rewards(prompt, answers) if settings["gold_audit"] else None
@@ -108,7 +118,7 @@ def _judge(
             fix="look at the model's log-probs of these answers, or sample again with another seed",
         ) from None
     return {
-        "item": answers[0]["item"],
+        "item": answers[0].item,
         "prompt_id": prompt["prompt_id"],
         "chosen": candidates[choice.chosen],
         "rejected": candidates[choice.rejected],
@@ -116,21 +126,21 @@ def _judge(
         "margin": choice.margin,
         "p_chosen": choice.p_chosen,
         "tied": choice.tied,
-        "policy_logps": [a.get("policy_logp") for a in answers],
-        "reference_logps": [a.get("reference_logp") for a in answers],
+        "policy_logps": [a.policy_logp for a in answers],
+        "reference_logps": [a.reference_logp for a in answers],
         "gold": gold,
         "label": prompt.get("label"),
     }
 
 
 def _pair(
-    judgment: dict[str, Any], prompt: dict[str, Any], answers: list[dict[str, Any]], settings: dict[str, Any]
-) -> dict[str, Any]:
+    judgment: JudgmentRow, prompt: LabelledPrompt, answers: Sequence[Answer], settings: dict[str, Any]
+) -> JudgedPairRow:
     chosen, rejected = judgment["chosen"], judgment["rejected"]
     return {
         "prompt": prompt["prompt"],
-        "chosen": [{"role": "assistant", "content": answers[chosen]["text"]}],
-        "rejected": [{"role": "assistant", "content": answers[rejected]["text"]}],
+        "chosen": [{"role": "assistant", "content": answers[chosen].text}],
+        "rejected": [{"role": "assistant", "content": answers[rejected].text}],
         "chosen_score": judgment["rewards"][chosen],
         "rejected_score": judgment["rewards"][rejected],
         "margin": judgment["margin"],
@@ -141,16 +151,16 @@ def _pair(
     }
 
 
-def _metrics(judgments: list[dict[str, Any]], groups: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:
-    def tokens(judgment: dict[str, Any], which: str) -> int:
-        return len(groups[judgment["item"]][judgment[which]]["response_ids"])
+def _metrics(judgments: list[JudgmentRow], groups: dict[int, list[Answer]]) -> dict[str, Any]:
+    def tokens(which: Literal["chosen", "rejected"]) -> float:
+        return mean([groups[j["item"]][j[which]].tokens for j in judgments])
 
     metrics: dict[str, Any] = {
         "mean_margin": mean([j["margin"] for j in judgments]),
         "mean_p_chosen": mean([j["p_chosen"] for j in judgments]),
         "ties": sum(j["tied"] for j in judgments),
-        "chosen_tokens": mean([tokens(j, "chosen") for j in judgments]),
-        "rejected_tokens": mean([tokens(j, "rejected") for j in judgments]),
+        "chosen_tokens": tokens("chosen"),
+        "rejected_tokens": tokens("rejected"),
     }
     metrics["length_gap"] = metrics["chosen_tokens"] - metrics["rejected_tokens"]
     decided = [gap for j in judgments if j["gold"] and (gap := j["gold"][j["chosen"]] - j["gold"][j["rejected"]]) != 0]

@@ -7,10 +7,26 @@ from typing import Any, NamedTuple
 import torch
 
 from spa_recipes.algo.judgment import balancing_length_penalty, implicit_reward
+from spa_recipes.data.rows import Prompt
 from spa_recipes.sandbox.gold import gold_reward
 
-Answers = Sequence[dict[str, Any]]
-"""Completions to one prompt, with their log-probs and rewards where the judge has such."""
+
+class Answer(NamedTuple):
+    """A completion as the judge sees it.
+
+    Attributes:
+        item, sample: as in `CompletionRow`.
+        tokens: of the response.
+        policy_logp, reference_logp, reward: what the tables say about it; None where the judge needs no such table.
+    """
+
+    item: int
+    sample: int
+    text: str
+    tokens: int
+    policy_logp: float | None
+    reference_logp: float | None
+    reward: float | None
 
 
 class Judged(NamedTuple):
@@ -24,21 +40,21 @@ class Judged(NamedTuple):
     """
 
     judge: dict[str, Any]
-    prompt: dict[str, Any]
-    answers: Answers
+    prompt: Prompt
+    answers: Sequence[Answer]
     key: str
     length_penalty: float
 
 
 def of_implicit_reward(given: Judged) -> torch.Tensor:
     """r - a*|y| in float64, with r = beta * (log pi_{i-1}(y|x) - log pi_ref(y|x)) (paper, equation 7)."""
-    lengths_K = torch.tensor([len(a["response_ids"]) for a in given.answers], dtype=torch.float64)
+    lengths_K = torch.tensor([a.tokens for a in given.answers], dtype=torch.float64)
     return _implicit_rewards(given.answers, given.judge["beta"]) - given.length_penalty * lengths_K
 
 
 def of_table(given: Judged) -> torch.Tensor:
     """Rewards that a stage before this one gave: a reward model's, or those of verdicts in words."""
-    return torch.tensor([a["reward"] for a in given.answers], dtype=torch.float64)
+    return torch.tensor([a.reward for a in given.answers], dtype=torch.float64)
 
 
 def of_gold(given: Judged) -> torch.Tensor:
@@ -48,7 +64,7 @@ def of_gold(given: Judged) -> torch.Tensor:
 
 def of_coin(given: Judged) -> torch.Tensor:
     """Uniform numbers in [0, 1), the same whenever they are asked for."""
-    return torch.tensor([_coin(f"{given.key}:{a['sample']}") for a in given.answers], dtype=torch.float64)
+    return torch.tensor([_coin(f"{given.key}:{a.sample}") for a in given.answers], dtype=torch.float64)
 
 
 REWARDS: dict[str, Callable[[Judged], torch.Tensor]] = {
@@ -61,23 +77,23 @@ REWARDS: dict[str, Callable[[Judged], torch.Tensor]] = {
 """By `judge.type`."""
 
 
-def length_penalty(judge: dict[str, Any], groups: Sequence[Answers]) -> float:
+def length_penalty(judge: dict[str, Any], groups: Sequence[Sequence[Answer]]) -> float:
     """a in r - a*|y|: as the recipe says, or what balances the lengths of this iteration's chosen and rejected."""
     wanted = judge.get("length_penalty", 0.0)
     if wanted != "balanced":
         return float(wanted)
     rewards = [_implicit_rewards(answers, judge["beta"]).tolist() for answers in groups]
-    return balancing_length_penalty(rewards, [[len(a["response_ids"]) for a in answers] for answers in groups])
+    return balancing_length_penalty(rewards, [[a.tokens for a in answers] for answers in groups])
 
 
-def gold_rewards(prompt: dict[str, Any], answers: Answers) -> list[float]:
+def gold_rewards(prompt: Prompt, answers: Sequence[Answer]) -> list[float]:
     """The sandbox's gold reward of each answer."""
-    return [gold_reward(prompt["prompt"][-1]["content"], answer["text"]) for answer in answers]
+    return [gold_reward(prompt["prompt"][-1]["content"], answer.text) for answer in answers]
 
 
-def _implicit_rewards(answers: Answers, beta: float) -> torch.Tensor:
-    policy_K = torch.tensor([a["policy_logp"] for a in answers], dtype=torch.float64)
-    reference_K = torch.tensor([a["reference_logp"] for a in answers], dtype=torch.float64)
+def _implicit_rewards(answers: Sequence[Answer], beta: float) -> torch.Tensor:
+    policy_K = torch.tensor([a.policy_logp for a in answers], dtype=torch.float64)
+    reference_K = torch.tensor([a.reference_logp for a in answers], dtype=torch.float64)
     return implicit_reward(policy_K, reference_K, beta)
 
 

@@ -4,31 +4,37 @@ With lambda = 0 the reference's log-probs are those that the generation kept, an
 lambda > 0 the de-coupled detection needs the reference's whole distribution at every token, so the model runs along.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
-from spa_recipes.data.rows import read_jsonl
+import datasets
+import pyarrow as pa
+
+from spa_recipes.data.arrow import take
+from spa_recipes.data.rows import PairRow, read_rows
+from spa_recipes.data.stage_rows import JudgmentRow, TraceRow
+from spa_recipes.data.tables import COMPLETIONS, read_table
 from spa_recipes.plan import MODEL
 from spa_recipes.recipe.schema import Noise, RefineTraining
-from spa_recipes.stages.common import model_section, preference_row, read_table, renderer_of, share
+from spa_recipes.stages.common import TokenPair, model_section, renderer_of, share, token_pair
 from spa_recipes.stages.context import Context, Result
 from spa_recipes.stages.training import add_reference_logps, stage_result, train_env
-from spa_recipes.training.run import Refinement, train_preference
+from spa_recipes.training.run import PAIRS_TRACE, Refinement, train_preference
 
 
 def run(context: Context) -> Result:
     """Write `model/`, with `pairs_trace.jsonl` (what the detector saw of every pair) beside its weights."""
     settings = context.spec.settings
     model = model_section(context, "policy")
-    judgments = read_jsonl(context.input("judgments"))
-    answers = {(row["item"], row["sample"]): row for row in read_table(context.input("completions"))}
+    judgments = read_rows(context.input("judgments"), JudgmentRow)
     lam = settings["lambda"]
     training = RefineTraining.model_validate(settings["training"])
-    rows = [_row(judgment, answers, with_reference=lam == 0) for judgment in judgments]
+    judged = _judged(judgments, read_table(context.input("completions"), COMPLETIONS), with_reference=lam == 0)
     refinement = _refinement(settings, judgments)
-    replayed = _replayed(context, training.seed_replay, len(rows), with_reference=lam == 0)
+    replayed = _replayed(context, training.seed_replay, len(judged), with_reference=lam == 0)
     result = train_preference(
         model.model_name_or_path,
-        [*rows, *replayed],
+        datasets.Dataset(pa.concat_tables([judged, pa.Table.from_pylist(replayed, schema=judged.schema)])),
         training,
         train_env(context, model, renderer_of(model)),
         reference_path=context.input("reference") if lam > 0 else None,
@@ -38,26 +44,30 @@ def run(context: Context) -> Result:
     outcome = stage_result(result)
     outcome.metrics["replayed_pairs"] = len(replayed)
     if context.rank == 0 and refinement is not None:
-        outcome.metrics.update(_audit(judgments, read_jsonl(context.draft / MODEL / "pairs_trace.jsonl")))
+        outcome.metrics.update(_audit(judgments, read_rows(context.draft / MODEL / PAIRS_TRACE, TraceRow)))
     return outcome
 
 
-def _row(
-    judgment: dict[str, Any], answers: dict[tuple[int, int], dict[str, Any]], *, with_reference: bool
-) -> dict[str, Any]:
-    chosen, rejected = judgment["chosen"], judgment["rejected"]
-    row: dict[str, Any] = {
-        "prompt_ids": answers[judgment["item"], chosen]["prompt_ids"],
-        "chosen_ids": answers[judgment["item"], chosen]["response_ids"],
-        "rejected_ids": answers[judgment["item"], rejected]["response_ids"],
+def _judged(judgments: Sequence[JudgmentRow], completions: pa.Table, *, with_reference: bool) -> pa.Table:
+    """The judged pairs as a table of `TokenPair`; token ids are taken from the completions as they are."""
+    ids = [completions[name].to_pylist() for name in ("item", "sample")]
+    place = {key: i for i, key in enumerate(zip(*ids, strict=True))}
+    chosen, rejected = (
+        take(completions, [place[judgment["item"], judgment[side]] for judgment in judgments])
+        for side in ("chosen", "rejected")
+    )
+    columns = {
+        "prompt_ids": chosen["prompt_ids"],
+        "chosen_ids": chosen["response_ids"],
+        "rejected_ids": rejected["response_ids"],
     }
     if with_reference:
-        row["ref_chosen_logps"] = judgment["policy_logps"][chosen]
-        row["ref_rejected_logps"] = judgment["policy_logps"][rejected]
-    return row
+        columns["ref_chosen_logps"] = pa.array([j["policy_logps"][j["chosen"]] for j in judgments], pa.float64())
+        columns["ref_rejected_logps"] = pa.array([j["policy_logps"][j["rejected"]] for j in judgments], pa.float64())
+    return pa.table(columns)
 
 
-def _refinement(settings: dict[str, Any], judgments: list[dict[str, Any]]) -> Refinement | None:
+def _refinement(settings: dict[str, Any], judgments: Sequence[JudgmentRow]) -> Refinement | None:
     noise = Noise.model_validate(settings["noise"])
     if not noise.enabled:
         return None
@@ -65,7 +75,7 @@ def _refinement(settings: dict[str, Any], judgments: list[dict[str, Any]]) -> Re
     return Refinement(noise.alpha, settings["lambda"], noise.threshold, noise.warmup_ratio, noise.detector, margins)
 
 
-def _replayed(context: Context, share: float, judged: int, *, with_reference: bool) -> list[dict[str, Any]]:
+def _replayed(context: Context, share: float, judged: int, *, with_reference: bool) -> list[TokenPair]:
     """Seed pairs, again and again, until they are the wanted share of all rows.
 
     Their reference is that of the other rows, pi_{i-1}; the generation knows nothing of them, so it scores them here.
@@ -73,13 +83,13 @@ def _replayed(context: Context, share: float, judged: int, *, with_reference: bo
     if not share:
         return []
     renderer = renderer_of(model_section(context, "policy"))
-    pairs = [preference_row(renderer, pair) for pair in read_jsonl(context.input("seed_pairs"))]
+    pairs = [token_pair(renderer, pair) for pair in read_rows(context.input("seed_pairs"), PairRow)]
     if with_reference:
         add_reference_logps(context, pairs)
     return [pairs[k % len(pairs)] for k in range(round(judged * share / (1.0 - share)))]
 
 
-def _audit(judgments: list[dict[str, Any]], trace: list[dict[str, Any]]) -> dict[str, Any]:
+def _audit(judgments: Sequence[JudgmentRow], trace: Sequence[TraceRow]) -> dict[str, Any]:
     """Share and judge margin of flagged pairs; where the truth is known, how often flagged pairs were wrong."""
     flagged = {line["row"] for line in trace if line["flagged"]}
     metrics: dict[str, Any] = {"flagged_pairs": len(flagged), "flagged_of_all": len(flagged) / len(judgments)}

@@ -1,23 +1,21 @@
 """Rewards of completions by a reward model: what the reward_model judge labels by."""
 
 import math
+from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
-import pyarrow as pa
 from transformers import PreTrainedModel
 
 from spa_recipes.algo.reward import READS_TURNS
 from spa_recipes.data.chat import Renderer, conversation_ids, load_tokenizer
-from spa_recipes.data.rows import Message, read_jsonl
+from spa_recipes.data.rows import Message, Prompt, read_rows
+from spa_recipes.data.tables import COMPLETIONS, REWARDS, CompletionRow, read_table, write_values
 from spa_recipes.errors import DataError, StageError, setting
 from spa_recipes.generation.rewards import load_reward_model, reward_config, sequence_rewards
 from spa_recipes.recipe.schema import Model
-from spa_recipes.stages.common import mean, model_section, read_table, sharded, use_local_device, write_rewards
+from spa_recipes.stages.common import mean, model_section, sharded_values, use_local_device
 from spa_recipes.stages.context import Context, Result
-from spa_recipes.stages.score import SHARD_ROWS
-
-REWARDS = pa.schema([("reward", pa.float64())])
-"""One row per completion, in their order."""
 
 
 def run(context: Context) -> Result:
@@ -26,23 +24,24 @@ def run(context: Context) -> Result:
     A reward model trained in this run reads the token ids of the completions. Any other one comes with the input
     `prompts`, and reads the texts as its own tokenizer and chat template write them.
     """
-    completions = read_table(context.input("completions"))
+    table = read_table(context.input("completions"), COMPLETIONS)
+    completions: list[CompletionRow] = table.to_pylist()
     model = model_section(context, "model")
     cut = 0
     with setting(context.spec.keys.get("model", "")):
         if "prompts" in context.spec.inputs:
-            sequences, cut = render(model, read_jsonl(context.input("prompts")), completions)
+            sequences, cut = render(model, read_rows(context.input("prompts"), Prompt), completions)
         else:
             sequences = [row["prompt_ids"] + row["response_ids"] for row in completions]
         rewards = _rewards(context, model, completions, sequences)
     if rewards is None:
         return Result(0, 0, {})
-    write_rewards(context, completions, rewards)
+    write_values(context.draft / "rewards.parquet", table, rewards, REWARDS)
     return Result(len(rewards), sum(map(len, sequences)), {"mean_reward": mean(rewards), "cut": cut})
 
 
 def render(
-    model: Model, prompts: list[dict[str, Any]], completions: list[dict[str, Any]]
+    model: Model, prompts: Sequence[Prompt], completions: Sequence[CompletionRow]
 ) -> tuple[list[list[int]], int]:
     """Token ids of the conversations as a reward model from outside the run reads them.
 
@@ -94,18 +93,19 @@ def _conversation_ids(tokenizer: Any, messages: list[Message]) -> list[int]:
 
 
 def _rewards(
-    context: Context, model: Model, completions: list[dict[str, Any]], sequences: list[list[int]]
+    context: Context, model: Model, completions: Sequence[CompletionRow], sequences: list[list[int]]
 ) -> list[float] | None:
     """Rewards shard by shard; the model is loaded only if a shard is missing. None in every process but the first."""
-    loaded: list[PreTrainedModel] = []
     settings = context.spec.runtime["compute"]
 
-    def compute(start: int, end: int) -> pa.Table:
-        if not loaded:
-            use_local_device()
-            loaded.append(load_reward_model(model))
+    @cache
+    def loaded() -> PreTrainedModel:
+        use_local_device()
+        return load_reward_model(model)
+
+    def compute(start: int, end: int) -> list[float]:
         rewards = sequence_rewards(
-            loaded[0],
+            loaded(),
             sequences[start:end],
             tokens_per_batch=settings["score_tokens_per_batch"],
             onednn_products=settings["onednn_products"],
@@ -118,7 +118,6 @@ def _rewards(
                     where=f"prompt {row['prompt_id']}",
                     fix="look at the training of the reward model, or set model.dtype to float32",
                 )
-        return pa.table({"reward": pa.array(rewards, pa.float64())})
+        return rewards
 
-    table = sharded(context, "rewards", len(sequences), SHARD_ROWS, REWARDS, compute)
-    return None if table is None else [float(value) for value in table["reward"].to_pylist()]
+    return sharded_values(context, "rewards", "reward", len(sequences), compute)

@@ -1,8 +1,8 @@
 """The judge of a control: a reward model trained on the seed labels, starting from pi_init."""
 
-from spa_recipes.data.rows import read_jsonl
+from spa_recipes.data.rows import PairRow, read_rows
 from spa_recipes.recipe.schema import Training
-from spa_recipes.stages.common import model_section, preference_row, renderer_of
+from spa_recipes.stages.common import model_section, renderer_of, token_pair
 from spa_recipes.stages.context import Context, Result
 from spa_recipes.stages.training import stage_result, train_env
 from spa_recipes.training.reward import train_reward_model
@@ -12,7 +12,7 @@ def run(context: Context) -> Result:
     """Write `model/`."""
     model = model_section(context, "policy")
     renderer = renderer_of(model)
-    rows = [preference_row(renderer, pair) for pair in read_jsonl(context.input("pairs"))]
+    rows = [token_pair(renderer, pair) for pair in read_rows(context.input("pairs"), PairRow)]
     training = Training.model_validate(context.spec.settings["training"])
     env = train_env(context, model, renderer)
     return stage_result(train_reward_model(model.model_name_or_path, rows, training, env, end_ids=renderer.stop_ids))

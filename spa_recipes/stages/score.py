@@ -1,34 +1,27 @@
 """Log-probs of completions under one model: the table that judging, refining and evaluating share."""
 
-import pyarrow as pa
+from collections.abc import Sequence
+from functools import cache
+
 from transformers import PreTrainedModel
 
+from spa_recipes.data.tables import COMPLETIONS, LOGPS, read_table, write_values
 from spa_recipes.generation.scoring import Scored, sequence_logps
 from spa_recipes.generation.transformers import load_model
 from spa_recipes.recipe.schema import Model
-from spa_recipes.stages.common import model_section, read_table, sharded, use_local_device, write_table
+from spa_recipes.stages.common import TokenPair, model_section, sharded_values, use_local_device
 from spa_recipes.stages.context import Context, Result
-
-LOGPS = pa.schema([("logp", pa.float64())])
-"""One row per scored response, in the order of the responses; nats, summed over response tokens."""
-SHARD_ROWS = 4096
 
 
 def run(context: Context) -> Result:
-    """Write `logps.parquet`, aligned with the rows of the completions."""
-    completions = read_table(context.input("completions"))
-    items = [Scored(row["prompt_ids"], row["response_ids"]) for row in completions]
+    """Write `logps.parquet`, a row for each completion in their order."""
+    completions = read_table(context.input("completions"), COMPLETIONS)
+    ids = (completions[name].to_pylist() for name in ("prompt_ids", "response_ids"))
+    items = [Scored(*both) for both in zip(*ids, strict=True)]
     logps = score(context, "logps", model_section(context, "model"), items)
     if logps is None:
         return Result(0, 0, {})
-    table = pa.table(
-        {
-            "item": pa.array([row["item"] for row in completions], pa.int64()),
-            "sample": pa.array([row["sample"] for row in completions], pa.int32()),
-            "logp": pa.array(logps, pa.float64()),
-        }
-    )
-    write_table(context.draft / "logps.parquet", table)
+    write_values(context.draft / "logps.parquet", completions, logps, LOGPS)
     return Result(len(items), sum(len(i.prompt_ids) + len(i.response_ids) for i in items), {})
 
 
@@ -39,22 +32,30 @@ def score(
 
     Returns the log-probs in the order of the items; unless `every_rank`, None in every process but the first.
     """
-    loaded: list[PreTrainedModel] = []
     settings = context.spec.runtime["compute"]
 
-    def compute(start: int, end: int) -> pa.Table:
-        if not loaded:
-            use_local_device()
-            loaded.append(load_model(model.model_name_or_path, model=model, revision=model.revision))
-        logps = sequence_logps(
-            loaded[0],
+    @cache
+    def loaded() -> PreTrainedModel:
+        use_local_device()
+        return load_model(model.model_name_or_path, model=model, revision=model.revision)
+
+    def compute(start: int, end: int) -> list[float]:
+        return sequence_logps(
+            loaded(),
             items[start:end],
             tokens_per_batch=settings["score_tokens_per_batch"],
             onednn_products=settings["onednn_products"],
             on_progress=lambda done, tokens: context.progress(start + done, len(items), "responses", name),
             first_item=start,
         )
-        return pa.table({"logp": pa.array(logps, pa.float64())})
 
-    table = sharded(context, name, len(items), SHARD_ROWS, LOGPS, compute, every_rank=every_rank)
-    return None if table is None else [float(value) for value in table["logp"].to_pylist()]
+    return sharded_values(context, name, "logp", len(items), compute, every_rank=every_rank)
+
+
+def score_pairs(
+    context: Context, name: str, model: Model, pairs: Sequence[TokenPair], *, every_rank: bool = False
+) -> list[tuple[float, float]] | None:
+    """`score` for both responses of each pair: the log-probs of the chosen and of the rejected one."""
+    items = [Scored(pair["prompt_ids"], ids) for pair in pairs for ids in (pair["chosen_ids"], pair["rejected_ids"])]
+    logps = score(context, name, model, items, every_rank=every_rank)
+    return None if logps is None else list(zip(logps[::2], logps[1::2], strict=True))

@@ -1,7 +1,10 @@
 """Supervised fine-tuning of the base model: makes pi_init."""
 
+import datasets
+import pyarrow as pa
 from pydantic import TypeAdapter
 
+from spa_recipes.data.arrow import rows_of, table_of
 from spa_recipes.data.sources import read_conversations
 from spa_recipes.recipe.schema import DatasetSource, SandboxSource, Source, Training
 from spa_recipes.stages.common import model_section, renderer_of
@@ -9,17 +12,21 @@ from spa_recipes.stages.context import Context, Result
 from spa_recipes.stages.training import stage_result, train_env
 from spa_recipes.training.run import train_sft
 
+TOKENS = pa.schema([("input_ids", pa.list_(pa.int32())), ("response_mask", pa.list_(pa.int8()))])
+"""Conversations as `train_sft` takes them."""
+
 
 def run(context: Context) -> Result:
     """Write `model/`."""
     model = model_section(context, "policy")
     renderer = renderer_of(model)
     loaded = read_conversations(_source(context))
-    rendered = [renderer.conversation(row["messages"]) for row in loaded.rows]
-    rows = [{"input_ids": ids, "response_mask": mask} for ids, mask in rendered if any(mask)]
-    print(f"{len(rows)} conversations; {len(rendered) - len(rows)} without a response within max_length", flush=True)
-    training = Training.model_validate(context.spec.settings["training"])
-    outcome = stage_result(train_sft(model.model_name_or_path, rows, training, train_env(context, model, renderer)))
+    rendered = (renderer.conversation(row["messages"]) for row in rows_of(loaded.table))
+    table = table_of(({"input_ids": ids, "response_mask": mask} for ids, mask in rendered if any(mask)), TOKENS)
+    cut = len(loaded.table) - len(table)
+    print(f"{len(table)} conversations; {cut} without a response within max_length", flush=True)
+    training, env = Training.model_validate(context.spec.settings["training"]), train_env(context, model, renderer)
+    outcome = stage_result(train_sft(model.model_name_or_path, datasets.Dataset(table), training, env))
     outcome.metrics.update(form=loaded.form, skipped=len(loaded.skipped))
     return outcome
 

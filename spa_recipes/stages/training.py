@@ -1,15 +1,15 @@
-"""What the three training stages share: the environment of a trainer, and rows ready for it."""
+"""What the training stages share: the environment of a trainer, and rows ready for it."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from spa_recipes.data.chat import Renderer
-from spa_recipes.generation.scoring import Scored
 from spa_recipes.plan import ADAPTER, MODEL
 from spa_recipes.recipe.schema import Model
-from spa_recipes.stages.common import model_section
+from spa_recipes.stages.common import TokenPair, model_section
 from spa_recipes.stages.context import Context, Result
-from spa_recipes.stages.score import score
+from spa_recipes.stages.score import score_pairs
 from spa_recipes.training.run import TrainEnv, TrainResult
 
 
@@ -20,7 +20,7 @@ def train_env(context: Context, model: Model, renderer: Renderer) -> TrainEnv:
         note = f"loss {logs['loss']:.4f}" if "loss" in logs else ""
         context.progress(done, total, "steps", note)
 
-    # By itself transformers writes TensorBoard's files among the checkpoints, which go when the stage is finished.
+    # Without this, transformers writes TensorBoard's files among the checkpoints, which are deleted after the stage.
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(context.attempt_dir / "tensorboard"))
     return TrainEnv(
         model=model,
@@ -37,13 +37,12 @@ def train_env(context: Context, model: Model, renderer: Renderer) -> TrainEnv:
     )
 
 
-def add_reference_logps(context: Context, rows: list[dict[str, Any]]) -> None:
+def add_reference_logps(context: Context, rows: Sequence[TokenPair]) -> None:
     """Score both responses of labelled pairs under the stage's `reference`, into the columns that training reads."""
-    items = [Scored(row["prompt_ids"], row[name]) for row in rows for name in ("chosen_ids", "rejected_ids")]
-    logps = score(context, "reference", model_section(context, "reference"), items, every_rank=True)
+    logps = score_pairs(context, "reference", model_section(context, "reference"), rows, every_rank=True)
     assert logps is not None
-    for i, row in enumerate(rows):
-        row["ref_chosen_logps"], row["ref_rejected_logps"] = logps[2 * i], logps[2 * i + 1]
+    for row, (chosen, rejected) in zip(rows, logps, strict=True):
+        row["ref_chosen_logps"], row["ref_rejected_logps"] = chosen, rejected
 
 
 def stage_result(result: TrainResult) -> Result:

@@ -1,26 +1,28 @@
 """A language model compares the answers to each prompt in words: what the llm judge labels by.
 
-All pairs of different answers are compared, each in both orders. Empty answers are not: the judge stage makes no pair
-of them.
+All pairs of different answers are compared, each in both orders. Empty answers are not compared, as the judge stage
+makes no pair of them.
 """
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from spa_recipes.algo.verdicts import Comparison, Verdict, figures, parse_verdict, rewards
 from spa_recipes.data.questions import load_question
-from spa_recipes.data.rows import read_jsonl, write_jsonl
+from spa_recipes.data.rows import Prompt, read_rows, write_jsonl
+from spa_recipes.data.stage_rows import VerdictRow
+from spa_recipes.data.tables import COMPLETIONS, REWARDS, CompletionRow, read_table, write_values
 from spa_recipes.errors import DataError, StageError
 from spa_recipes.generation.endpoint import complete
-from spa_recipes.generation.requests import Request
+from spa_recipes.generation.requests import Completion, Request
 from spa_recipes.recipe.schema import Endpoint, LlmJudge, Sampling
-from spa_recipes.stages.common import Shards, read_table, write_rewards
+from spa_recipes.stages.common import Shards
 from spa_recipes.stages.context import Context, Result
-from spa_recipes.stages.generate import is_empty, sampler_of
+from spa_recipes.stages.generate import is_empty, sample_shards, sampler_of
 
 REPLIES = pa.schema([("reply", pa.string()), ("tokens", pa.int64())])
 """One row per question that was asked, in their order; `tokens` were made for it, 0 where nobody counted."""
@@ -39,16 +41,12 @@ class Question(NamedTuple):
     text: str
 
 
-Ask = Callable[[Shards, list[Question]], None]
-"""Asks the questions whose shards are missing."""
-
-
 def run(context: Context) -> Result:
     """Write `rewards.parquet` (as the reward stage does) and `verdicts.jsonl` (every question, reply and verdict)."""
     judge = LlmJudge.model_validate(context.spec.settings["judge"])
-    completions = read_table(context.input("completions"))
-    groups: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for row in completions:
+    completions = read_table(context.input("completions"), COMPLETIONS)
+    groups: dict[int, list[CompletionRow]] = defaultdict(list)
+    for row in completions.to_pylist():
         groups[row["item"]].append(row)
     questions = _questions(context, groups)
     if "endpoint" in context.spec.settings:
@@ -67,19 +65,19 @@ def run(context: Context) -> Result:
         (_line(*line) for line in zip(questions, texts, verdicts, strict=True)),
     )
     _refuse_unparsed(context, judge, questions, verdicts, len(too_long))
-    write_rewards(context, completions, _rewards(groups, questions, verdicts))
+    write_values(context.draft / "rewards.parquet", completions, _rewards(groups, questions, verdicts), REWARDS)
     return Result(len(completions), sum(replies["tokens"].to_pylist()), _metrics(verdicts, len(too_long)))
 
 
-def _questions(context: Context, groups: dict[int, list[dict[str, Any]]]) -> list[Question]:
+def _questions(context: Context, groups: dict[int, list[CompletionRow]]) -> list[Question]:
     """All questions, the two orders of a pair one behind the other."""
     question = load_question(context.input("question"))
-    prompts = read_jsonl(context.input("prompts"))
+    prompts = read_rows(context.input("prompts"), Prompt)
     asked = []
     for item, answers in groups.items():
         texts: dict[str, int] = {}
         for place, answer in enumerate(answers):
-            if not is_empty(answer):
+            if not is_empty(answer["text"]):
                 texts.setdefault(answer["text"], place)
         for pair in itertools.combinations(texts.items(), 2):
             for (first, k), (second, m) in (pair, pair[::-1]):
@@ -114,27 +112,28 @@ def _ask_endpoint(context: Context, judge: LlmJudge, questions: list[Question]) 
 
 def _ask_model(context: Context, judge: LlmJudge, questions: list[Question]) -> tuple[set[int], Shards]:
     """Ask a model on this machine; gives the indices of the questions that do not fit it and were not asked."""
-    settings = context.spec.settings
-    sampling = Sampling.model_validate(settings["sampling"])
+    sampling = Sampling.model_validate(context.spec.settings["sampling"])
     sampler = sampler_of(context, sampling, "policy" if "policy" in context.spec.inputs else "model")
     rendered = [sampler.renderer.render_prompt([{"role": "user", "content": question.text}]) for question in questions]
     too_long = {k for k, (_, cut) in enumerate(rendered) if cut}
     _tell_too_long(context, judge, questions, too_long)
     requests = [Request(questions[k].prompt_id, k, ids) for k, (ids, cut) in enumerate(rendered) if not cut]
     shards = Shards(context, "replies", len(requests), sampling.backend.shard_size, REPLIES)
-    missing = shards.missing()
-    if missing:
-        left = sum(end - start for start, end in missing)
-        before = len(requests) - left if context.world_size == 1 else 0
-        for number, completions in sampler.stream(
-            [requests[start:end] for start, end in missing],
-            seed=settings["seed"],
-            purpose=context.spec.id,
-            progress=lambda done, tokens: context.progress(before + done, before + left, "questions"),
-        ):
-            replies = [sampler.renderer.decode(completion.response_ids) for completion in completions]
-            tokens = [len(completion.response_ids) for completion in completions]
-            shards.write(missing[number], pa.table({"reply": replies, "tokens": tokens}))
+
+    def replies(start: int, asked: Sequence[Request], completions: Sequence[Completion]) -> pa.Table:
+        texts = [sampler.renderer.decode(completion.response_ids) for completion in completions]
+        return pa.table({"reply": texts, "tokens": [len(completion.response_ids) for completion in completions]})
+
+    sample_shards(
+        context,
+        sampler,
+        shards,
+        lambda start, end: requests[start:end],
+        replies,
+        total=len(requests),
+        purpose=context.spec.id,
+        unit="questions",
+    )
     sampler.close()
     return too_long, shards
 
@@ -182,7 +181,7 @@ def _refuse_unparsed(
 
 
 def _rewards(
-    groups: dict[int, list[dict[str, Any]]], questions: list[Question], verdicts: Sequence[Verdict]
+    groups: dict[int, list[CompletionRow]], questions: list[Question], verdicts: Sequence[Verdict]
 ) -> list[float]:
     """A reward per completion, in their order; answers of one text share theirs."""
     compared: dict[int, list[Comparison]] = defaultdict(list)
@@ -196,8 +195,7 @@ def _rewards(
     return result
 
 
-def _line(question: Question, text: str | None, verdict: Verdict) -> dict[str, Any]:
-    """`first` and `second` are the answers' places among those to the prompt; `reply` is null where it was too long."""
+def _line(question: Question, text: str | None, verdict: Verdict) -> VerdictRow:
     return {
         "item": question.item,
         "prompt_id": question.prompt_id,

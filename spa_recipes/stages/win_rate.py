@@ -5,20 +5,24 @@ that gives each answer a reward decides the same in both orders.
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from spa_recipes.algo.winrate import confidence_interval, length_controlled_win_rate, outcomes
-from spa_recipes.data.rows import read_jsonl, write_jsonl
+from spa_recipes.data.rows import read_rows, write_jsonl
+from spa_recipes.data.stage_rows import OutcomeRow, TwoAnswersRow, VerdictRow
+from spa_recipes.data.tables import LOGPS, REWARDS, read_table
 from spa_recipes.sandbox.gold import gold_reward
-from spa_recipes.stages.common import mean, read_table
+from spa_recipes.stages.common import mean
 from spa_recipes.stages.context import Context, Result
+from spa_recipes.stages.generate import is_empty
 from spa_recipes.state import atomic
 
 
 def run(context: Context) -> Result:
     """Write `outcomes.jsonl` (both answers to every prompt, and who won) and `scores.json`."""
-    judged = _both_orders(context, read_jsonl(context.input("pairs")))
-    rows = [_outcome(row, judged.get(row["prompt_id"])) for row in read_jsonl(context.input("all"))]
+    judged = _both_orders(context, read_rows(context.input("pairs"), TwoAnswersRow))
+    rows = [_outcome(row, judged.get(row["prompt_id"])) for row in read_rows(context.input("all"), TwoAnswersRow)]
     won = [row["outcome"] for row in rows]
     low, high = confidence_interval(won)
     metrics: dict[str, Any] = {
@@ -38,7 +42,7 @@ def run(context: Context) -> Result:
     return Result(len(rows), 0, metrics)
 
 
-def _both_orders(context: Context, pairs: list[dict[str, Any]]) -> dict[str, list[float]]:
+def _both_orders(context: Context, pairs: Sequence[TwoAnswersRow]) -> dict[str, list[float]]:
     """By prompt, what the model's answer came to when it stood first and when it stood second."""
     if "verdicts" in context.spec.inputs:
         return _by_verdicts(context, pairs)
@@ -47,22 +51,22 @@ def _both_orders(context: Context, pairs: list[dict[str, Any]]) -> dict[str, lis
     return {row["prompt_id"]: [value, value] for row, value in zip(pairs, won, strict=True)}
 
 
-def _by_verdicts(context: Context, pairs: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """A tie, a reply without a verdict and a question that was not asked, as both texts are the same, are one half."""
+def _by_verdicts(context: Context, pairs: Sequence[TwoAnswersRow]) -> dict[str, list[float]]:
+    """One half for a tie, for a reply without a verdict, and for two equal texts, about which nothing is asked."""
     orders = {row["prompt_id"]: [0.5, 0.5] for row in pairs}
-    for row in read_jsonl(context.input("verdicts")):
+    for row in read_rows(context.input("verdicts"), VerdictRow):
         for_first = {"first": 1.0, "second": 0.0}.get(row["verdict"], 0.5)
         orders[row["prompt_id"]][row["first"]] = for_first if row["first"] == 0 else 1.0 - for_first
     return orders
 
 
-def _rewards(context: Context, pairs: list[dict[str, Any]]) -> list[tuple[float, float]]:
+def _rewards(context: Context, pairs: Sequence[TwoAnswersRow]) -> list[tuple[float, float]]:
     """The rewards of both answers to each prompt."""
     inputs = context.spec.inputs
     if "rewards" in inputs:
-        return _by_prompt(context, "rewards", "reward")
+        return _by_prompt(context, "rewards", REWARDS)
     if "policy_logps" in inputs:
-        policy, reference = (_by_prompt(context, f"{role}_logps", "logp") for role in ("policy", "reference"))
+        policy, reference = (_by_prompt(context, f"{role}_logps", LOGPS) for role in ("policy", "reference"))
         return [
             (ours - ours_before, theirs - theirs_before)
             for (ours, theirs), (ours_before, theirs_before) in zip(policy, reference, strict=True)
@@ -74,16 +78,17 @@ def _rewards(context: Context, pairs: list[dict[str, Any]]) -> list[tuple[float,
     ]
 
 
-def _by_prompt(context: Context, name: str, column: str) -> list[tuple[float, float]]:
+def _by_prompt(context: Context, name: str, schema: Any) -> list[tuple[float, float]]:
     """The two values of each prompt, the model's first."""
     values: dict[int, dict[int, float]] = defaultdict(dict)
-    for row in read_table(context.input(name)):
-        values[row["item"]][row["sample"]] = row[column]
+    columns = (column.to_pylist() for column in read_table(context.input(name), schema).columns)
+    for item, sample, value in zip(*columns, strict=True):
+        values[item][sample] = value
     return [(values[item][0], values[item][1]) for item in range(len(values))]
 
 
-def _outcome(row: dict[str, Any], judged: list[float] | None) -> dict[str, Any]:
+def _outcome(row: TwoAnswersRow, judged: list[float] | None) -> OutcomeRow:
     if judged is None:
-        ours, theirs = (bool(text.strip()) for text in row["responses"])
+        ours, theirs = (not is_empty(text) for text in row["responses"])
         judged = [0.5 if ours == theirs else float(ours)] * 2
     return {**row, "orders": judged, "outcome": sum(judged) / 2}

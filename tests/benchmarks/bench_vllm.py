@@ -13,14 +13,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import torch
 
+from spa_recipes.data.tables import write_completions
 from spa_recipes.generation.engines import open_engine
 from spa_recipes.generation.requests import Request, request_seed
 from spa_recipes.recipe.schema import Model, Sampling, VllmBackend
-from spa_recipes.stages.common import write_table
-from spa_recipes.stages.generate import COMPLETIONS
 from tests.benchmarks.kit import llama, pairs, take_turns, where
 
 
@@ -62,11 +60,11 @@ def compare(engine: Any, requests: list[Request], group: int, folder: Path, repe
     def stage() -> None:
         made = 0
         for number, completions in engine.stream(groups, seed_of=seed_of):
-            rows = [
+            rows: list[Any] = [
                 {"item": 0, "text": "", "prompt_ids": request.prompt_ids, **completion._asdict()}
                 for request, completion in zip(groups[number], completions, strict=True)
             ]
-            write_table(folder / f"{number}.parquet", pa.Table.from_pylist(rows, schema=COMPLETIONS))
+            write_completions(folder / f"{number}.parquet", rows)
             made += sum(len(completion.response_ids) for completion in completions)
         tokens["stage"] = made
 

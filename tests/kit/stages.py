@@ -7,10 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from spa_recipes.data.rows import read_jsonl, write_jsonl
+from spa_recipes.data.tables import CompletionRow, write_completions
 from spa_recipes.stages import judge
-from spa_recipes.stages.common import write_table
 from spa_recipes.stages.context import Context, StageSpec
-from spa_recipes.stages.generate import COMPLETIONS
 
 RUNTIME: dict[str, Any] = {
     "run": "test",
@@ -41,7 +40,7 @@ def judged(
         {"prompt_id": f"p{i}", "prompt": [{"role": "user", "content": f"question {i}"}]} for i in range(len(texts))
     ]
     write_jsonl(folder / "prompts.jsonl", prompts)
-    answers: list[dict[str, Any]] = [
+    answers: list[CompletionRow] = [
         {
             "item": i,
             "prompt_id": f"p{i}",
@@ -55,7 +54,7 @@ def judged(
         for i, group in enumerate(texts)
         for k, text in enumerate(group)
     ]
-    write_table(folder / "completions.parquet", pa.Table.from_pylist(answers, schema=COMPLETIONS))
+    write_completions(folder / "completions.parquet", answers)
     scores = [{"item": a["item"], "sample": a["sample"], "logp": reference[a["item"]][a["sample"]]} for a in answers]
     pq.write_table(pa.Table.from_pylist(scores), folder / "logps.parquet")
     context = context_of(

@@ -26,7 +26,7 @@ EDITS = {
         (
             '    "random": of_coin,\n',
             '    "random": of_coin,\n'
-            '    "shortest": lambda given: torch.tensor([-float(len(a["text"])) for a in given.answers]),\n',
+            '    "shortest": lambda given: torch.tensor([-float(len(a.text)) for a in given.answers]),\n',
         )
     ],
 }

@@ -18,7 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "recipe": {"errors"},
     "algo": set(),
     "sandbox": set(),
-    "data": {"errors", "recipe", "sandbox", "state"},
+    "data": {"errors", "recipe", "algo", "sandbox", "state"},
     "benchmarks": {"errors", "recipe", "data"},
     "plan": {"errors", "recipe", "data", "state"},
     "estimates": {"plan", "recipe"},
@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
         "benchmarks",
     },
     "api": {"errors", "recipe", "plan", "state", "run", "report"},
-    "report": {"errors", "recipe", "plan", "estimates", "state", "run"},
+    "report": {"errors", "recipe", "plan", "estimates", "state", "data", "run"},
     "publish": {"errors", "plan", "state", "data", "run"},
     "benchmark_job": {"errors", "recipe", "plan", "state", "run", "api", "benchmarks"},
     "cli": {

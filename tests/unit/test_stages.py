@@ -146,8 +146,8 @@ def test_precision_and_recall_of_the_flags() -> None:
     def judgment(gold_chosen: float, gold_rejected: float) -> dict[str, Any]:
         return {"chosen": 0, "rejected": 1, "gold": [gold_chosen, gold_rejected], "margin": 1.0}
 
-    judgments = [judgment(0, 1), judgment(1, 0), judgment(0, 1), judgment(2, 1), judgment(1, 1)]
-    trace = [{"row": i, "flagged": int(i in (0, 1, 4))} for i in range(5)]
+    judgments: list[Any] = [judgment(0, 1), judgment(1, 0), judgment(0, 1), judgment(2, 1), judgment(1, 1)]
+    trace: list[Any] = [{"row": i, "flagged": int(i in (0, 1, 4))} for i in range(5)]
     metrics = _audit(judgments, trace)
     assert metrics["flagged_pairs"] == 3
     assert metrics["wrong_base_rate"] == pytest.approx(2 / 4)  # the pair of equal gold is neither right nor wrong
@@ -175,7 +175,7 @@ def test_a_failing_stage_leaves_its_error_and_no_output(tmp_path: Path) -> None:
 
 def test_an_unexpected_error_is_one_line_with_its_type(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = spec_of(tmp_path / "stage", "judge", {}, {"prompts": tmp_path / "none.jsonl"})
-    (tmp_path / "none.jsonl").write_text("{}\n")
+    (tmp_path / "none.jsonl").write_text('{"prompt_id": "p0", "prompt": []}\n')
     assert run_stage(spec) == 1
     error = json.loads((tmp_path / "stage" / "attempts" / "1" / "error.json").read_text())
     assert error["what"].startswith("KeyError")

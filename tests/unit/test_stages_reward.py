@@ -12,24 +12,25 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from spa_recipes.algo.reward import READS_TURNS
 from spa_recipes.data.chat import Renderer, load_tokenizer
-from spa_recipes.data.rows import write_jsonl
+from spa_recipes.data.rows import Prompt, write_jsonl
 from spa_recipes.errors import DataError, SpaError, StageError
 from spa_recipes.recipe.schema import Model
 from spa_recipes.sandbox.rows import preference_rows
 from spa_recipes.stages import reward
-from spa_recipes.stages.common import write_table
-from spa_recipes.stages.generate import COMPLETIONS
+from spa_recipes.data.tables import CompletionRow, write_completions
 from tests.kit.stages import context_of
 from tests.kit.training import plain_reward, spoil
 
-PROMPTS = [{"prompt_id": f"p{i}", "prompt": row["chosen"][:1]} for i, row in enumerate(preference_rows(6, seed=1))]
+PROMPTS: list[Prompt] = [
+    {"prompt_id": f"p{i}", "prompt": row["chosen"][:1]} for i, row in enumerate(preference_rows(6, seed=1))
+]
 REPLIES = [[row[side][1]["content"] for side in ("chosen", "rejected")] for row in preference_rows(6, seed=1)]
 
 
 def answered(folder: Path, policy: Path) -> dict[str, Path]:
     """Prompts and completions as the stages before leave them."""
     renderer = Renderer(load_tokenizer(policy), max_prompt_length=48, max_length=128)
-    rows = [
+    rows: list[CompletionRow] = [
         {
             "item": i,
             "prompt_id": f"p{i}",
@@ -44,7 +45,7 @@ def answered(folder: Path, policy: Path) -> dict[str, Path]:
         for k, text in enumerate(texts)
     ]
     write_jsonl(folder / "prompts.jsonl", PROMPTS)
-    write_table(folder / "completions.parquet", pa.Table.from_pylist(rows, schema=COMPLETIONS))
+    write_completions(folder / "completions.parquet", rows)
     return {"prompts": folder / "prompts.jsonl", "completions": folder / "completions.parquet"}
 
 

@@ -18,9 +18,8 @@ from spa_recipes.generation.requests import Completion, Request
 from spa_recipes.plan import compile_plan
 from spa_recipes.recipe.schema import Recipe, Section
 from spa_recipes.stages import generate, verdicts
-from spa_recipes.stages.common import write_table
 from spa_recipes.stages.context import Result
-from spa_recipes.stages.generate import COMPLETIONS
+from spa_recipes.data.tables import CompletionRow, write_completions
 from spa_recipes.state.digests import DigestMemo
 from tests.kit.endpoint_server import EndpointServer, Reply
 from tests.kit.llm_judge import SHORT, longer, parts, template
@@ -43,7 +42,7 @@ def inputs_of(folder: Path, answers: list[list[str]]) -> dict[str, Path]:
     folder.mkdir(exist_ok=True)
     prompts = [{"prompt_id": f"p{i}", "prompt": [{"role": "user", "content": f"q{i}"}]} for i in range(len(answers))]
     write_jsonl(folder / "prompts.jsonl", prompts)
-    rows = [
+    rows: list[CompletionRow] = [
         {
             "item": i, "prompt_id": f"p{i}", "sample": k, "prompt_ids": [1], "response_ids": [2], "text": text,
             "logps": [-1.0], "finish_reason": "stop",
@@ -51,7 +50,7 @@ def inputs_of(folder: Path, answers: list[list[str]]) -> dict[str, Path]:
         for i, texts in enumerate(answers)
         for k, text in enumerate(texts)
     ]  # fmt: skip
-    write_table(folder / "completions.parquet", pa.Table.from_pylist(rows, schema=COMPLETIONS))
+    write_completions(folder / "completions.parquet", rows)
     return {
         "completions": folder / "completions.parquet",
         "prompts": folder / "prompts.jsonl",

@@ -1,0 +1,125 @@
+"""Parquet files that stages hand to each other: the type of a row and the schema of each file, reading and writing."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypedDict
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from spa_recipes.errors import DataError
+from spa_recipes.state import atomic
+
+
+class CompletionRow(TypedDict):
+    """`completions.parquet`: an answer to a prompt.
+
+    Attributes:
+        item: row of the prompt in the prompts file.
+        sample: number of the answer among those to its prompt, from 0.
+        prompt_ids, response_ids: token ids; empty where only the texts are judged.
+        logps: log-probs of the response tokens at temperature 1 in nats; None where the answer was given.
+        finish_reason: `stop`, `length` (cut at max_tokens) or `given`.
+    """
+
+    item: int
+    prompt_id: str
+    sample: int
+    prompt_ids: list[int]
+    response_ids: list[int]
+    text: str
+    logps: list[float] | None
+    finish_reason: str
+
+
+_KEY = [("item", pa.int64()), ("sample", pa.int32())]
+COMPLETIONS = pa.schema(
+    [
+        ("item", pa.int64()),
+        ("prompt_id", pa.string()),
+        ("sample", pa.int32()),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("response_ids", pa.list_(pa.int32())),
+        ("text", pa.string()),
+        ("logps", pa.list_(pa.float32())),
+        ("finish_reason", pa.string()),
+    ]
+)
+"""Columns of `CompletionRow`."""
+LOGPS = pa.schema([*_KEY, ("logp", pa.float64())])
+"""`logps.parquet`: the log-prob of each completion under one model, in nats, summed over its response tokens."""
+REWARDS = pa.schema([*_KEY, ("reward", pa.float64())])
+"""`rewards.parquet`: a judge's reward of each completion."""
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write Parquet so that the file is whole or absent."""
+    with atomic.replacing(path) as temporary:
+        write_synced(temporary, table)
+
+
+def write_synced(path: Path, table: pa.Table) -> None:
+    """Write Parquet under this very name, down to the disk."""
+    pq.write_table(table, path)
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    """Read the columns of a schema from a Parquet file that a stage wrote.
+
+    Raises:
+        DataError: the file cannot be read, or lacks a column.
+    """
+    try:
+        return pq.read_table(path, columns=schema.names).cast(schema)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(
+            f"cannot be read as Parquet ({reason})", where=str(path), fix="run the stage that writes this file again"
+        ) from None
+
+
+def given_answer(
+    item: int, prompt_id: str, sample: int, text: str, prompt_ids: Sequence[int] = (), response_ids: Sequence[int] = ()
+) -> CompletionRow:
+    """A row for an answer that no policy of this run sampled."""
+    return {
+        "item": item,
+        "prompt_id": prompt_id,
+        "sample": sample,
+        "prompt_ids": list(prompt_ids),
+        "response_ids": list(response_ids),
+        "text": text,
+        "logps": None,
+        "finish_reason": "given",
+    }
+
+
+def write_completions(path: Path, rows: Sequence[CompletionRow]) -> None:
+    """Write `completions.parquet`."""
+    write_table(path, pa.Table.from_pylist(rows, schema=COMPLETIONS))
+
+
+def write_values(path: Path, completions: pa.Table, values: Sequence[float], schema: pa.Schema) -> None:
+    """Write `logps.parquet` (LOGPS) or `rewards.parquet` (REWARDS): a value for each completion, in their order."""
+    columns = [completions["item"], completions["sample"], pa.array(values, pa.float64())]
+    write_table(path, pa.table(columns, schema=schema).combine_chunks())
+
+
+def read_values(path: Path, completions: pa.Table, schema: pa.Schema) -> list[float]:
+    """Read `logps.parquet` (LOGPS) or `rewards.parquet` (REWARDS).
+
+    Raises:
+        DataError: as `read_table`, or the rows are not those of the completions.
+    """
+    table = read_table(path, schema)
+    if any(table[name].to_pylist() != completions[name].to_pylist() for name in ("item", "sample")):
+        raise DataError(
+            "the rows are not those of the completions",
+            where=str(path),
+            fix="run the stage that writes this file again",
+        )
+    values: list[float] = table[schema.names[-1]].to_pylist()
+    return values
