@@ -21,7 +21,6 @@ from spa_recipes.errors import DataError, RecipeError, StageError
 from spa_recipes.generation.rewards import load_reward_model, sequence_rewards
 from spa_recipes.recipe.schema import Lora, Model, SandboxSource
 from spa_recipes.sandbox.model import build_model
-from spa_recipes.sandbox.rows import preference_rows
 from spa_recipes.stages.common import token_pair
 from spa_recipes.training.reward import train_reward_model
 from tests.kit.training import (
@@ -43,8 +42,7 @@ def sandbox_pairs(policy: Path, count: int) -> list[dict[str, Any]]:
     """Labelled pairs of the sandbox, tokenised as the stages do it."""
     renderer = Renderer(load_tokenizer(policy), max_prompt_length=48, max_length=128)
     return [
-        dict(token_pair(renderer, pair))
-        for pair in read_pairs(SandboxSource(type="sandbox", rows=count, seed=3)).rows
+        dict(token_pair(renderer, pair)) for pair in read_pairs(SandboxSource(type="sandbox", rows=count, seed=3)).rows
     ]
 
 

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -13,11 +12,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from spa_recipes.algo.reward import READS_TURNS
 from spa_recipes.data.chat import Renderer, load_tokenizer
 from spa_recipes.data.rows import Prompt, write_jsonl
+from spa_recipes.data.tables import CompletionRow, write_completions
 from spa_recipes.errors import DataError, SpaError, StageError
 from spa_recipes.recipe.schema import Model
 from spa_recipes.sandbox.rows import preference_rows
 from spa_recipes.stages import reward
-from spa_recipes.data.tables import CompletionRow, write_completions
 from tests.kit.stages import context_of
 from tests.kit.training import plain_reward, spoil
 

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from spa_recipes.data.chat import Renderer, load_tokenizer
 from spa_recipes.data.questions import load_question
 from spa_recipes.data.rows import Message, read_jsonl, write_jsonl
+from spa_recipes.data.tables import CompletionRow, write_completions
 from spa_recipes.errors import DataError, RecipeError, StageError, TryAgainError
 from spa_recipes.generation import endpoint as client
 from spa_recipes.generation.requests import Completion, Request
@@ -19,7 +19,6 @@ from spa_recipes.plan import compile_plan
 from spa_recipes.recipe.schema import Recipe, Section
 from spa_recipes.stages import generate, verdicts
 from spa_recipes.stages.context import Result
-from spa_recipes.data.tables import CompletionRow, write_completions
 from spa_recipes.state.digests import DigestMemo
 from tests.kit.endpoint_server import EndpointServer, Reply
 from tests.kit.llm_judge import SHORT, longer, parts, template
