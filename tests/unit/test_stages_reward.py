@@ -132,7 +132,7 @@ def test_what_is_no_reward_model_is_refused(policy: Path, trained: Path, tmp_pat
     tokenizer.save_pretrained(silent)
     error = refused(tmp_path / "d", silent, inputs)
     assert "no chat template" in str(error)
-    assert "judge.model_name_or_path" in error.fix
+    assert "name a reward model whose tokenizer has a chat template" in error.fix
 
     picky = _foreign(trained, tmp_path / "picky")
     tokenizer = AutoTokenizer.from_pretrained(picky)
