@@ -21,7 +21,7 @@ from spa_recipes.state import atomic
 from spa_recipes.state.digests import DigestMemo
 from spa_recipes.state.stagedir import Manifest
 
-EVALUATIONS = Path("evaluations")
+RESULTS = Path("evaluations")
 """Folder of the results of jobs that name none."""
 
 
@@ -44,7 +44,7 @@ def run_benchmark(job: BenchmarkJob, reporter: Reporter, executors: Executors | 
         SpaError: with the exit code of what went wrong.
     """
     job = settled(job)
-    out = EVALUATIONS / f"{job.name}-{job.benchmark.type}" if job.out is None else Path(job.out).expanduser()
+    out = RESULTS / f"{job.name}-{job.benchmark.type}" if job.out is None else Path(job.out).expanduser()
     run = RunDir(out.with_name(out.name + ".spa"))
     in_the_way = RecipeError(
         "the output folder is there already", where=str(out), fix="choose another `out`, or set overwrite: true"

@@ -56,7 +56,7 @@ class JudgePrompt(NamedTuple):
 
 
 class Match(NamedTuple):
-    """A question for the judge: one turn of one answer."""
+    """A question for the grader: one turn of one answer."""
 
     question: Question
     turn: int
@@ -163,7 +163,7 @@ def _texts(value: Any, *, empty: bool = False) -> TypeGuard[list[str]]:
     )
 
 
-# --- judging
+# --- grading
 
 
 def matches(
@@ -172,7 +172,7 @@ def matches(
     prompts: Mapping[str, JudgePrompt],
     references: Mapping[int | str, Sequence[str]],
 ) -> list[Match]:
-    """What the judge is asked, first turns first: each with the prompt for its turn and category.
+    """What the grader is asked, first turns first: each with the prompt for its turn and category.
 
     Raises:
         DataError: an answer or a reference answer is missing, or a prompt asks for something unknown.
@@ -240,12 +240,12 @@ def rating(judgment: str) -> float | int:
     return NO_RATING
 
 
-def judgment_row(match: Match, model: str, judge: str, judgment: str, tstamp: float) -> dict[str, Any]:
+def judgment_row(match: Match, model: str, grader: str, judgment: str, tstamp: float) -> dict[str, Any]:
     """A line of FastChat's judgment file."""
     return {
         "question_id": match.question.id,
         "model": model,
-        "judge": [judge, match.prompt],
+        "judge": [grader, match.prompt],
         "user_prompt": match.messages[-1]["content"],
         "judgment": judgment,
         "score": rating(judgment),

@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from spa_recipes import __version__
+from spa_recipes.cli.examples import EVALUATE
 from spa_recipes.errors import RecipeError, SpaError
 
 app = typer.Typer(
@@ -151,29 +152,7 @@ def judge(
     print_judged(request.out, manifest)
 
 
-@app.command(
-    epilog="Examples:\n\n`spa evaluate quickstart --benchmark alpaca_eval`  (answers only: no key needed)\n\n"
-    "`spa evaluate my-model --benchmark alpaca_eval --set benchmark.annotator=weighted_alpaca_eval_gpt4_turbo`  (needs "
-    "OPENAI_API_KEY)\n\n"
-    "`spa evaluate --annotations annotations.json`\n\n"
-    "`spa evaluate my-dpo-model --benchmark pairwise --against my-sft-model --prompts prompts.jsonl "
-    "--set 'benchmark.judge={type: reward_model, model_name_or_path: my-reward-model}'`\n\n"
-    "`spa evaluate mt-bench.yaml --set seed=7`, where mt-bench.yaml is a job such as\n\n"
-    """```yaml
-model: {model_name_or_path: my-run, max_length: 4096}
-benchmark:                       # an entry of a recipe's evaluation.benchmarks
-  type: mt_bench
-  questions: question.jsonl
-  judge_prompts: judge_prompts.jsonl
-  reference_answers: gpt-4.jsonl
-  endpoint: {base_url: https://api.openai.com/v1, model: gpt-4}
-backend: {type: transformers, batch_size: 16}
-seed: 42
-out: results/my-run-mt-bench     # overwrite: true replaces what is there
-storage: {runs_dir: runs}
-```\n\n"""
-    "`spa schema --job` prints all keys of a job."
-)
+@app.command(epilog=EVALUATE)
 def evaluate(
     subject: Annotated[
         str | None,
@@ -187,7 +166,7 @@ def evaluate(
     against: Annotated[str | None, typer.Option(metavar="MODEL", help="pairwise: the model to compare with.")] = None,
     prompts: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Prompts to answer; alpaca_eval has its own: the Hub's 805."),
+        typer.Option(metavar="FILE", help="Prompts to answer. alpaca_eval does without: it takes the Hub's 805."),
     ] = None,
     out: Annotated[
         str | None, typer.Option(metavar="FOLDER", help="Folder of the results; default: `evaluations/NAME-BENCHMARK`.")

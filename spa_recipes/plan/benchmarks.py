@@ -40,8 +40,9 @@ class _Subject:
         model: the model section as settings of a stage.
         policy: the model.
         sampling: with the engine to sample with.
-        judge, init, prompts: what a pairwise comparison takes where it names nothing else: policy and reference of an
-            implicit reward, the model to compare with, and the prompts.
+        implicit_reward: policy and reference of the judge of a pairwise comparison that names neither.
+        init: the model to compare with, where a comparison names none.
+        prompts: those of a comparison that names none.
     """
 
     name: str
@@ -50,7 +51,7 @@ class _Subject:
     policy: Input
     sampling: Sampling
     seed: int
-    judge: dict[str, Input]
+    implicit_reward: dict[str, Input]
     init: Input | None = None
     prompts: StageOutput | None = None
 
@@ -71,7 +72,9 @@ def compile_benchmark_plan(job: BenchmarkJob, memo: DigestMemo) -> Plan:
     lengths = {"max_length": limit, "max_prompt_length": limit - job.benchmark.max_tokens}
     model = build.model_settings(Model.model_validate({**job.model.model_dump(), **lengths}))
     sampling = Sampling(backend=job.backend)
-    _benchmark(job.benchmark, "", build, _Subject(job.name, "benchmark", model, policy, sampling, job.seed, judge={}))
+    _benchmark(
+        job.benchmark, "", build, _Subject(job.name, "benchmark", model, policy, sampling, job.seed, implicit_reward={})
+    )
     memo.save()
     return Plan(job, tuple(build.stages.values()))
 
@@ -86,7 +89,9 @@ def add_benchmarks(recipe: Recipe, build: Builder, models: Models, policy: Input
             policy,
             recipe.sampling,
             recipe.seed,
-            judge={"policy": StageOutput("seed", MODEL), "reference": models.init} if recipe.data.seed_labels else {},
+            implicit_reward={"policy": StageOutput("seed", MODEL), "reference": models.init}
+            if recipe.data.seed_labels
+            else {},
             init=models.init,
             prompts=StageOutput("data", "heldout.jsonl"),
         )
@@ -273,7 +278,7 @@ def _comparison(benchmark: Pairwise, name: str, build: Builder, subject: _Subjec
         )
         return {"verdicts": StageOutput(verdicts, "verdicts.jsonl")}
     models = (
-        subject.judge
+        subject.implicit_reward
         if judge.policy is None or judge.reference is None
         else {
             "policy": build.model(judge.policy, None, f"{key}.policy"),

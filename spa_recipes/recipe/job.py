@@ -15,8 +15,11 @@ from spa_recipes.recipe.text import Place, Values
 
 BENCHMARKS = ("alpaca_eval", "mt_bench", "pairwise")
 
+_KEYS = {"benchmark": "benchmark.type", "against": "benchmark.against", "backend": "backend.type", "out": "out"}
+"""The keys that options set, but for `prompts`, whose key depends on the benchmark."""
+
 _PROMPTS = {"mt_bench": "benchmark.questions", "pairwise": "benchmark.prompts.source"}
-"""Keys of a benchmark's prompts; of one that is not here, `benchmark.prompts`."""
+"""The keys of a benchmark's prompts; that of any other is `benchmark.prompts`."""
 
 
 def load_job(
@@ -78,10 +81,8 @@ def job_schema() -> dict[str, Any]:
 
 def _key(option: str, values: Values) -> str:
     """The key that an option sets."""
-    if option != "prompts":
-        return {"benchmark": "benchmark.type", "against": "benchmark.against", "backend": "backend.type"}.get(
-            option, option
-        )
+    if option in _KEYS:
+        return _KEYS[option]
     benchmark = values.root.get("benchmark")
     kind = benchmark.get("type") if isinstance(benchmark, dict) else None
     return _PROMPTS.get(str(kind), "benchmark.prompts")

@@ -18,7 +18,7 @@ SHARD_ROWS = 20
 
 
 def run(context: Context) -> Result:
-    """Write `model_judgment/<judge>_single.jsonl` in FastChat's form, and the averages as `scores.json`."""
+    """Write `model_judgment/<grader>_single.jsonl` in FastChat's form, and the averages as `scores.json`."""
     settings = context.spec.settings
     endpoint = Endpoint.model_validate(settings["endpoint"])
     questions = mt_bench.read_questions(context.input("questions"))
@@ -48,8 +48,8 @@ def run(context: Context) -> Result:
     averages = mt_bench.averages(rows, {question.id: question.category for question in questions})
     if averages.unrated:
         context.notice(f"no rating in {averages.unrated} of {len(rows)} judgments: no average counts these")
-    judge = endpoint.model.replace("/", "_")
-    write_jsonl(context.draft / "model_judgment" / f"{judge}_single.jsonl", rows)
+    grader = endpoint.model.replace("/", "_")
+    write_jsonl(context.draft / "model_judgment" / f"{grader}_single.jsonl", rows)
     atomic.write_json(context.draft / "scores.json", averages._asdict())
     metrics = {
         "mt_bench_score": averages.score,
