@@ -53,7 +53,7 @@ def run_benchmark(job: BenchmarkJob, reporter: Reporter, executors: Executors | 
     if out.exists() and not job.overwrite and not run.path.is_dir():
         raise in_the_way
     if job.out is not None and not out.absolute().parent.is_dir():
-        raise RecipeError("no such folder", where=str(out.parent), fix="make it first")
+        raise RecipeError("no such folder", where=f"out: {out.parent}", fix="make it first")
     plan = compile_benchmark_plan(job, DigestMemo(run.path / DIGEST_MEMO))
     check_inputs(plan, run)
     out.absolute().parent.mkdir(exist_ok=True)

@@ -11,9 +11,8 @@ from spa_recipes.recipe.extends import read_mapping
 from spa_recipes.recipe.load import next_order, override, put
 from spa_recipes.recipe.problems import EXAMPLES, explain
 from spa_recipes.recipe.schema import BenchmarkJob
+from spa_recipes.recipe.shape import shape_of, types_of
 from spa_recipes.recipe.text import Place, Values
-
-BENCHMARKS = ("alpaca_eval", "mt_bench", "pairwise")
 
 _KEYS = {"benchmark": "benchmark.type", "against": "benchmark.against", "backend": "backend.type", "out": "out"}
 """The keys that options set, but for `prompts`, whose key depends on the benchmark."""
@@ -62,9 +61,10 @@ def _read(path: Path) -> Values:
 
 def _refuse_gaps(root: Mapping[str, Any]) -> None:
     """Without a file, the command itself has to name a model and a benchmark."""
+    benchmarks = ", ".join(types_of(shape_of(BenchmarkJob)["properties"]["benchmark"]))
     for section, key, where, fix in (
         ("model", "model_name_or_path", "MODEL", "name a folder, a Hub id, a finished run, or a job file (YAML)"),
-        ("benchmark", "type", "--benchmark", f"choose one of {', '.join(BENCHMARKS)}"),
+        ("benchmark", "type", "--benchmark", f"choose one of {benchmarks}"),
     ):
         if isinstance(inner := root.get(section, {}), dict) and key not in inner:
             raise RecipeError("is needed", where=where, fix=fix)

@@ -10,6 +10,7 @@ import yaml
 from spa_recipes import benchmark_job
 from spa_recipes.cli import app as cli
 from spa_recipes.cli import evaluate
+from spa_recipes.errors import RecipeError
 from spa_recipes.plan import compile_benchmark_plan
 from spa_recipes.recipe.job import job_schema, load_job
 from spa_recipes.recipe.schema import BenchmarkJob
@@ -168,6 +169,28 @@ def test_a_model_and_a_benchmark_are_a_whole_job(job_of: JobOf) -> None:
     assert job["backend"]["type"] == "transformers"
     assert (job["seed"], job["out"], job["overwrite"]) == (42, None, False)
     assert job["compute"]["executor"] == {"type": "fork"}  # there is no GPU
+
+
+def test_models_may_be_named_by_their_runs(job_of: JobOf, tmp_path: Path) -> None:
+    for name in ("ours", "theirs", "unfinished"):
+        (tmp_path / "all" / name).mkdir(parents=True)
+        (tmp_path / "all" / name / "resolved.json").touch()
+    for name in ("ours", "theirs"):
+        weights = tmp_path / "all" / name / "stages" / "model"
+        weights.mkdir(parents=True)
+        (weights / "config.json").touch()
+        (tmp_path / "all" / name / "final").mkdir()
+        (tmp_path / "all" / name / "final" / "config.json").symlink_to(weights / "config.json")
+    pairwise = ["--benchmark", "pairwise", "--prompts", "p", "--set", "benchmark.judge.type=gold"]
+    runs = ["--set", f"storage.runs_dir={tmp_path / 'all'}"]
+    job = job_of("ours", *pairwise, "--against", "theirs", *runs)
+    assert job["model"]["model_name_or_path"] == str(tmp_path / "all" / "ours" / "stages" / "model")
+    assert job["benchmark"]["against"] == str(tmp_path / "all" / "theirs" / "stages" / "model")
+    assert job["name"] == "ours"
+    by_folder = job_of("all/ours/final", *pairwise, "--against", "all/theirs/final", *runs)
+    assert by_folder == job
+    with pytest.raises(RecipeError, match="the run has no final model yet; `spa resume"):
+        benchmark_job.settled(load_job("unfinished", {"benchmark": "alpaca_eval"}, runs[1:]))
 
 
 def test_an_executor_of_the_job_stays(job_of: JobOf) -> None:
