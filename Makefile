@@ -14,13 +14,17 @@ VLLM_VENV ?= .venv-vllm
 VLLM_READY := $(VLLM_VENV)/.ready
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: sandbox test test-slow test-vllm lint format clean
+.PHONY: sandbox test test-fast test-slow test-vllm lint format clean
 
 sandbox: $(READY)
 	$(VENV)/bin/spa run recipes/quickstart.yaml
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest
+
+# Without any other process.
+test-fast: $(READY)
+	$(VENV)/bin/python -m pytest tests/unit
 
 test-slow: $(READY)
 	$(VENV)/bin/python -m pytest -m slow

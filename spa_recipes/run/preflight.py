@@ -18,7 +18,7 @@ from spa_recipes.data.files import local_path
 from spa_recipes.data.hub import hub_error
 from spa_recipes.errors import DataError, RecipeError, TryAgainError, setting
 from spa_recipes.plan import ALPACA_EVAL_PROMPTS, KINDS, Content, External, Plan, Stage, is_of_benchmark
-from spa_recipes.recipe.schema import AnyRecipe, BenchmarkJob, Endpoint, JudgeJob, Recipe
+from spa_recipes.recipe.schema import AnyRecipe, BenchmarkJob, Endpoint, JudgeJob
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.run.vllm_preflight import IN_A_JOB, IN_A_RECIPE, check_vllm
 
@@ -88,15 +88,15 @@ class _Use:
         texts: its own tokenizer and chat template render texts.
         tokens: it reads token ids that the policy's tokenizer made.
         reward: it is a reward model.
-        judge: it is an llm judge that is no policy, with a chat template of its own.
-        judge_length: tokens of the questions that it is asked as an llm judge, and of its verdicts.
+        asked: the stage in which it compares answers in words, if it does.
+        judge: it is no policy then, and has a chat template of its own.
     """
 
     texts: bool = False
     tokens: bool = False
     reward: bool = False
+    asked: Stage | None = None
     judge: bool = False
-    judge_length: int | None = None
 
 
 def _datasets(stages: Sequence[Stage]) -> list[External]:
@@ -122,7 +122,7 @@ def _models(stages: Sequence[Stage]) -> dict[External, _Use]:
                 use.reward = use.texts = True
             elif content == "judge":
                 use.judge = use.texts = True
-                use.judge_length = stage.settings["model"].max_length
+                use.asked = stage
             else:
                 use.texts |= content == "policy"
                 use.tokens = True
@@ -135,10 +135,17 @@ def _reads(stage: Stage, name: str) -> Content:
 
 def _policy_as_judge(stages: Sequence[Stage], uses: Mapping[External, _Use], recipe: AnyRecipe) -> None:
     """Where the policy judges in words, the model that it is made from has to have room for the questions."""
-    lengths = [s.settings["model"].max_length for s in stages if s.kind == "verdicts" and "policy" in s.inputs]
+    asked = next((stage for stage in stages if stage.kind == "verdicts" and "policy" in stage.inputs), None)
     for model, use in uses.items():
-        if lengths and _is_policy(recipe, model):
-            use.judge_length = lengths[0]
+        if asked is not None and _is_policy(recipe, model):
+            use.asked = asked
+
+
+def _judge_key(stage: Stage, name: str) -> str:
+    """A setting of the llm judge that is asked in a stage, which may be a recipe's or a benchmark's."""
+    question = stage.inputs["question"]
+    assert isinstance(question, External)
+    return f"{question.key.removesuffix('.prompt')}.{name}"
 
 
 @contextmanager
@@ -150,8 +157,6 @@ def _named(recipe: AnyRecipe, value: External) -> Iterator[None]:
 
 def _word(recipe: AnyRecipe, key: str) -> str:
     """A key as the user knows it."""
-    if isinstance(recipe, BenchmarkJob) and key == "judge.max_length":
-        return "benchmark.judge.max_length"
     return _OPTIONS.get(key, key) if isinstance(recipe, JudgeJob) else key
 
 
@@ -302,8 +307,8 @@ def _check_model(files: ModelFiles, use: _Use, recipe: AnyRecipe) -> None:
         _check_outputs(files, config)
     if use.tokens:
         _check_positions(files, config, _word(recipe, "model.max_length"), recipe.model.max_length)
-    if use.judge_length is not None:
-        _check_positions(files, config, _word(recipe, "judge.max_length"), use.judge_length)
+    if use.asked is not None:
+        _check_positions(files, config, _judge_key(use.asked, "max_length"), use.asked.settings["model"].max_length)
     if use.texts:
         _check_tokenizer(files, use, recipe)
 
@@ -402,8 +407,8 @@ def _check_tokenizer(files: ModelFiles, use: _Use, recipe: AnyRecipe) -> None:
         )
     # The recipe's template is the policy's; a reward model reads texts by its own, and a judge has a key of its own.
     key, template = _word(recipe, "model.chat_template"), recipe.model.chat_template
-    if use.judge and isinstance(recipe, Recipe) and recipe.judge.type == "llm":
-        key, template = "judge.chat_template", recipe.judge.chat_template
+    if use.judge and use.asked is not None:
+        key, template = _judge_key(use.asked, "chat_template"), use.asked.settings["model"].chat_template
     given = template is not None and not use.reward
     if not given and not settings.get("chat_template") and files.find("chat_template.jinja") is None:
         fix = "name a reward model whose tokenizer has one" if use.reward else f"name a file with one in {key}"

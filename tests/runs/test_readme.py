@@ -1,4 +1,4 @@
-"""What the README shows is true of this version."""
+"""What the documents show is true of this version."""
 
 import json
 import re
@@ -6,50 +6,135 @@ from pathlib import Path
 
 import pytest
 
+from spa_recipes.recipe.job import load_job
 from spa_recipes.recipe.load import load_recipe
 from tests.benchmarks.sandbox_table import RECIPES, comparison_markdown, markdown
 from tests.kit.cli import Spa
+from tests.kit.docs import stage_table, stored_stage_table
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+DOCUMENTS = [
+    ROOT / name
+    for name in (
+        "README.md",
+        "recipes/README.md",
+        "spa_recipes/README.md",
+        "tests/benchmarks/README.md",
+        ".github/CONTRIBUTING.md",
+    )
+]
+GUIDE = (ROOT / "recipes" / "README.md").read_text()
+MEASURED = (ROOT / "tests" / "benchmarks" / "README.md").read_text()
+RECORD = json.loads((ROOT / "tests" / "benchmarks" / "sandbox_table.json").read_text())
+SHIPPED = sorted((ROOT / "recipes").glob("*.yaml"))
 
 
-def test_the_recipes_in_the_readme_load(tmp_path: Path) -> None:
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_and_files_that_it_names_exist(document: Path) -> None:
+    text = document.read_text()
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert (document.parent / target).exists(), target
+    for name in re.findall(r"`((?:recipes|tests|spa_recipes|\.github)/[\w./-]+\w)`", text):
+        assert (ROOT / name).exists(), name
+    for anchor in re.findall(r"\]\(#([^)]+)\)", text):
+        assert anchor in {_anchor(title) for title in re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)}, anchor
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert set(re.findall(r"`?make ([\w-]+)`?\s+#|`make ([\w-]+)", text)) <= {("", t) for t in targets} | {
+        (t, "") for t in targets
+    }
+
+
+def _anchor(title: str) -> str:
+    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+
+
+def test_the_rooms_of_the_map_are_there_and_all_modules_are_in_one() -> None:
+    text = (ROOT / "spa_recipes" / "README.md").read_text()
+    rooms = text.partition("| room |")[2].partition("\n\n")[0]
+    named = {
+        name for cell in re.findall(r"^\| (.*?) \|", rooms, re.MULTILINE) for name in re.findall(r"`([^`]+)`", cell)
+    }
+    package = ROOT / "spa_recipes"
+    folders = {f"{path.name}/" for path in package.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert {name for name in named if name.endswith("/")} == folders
+    assert all((package / name).exists() for name in named)
+    for name in re.findall(r"`(?!tests/|runs/)([\w/]+\.py)`", text):
+        assert list(package.rglob(name)), name
+
+
+def test_the_table_of_stages_is_that_of_the_code() -> None:
+    assert stored_stage_table() == stage_table(), "run python -m tests.kit.docs"
+
+
+def test_the_table_of_recipes_is_that_of_the_folder() -> None:
+    table = GUIDE.partition("## Choose one")[2].partition("\n## ")[0]
+    rows = {row[0]: row[1:] for row in re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \| (.*?) \| (.*?) \|$", table, re.M)}
+    assert rows.keys() == {path.stem for path in SHIPPED}
+    for path in SHIPPED:
+        labels = load_recipe(path).recipe.data.seed_labels
+        shown = {0: "none", 1.0: "all"}[labels] if labels in (0, 1.0) else f"{labels:,}"
+        assert rows[path.stem][1] == shown, path.stem
+    assert f"has {len(SHIPPED)} recipes" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("document", [ROOT / "README.md", ROOT / "recipes" / "README.md"], ids=["README", "recipes"])
+def test_the_recipes_that_it_shows_load(tmp_path: Path, document: Path) -> None:
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
-    whole, built_on = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
-    for text in (whole, built_on):
+    shown = [
+        text for text in re.findall(r"```yaml\n(.*?)```", document.read_text(), flags=re.DOTALL) if "name:" in text
+    ]
+    assert shown
+    for text in shown:
         (tmp_path / "my-run.yaml").write_text(text)
         assert load_recipe(tmp_path / "my-run.yaml").recipe.iterations == 2
 
 
-def test_files_and_targets_that_it_names_exist() -> None:
-    for name in re.findall(r"(?:recipes|tests|spa_recipes)/[\w./]+\w", README):
-        assert (ROOT / name).exists(), name
-    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    assert set(re.findall(r"`make ([\w-]+)", README)) <= targets
-    shipped = {path.stem for path in (ROOT / "recipes").glob("*.yaml")}
-    table = README.partition("## The recipes")[2].partition("## ")[0]
-    first_cells = re.findall(r"^\| (`[^|]*`) \|", table, flags=re.MULTILINE)
-    assert {name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)} == shipped
+def test_the_job_that_it_shows_is_read(tmp_path: Path) -> None:
+    (job,) = [text for text in re.findall(r"```yaml\n(.*?)```", GUIDE, flags=re.DOTALL) if "benchmark:" in text]
+    (tmp_path / "job.yaml").write_text(job)
+    assert load_job(str(tmp_path / "job.yaml")).benchmark.type == "mt_bench"
 
 
 def test_the_table_is_the_one_that_was_measured() -> None:
-    """`python -m tests.benchmarks.sandbox_table` wrote the record; the README shows it as it is."""
-    record = json.loads((ROOT / "tests" / "benchmarks" / "sandbox_table.json").read_text())
-    assert len(record["seeds"]) >= 5
-    assert all(row["seeds"].keys() == set(map(str, record["seeds"])) for row in record["rows"])
-    for row in record["rows"]:  # the summary is that of the seeds
+    """`python -m tests.benchmarks.sandbox_table` wrote the record; the document shows it as it is."""
+    assert len(RECORD["seeds"]) >= 5
+    assert all(row["seeds"].keys() == set(map(str, RECORD["seeds"])) for row in RECORD["rows"])
+    for row in RECORD["rows"]:  # the summary is that of the seeds
         for name, value in row["summary"].items():
             known = [figures[name] for figures in row["seeds"].values() if name in figures]
             assert value["mean"] == pytest.approx(sum(known) / len(known))
-    assert markdown(record["rows"]) in README
-    assert comparison_markdown(record["comparisons"]) in README
-    assert record["date"] in README
-    for row in record["rows"]:
-        assert record["recipes"][row["recipe"]] == RECIPES[row["recipe"]]
+    assert markdown(RECORD["rows"]) in MEASURED
+    assert comparison_markdown(RECORD["comparisons"]) in MEASURED
+    assert RECORD["date"] in MEASURED
+    for row in RECORD["rows"]:
+        assert RECORD["recipes"][row["recipe"]] == RECIPES[row["recipe"]]
 
 
-def test_commands_that_it_names_exist(spa: Spa) -> None:
+def test_the_headline_is_what_was_measured() -> None:
+    measured = dict(re.findall(r"^\| ([^|]+) \| (\d+\.\d ± \d+\.\d) \|", markdown(RECORD["rows"]), re.MULTILINE))
+    headline = (ROOT / "README.md").read_text().partition("## What it is worth")[2].partition("\n## ")[0]
+    rows = dict(re.findall(r"^\| ([^|]+) \| (.* ± .*) \|$", headline, re.MULTILINE))
+    for name, labels in {
+        "DPO": ("DPO, 0.8 % of the labels", "DPO, 3.3 %"),
+        "SPA, two iterations": ("SPA, 0.8 %, 2 iterations", "SPA, 3.3 %, 2 iterations"),
+        "the control: DPO with as many optimizer steps as SPA": (
+            "DPO, 0.8 %, as many steps as SPA",
+            "DPO, 3.3 %, as many steps as SPA",
+        ),
+    }.items():
+        assert rows[name] == " | ".join(measured[label] for label in labels)
+    assert measured["DPO, 100 %"].startswith("88.4 ")
+    assert "DPO reaches 88.4" in headline.replace("\n", " ")
+    assert RECORD["date"] in headline
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_that_it_names_exist(spa: Spa, document: Path) -> None:
     helped = spa("--help").stdout
-    for command in set(re.findall(r"`?spa (\w+)", README)) - {"recipes"}:
-        assert f" {command} " in helped, command
+    for command in set(re.findall(r"`spa (\w+)|^spa (\w+)", document.read_text(), re.MULTILINE)):
+        name = "".join(command)
+        assert f" {name} " in helped, name
