@@ -11,7 +11,7 @@ from typing import NamedTuple
 from packaging.requirements import Requirement
 
 from spa_recipes.cli.terminal import red, say
-from spa_recipes.estimates import human_bytes
+from spa_recipes.units import human_bytes
 
 
 class Finding(NamedTuple):

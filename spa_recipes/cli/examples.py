@@ -1,32 +1,37 @@
-"""Examples that are too long to stand beside their command."""
+"""The examples at the end of a command's help. A paragraph that begins with `\\b` keeps its lines as they are."""
 
-EVALUATE = """Examples:
 
-`spa evaluate quickstart --benchmark alpaca_eval`  (answers only: no key needed)
+def examples(*lines: str) -> str:
+    """The end of a command's help: one example per line."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
-`spa evaluate my-model --benchmark alpaca_eval --set benchmark.annotator=weighted_alpaca_eval_gpt4_turbo`  (needs
-OPENAI_API_KEY)
 
-`spa evaluate --annotations annotations.json`
+EVALUATE = (
+    examples(
+        "spa evaluate quickstart --benchmark alpaca_eval  # answers only: no key needed",
+        "spa evaluate my-model --benchmark alpaca_eval --set benchmark.annotator=weighted_alpaca_eval_gpt4_turbo",
+        "spa evaluate --annotations annotations.json",
+        "spa evaluate my-dpo-model --benchmark pairwise --against my-sft-model --prompts prompts.jsonl \\",
+        "  --set 'benchmark.judge={type: reward_model, model_name_or_path: my-reward-model}'",
+        "spa evaluate mt-bench.yaml --set seed=7",
+    )
+    + """
 
-`spa evaluate my-dpo-model --benchmark pairwise --against my-sft-model --prompts prompts.jsonl
---set 'benchmark.judge={type: reward_model, model_name_or_path: my-reward-model}'`
+An annotator of AlpacaEval needs OPENAI_API_KEY. mt-bench.yaml is a job such as
 
-`spa evaluate mt-bench.yaml --set seed=7`, where mt-bench.yaml is a job such as
-
-```yaml
-model: {model_name_or_path: my-run, max_length: 4096}
-benchmark:                       # an entry of a recipe's evaluation.benchmarks
-  type: mt_bench
-  questions: question.jsonl
-  judge_prompts: judge_prompts.jsonl
-  reference_answers: gpt-4.jsonl
-  endpoint: {base_url: https://api.openai.com/v1, model: gpt-4}
-backend: {type: transformers, batch_size: 16}
-seed: 42
-out: results/my-run-mt-bench     # overwrite: true replaces what is there
-storage: {runs_dir: runs}        # where the run is, if the model is one
-```
+\b
+  model: {model_name_or_path: my-run, max_length: 4096}
+  benchmark:                       # an entry of a recipe's evaluation.benchmarks
+    type: mt_bench
+    questions: question.jsonl
+    judge_prompts: judge_prompts.jsonl
+    reference_answers: gpt-4.jsonl
+    endpoint: {base_url: https://api.openai.com/v1, model: gpt-4}
+  backend: {type: transformers, batch_size: 16}
+  seed: 42
+  out: results/my-run-mt-bench     # overwrite: true replaces what is there
+  storage: {runs_dir: runs}        # where the run is, if the model is one
 
 `spa schema --job` prints all keys of a job.
 """
+)

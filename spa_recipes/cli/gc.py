@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spa_recipes.cli.terminal import bold, say
-from spa_recipes.estimates import human_bytes
 from spa_recipes.run.gc import Size, Sweep
+from spa_recipes.units import human_bytes
 
 
 def print_sweeps(sweeps: Sequence[Sweep], runs_dir: Path, *, deleted: bool, again: str) -> None:

@@ -5,8 +5,9 @@ import sys
 
 from spa_recipes import api
 from spa_recipes.cli.terminal import bold, cyan, green, say, yellow
-from spa_recipes.estimates import Need, human_bytes, human_count, needs
+from spa_recipes.estimates import Need, needs
 from spa_recipes.run.disk import free_bytes
+from spa_recipes.units import human_bytes, human_count
 
 MARKS = {"done": green("+"), "to do": yellow("o")}
 """Marks of a stage, by its state; any other state means that another run has it."""

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from spa_recipes import api
 from spa_recipes.cli.terminal import bold, cyan, green, say, yellow
-from spa_recipes.estimates import human_seconds
 from spa_recipes.plan import Stage
 from spa_recipes.report import figures
 from spa_recipes.run.schedule import unfinished
 from spa_recipes.state.stagedir import Manifest
+from spa_recipes.units import human_seconds
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

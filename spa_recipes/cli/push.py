@@ -4,9 +4,9 @@ from pathlib import Path
 
 from spa_recipes import api
 from spa_recipes.cli.terminal import say
-from spa_recipes.estimates import human_bytes
 from spa_recipes.plan import CARD
 from spa_recipes.publish import MAIN, Shipment, Target, check_repo_id, has_license, push
+from spa_recipes.units import human_bytes
 
 
 def push_and_print(name: str, runs_dir: Path, target: Target, *, dry_run: bool) -> None:

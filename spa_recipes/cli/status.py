@@ -5,9 +5,9 @@ from pathlib import Path
 
 from spa_recipes.cli.terminal import bold, say, table, yellow
 from spa_recipes.errors import RecipeError
-from spa_recipes.estimates import human_bytes, human_seconds
 from spa_recipes.report import figures
 from spa_recipes.run.overview import Overview, disk_usage, overviews
+from spa_recipes.units import human_bytes, human_seconds
 
 
 def print_runs(runs_dir: Path) -> None:

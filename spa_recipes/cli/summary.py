@@ -10,7 +10,6 @@ from spa_recipes import api
 from spa_recipes.cli.terminal import bold, say, table, yellow
 from spa_recipes.data.rows import read_rows
 from spa_recipes.data.stage_rows import SampleRow
-from spa_recipes.estimates import human_count, human_seconds
 from spa_recipes.plan import Plan
 from spa_recipes.recipe.schema import Recipe
 from spa_recipes.report import figures
@@ -18,6 +17,7 @@ from spa_recipes.report.benchmarks import benchmark_lines
 from spa_recipes.report.figures import PERCENT, Trend
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.state.stagedir import Manifest
+from spa_recipes.units import human_count, human_seconds
 
 if TYPE_CHECKING:
     from spa_recipes.run.runner import Outcome

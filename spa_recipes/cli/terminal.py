@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import sys
-import textwrap
 from collections.abc import Sequence
 from typing import TextIO
 
@@ -62,10 +61,12 @@ def table(
         right: headings of the columns that stand to the right, as numbers do.
         wrap: whether the last column is broken into lines where the terminal ends.
     """
+    import textwrap
+
     widths = [max(len(row[i]) for row in (headings, *rows)) for i in range(len(headings))]
     if wrap:
         before = sum(widths[:-1]) + 2 * (len(widths) - 1)
-        widths[-1] = min(widths[-1], max(20, _width() - before))
+        widths[-1] = max(1, min(widths[-1], max(20, _width() - before)))
 
     def lines(row: Sequence[str]) -> list[str]:
         folded = (textwrap.wrap(row[-1], widths[-1]) if wrap else [row[-1]]) or [""]

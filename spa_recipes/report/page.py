@@ -13,7 +13,6 @@ from spa_recipes import __version__
 from spa_recipes.data.rows import RowT, read_jsonl, read_rows
 from spa_recipes.data.stage_rows import JudgedPairRow, JudgmentRow, SampleRow, TraceRow
 from spa_recipes.errors import RecipeError
-from spa_recipes.estimates import human_count, human_seconds
 from spa_recipes.plan import MODEL, Plan, Stage
 from spa_recipes.recipe.schema import Recipe
 from spa_recipes.report.benchmarks import benchmark_lines
@@ -22,6 +21,7 @@ from spa_recipes.report.figures import CHARTS, CURVES, LARGE_COUNT, PERCENT, ite
 from spa_recipes.report.policies import Line, as_table, lines
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.state.stagedir import Manifest
+from spa_recipes.units import human_count, human_seconds
 
 EXAMPLES = 4
 """Flagged pairs shown per iteration, and prompts with sample answers."""

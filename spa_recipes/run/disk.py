@@ -5,9 +5,10 @@ import shutil
 from pathlib import Path
 
 from spa_recipes.errors import TryAgainError
-from spa_recipes.estimates import human_bytes, needs
+from spa_recipes.estimates import needs
 from spa_recipes.plan import Plan, Stage
 from spa_recipes.state.stagedir import StageDir
+from spa_recipes.units import human_bytes
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 _WORDS = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing", "unexpected pos ")

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from spa_recipes.errors import RecipeError
-from spa_recipes.run.decay import judge_decay
 from spa_recipes.run.rundir import Planned, RunDir, all_runs, last_touched
 from spa_recipes.state.stagedir import Manifest
 from spa_recipes.state.usage import inodes
@@ -87,6 +86,8 @@ def _state(run: RunDir, planned: Sequence[Planned], done: set[str]) -> tuple[str
 
 def _stopped_early(run: RunDir, manifests: dict[str, Manifest]) -> bool:
     """Whether the rest of the run is not wanted because its judge got worse."""
+    from spa_recipes.run.decay import judge_decay
+
     try:
         recipe = run.recipe()
     except RecipeError:  # of another version, or altered: `spa resume` says so

@@ -1,5 +1,7 @@
 """A run's folder: the recipe, the plan, events, and one folder per stage."""
 
+from __future__ import annotations
+
 import fcntl
 import json
 import os
@@ -9,17 +11,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-
-from filelock import FileLock, Timeout
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from spa_recipes.errors import DataError, LockedError, RecipeError
-from spa_recipes.plan import KINDS, Input, Plan, Stage, StageOutput
-from spa_recipes.plan.keys import stage_key
-from spa_recipes.recipe.schema import AnyRecipe, Recipe
-from spa_recipes.run.disk import is_full
 from spa_recipes.state import atomic
 from spa_recipes.state.stagedir import MANIFEST, Manifest, StageDir
+
+if TYPE_CHECKING:  # the list of runs reads no recipe, so it does without the schema
+    from spa_recipes.plan import Input, Plan, Stage
+    from spa_recipes.recipe.schema import AnyRecipe, Recipe
 
 Status = Literal["done", "running", "failed", "interrupted", "waiting"]
 SHORT_KEY = 8
@@ -67,6 +67,8 @@ class RunDir:
 
     def input_path(self, value: Input, plan: Plan) -> str:
         """Where a stage finds an input; a Hub id stays as it is."""
+        from spa_recipes.plan import StageOutput
+
         if isinstance(value, StageOutput):
             return str(self.stage_dir(plan.stage(value.stage), plan).output / value.path)
         return value.location
@@ -83,6 +85,8 @@ class RunDir:
 
         The newest policy is what the run is for: it has to be whole, whoever reads it.
         """
+        from spa_recipes.plan import KINDS
+
         done = set[str]()
         newest = [stage.id for stage in stages if KINDS[stage.kind].policy][-1:]
         for stage in reversed(stages):  # readers come after what they read
@@ -125,6 +129,8 @@ class RunDir:
         Raises:
             RecipeError: `resolved.json` was altered into something that is no recipe.
         """
+        from spa_recipes.recipe.schema import Recipe
+
         try:
             text = (self.path / "resolved.json").read_text()
         except OSError:
@@ -201,6 +207,10 @@ class RunDir:
             LockedError: another process holds it.
             DataError: the folder cannot be written.
         """
+        from filelock import FileLock, Timeout
+
+        from spa_recipes.run.disk import is_full
+
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / ".lock", mode=0o666 & ~atomic.umask())
@@ -225,12 +235,16 @@ class RunDir:
 
 
 def _planned(stage: Stage) -> Planned:
+    from spa_recipes.plan import StageOutput
+
     reads = frozenset(value.stage for value in stage.inputs.values() if isinstance(value, StageOutput))
     return Planned(stage.id, stage.kind, stage.key, reads)
 
 
 def _read_plan(entries: list[dict[str, Any]]) -> list[Planned]:
     """Stages from `plan_json`; ValueError, KeyError, TypeError or AttributeError if it is not as it was written."""
+    from spa_recipes.plan.keys import stage_key
+
     ids = {entry["id"] for entry in entries}
     if any(stage_key(entry["material"]) != entry["key"] for entry in entries):
         raise ValueError("a key was altered")

@@ -1,5 +1,6 @@
 """Finished runs without having run anything: plans with made-up files and figures, for the card and `spa push`."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def commit(run: RunDir, plan: Plan, stage_id: str, **fields: Any) -> StageDir:
     if MODEL in KINDS[stage.kind].writes:
         (folder.draft / MODEL / "model.safetensors").write_bytes(os.urandom(5000))
         (folder.draft / MODEL / "config.json").write_text('{"model_type": "llama"}\n')
-        (folder.draft / MODEL / "training_log.jsonl").write_text(f"{stage_id}\n")
+        (folder.draft / MODEL / "training_log.jsonl").write_text(json.dumps({"stage": stage_id}) + "\n")
     tail = stage.id.rpartition("-")[2]
     metrics = metrics_of(stage.kind, int(tail) if tail.isdigit() else 0)
     if stage.id == "evaluate-init":

@@ -25,6 +25,13 @@ def test_help_has_examples(spa: Spa) -> None:
         assert "Example" in done.stdout, command
 
 
+def test_help_says_of_every_command_what_it_does(spa: Spa) -> None:
+    """In a whole sentence, so a description is short enough for a terminal of 80 columns."""
+    commands = spa("--help").stdout.partition("Commands:")[2].strip().splitlines()
+    assert len(commands) >= 14
+    assert [line for line in commands if not line.endswith(".") or line.endswith("...")] == []
+
+
 def test_version_and_no_arguments(spa: Spa) -> None:
     assert spa("--version").stdout.startswith("spa-recipes ")
     assert "quickstart" in spa().stdout

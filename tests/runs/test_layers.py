@@ -14,6 +14,7 @@ from tests.kit.recipes import mini, write_recipe
 PACKAGE = Path(__file__).parents[2] / "spa_recipes"
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "units": set(),
     "state": {"errors"},
     "recipe": {"errors"},
     "algo": set(),
@@ -27,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "stages": {"errors", "recipe", "plan", "state", "data", "algo", "generation", "training", "sandbox", "benchmarks"},
     "run": {
         "errors",
+        "units",
         "recipe",
         "plan",
         "estimates",
@@ -38,11 +40,12 @@ ALLOWED: dict[str, set[str]] = {
         "benchmarks",
     },
     "api": {"errors", "recipe", "plan", "state", "run", "report"},
-    "report": {"errors", "recipe", "plan", "estimates", "state", "data", "run"},
+    "report": {"errors", "units", "recipe", "plan", "state", "data", "run"},
     "publish": {"errors", "plan", "state", "data", "run"},
     "benchmark_job": {"errors", "recipe", "plan", "state", "run", "api", "benchmarks"},
     "cli": {
         "errors",
+        "units",
         "recipe",
         "plan",
         "state",
@@ -90,33 +93,46 @@ def test_only_the_worker_and_the_fork_server_import_stages_at_work() -> None:
             assert "spa_recipes.stages" not in source.replace("spa_recipes.stages.context", "")
 
 
+SLOW_TO_START = (*HEAVY, "numpy", "pandas", "pyarrow", "asyncio", "httpx", "huggingface_hub", "jinja2", "rich")
+"""What no light command imports."""
+
+NO_LOCK = ("filelock",)
+NO_PLAN = (*NO_LOCK, "spa_recipes.run", "spa_recipes.plan")
+NO_RECIPE = (*NO_PLAN, "spa_recipes.recipe", "yaml")
+
+
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "avoided"),
     [
-        ["--help"],
-        ["validate", "R"],
-        ["plan", "R"],
-        ["status"],
-        ["status", "mini"],
-        ["gc", "--models", "--yes"],
-        ["schema"],
-        ["init", "new.yaml"],
-        ["run", "--help"],
-        ["evaluate", "--help"],
+        (["--help"], (*NO_RECIPE, "pydantic.main")),
+        (["run", "--help"], NO_RECIPE),
+        (["evaluate", "--help"], NO_RECIPE),
+        (["validate", "R"], NO_PLAN),
+        (["schema"], NO_PLAN),
+        (["plan", "R"], (*NO_LOCK, "spa_recipes.run.preflight")),
+        (["status", "--runs-dir", "."], (*NO_LOCK, "spa_recipes.plan", "spa_recipes.recipe", "yaml")),
+        (["status"], NO_LOCK),
+        (["status", "mini"], (*NO_LOCK, "spa_recipes.run.preflight")),
+        (["gc", "--models", "--yes"], ()),
+        (["init", "new.yaml"], NO_PLAN),
     ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_light_commands_import_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
+def test_light_commands_import_only_what_they_need(
+    tmp_path: Path, arguments: list[str], avoided: tuple[str, ...]
+) -> None:
     recipe = write_recipe(tmp_path / "mini.yaml", mini())
     plan, run, text = api.prepare(recipe, run_dir=tmp_path / "runs" / "mini")
     run.write_recipe(text, plan.recipe, plan)  # so that there is something to show
     arguments = [str(recipe) if argument == "R" else argument for argument in arguments]
     code = f"""
 import atexit, sys
-atexit.register(lambda: print("HEAVY", [m for m in {HEAVY!r} if m in sys.modules]))
+avoided = {(*SLOW_TO_START, *avoided)!r}
+atexit.register(lambda: print("IMPORTED", [module for module in avoided if module in sys.modules]))
 sys.argv = ["spa", *{arguments!r}]
 from spa_recipes.cli.app import main
 main()
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "HEAVY []"
+    assert done.stdout.splitlines()[-1] == "IMPORTED []"

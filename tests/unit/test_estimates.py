@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from spa_recipes.estimates import human_bytes, human_count, human_seconds, needs, parameters_of
+from spa_recipes.estimates import needs, parameters_of
 from spa_recipes.plan import compile_plan
 from spa_recipes.recipe.schema import Recipe
 from spa_recipes.state.digests import DigestMemo
+from spa_recipes.units import human_bytes, human_count, human_seconds
 from tests.kit.recipes import merged, mini
 
 

@@ -1,0 +1,28 @@
+"""Options and arguments that several commands have."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. `--set noise.alpha=0`; may be repeated."),
+]
+RunDirOption = Annotated[Path | None, typer.Option("--run-dir", help="Folder of the run; default: `runs/<name>`.")]
+RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Folder of all runs.")]
+RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file (YAML).", show_default=False)]
+Accept = Annotated[
+    bool,
+    typer.Option("--accept", help="The recipe changed since the run started: do the affected stages again."),
+]
+Until = Annotated[
+    str | None,
+    typer.Option(
+        "--until",
+        metavar="STAGE",
+        help="Do this stage and the stages that it needs, no others, e.g. `judge-1` (see `spa plan`).",
+    ),
+]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="Name or folder of a run.", show_default=False)]
+MaybeRun = Annotated[str | None, typer.Argument(metavar="[RUN]", help="Name or folder of a run.", show_default=False)]
