@@ -1,6 +1,5 @@
 """AlpacaEval 2.0: its prompts, its files, and its rates by the code of the `alpaca_eval` package (extra `eval`)."""
 
-import json
 import math
 import os
 import warnings
@@ -306,9 +305,3 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def write_json(path: Path, value: Any) -> None:
-    """JSON as the package writes it: indented by two, text as it is."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

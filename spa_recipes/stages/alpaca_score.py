@@ -2,6 +2,7 @@
 
 from spa_recipes.benchmarks import alpaca_eval
 from spa_recipes.stages.context import Context, Result
+from spa_recipes.state import atomic
 
 
 def run(context: Context) -> Result:
@@ -11,7 +12,7 @@ def run(context: Context) -> Result:
     scores = alpaca_eval.score(annotations, str(path))
     if scores.missing:
         context.notice(scores.missing)
-    alpaca_eval.write_json(context.draft / "scores.json", scores.figures)
+    atomic.write_json(context.draft / "scores.json", scores.figures)
     metrics = {"alpaca_win_rate": scores.figures["win_rate"] / 100}
     if "length_controlled_winrate" in scores.figures:
         metrics["alpaca_length_controlled"] = scores.figures["length_controlled_winrate"] / 100

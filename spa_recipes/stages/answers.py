@@ -4,18 +4,20 @@ import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import pyarrow as pa
 
 from spa_recipes.benchmarks import alpaca_eval, mt_bench
 from spa_recipes.data.rows import Message, prompt_id, write_jsonl
 from spa_recipes.data.sources import read_prompts
+from spa_recipes.data.stage_rows import AnswerRow
 from spa_recipes.generation.requests import Request
 from spa_recipes.recipe.schema import DatasetSource, Model, Sampling
 from spa_recipes.stages.common import mean, model_section, renderer_of, sharded, share
-from spa_recipes.stages.context import Context, Result
-from spa_recipes.stages.generate import Sampler
+from spa_recipes.stages.context import NO_RESULT, Context, Result
+from spa_recipes.stages.generate import Sampler, is_empty
+from spa_recipes.state import atomic
 
 ANSWERS = pa.schema(
     [
@@ -28,6 +30,16 @@ ANSWERS = pa.schema(
 )
 """A row per conversation: the texts of its answers, their tokens together, whether one of them (or one of its prompts)
 was cut, and when it was finished, in seconds since the epoch."""
+
+
+class AnsweredRow(TypedDict):
+    """A row of ANSWERS."""
+
+    turns: list[str]
+    tokens: int
+    cut: bool
+    prompt_cut: bool
+    tstamp: float
 
 
 class Dialogue(NamedTuple):
@@ -58,9 +70,9 @@ def _alpaca_eval(context: Context) -> Result:
     asked = [Dialogue(prompt_id(p.messages), p.messages, temperature=temperature) for p in prompts]
     rows = _answered(context, asked)
     if rows is None:
-        return Result(0, 0, {})
+        return NO_RESULT
     outputs = alpaca_eval.model_outputs(prompts, [row["turns"][0] for row in rows], context.spec.settings["name"])
-    alpaca_eval.write_json(context.draft / "model_outputs.json", outputs)
+    atomic.write_json(context.draft / "model_outputs.json", outputs)
     return _result(rows)
 
 
@@ -74,7 +86,7 @@ def _mt_bench(context: Context) -> Result:
     ]
     rows = _answered(context, asked)
     if rows is None:
-        return Result(0, 0, {})
+        return NO_RESULT
     name = context.spec.settings["name"]
     by_question = dict(zip(order, rows, strict=True))
     answers = [
@@ -89,25 +101,23 @@ def _mt_bench(context: Context) -> Result:
 
 def _pairwise(context: Context) -> Result:
     settings = context.spec.settings
-    source = DatasetSource.model_validate({**settings["source"], "source": context.spec.inputs["prompts"]})
+    source = DatasetSource.model_validate(context.located(settings["source"], "prompts"))
     # Several rows may have one prompt; it is answered, and counts, once.
     prompts = list({row["prompt_id"]: row for row in read_prompts(source).rows}.values())
     temperature = settings["sampling"]["temperature"]
     rows = _answered(context, [Dialogue(row["prompt_id"], row["prompt"], temperature=temperature) for row in prompts])
     if rows is None:
-        return Result(0, 0, {})
-    write_jsonl(
-        context.draft / "answers.jsonl",
-        [
-            {
-                "prompt_id": prompt["prompt_id"],
-                "prompt": prompt["prompt"],
-                "response": row["turns"][0],
-                "tokens": row["tokens"],
-            }
-            for prompt, row in zip(prompts, rows, strict=True)
-        ],
-    )
+        return NO_RESULT
+    answers: list[AnswerRow] = [
+        {
+            "prompt_id": prompt["prompt_id"],
+            "prompt": prompt["prompt"],
+            "response": row["turns"][0],
+            "tokens": row["tokens"],
+        }
+        for prompt, row in zip(prompts, rows, strict=True)
+    ]
+    write_jsonl(context.draft / "answers.jsonl", answers)
     return _result(rows)
 
 
@@ -117,13 +127,13 @@ def instructions_file(context: Context) -> Path:
     return alpaca_eval.hub_file(alpaca_eval.HUB_PROMPTS) if given == alpaca_eval.HUB_DATASET else Path(given)
 
 
-def _answered(context: Context, asked: Sequence[Dialogue]) -> list[dict[str, Any]] | None:
+def _answered(context: Context, asked: Sequence[Dialogue]) -> list[AnsweredRow] | None:
     """Rows of ANSWERS, in the order of what was asked; None in every process but the first."""
     sampling = Sampling.model_validate(context.spec.settings["sampling"])
     samplers = _Samplers(model_section(context, "policy"), sampling)
 
     def compute(start: int, end: int) -> pa.Table:
-        rows: list[dict[str, Any]] = []
+        rows: list[AnsweredRow] = []
         for temperature, group in itertools.groupby(asked[start:end], key=lambda one: one.temperature):
             rows += _conversations(context, samplers.at(temperature), list(group), start + len(rows), len(asked))
         return pa.Table.from_pylist(rows, schema=ANSWERS)
@@ -132,7 +142,7 @@ def _answered(context: Context, asked: Sequence[Dialogue]) -> list[dict[str, Any
     samplers.close()
     if table is None:
         return None
-    answered: list[dict[str, Any]] = table.to_pylist()
+    answered: list[AnsweredRow] = table.to_pylist()
     return answered
 
 
@@ -161,10 +171,10 @@ class _Samplers:
 
 def _conversations(
     context: Context, sampler: Sampler, asked: Sequence[Dialogue], before: int, total: int
-) -> list[dict[str, Any]]:
+) -> list[AnsweredRow]:
     """Every turn of some conversations, all first turns together, then all second ones."""
     messages = [list(one.messages) for one in asked]
-    rows: list[dict[str, Any]] = [
+    rows: list[AnsweredRow] = [
         {"turns": [], "tokens": 0, "cut": False, "prompt_cut": False, "tstamp": 0.0} for _ in asked
     ]
     last_turn = 1 + max(len(one.more) for one in asked)
@@ -195,7 +205,7 @@ def _conversations(
     return rows
 
 
-def _result(rows: list[dict[str, Any]]) -> Result:
+def _result(rows: list[AnsweredRow]) -> Result:
     turns = [text for row in rows for text in row["turns"]]
     tokens = sum(row["tokens"] for row in rows)
     return Result(
@@ -206,6 +216,6 @@ def _result(rows: list[dict[str, Any]]) -> Result:
             "mean_characters": mean([len(text) for text in turns]),
             "length_cut": share([row["cut"] for row in rows]),
             "prompts_cut": sum(row["prompt_cut"] for row in rows),
-            "empty": share([not text.strip() for text in turns]),
+            "empty": share([is_empty(text) for text in turns]),
         },
     )

@@ -17,7 +17,7 @@ def run(context: Context) -> Result:
             f"the tokenizers of {context.spec.inputs['policy']} and {context.spec.inputs['reference']} differ",
             fix="judge with a policy and the model it was trained from",
         )
-    source = DatasetSource.model_validate({**context.spec.settings["source"], "source": context.spec.inputs["pairs"]})
+    source = DatasetSource.model_validate(context.located(context.spec.settings["source"], "pairs"))
     loaded = read_candidates(source)
     rows = loaded.rows
     print(f"{len(rows)} rows, read as {loaded.form}; skipped {len(loaded.skipped)}", flush=True)

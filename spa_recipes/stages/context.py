@@ -24,6 +24,10 @@ class Result(NamedTuple):
     metrics: dict[str, Any]
 
 
+NO_RESULT = Result(0, 0, {})
+"""What every process but the first gives back, where the first one writes the output for all."""
+
+
 @dataclass(frozen=True)
 class StageSpec:
     """Everything a stage process knows, as written by the runner.
@@ -103,6 +107,10 @@ class Context:
     def input(self, name: str) -> Path:
         """Path of an input on this disk."""
         return Path(self.spec.inputs[name])
+
+    def located(self, source: dict[str, Any], name: str) -> dict[str, Any]:
+        """The section of a data source with the place of this stage's input `name`; the sandbox has no place."""
+        return {**source, "source": self.spec.inputs[name]} if "source" in source else source
 
     def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
         """Tell the runner how far the stage is; at most ten lines a second reach the file."""

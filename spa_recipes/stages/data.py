@@ -14,8 +14,8 @@ def run(context: Context) -> Result:
     """Write `seed.jsonl`, `prompts-1.jsonl`, ..., `heldout.jsonl`."""
     settings: dict[str, Any] = dict(context.spec.settings["data"])
     for name in ("pairs", "prompts"):
-        if settings[name] is not None and "source" in settings[name]:
-            settings[name] = {**settings[name], "source": context.spec.inputs[name]}
+        if settings[name] is not None:
+            settings[name] = context.located(settings[name], name)
     data = Data.model_validate(settings)
     pairs = read_pairs(data.pairs)
     print(f"{len(pairs.table)} pairs, read as {pairs.form}; skipped {len(pairs.skipped)}", flush=True)

@@ -13,7 +13,7 @@ from spa_recipes.generation.scoring import Scored
 from spa_recipes.recipe.schema import Evaluation, Sampling
 from spa_recipes.sandbox.gold import gold_reward
 from spa_recipes.stages.common import mean, model_section, share, token_pair
-from spa_recipes.stages.context import Context, Result
+from spa_recipes.stages.context import NO_RESULT, Context, Result
 from spa_recipes.stages.generate import Sampler, is_cut, sampler_of
 from spa_recipes.stages.score import score, score_pairs
 
@@ -24,7 +24,7 @@ def run(context: Context) -> Result:
     sampler = sampler_of(context, Sampling.model_validate(context.spec.settings["sampling"]))
     logps = _score_heldout(context, sampler, pairs)
     if logps is None:
-        return Result(0, 0, {})
+        return NO_RESULT
     context = Context(context.spec)  # the first process goes on alone, and waits for nobody's shards
     samples = _samples(context, sampler, pairs)
     write_jsonl(context.draft / "samples.jsonl", samples)

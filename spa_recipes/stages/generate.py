@@ -23,7 +23,7 @@ from spa_recipes.stages.common import (
     share,
     use_local_device,
 )
-from spa_recipes.stages.context import Context, Result
+from spa_recipes.stages.context import NO_RESULT, Context, Result
 
 
 class Sampler:
@@ -98,7 +98,7 @@ def run(context: Context) -> Result:
     sampler.close()
     table = shards.joined()
     if table is None:
-        return Result(0, 0, {})
+        return NO_RESULT
     write_table(context.draft / "completions.parquet", table)
     rows: list[CompletionRow] = table.to_pylist()
     metrics = _metrics(rows, sampling.n)

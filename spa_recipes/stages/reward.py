@@ -15,7 +15,7 @@ from spa_recipes.errors import DataError, StageError, setting
 from spa_recipes.generation.rewards import load_reward_model, reward_config, sequence_rewards
 from spa_recipes.recipe.schema import Model
 from spa_recipes.stages.common import mean, model_section, sharded_values, use_local_device
-from spa_recipes.stages.context import Context, Result
+from spa_recipes.stages.context import NO_RESULT, Context, Result
 
 
 def run(context: Context) -> Result:
@@ -35,7 +35,7 @@ def run(context: Context) -> Result:
             sequences = [row["prompt_ids"] + row["response_ids"] for row in completions]
         rewards = _rewards(context, model, completions, sequences)
     if rewards is None:
-        return Result(0, 0, {})
+        return NO_RESULT
     write_values(context.draft / "rewards.parquet", table, rewards, REWARDS)
     return Result(len(rewards), sum(map(len, sequences)), {"mean_reward": mean(rewards), "cut": cut})
 

@@ -10,7 +10,7 @@ from spa_recipes.generation.scoring import Scored, sequence_logps
 from spa_recipes.generation.transformers import load_model
 from spa_recipes.recipe.schema import Model
 from spa_recipes.stages.common import TokenPair, model_section, sharded_values, use_local_device
-from spa_recipes.stages.context import Context, Result
+from spa_recipes.stages.context import NO_RESULT, Context, Result
 
 
 def run(context: Context) -> Result:
@@ -20,7 +20,7 @@ def run(context: Context) -> Result:
     items = [Scored(*both) for both in zip(*ids, strict=True)]
     logps = score(context, "logps", model_section(context, "model"), items)
     if logps is None:
-        return Result(0, 0, {})
+        return NO_RESULT
     write_values(context.draft / "logps.parquet", completions, logps, LOGPS)
     return Result(len(items), sum(len(i.prompt_ids) + len(i.response_ids) for i in items), {})
 

@@ -20,7 +20,10 @@ def run(context: Context) -> Result:
     """Write `model/`."""
     model = model_section(context, "policy")
     renderer = renderer_of(model)
-    loaded = read_conversations(_source(context))
+    source: DatasetSource | SandboxSource = TypeAdapter(Source).validate_python(
+        context.located(context.spec.settings["source"], "source")
+    )
+    loaded = read_conversations(source)
     rendered = (renderer.conversation(row["messages"]) for row in rows_of(loaded.table))
     table = table_of(({"input_ids": ids, "response_mask": mask} for ids, mask in rendered if any(mask)), TOKENS)
     cut = len(loaded.table) - len(table)
@@ -29,11 +32,3 @@ def run(context: Context) -> Result:
     outcome = stage_result(train_sft(model.model_name_or_path, datasets.Dataset(table), training, env))
     outcome.metrics.update(form=loaded.form, skipped=len(loaded.skipped))
     return outcome
-
-
-def _source(context: Context) -> DatasetSource | SandboxSource:
-    settings = dict(context.spec.settings["source"])
-    if "source" in settings:
-        settings["source"] = context.spec.inputs["source"]
-    source: DatasetSource | SandboxSource = TypeAdapter(Source).validate_python(settings)
-    return source

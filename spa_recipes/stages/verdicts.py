@@ -21,7 +21,7 @@ from spa_recipes.generation.endpoint import complete
 from spa_recipes.generation.requests import Completion, Request
 from spa_recipes.recipe.schema import Endpoint, LlmJudge, Sampling
 from spa_recipes.stages.common import Shards
-from spa_recipes.stages.context import Context, Result
+from spa_recipes.stages.context import NO_RESULT, Context, Result
 from spa_recipes.stages.generate import is_empty, sample_shards, sampler_of
 
 REPLIES = pa.schema([("reply", pa.string()), ("tokens", pa.int64())])
@@ -56,7 +56,7 @@ def run(context: Context) -> Result:
         too_long, shards = _ask_model(context, judge, questions)
     replies = shards.joined()
     if replies is None:
-        return Result(0, 0, {})
+        return NO_RESULT
     asked = iter(replies["reply"].to_pylist())
     texts = [None if k in too_long else str(next(asked)) for k in range(len(questions))]
     verdicts: list[Verdict] = ["unparsed" if text is None else parse_verdict(text) for text in texts]

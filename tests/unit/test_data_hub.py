@@ -1,0 +1,71 @@
+"""What the Hub raises, and what it is asked for."""
+
+from typing import Any
+
+import datasets
+import pytest
+
+from spa_recipes.data.sources import read_pairs
+from spa_recipes.errors import DataError, SpaError, TryAgainError
+from tests.kit.data import error_of, source
+from tests.kit.data_forms import canonical, ultrafeedback, user
+
+
+class Response:
+    def __init__(self, status_code: int) -> None:
+        self.status_code = status_code
+
+
+class FakeHttpError(Exception):
+    def __init__(self, status_code: int) -> None:
+        super().__init__(f"{status_code} error\nwith more lines")
+        self.response = Response(status_code)
+
+
+HUB_ERRORS = [
+    (datasets.exceptions.DatasetNotFoundError("Dataset 'o/n' doesn't exist"), DataError, "no such dataset"),
+    (
+        datasets.exceptions.DatasetNotFoundError("Dataset 'o/n' is a gated dataset on the Hub. Visit ..."),
+        DataError,
+        "the dataset is gated on the Hub; ask for access at https://huggingface.co/datasets/o/n and set HF_TOKEN",
+    ),
+    (ConnectionError("Couldn't reach 'o/n' on the Hub"), TryAgainError, "the Hub cannot be reached"),
+    (TimeoutError("slow"), TryAgainError, "the Hub cannot be reached (slow)"),
+    (FakeHttpError(503), TryAgainError, "the Hub cannot be reached (503 error)"),
+    (FakeHttpError(404), DataError, "no such dataset"),
+    (
+        ValueError("BuilderConfig 'x' not found. Available: ['en', 'fr']"),
+        DataError,
+        "there are several configurations; set config_name to one of: 'en', 'fr'",
+    ),
+    (RuntimeError("odd\nthing"), DataError, "the dataset cannot be loaded (odd)"),
+    (Exception(), DataError, "the dataset cannot be loaded (Exception)"),
+]
+
+
+@pytest.mark.parametrize(("raised", "kind", "message"), HUB_ERRORS, ids=lambda value: getattr(value, "__name__", None))
+def test_what_the_hub_raises(
+    raised: Exception, kind: type[SpaError], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_dataset(*_: Any, **__: Any) -> None:
+        raise raised
+
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    error = error_of(read_pairs, "o/n")
+    assert type(error) is kind
+    assert message in str(error)
+
+
+def test_a_hub_dataset_is_asked_for_as_the_source_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def load_dataset(path: str, **settings: Any) -> Any:
+        asked.append((path, settings))
+        return datasets.DatasetDict({"train": datasets.Dataset.from_list([ultrafeedback([user("q")], "a", "b")])})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    loaded = read_pairs(source("o/n", config_name="c", revision="r"))
+    assert loaded.rows == [canonical([user("q")], "a", "b", row=1)]
+    assert asked == [("o/n", {"name": "c", "revision": "r"})]
