@@ -44,7 +44,7 @@ def read_values(path: Path) -> tuple[Values, str]:
             )
     merged = chain[-1][1]
     for _, own in reversed(chain[:-1]):
-        _drop(own, (EXTENDS,))
+        own.forget((EXTENDS,))
         del own.root[EXTENDS]
         _merge(merged, own, ())
     return merged, text
@@ -109,7 +109,7 @@ def _merge(values: Values, own: Values, keys: Keys) -> None:
             values.places[here] = own.places[here]
             _merge(values, own, here)
             continue
-        _drop(values, here)
+        values.forget(here)
         target[name] = change
         values.places.update({k: place for k, place in own.places.items() if k[: len(here)] == here})
         values.written.update({k: text for k, text in own.written.items() if k[: len(here)] == here})
@@ -119,10 +119,3 @@ def _is_same_section(old: Any, new: Any) -> bool:
     if not isinstance(old, dict) or not isinstance(new, dict):
         return False
     return "type" not in new or new["type"] == old.get("type")
-
-
-def _drop(values: Values, keys: Keys) -> None:
-    """Forget the places and spellings of a value and of all below it."""
-    for table in (values.places, values.written):
-        for old in [k for k in table if k[: len(keys)] == keys]:
-            del table[old]

@@ -100,9 +100,7 @@ def next_order(values: Values) -> int:
 def put(values: Values, key: str, given: Values, place: Place) -> None:
     """Put a value at a dotted key, in the place of what was there."""
     parent, keys = _open_parent(values, key.split("."), place)
-    for table in (values.places, values.written):
-        for old in [k for k in table if k[: len(keys)] == keys]:
-            del table[old]
+    values.forget(keys)
     parent[keys[-1]] = given.root
     values.places.update({(*keys, *k): place for k in ((), *given.places)})
     values.written.update({(*keys, *k): text for k, text in given.written.items()})

@@ -84,6 +84,12 @@ class Values:
             node = node[key]
         return node
 
+    def forget(self, keys: Keys) -> None:
+        """Remove the places and spellings of a value and of all below it; the value itself stays."""
+        for table in (self.places, self.written):
+            for old in [k for k in table if k[: len(keys)] == keys]:
+                del table[old]
+
     def shown(self, keys: Keys) -> str:
         """A value for a message: as it was written, or what kind of collection it is."""
         value = self.get(keys)
