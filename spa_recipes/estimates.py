@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from spa_recipes.plan import KINDS, MODEL, Plan, Stage
-from spa_recipes.recipe.schema import SANDBOX_MODEL, AnyRecipe
+from spa_recipes.recipe.schema import AnyRecipe
 
 ADAMW_BYTES = 16
 """Per trained parameter: float32 weight, gradient and two moments."""
@@ -38,7 +38,7 @@ def parameters_of(recipe: AnyRecipe) -> int | None:
     model = recipe.model
     if model.num_parameters is not None:
         return int(model.num_parameters)
-    if model.model_name_or_path == SANDBOX_MODEL:
+    if model.is_sandbox:
         return SANDBOX_PARAMETERS
     try:
         config = json.loads((Path(model.model_name_or_path).expanduser() / "config.json").read_text())

@@ -12,7 +12,7 @@ from spa_recipes.plan.gates import with_gates
 from spa_recipes.plan.judges import FRAGMENTS, Iteration, Judging, Label, Models, beside_adapter
 from spa_recipes.plan.kinds import MODEL
 from spa_recipes.plan.stages import Builder, Input, Plan, StageOutput
-from spa_recipes.recipe.schema import SANDBOX_MODEL, Recipe, Training
+from spa_recipes.recipe.schema import Recipe, Training
 from spa_recipes.state.digests import DigestMemo
 
 
@@ -58,7 +58,7 @@ def _add_data(recipe: Recipe, build: Builder) -> None:
 
 def _base_model(recipe: Recipe, build: Builder) -> Input:
     """The model named by the recipe; the sandbox's is made by a stage of its own."""
-    if recipe.model.model_name_or_path != SANDBOX_MODEL:
+    if not recipe.model.is_sandbox:
         return build.model(recipe.model.model_name_or_path, recipe.model.revision, "model.model_name_or_path")
     build.add(
         "base", "init_model", "the sandbox's tiny Llama, random weights", settings={"seed": recipe.seed}, inputs={}

@@ -83,22 +83,27 @@ class ModelSource(Section):
 
     model_name_or_path: str = Field(
         min_length=1,
-        description="Hub id or local folder; `sandbox` is the sandbox's tiny Llama, freshly initialised.",
+        description="Hub id or local folder. `sandbox` is the sandbox's tiny Llama with fresh weights.",
         json_schema_extra=LOCATION,
     )
     revision: str | None = Field(None, description="Branch, tag or commit on the Hub.", json_schema_extra=REVISION)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
-        description="Precision of the computation and of saved models; auto: bfloat16 on a GPU that has it, else "
-        "float32. Trained weights are held in float32 while they train.",
+        description="Precision of the computation and of saved models. auto: bfloat16 on a GPU that has it, else "
+        "float32. Weights are in float32 while they are trained.",
     )
     attn_implementation: str | None = Field(None, description="Passed to transformers, e.g. flash_attention_2.")
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
     chat_template: str | None = Field(
         None,
-        description="File with a Jinja chat template, for a model that has none of its own.",
+        description="File with a Jinja chat template, for a model without one.",
         json_schema_extra=LOCATION,
     )
+
+    @property
+    def is_sandbox(self) -> bool:
+        """Whether this is the sandbox's tiny Llama, with fresh weights."""
+        return self.model_name_or_path == SANDBOX_MODEL
 
 
 class Model(ModelSource):
@@ -107,19 +112,16 @@ class Model(ModelSource):
     RULES: ClassVar[rules.Rules] = (rules.prompt_fits,)
 
     max_length: PositiveInt = Field(2048, description="Tokens of prompt and response together.")
-    max_prompt_length: PositiveInt = Field(1024, description="Tokens of the prompt; a longer one loses its beginning.")
+    max_prompt_length: PositiveInt = Field(
+        1024, description="Tokens of the prompt. A longer prompt loses its beginning."
+    )
     lora: Lora | None = Field(None, description="LoRA settings; null trains all weights.")
     num_parameters: Annotated[float, Field(gt=0)] | None = Field(
         None,
-        description="Parameters of the model, e.g. 7.24e9, for the estimates of `spa plan` where the model is not on "
-        "this disk yet.",
+        description="Number of parameters, e.g. 7.24e9. `spa plan` uses it for its estimates while the model is not on "
+        "this disk.",
         json_schema_extra=RUNTIME,
     )
-
-    @property
-    def is_sandbox(self) -> bool:
-        """Whether this is the sandbox's tiny Llama, with fresh weights."""
-        return self.model_name_or_path == SANDBOX_MODEL
 
 
 class Columns(Section):
