@@ -40,7 +40,7 @@ def implicit_reward(policy_logps: torch.Tensor, reference_logps: torch.Tensor, b
 
 
 def balancing_length_penalty(rewards: Sequence[Sequence[float]], tokens: Sequence[Sequence[int]]) -> float:
-    """The a, not negative, with which r - a*|y| gives chosen and rejected responses the nearest mean lengths (DICE).
+    """The a >= 0 for which r - a*|y| brings the mean lengths of chosen and rejected responses closest together (DICE).
 
     The larger a, the shorter the chosen and the longer the rejected ones, so the gap between them falls in steps; a
     step can only be where two responses of a prompt change places. The result lies in the middle of the interval
@@ -72,7 +72,7 @@ def balancing_length_penalty(rewards: Sequence[Sequence[float]], tokens: Sequenc
 
 
 def _length_gap(rewards: Sequence[float], tokens: Sequence[int], a: float) -> int:
-    """Length of the best response minus that of the worst; 0 where they would be the same."""
+    """Length of the best response minus that of the worst; 0 where both are the same response."""
     values = [reward - a * length for reward, length in zip(rewards, tokens, strict=True)]
     best, worst = values.index(max(values)), values.index(min(values))
     return tokens[best] - tokens[worst]
@@ -111,5 +111,5 @@ def select_pair(rewards: torch.Tensor | Sequence[float], tie_key: str) -> PairCh
 
 
 def _drawn(indices: list[int], tie_key: str) -> int:
-    """One of the indices, decided by the key."""
+    """The index that the key selects."""
     return min(indices, key=lambda index: hashlib.sha256(f"{tie_key}:{index}".encode()).digest())

@@ -11,11 +11,11 @@ import torch
 from torch.nn.functional import linear, log_softmax
 
 CHUNK_SIZE = 512
-"""Tokens whose logits exist at one time."""
+"""Tokens whose logits are in memory at one time."""
 
 
 class LmHead(NamedTuple):
-    """What turns a hidden state into logits.
+    """The output layer, which turns a hidden state into logits.
 
     `weight` is (V, D) and `bias` (V,). `scale` multiplies the logits (Cohere, Granite); after that, `softcap` bounds
     them by `softcap * tanh(logits / softcap)` (Gemma 2).
@@ -80,7 +80,7 @@ def chunked_token_logps(
     softcap: float | None = None,
     gather_head: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> torch.Tensor:
-    """Log-probability of each target token, without ever holding logits of more than `chunk_size` tokens.
+    """Log-probability of each target token; at most `chunk_size` tokens have logits in memory at one time.
 
     Differentiable in `hidden_ND`, `head_VD` and `bias_V`; the backward pass computes the logits again, chunk by chunk.
     The product runs in the autocast dtype if autocast is on, else in the dtype of `hidden_ND`; the log-softmax runs in
@@ -119,7 +119,7 @@ def observed_token_logps(
     gather_head: Callable[[], AbstractContextManager[Any]],
     observe: Observer,
 ) -> torch.Tensor:
-    """`chunked_token_logps` that shows each chunk's logits to `observe` before it forgets them."""
+    """`chunked_token_logps` that calls `observe` with the logits of each chunk before they are freed."""
     if hidden_ND.ndim != 2 or targets_N.shape != hidden_ND.shape[:1]:
         raise ValueError(f"shapes disagree: hidden {tuple(hidden_ND.shape)}, targets {tuple(targets_N.shape)}")
     if chunk_size < 1:
@@ -136,7 +136,7 @@ def tiled_token_logps(
 ) -> torch.Tensor:
     """`chunked_token_logps` without gradients, which holds logits of `rows` tokens and `columns` words at a time.
 
-    Where the whole vocabulary would leave a processor's caches, a part of it does not.
+    A part of the vocabulary fits a processor's caches where the whole one does not.
 
     Args:
         hidden_ND: last hidden state at the positions that predict the targets.
@@ -160,7 +160,7 @@ def tiled_token_logps(
 
 
 def _logps_over_tiles(hidden_nD: torch.Tensor, head: LmHead, targets_n: torch.Tensor, columns: int) -> torch.Tensor:
-    """The target's logit minus the log-sum-exp over all words, both put together from parts of the vocabulary."""
+    """The target's logit minus the log-sum-exp over all words; both are collected over parts of the vocabulary."""
     target_n = torch.zeros(targets_n.shape, dtype=logps_dtype(hidden_nD.dtype), device=targets_n.device)
     lse_n = torch.full_like(target_n, -torch.inf)
     for tile in chunks(len(head.weight), columns):
@@ -176,12 +176,12 @@ def _logps_over_tiles(hidden_nD: torch.Tensor, head: LmHead, targets_n: torch.Te
 
 
 def at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
-    """float32 for the half precisions, everything else as it is."""
+    """float32 for half precision; any other dtype stays as it is."""
     return tensor.to(logps_dtype(tensor.dtype))
 
 
 def logps_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Precision of log-probs whose logits have this one."""
+    """Precision of the log-probs for logits of this precision."""
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
@@ -191,22 +191,22 @@ def chunks(count: int, chunk_size: int) -> list[slice]:
 
 
 def compute_dtype(hidden_ND: torch.Tensor) -> torch.dtype:
-    """Precision of the product with the head: what autocast says, else that of the hidden states."""
+    """Precision of the product with the head: autocast's if it is on, else that of the hidden states."""
     device = hidden_ND.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
 
 
 class Scratch:
-    """Memory for the tensors of one chunk that the next one uses again.
+    """Memory for the tensors of one chunk, used again for the next chunk.
 
-    Memory that a CPU has to ask the system for takes as long to get as to fill. A GPU's allocator keeps it anyway.
+    On a CPU, new memory takes as long to get from the system as to fill. A GPU's allocator keeps freed memory anyway.
     """
 
     def __init__(self) -> None:
         self._kept: dict[str, torch.Tensor] = {}
 
     def room(self, name: str, rows: int, like_V: torch.Tensor) -> torch.Tensor | None:
-        """A tensor (rows, V) to write into, with the precision of `like_V`; None where there is nothing to gain."""
+        """A tensor (rows, V) to write into, with the precision of `like_V`; None where reuse gains nothing."""
         if like_V.device.type != "cpu":
             return None
         kept = self._kept.get(name)
@@ -220,7 +220,7 @@ def head_logits(
 ) -> torch.Tensor:
     """Logits of a chunk, at least in float32; call it with autocast off and hidden and weight in one dtype.
 
-    With `scratch` (without gradients only) they stand until the next call with the same `name`.
+    With `scratch` (only without gradients) they are valid until the next call with the same `name`.
     """
     out = None if scratch is None else scratch.room(name, len(hidden_nD), head.weight.T)
     product_nV = linear(hidden_nD, head.weight) if out is None else torch.mm(hidden_nD, head.weight.T, out=out)
@@ -234,7 +234,7 @@ def head_logits(
 
 
 def target_logps(logits_nV: torch.Tensor, targets_n: torch.Tensor) -> torch.Tensor:
-    """log softmax at the targets; by log-sum-exp, so that a training agrees with TRL's to the last digits."""
+    """log softmax at the targets, by log-sum-exp as in TRL, so that both trainings agree to the last digits."""
     return logits_nV.gather(-1, targets_n[:, None]).squeeze(-1) - logits_nV.logsumexp(dim=-1)
 
 
@@ -279,7 +279,7 @@ class _ChunkedLogps(torch.autograd.Function):
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         with gather_head(), torch.autocast(hidden_ND.device.type, enabled=False):
             head = LmHead(weight_VD.to(dtype), bias_V, scale, softcap)
-            # Shares of the chunks add up in float32: rounding each to bfloat16 would bias the sum.
+            # The chunks are summed in float32: rounding each of them to bfloat16 would bias the sum.
             grad_hidden_ND = torch.zeros_like(hidden_ND) if needs_hidden else None
             grad_weight_VD = torch.zeros_like(weight_VD, dtype=logps_dtype(dtype)) if needs_weight else None
             grad_bias_V = torch.zeros_like(bias_V, dtype=logps_dtype(dtype)) if needs_bias else None

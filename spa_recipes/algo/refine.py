@@ -108,9 +108,9 @@ class ThresholdWindow:
         self._values.extend(p_detect)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs; plain JSON types, and floats survive JSON bit by bit."""
+        """The state for a checkpoint, in plain JSON types; floats survive JSON exactly."""
         return {"values": list(self._values)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a state; the newest pairs where it holds more than fit."""
+        """Restore a state; where it holds more pairs than fit, only the newest are kept."""
         self._values = deque((float(value) for value in state["values"]), maxlen=self._values.maxlen)

@@ -1,14 +1,14 @@
-"""What a reward model is, in training and at work: a score per sequence, and the loss of a labelled pair."""
+"""Reward models, for training and for judging: a score per sequence, and the loss of a labelled pair."""
 
 import torch
 
 READS_TURNS = "spa_reads_turns"
-"""Set in the configuration of a reward model trained by this package. Its conversations are a rendered prompt and a
-rendered response, which ends with its turn and not with what a chat template may write after that."""
+"""Set in the configuration of a reward model that this package trained. It reads a rendered prompt and a rendered
+response, which ends with the end of its turn; what a chat template may write after that is left out."""
 
 
 class ScoreHead(torch.nn.Linear):
-    """A linear layer that computes in float32: in half precision many rewards would be equal."""
+    """A linear layer that computes in float32, as many rewards would be equal in half precision."""
 
     def forward(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
         """Scores, (B, T, 1), of hidden states in any precision."""
@@ -28,5 +28,5 @@ def use_score_head(model: torch.nn.Module) -> None:
 
 
 def pairwise_loss(chosen_B: torch.Tensor, rejected_B: torch.Tensor) -> torch.Tensor:
-    """-log sigmoid(r_w - r_l) of each pair, (B,): Bradley-Terry, what TRL's RewardTrainer takes the mean of."""
+    """-log sigmoid(r_w - r_l) of each pair, (B,): the Bradley-Terry loss; TRL's RewardTrainer takes its mean."""
     return -torch.nn.functional.logsigmoid(chosen_B - rejected_B)

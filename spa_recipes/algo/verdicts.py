@@ -1,4 +1,4 @@
-"""Verdicts of a language model that compares two answers in words, and what follows from them.
+"""Verdicts of a language model that compares two answers in words, and the rewards that follow from them.
 
 Each pair of answers is compared twice, once in either order, as such models tend to prefer a place.
 """
@@ -41,7 +41,7 @@ class Figures(NamedTuple):
 
 
 def parse_verdict(text: str) -> Verdict:
-    """The verdict that a text ends in.
+    """The verdict of a text.
 
     That is the last `[[A]]`, `[[B]]` or `[[C]]` in it: A is the first place, B the second, C a tie. A text without any
     of these is a verdict if it is nothing but one of the three letters, with white space and punctuation around it.

@@ -8,7 +8,7 @@ import torch
 _RIDGE = 1e-3
 _NEWTON_STEPS = 50
 _Z = 1.959963984540054
-"""97.5 % quantile of the normal distribution: intervals hold the true rate with 95 %."""
+"""97.5 % quantile of the normal distribution: an interval contains the true rate with probability 95 %."""
 
 
 def outcomes(rewards: Sequence[float], baseline_rewards: Sequence[float]) -> list[float]:
@@ -36,7 +36,7 @@ def confidence_interval(outcome: Sequence[float]) -> tuple[float, float]:
     rate, weight = sum(outcome) / n, _Z * _Z / n
     middle = (rate + weight / 2) / (1 + weight)
     reach = _Z / (1 + weight) * math.sqrt(rate * (1 - rate) / n + weight / (4 * n))
-    return max(0.0, min(rate, middle - reach)), min(1.0, max(rate, middle + reach))  # against rounding
+    return max(0.0, min(rate, middle - reach)), min(1.0, max(rate, middle + reach))  # rounding could leave [0, 1]
 
 
 def length_controlled_win_rate(

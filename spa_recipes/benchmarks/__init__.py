@@ -1,1 +1,1 @@
-"""The field's benchmarks: their files, and what is counted from them. No model is run here."""
+"""AlpacaEval and MT-Bench: their files, and the figures computed from them. No model runs here."""

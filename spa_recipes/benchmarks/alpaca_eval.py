@@ -17,8 +17,8 @@ from spa_recipes.recipe.schema import DatasetSource
 
 HUB_DATASET = "tatsu-lab/alpaca_eval"
 HUB_PROMPTS = "alpaca_eval_gpt4_baseline.json"
-"""The 805 instructions with the baseline's answers. The file itself: the dataset's loader is a script, which `datasets`
-runs no more."""
+"""The 805 instructions with the baseline's answers. It is read as a file because the dataset's loader is a script,
+and `datasets` no longer runs scripts."""
 HUB_DIFFICULTY = "df_gamed.csv"
 """What the length-controlled rate needs: the difficulty of each instruction, and annotations of gamed answers."""
 _COMPARED = ("output_1", "generator_1", "output_2", "generator_2", "annotator")
@@ -38,7 +38,7 @@ class Prompt(NamedTuple):
 
 
 def hub_file(name: str) -> Path:
-    """A file of the benchmark's dataset on the Hub, from the cache where it is there.
+    """A file of the benchmark's dataset on the Hub, from the cache if it is there.
 
     Raises:
         DataError: it is not there, or the environment forbids the network. TryAgainError: the network failed.
@@ -47,7 +47,7 @@ def hub_file(name: str) -> Path:
 
     try:
         return Path(hf_hub_download(HUB_DATASET, name, repo_type="dataset"))
-    except Exception as error:  # the Hub client and its network library raise what they like
+    except Exception as error:  # the Hub client and its network library raise errors of any kind
         raise hub_error("dataset", f"{HUB_DATASET}/{name}", error) from error
 
 
@@ -81,7 +81,7 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 def model_outputs(prompts: Sequence[Prompt], answers: Sequence[str], generator: str) -> list[dict[str, str]]:
-    """The content of `model_outputs.json`; white space around an answer goes, as in the package's own runs."""
+    """The content of `model_outputs.json`; white space around an answer is removed, as in the package's own runs."""
     return [
         {
             "dataset": prompt.dataset,
@@ -124,10 +124,10 @@ def annotate(
     folder: Path,
     cache: Path,
 ) -> Path:
-    """Let the package's annotator compare the answers; returns its `annotations.json`, below `folder/annotator`.
+    """Let the package's annotator compare the answers; returns its `annotations.json` in `folder/annotator`.
 
     Args:
-        cache: file in which the package keeps what is annotated already, so that nothing is paid for twice.
+        cache: file in which the package keeps finished annotations, so that nothing is paid for twice.
 
     Raises:
         RecipeError: the package is not installed.
@@ -176,7 +176,7 @@ def read_annotations(path: Path) -> list[dict[str, Any]]:
 
 
 class Scores(NamedTuple):
-    """What the package counts (rates in percent), and why a rate is missing; empty where none is."""
+    """The package's figures (rates in percent), and why a rate is missing; empty if none is."""
 
     figures: dict[str, float]
     missing: str
@@ -185,7 +185,7 @@ class Scores(NamedTuple):
 def score(annotations: Sequence[Mapping[str, Any]], where: str) -> Scores:
     """Win rate and length-controlled win rate of annotations, by the package's own functions.
 
-    The second one needs a file of the Hub. Where that is out of reach, only the first one is given.
+    The second one needs a file from the Hub. Without that file, only the first one is given.
 
     Raises:
         RecipeError: the package is not installed. DataError: no row has a preference.
@@ -205,7 +205,7 @@ def score(annotations: Sequence[Mapping[str, Any]], where: str) -> Scores:
 
 
 def _length_control_problem(annotations: Sequence[Mapping[str, Any]]) -> str:
-    """Why there can be no length-controlled rate; empty where there can."""
+    """Why there can be no length-controlled rate; empty if there can be one."""
     lacking = [name for name in _COMPARED if any(name not in row for row in annotations)]
     if lacking:
         return f"no length-controlled win rate: the annotations have no column {lacking[0]}"
@@ -222,7 +222,7 @@ def _length_control_problem(annotations: Sequence[Mapping[str, Any]]) -> str:
     import pandas
 
     wanted = pandas.read_csv(difficulty)["index"].nunique()
-    if len(annotations) != wanted:  # the package takes the difficulty of an instruction by its place
+    if len(annotations) != wanted:  # the package finds the difficulty of an instruction by its position
         return (
             f"no length-controlled win rate: it needs the annotations of all {wanted} instructions in their order, and "
             f"there are {len(annotations)}"
@@ -231,7 +231,7 @@ def _length_control_problem(annotations: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _plain(figures: Mapping[str, Any]) -> dict[str, float]:
-    """Python's own numbers; one that is not a number is left out (the error of a single annotation)."""
+    """The figures as Python numbers; NaN is left out, such as the standard error of a single annotation."""
     plain = {name: value.item() if hasattr(value, "item") else value for name, value in figures.items()}
     return {name: value for name, value in plain.items() if math.isfinite(value)}
 
@@ -262,10 +262,10 @@ def is_installed() -> bool:
 
 
 def check_annotator(name: str) -> None:
-    """Whether an annotator can run: the package, its configuration and the key of its service. Imports nothing heavy.
+    """Check that an annotator can run: the package, its configuration, the key of its service. Imports nothing heavy.
 
     Raises:
-        RecipeError: something of that is missing.
+        RecipeError: one of these is missing.
     """
     import yaml
 
@@ -296,12 +296,12 @@ _KEYS = {
     "cohere_completions": (("COHERE_API_KEY",), ""),
     "google_completions": (("GOOGLE_API_KEY",), ""),
 }
-"""By the package's function: the variables of which one holds the key, and that of a file with keys."""
+"""For each function of the package: the variables that may hold the key, and the variable of a file with keys."""
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warnings of the libraries below the package, which a user can do nothing about."""
+    """Silence warnings of the package's libraries; a user can do nothing about them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,6 +1,6 @@
-"""MT-Bench: FastChat's files, its temperatures, its judge prompts filled in, its ratings read and averaged.
+"""MT-Bench as FastChat runs it: its files and temperatures, questions to the judge, ratings and their averages.
 
-Neither the questions nor the judge prompts are part of this package: they are files that the user gives.
+The questions and the judge prompts are files that the user gives; they are not part of this package.
 """
 
 import hashlib
@@ -26,9 +26,9 @@ TEMPERATURES = {
 """FastChat's temperature for each category."""
 OTHER_TEMPERATURE = 0.7
 WITH_REFERENCE = frozenset({"math", "reasoning", "coding"})
-"""Categories that are graded with a reference answer at hand."""
+"""Categories whose answers are graded against a reference answer."""
 NO_RATING = -1
-"""FastChat's score for a judgment in which no rating is found; averages leave it out."""
+"""FastChat's score for a judgment without a rating; averages leave it out."""
 
 _RATINGS = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))
 _FIELD = re.compile(r"\{(\w+)\}")
@@ -43,7 +43,7 @@ class Question(NamedTuple):
 
     @property
     def temperature(self) -> float:
-        """At which FastChat samples the answers."""
+        """The temperature at which FastChat samples the answers."""
         return TEMPERATURES.get(self.category, OTHER_TEMPERATURE)
 
 
@@ -132,7 +132,7 @@ def read_judge_prompts(path: Path) -> dict[str, JudgePrompt]:
 
 
 def answer_row(question: Question, turns: Sequence[str], model: str, tstamp: float) -> dict[str, Any]:
-    """A line of FastChat's answer file; its id follows from the content."""
+    """A line of FastChat's answer file; its id is a digest of the content."""
     content = "\x1f".join((model, str(question.id), *turns))
     return {
         "question_id": question.id,
@@ -200,7 +200,7 @@ def _fields(
     answers: Mapping[int | str, Sequence[str]],
     references: Mapping[int | str, Sequence[str]],
 ) -> dict[str, str]:
-    """The texts that a prompt of FastChat can name."""
+    """The texts that a prompt of FastChat can contain, by field name."""
     where = f"question {question.id}"
     if len(answers.get(question.id, ())) < turn:
         raise DataError(f"no answer to turn {turn}", where=where, fix="answer the questions again")
@@ -221,7 +221,7 @@ def _fields(
 
 
 def _filled(prompt: JudgePrompt, fields: Mapping[str, str]) -> str:
-    """The template with its fields; only names in braces are replaced, so that no template can do anything else."""
+    """Fill in a template. Only names in braces are replaced, so a template can do nothing else."""
     unknown = [name for name in _FIELD.findall(prompt.template) if name not in fields]
     if unknown:
         raise DataError(

@@ -1,4 +1,4 @@
-"""From messages to token ids: the one place where a prompt or a response is rendered, for every stage."""
+"""From messages to token ids: every stage renders its prompts and responses here."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _PROBE = "SPAPROBE"
 
 
 class Rendered(NamedTuple):
-    """Token ids, and whether some had to go."""
+    """Token ids, and whether some were cut off."""
 
     ids: list[int]
     cut: bool
 
 
 class Conversation(NamedTuple):
-    """A whole conversation: `response_mask` is 1 on the tokens that the model has to produce."""
+    """A whole conversation; `response_mask` is 1 on the tokens that the model has to produce."""
 
     input_ids: list[int]
     response_mask: list[int]
@@ -40,10 +40,10 @@ class Renderer:
 
     - A prompt is the template's text with the generation prompt, tokenised without adding special tokens: the
       template writes those that it wants. A prompt longer than `max_prompt_length` keeps its last tokens.
-    - A response is tokenised in its place, behind the text of its (uncut) prompt, and cut off after the prompt's
-      tokens. Where the tokenizer merges over that boundary, the response is tokenised alone.
-    - A response ends with the end-of-turn token. One that does not fit `max_length` behind its prompt loses its last
-      tokens, and with them its end-of-turn token.
+    - A response is tokenised together with its (uncut) prompt, and its tokens are those after the prompt's. Where the
+      tokenizer merges over that boundary, the response is tokenised alone.
+    - A response ends with the end-of-turn token. One that does not fit `max_length` after its prompt loses its last
+      tokens, the end-of-turn token among them.
 
     Args:
         tokenizer: a transformers tokenizer with a chat template.
@@ -93,8 +93,8 @@ class Renderer:
         """Token ids of a conversation that ends with the assistant, every assistant turn in the mask.
 
         The ids are those of the last turn's uncut prompt and response. An earlier assistant turn is in the mask where
-        its own prompt and response are found unchanged at the start of these ids; a template that shows earlier turns
-        in another way makes them mere context. An over-long conversation loses its end.
+        its own prompt and response are found unchanged at the start of these ids; where a template shows
+        earlier turns in another way, these are context only. A conversation that is too long loses its end.
         """
         if not messages or messages[-1]["role"] != "assistant":
             raise DataError("a conversation to learn from must end with the assistant")
@@ -103,7 +103,7 @@ class Renderer:
         mask = [0] * start + [1] * (len(ids) - start)
         for index in turns[:-1]:
             turn, start = self._turn(messages, index)
-            # A template may end a turn with plain text: then the end-of-turn token stands only behind the last one.
+            # A template may end a turn with plain text: then only the last turn has the end-of-turn token.
             for end in (len(turn), len(turn) - 1):
                 if ids[:end] == turn[:end]:
                     mask[start:end] = [1] * (end - start)
@@ -111,7 +111,7 @@ class Renderer:
         return Conversation(ids[: self.max_length], mask[: self.max_length])
 
     def decode(self, response_ids: Sequence[int]) -> str:
-        """Text of a response: what stands before the end of the turn, without special tokens."""
+        """Text of a response up to the end of the turn, without special tokens."""
         ids = list(response_ids)
         for stop in self.stop_ids:
             if stop in ids:
@@ -125,7 +125,7 @@ class Renderer:
         return prompt.ids + self._encode_response(prompt, messages[index]["content"]), len(prompt.ids)
 
     def _prompt(self, messages: Sequence[Message]) -> _Prompt:
-        """Rendered once for all that is asked about the same prompt in a row, such as its responses."""
+        """The prompt, rendered once for consecutive calls with it, such as those for its responses."""
         last = self._last_prompt
         if last is None or last.messages != list(messages):
             text = _apply_template(self.tokenizer, messages)
@@ -168,7 +168,7 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(
             name, revision=revision, trust_remote_code=trust_remote_code, local_files_only=local
         )
-    except Exception as error:  # transformers and the Hub client raise what they like
+    except Exception as error:  # transformers and the Hub client raise errors of any kind
         raise _load_error(name, local, error) from error
     if chat_template is not None:
         tokenizer.chat_template = _read_template(chat_template)
@@ -197,7 +197,7 @@ def _apply_template(tokenizer: Any, messages: Sequence[Message], generation_prom
         )
     except MemoryError:
         raise
-    except Exception as error:  # a template is a program: it can also divide by zero, or do what the sandbox forbids
+    except Exception as error:  # a template is a program: it can fail in any way
         roles = ", ".join(message["role"] for message in messages)
         raise DataError(
             f"the chat template fails on a conversation of {roles}: {str(error) or type(error).__name__}",
@@ -207,7 +207,7 @@ def _apply_template(tokenizer: Any, messages: Sequence[Message], generation_prom
 
 
 def _tokenise(tokenizer: Any, text: str) -> list[int]:
-    # verbose=False: a text beyond the tokenizer's model_max_length is cut by us, no need to warn.
+    # verbose=False: no warning about a text beyond the tokenizer's model_max_length, as this class cuts it.
     ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return ids
 

@@ -1,4 +1,4 @@
-"""From a source to raw rows: files of several kinds, dataset folders and Hub ids. Heavy imports stay inside."""
+"""From a source to raw rows: files of several kinds, dataset folders and Hub ids. Heavy imports are in functions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from spa_recipes.recipe.schema import DatasetSource
 
 JSONL_SUFFIXES = {".jsonl", ".ndjson"}
 PARQUET_SUFFIXES = {".parquet", ".pq"}
-# Files of these kinds are read; the others are known and never taken for Hub ids.
+# Files of these kinds are read; those of the other kinds are not, but their names are no Hub ids.
 READABLE_SUFFIXES = JSONL_SUFFIXES | PARQUET_SUFFIXES | {".json", ".csv"}
 LOCAL_SUFFIXES = READABLE_SUFFIXES | {".tsv", ".txt", ".arrow", ".gz", ".zst", ".zip", ".xlsx", ".yaml", ".yml"}
 DEFAULT_SPLITS = ("train_prefs", "train_sft", "train")
@@ -30,7 +30,7 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 class RawRow(NamedTuple):
-    """A row as it stands in its source: its 1-based number (a line's in JSONL), its place in words, its columns."""
+    """A row of a source: its number from 1 (the line in JSONL), its place in words, and its columns."""
 
     row: int
     where: str
@@ -108,7 +108,7 @@ def _read_jsonl(path: Path) -> Iterator[RawRow]:
 
 def _read_json(path: Path) -> Iterator[RawRow]:
     text = _read_text(path)
-    # JSON lines under the name .json are common.
+    # Many files named .json hold JSON lines.
     if text.lstrip().startswith("{"):
         yield from _read_jsonl(path)
         return

@@ -1,4 +1,4 @@
-"""What went wrong with the Hub, in one line."""
+"""Errors of the Hub in one line."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def is_offline() -> bool:
 
 
 def hub_error(kind: str, name: str, error: BaseException) -> SpaError:
-    """Turn what a Hub client raised into an error with a remedy.
+    """Turn an exception of a Hub client into an error with a remedy.
 
     Args:
         kind: `dataset` or `model`.
@@ -74,14 +74,14 @@ def hub_error(kind: str, name: str, error: BaseException) -> SpaError:
 
 
 def is_network_error(error: BaseException) -> bool:
-    """Whether the network or the Hub failed, so that the same may work later."""
+    """Whether the network or the Hub failed, so that another try may succeed."""
     names = {ancestor.__name__ for link in _chain(error) for ancestor in type(link).__mro__}
     statuses = {getattr(getattr(link, "response", None), "status_code", None) for link in _chain(error)}
     return bool(names & _NETWORK or statuses & {429, 500, 502, 503, 504})
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An exception and those that led to it."""
+    """An exception and the exceptions that caused it."""
     seen: set[int] = set()
     link: BaseException | None = error
     while link is not None and id(link) not in seen:

@@ -18,7 +18,7 @@ _PROBES = ("SPAPROMPT", "SPAFIRST", "SPASECOND")
 
 
 def load_question(path: Path) -> Question:
-    """Read a template, and try it.
+    """Read a template and try it out.
 
     Raises:
         RecipeError: it cannot be read or is no template, fails, or does not show the prompt and both answers.
@@ -43,7 +43,7 @@ def load_question(path: Path) -> Question:
             )
         except MemoryError:
             raise
-        except Exception as error:  # a template is a program, and can fail in any way
+        except Exception as error:  # a template is a program: it can fail in any way
             reason = str(error) or type(error).__name__
             raise DataError(f"the template fails: {reason}", where=where, fix="correct the template") from error
 

@@ -1,4 +1,4 @@
-"""Reading of data: any accepted form in any kind of file becomes the canonical rows of `spa_recipes.data.rows`.
+"""Reads data: rows of any accepted form, in any kind of file, become the canonical rows of `spa_recipes.data.rows`.
 
 loaded = read_pairs(recipe.data.pairs)
 loaded.table, loaded.rows, loaded.form, loaded.columns, loaded.skipped
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Row = TypeVar("Row", PairRow, PromptRow, ConversationRow, CandidatesRow)
 AnySource = DatasetSource | SandboxSource
-# The form of a dataset is that of most of its first rows.
+# The form of a dataset is the one that most of its first rows have.
 _ROWS_TO_DETECT_BY = 20
 _PAIRS_ACCEPTED = (
     "prompt, chosen, rejected (strings or message lists); chosen, rejected (whole conversations); "
@@ -75,7 +75,7 @@ def read_pairs(source: AnySource) -> Loaded[PairRow]:
 
 
 def read_prompts(source: AnySource) -> Loaded[PromptRow]:
-    """Read prompts without responses; of conversations, what stands before the last answer.
+    """Read prompts without responses; the prompt of a conversation is all that comes before its last answer.
 
     Raises:
         DataError, TryAgainError: as `read_pairs`.
@@ -131,12 +131,12 @@ def read_candidates(source: AnySource | str | Path) -> Loaded[CandidatesRow]:
         return candidates
 
     loaded = _read(source, CANDIDATES, CANDIDATE_FORMS, _CANDIDATES_ACCEPTED, finish)
-    # What a label column means shows only over all of its values.
+    # Only all values of a label column together tell what they mean.
     return loaded._replace(table=_with_labels(loaded.table, read_labels(given)))
 
 
 def _with_labels(candidates: pa.Table, given: Sequence[int | None]) -> pa.Table:
-    """The table with the labels of the source on those pairs of responses that have none."""
+    """The table, with the labels of the source for those pairs of responses that have no label yet."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -261,7 +261,7 @@ def _read(
     try:
         table = table_of(usable(), schema)
     except DataError:
-        deque(raws, maxlen=0)  # where the source cannot be read to its end, that error goes first
+        deque(raws, maxlen=0)  # an error of the source as a whole is reported before one of a row
         raise
     if form is None or not len(table):
         number, reason = skipped[0]

@@ -1,4 +1,4 @@
-"""How labelled rows are shared out among the seed stage, the iterations and the held-out part."""
+"""Splits labelled rows into the seed, the iterations and the held-out part."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from spa_recipes.recipe.schema import Data
 
 
 class Split(NamedTuple):
-    """The parts as indices of their rows, and how many rows of each part's range it does not hold."""
+    """The parts as indices of their rows, and how many rows each part dropped."""
 
     seed: list[int]
     prompts: list[list[int]]
@@ -29,14 +29,14 @@ def split_rows(
     skipped_pairs: Iterable[int] = (),
     skipped_prompts: Iterable[int] = (),
 ) -> Split:
-    """Shuffle the rows and share them out: first the seed, then iteration 1, 2, ...; the last rows are held out.
+    """Shuffle the rows and split them: first the seed, then iteration 1, 2, ...; the last rows are held out.
 
     The order is that of `datasets.Dataset.shuffle(seed=data.shuffle_seed)`, so that the ranges of the authors' code
-    select the same rows. Ranges count rows. A row whose prompt is held out or stands in an earlier part is dropped,
-    and so is a prompt that an iteration already has; the seed and the held-out part may hold several pairs of one
+    select the same rows. Ranges count rows. A row is dropped if its prompt is held out or in an earlier part,
+    or if its iteration has the prompt already; the seed and the held-out part may hold several pairs of one
     prompt. The held-out rows come from the end and are chosen first, so they are the same whatever the other parts
-    are: runs with more labels or iterations are measured on the same rows. With `data.prompts`, the iterations take
-    from these instead.
+    are: runs with more labels or iterations are measured on the same rows. With `data.prompts`, the iterations get
+    their prompts from there instead.
 
     Args:
         pairs: labelled pairs in the order of their source, with the columns of `arrow.PAIRS`.
@@ -117,7 +117,7 @@ def _fresh(rows: Sequence[int | None], prompt_ids: Sequence[str], seen: set[str]
 
 
 def _asked(data: Data, seed: int, prompts: int, heldout: int) -> dict[str, tuple[int, Any]]:
-    """Rows that are asked for, and the value of the key that asks for them."""
+    """Rows that each key asks for, and the key's value."""
     asked = {
         "data.seed_labels": (seed, data.seed_labels),
         "data.prompts_per_iteration": (prompts, data.prompts_per_iteration),

@@ -1,4 +1,4 @@
-"""The true reward of a reply, which no author, label or model can see.
+"""The true reward of a reply; no author, labeller or model can see it.
 
 A reply is split into sentences and every sentence is looked up in the grammar. The reward is
 
@@ -8,9 +8,9 @@ A reply is split into sentences and every sentence is looked up in the grammar. 
 
 where `ideal` is the number of body sentences that the style of the prompt asks for, `cov` the number of distinct
 things of the topic that are named, at most `ideal`, divided by `ideal`, and `task_fraction` the share of body
-sentences that are on the topic and answer the task. What is praised counts once, what is blamed counts each time.
-A sentence that was said before is a repeat and nothing else. Politeness counts at the beginning, kindness at the end,
-and both are filler elsewhere, so that no reward is to be had by saying nice things over and over.
+sentences that are on the topic and answer the task. A merit counts once, a fault counts each time.
+A sentence that repeats an earlier one counts as a repeat only. Politeness counts at the beginning, kindness at the end,
+and both are filler elsewhere, so nothing is gained by saying nice things over and over.
 """
 
 from collections import Counter
@@ -136,7 +136,7 @@ def _parse(words: tuple[str, ...]) -> _Sentence:
 
 
 def _judge_body(request: Request, sentence: _Sentence, things: set[str]) -> Iterator[str]:
-    """What is to be counted for a sentence of the body; a thing of the topic is added to `things`."""
+    """The terms that a sentence of the body counts for; a thing of the topic is added to `things`."""
     yield "body"
     topic = TOPICS[request.topic]
     thing, named_topic = sentence.slots["{thing}"], sentence.slots.get("{topic}", request.topic)
@@ -151,7 +151,7 @@ def _judge_body(request: Request, sentence: _Sentence, things: set[str]) -> Iter
 
 
 def _judge_other(request: Request, sentence: _Sentence, *, first: bool, last: bool) -> str:
-    """The one thing to be counted for a sentence that is not of the body."""
+    """The one term that a sentence outside the body counts for."""
     match sentence.kind:
         case "person":
             return "right_person" if sentence.slots["{person}"] == request.person else "wrong_person"

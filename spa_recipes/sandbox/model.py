@@ -67,7 +67,7 @@ def build_model(
 
 
 def _build_tokenizer() -> "PreTrainedTokenizerFast":
-    """One token for each word, and nothing lost: text of the world survives encoding and decoding."""
+    """One token for each word; text of the world is the same after encoding and decoding."""
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,7 +1,7 @@
 """Training data of the world in the forms that real datasets have.
 
-A generator is seeded by what it makes and the caller's number, and rows are made one after the other: the first rows
-of a long list are those of a short one with the same seed.
+The seed of a generator is made of the name of its rows and the caller's number. Rows are made one after the other, so
+a short list is the beginning of a long one with the same seed.
 """
 
 import math

@@ -1,8 +1,8 @@
 """The prompts of the village help desk, and the authors who answer them.
 
-An author has a skill between 0 and 1, and every choice in a reply leans on it: the manners, how many sentences there
-are, whether they keep to the topic and the task, whether the person in question is remembered. Good authors slip
-now and then, and bad ones are sometimes right.
+An author has a skill between 0 and 1, and every choice in a reply depends on it: the manners, the number of sentences,
+whether they keep to the topic and the task, whether they mention the person in question. Good authors err now and
+then, and bad ones are sometimes right.
 """
 
 import random

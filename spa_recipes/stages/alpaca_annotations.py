@@ -1,4 +1,4 @@
-"""AlpacaEval's annotator on a model's answers: the stage that a service is paid for, so it does nothing else."""
+"""AlpacaEval's annotator on a model's answers. This stage pays a service, so it does nothing else."""
 
 from spa_recipes.benchmarks import alpaca_eval
 from spa_recipes.data.files import read_raw
@@ -8,7 +8,7 @@ from spa_recipes.stages.context import Context, Result
 
 
 def run(context: Context) -> Result:
-    """Write `<annotator>/annotations.json` and `<annotator>/leaderboard.csv`, as the package does."""
+    """Write `<annotator>/annotations.json` and `<annotator>/leaderboard.csv` in the package's form."""
     outputs = [raw.value for raw in read_raw(DatasetSource(source=context.spec.inputs["outputs"]))]
     prompts = alpaca_eval.read_prompts(instructions_file(context))
     references = alpaca_eval.reference_outputs(prompts, context.spec.inputs["instructions"])

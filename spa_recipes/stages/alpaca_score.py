@@ -6,7 +6,7 @@ from spa_recipes.state import atomic
 
 
 def run(context: Context) -> Result:
-    """Write `scores.json`: what the package counts, in percent."""
+    """Write `scores.json`: the package's figures, in percent."""
     path = context.input("annotations")
     annotations = alpaca_eval.read_annotations(path)
     scores = alpaca_eval.score(annotations, str(path))

@@ -43,11 +43,11 @@ class AnsweredRow(TypedDict):
 
 
 class Dialogue(NamedTuple):
-    """A conversation to answer turn by turn.
+    """A conversation that is answered turn by turn.
 
     Attributes:
         id: names its random stream.
-        messages: what stands before the first answer.
+        messages: everything before the first answer.
         more: the user's further turns.
     """
 
@@ -78,7 +78,7 @@ def _alpaca_eval(context: Context) -> Result:
 
 def _mt_bench(context: Context) -> Result:
     questions = mt_bench.read_questions(context.input("questions"))
-    # One temperature after the other: an engine samples at one, and is opened once for each.
+    # Sorted by temperature, as an engine samples at one temperature and takes long to open.
     order = sorted(range(len(questions)), key=lambda i: questions[i].temperature)
     asked = [
         Dialogue(str(q.id), [{"role": "user", "content": q.turns[0]}], q.turns[1:], q.temperature)
@@ -122,7 +122,7 @@ def _pairwise(context: Context) -> Result:
 
 
 def instructions_file(context: Context) -> Path:
-    """AlpacaEval's prompts: a file that was given, or the Hub's."""
+    """The file with AlpacaEval's prompts: the user's, or the Hub's."""
     given = context.spec.inputs["instructions"]
     return alpaca_eval.hub_file(alpaca_eval.HUB_PROMPTS) if given == alpaca_eval.HUB_DATASET else Path(given)
 
@@ -155,7 +155,7 @@ class _Samplers:
         self._open: Sampler | None = None
 
     def at(self, temperature: float) -> Sampler:
-        """A sampler at this temperature; one at another is closed."""
+        """A sampler at this temperature; a sampler at another temperature is closed first."""
         if self._open is None or self._temperature != temperature:
             self.close()
             sampling = self._sampling.model_copy(update={"temperature": temperature})

@@ -27,7 +27,7 @@ SCORED_PER_SHARD = 4096
 
 
 def model_section(context: Context, role: str) -> Model:
-    """The recipe's model section with the weights that this stage was given under `role`."""
+    """The recipe's model section with the weights of this stage's input `role`."""
     return Model.model_validate(
         {
             **context.spec.settings["model"],
@@ -38,7 +38,7 @@ def model_section(context: Context, role: str) -> Model:
 
 
 def renderer_of(model: Model) -> Renderer:
-    """The one rendering of prompts and responses, with the model's tokenizer and lengths."""
+    """The renderer of prompts and responses with the model's tokenizer and lengths."""
     tokenizer = load_tokenizer(
         model.model_name_or_path,
         revision=model.revision,
@@ -90,7 +90,7 @@ class Shards:
         self._ranges = [(start, min(start + size, total)) for start in range(0, total, size)]
 
     def missing(self) -> list[tuple[int, int]]:
-        """Rows [start, end) of each shard that this process has to make."""
+        """Rows [start, end) of each shard that this process still has to make."""
         mine = self._ranges[self._context.rank :: self._context.world_size]
         return [rows for rows in mine if not _is_there(self._context, self._path(rows))]
 
@@ -99,7 +99,7 @@ class Shards:
         _write_shard(self._path(rows), table.cast(self._schema))
 
     def joined(self, *, every_rank: bool = False) -> pa.Table | None:
-        """The whole table, once the other processes have made theirs; unless `every_rank`, process 0 gets it only."""
+        """The whole table, once all shards are made; without `every_rank`, only process 0 gets it."""
         rank, world_size = self._context.rank, self._context.world_size
         if rank != 0 and not every_rank:
             return None
@@ -152,7 +152,7 @@ def sharded_values(
 
 
 def _write_shard(path: Path, table: pa.Table) -> None:
-    """Write a shard, and before it comes to its place its digest, in the form of sha256sum."""
+    """Write a shard; before it gets its name, its digest is written in the form of sha256sum."""
     with atomic.replacing(path) as temporary:
         write_synced(temporary, table)
         atomic.write_text(_digest_of(path), f"{file_digest(temporary)}  {path.name}\n")
@@ -189,7 +189,7 @@ def _wait_for(paths: Sequence[Path]) -> None:
 
 
 def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean; StageError for no values, so that no figure is made up."""
+    """Arithmetic mean; a StageError for no values, as no figure may be made up."""
     if not values:
         raise StageError("no values to average")
     return sum(values) / len(values)

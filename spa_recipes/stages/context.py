@@ -1,4 +1,4 @@
-"""What a stage gets (a frozen spec, folders, a way to report progress) and what it gives back."""
+"""What a stage is given (a frozen spec, folders, a way to report progress) and what it returns."""
 
 import json
 import os
@@ -25,7 +25,7 @@ class Result(NamedTuple):
 
 
 NO_RESULT = Result(0, 0, {})
-"""What every process but the first gives back, where the first one writes the output for all."""
+"""What every process but the first returns where the first one writes the output for all."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class StageSpec:
         return cls(**{**value, "stage_dir": str(stage_dir), "inputs": inputs})
 
     def write(self, path: Path) -> None:
-        """Write a spec file; what is in the run's folder is named relative to the stage's, so that a run can move."""
+        """Write a spec file. Paths inside the run's folder are relative to the stage's, so that a run can be moved."""
         stages = Path(self.stage_dir).parent
         inputs = {
             name: os.path.relpath(place, self.stage_dir) if Path(place).is_relative_to(stages) else place
@@ -75,7 +75,7 @@ class StageSpec:
 
 @dataclass
 class Context:
-    """A stage's view of the world. With several processes, each has its own rank."""
+    """Everything that a stage works with. With several processes, each has its own rank."""
 
     spec: StageSpec
     rank: int = 0
@@ -89,12 +89,12 @@ class Context:
 
     @property
     def draft(self) -> Path:
-        """Where output goes; it becomes `output/` at the commit."""
+        """The folder for output; it becomes `output/` when the stage is committed."""
         return self.folder.draft
 
     @property
     def work(self) -> Path:
-        """Where progress goes that another attempt can continue from."""
+        """The folder for progress from which another attempt can continue."""
         folder = self.folder.work
         folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -113,7 +113,7 @@ class Context:
         return {**source, "source": self.spec.inputs[name]} if "source" in source else source
 
     def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
-        """Tell the runner how far the stage is; at most ten lines a second reach the file."""
+        """Tell the runner how far the stage is; at most ten lines a second are written to the file."""
         now = time.monotonic()
         if self.rank != 0 or (now - self._last_report < 0.1 and done < total):
             return
@@ -121,7 +121,7 @@ class Context:
         self._tell({"done": done, "total": total, "unit": unit, "note": note})
 
     def notice(self, text: str) -> None:
-        """Say in the stage's log, on the console and in the run's events what a person should know."""
+        """Tell a person something: in the stage's log, on the console and in the run's events."""
         print(text, flush=True)
         self._tell({"notice": text})
 
@@ -131,7 +131,7 @@ class Context:
 
     @classmethod
     def from_environment(cls, spec: StageSpec) -> "Context":
-        """Rank and world size, ours or as torch's launchers set them."""
+        """Rank and world size from this package's variables, else from those of torch's launchers."""
         if RANK in os.environ:
             return cls(spec, int(os.environ[RANK]), int(os.environ[WORLD_SIZE]))
         return cls(spec, int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))

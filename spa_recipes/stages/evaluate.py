@@ -1,4 +1,4 @@
-"""What a policy is worth on rows that no training saw: sampled answers, rewards, and agreement with human labels."""
+"""Measures a policy on rows that no training saw: sampled answers, rewards, and agreement with human labels."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -25,7 +25,7 @@ def run(context: Context) -> Result:
     logps = _score_heldout(context, sampler, pairs)
     if logps is None:
         return NO_RESULT
-    context = Context(context.spec)  # the first process goes on alone, and waits for nobody's shards
+    context = Context(context.spec)  # the first process continues alone and waits for no shards of others
     samples = _samples(context, sampler, pairs)
     write_jsonl(context.draft / "samples.jsonl", samples)
     write_jsonl(context.draft / "heldout.jsonl", logps)
@@ -97,7 +97,9 @@ def _rewards(
         score(context, role, model_section(context, role), items) for role in ("reward_policy", "reward_reference")
     ]
     policy, reference = (torch.tensor(table, dtype=torch.float64) for table in tables)
-    rewards: list[float] = implicit_reward(policy, reference, beta=1.0).tolist()  # the order is all that counts
+    rewards: list[float] = implicit_reward(
+        policy, reference, beta=1.0
+    ).tolist()  # only the order of the rewards is used
     return rewards
 
 

@@ -1,4 +1,4 @@
-"""Samples K answers to every fresh prompt of an iteration, and keeps the log-prob of each sampled token."""
+"""Samples K answers to every prompt of an iteration, and keeps the log-prob of each sampled token."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -64,7 +64,7 @@ class Sampler:
         )
 
     def close(self) -> None:
-        """Let go of the model, so that another one finds room."""
+        """Free the model's memory, so that another model has room."""
         if self._engine is not None:
             self._engine.close()
             self._engine = None
@@ -108,7 +108,7 @@ def run(context: Context) -> Result:
 
 
 def sampler_of(context: Context, sampling: Sampling, role: str = "policy") -> Sampler:
-    """A sampler for the stage's policy: its weights, or with an input `adapter` those beside which that one belongs."""
+    """A sampler for the stage's policy: its merged weights, or its base weights with the input `adapter`."""
     policy = model_section(context, role)
     if "adapter" not in context.spec.inputs:
         return Sampler(policy, sampling, renderer_of(policy))
@@ -163,14 +163,14 @@ def _row(item: int, request: Request, completion: Completion, renderer: Renderer
 
 
 def _logp_differences(context: Context, rows: Sequence[CompletionRow], count: int) -> dict[str, float]:
-    """How far the log-probs that the engine gave are from those of a pass of their own, in nats.
+    """Differences between the engine's log-probs and those of a separate pass, in nats.
 
-    Looked at in `count` answers, spread evenly: per token, and summed over an answer as the judge reads them.
+    They are measured on `count` answers, spread evenly: per token, and summed over an answer as the judge reads them.
     """
     chosen = [rows[len(rows) * i // count] for i in range(min(count, len(rows)))]
     if not chosen:
         return {}
-    # Here, because labelling reads this file too, and needs no transformers.
+    # Imported here because the judge stage imports this module and needs no transformers.
     from spa_recipes.generation.scoring import Scored, sequence_logps
     from spa_recipes.generation.transformers import load_model
 
@@ -200,7 +200,7 @@ def is_cut(answer: CompletionRow | SampleRow) -> bool:
 
 
 def _identical(rows: Sequence[CompletionRow], n: int) -> list[bool]:
-    """For each prompt, whether its n answers are one text."""
+    """For each prompt, whether its n answers are the same text."""
     return [len({row["text"] for row in rows[i : i + n]}) == 1 for i in range(0, len(rows), n)]
 
 
@@ -214,7 +214,7 @@ def _metrics(rows: Sequence[CompletionRow], n: int) -> dict[str, Any]:
 
 
 def _refuse_degenerate(rows: Sequence[CompletionRow], sampling: Sampling) -> None:
-    """Stop where too many answers are of no use; the shards stay, so a raised limit costs no second sampling.
+    """Stop if too many answers are useless; the shards stay, so nothing is sampled again under a higher limit.
 
     Raises:
         StageError: names the share, the limit, its key and two prompts.

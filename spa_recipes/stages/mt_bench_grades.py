@@ -14,7 +14,7 @@ from spa_recipes.state import atomic
 
 JUDGMENTS = pa.schema([("judgment", pa.string()), ("tstamp", pa.float64())])
 SHARD_ROWS = 20
-"""Judgments per file on disk: what an interrupted stage pays for twice at most."""
+"""Judgments per shard: an interrupted stage pays for at most so many twice."""
 
 
 def run(context: Context) -> Result:
@@ -40,7 +40,7 @@ def run(context: Context) -> Result:
         return pa.table({"judgment": texts, "tstamp": [time.time()] * len(texts)})
 
     table = sharded(context, "judgments", len(matches), SHARD_ROWS, JUDGMENTS, compute)
-    assert table is not None  # one process: it waits for a server
+    assert table is not None  # there is only one process, as it waits for a server
     rows = [
         mt_bench.judgment_row(match, settings["name"], endpoint.model, made["judgment"], made["tstamp"])
         for match, made in zip(matches, table.to_pylist(), strict=True)

@@ -1,7 +1,8 @@
 """Self-refined DPO on judged pairs: makes pi_i from pi_{i-1}, with pi_{i-1} as the reference.
 
-With lambda = 0 the reference's log-probs are those that the generation kept, and no reference model is loaded. With
-lambda > 0 the de-coupled detection needs the reference's whole distribution at every token, so the model runs along.
+With lambda = 0 the reference's log-probs are those of the sampled tokens, and no reference model is loaded. With
+lambda > 0 the de-coupled detection needs the reference's whole distribution at every token, so the reference runs in
+training, too.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from spa_recipes.training.run import PAIRS_TRACE, Refinement, train_preference
 
 
 def run(context: Context) -> Result:
-    """Write `model/`, with `pairs_trace.jsonl` (what the detector saw of every pair) beside its weights."""
+    """Write `model/`; `pairs_trace.jsonl` beside its weights says what the detector saw of every pair."""
     settings = context.spec.settings
     model = model_section(context, "policy")
     judgments = read_rows(context.input("judgments"), JudgmentRow)
@@ -76,9 +77,9 @@ def _refinement(settings: dict[str, Any], judgments: Sequence[JudgmentRow]) -> R
 
 
 def _replayed(context: Context, share: float, judged: int, *, with_reference: bool) -> list[TokenPair]:
-    """Seed pairs, again and again, until they are the wanted share of all rows.
+    """Seed pairs, repeated until they are the wanted share of all rows.
 
-    Their reference is that of the other rows, pi_{i-1}; the generation knows nothing of them, so it scores them here.
+    Their reference is pi_{i-1}, as for the other rows; no answer to them was sampled, so they are scored here.
     """
     if not share:
         return []

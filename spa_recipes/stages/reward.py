@@ -45,10 +45,10 @@ def render(
 ) -> tuple[list[list[int]], int]:
     """Token ids of the conversations as a reward model from outside the run reads them.
 
-    One that this package trained, in whichever run, gets its conversations as it did then; an answer that was cut off
-    gets the end of its turn, which its text does not tell. For others the chat template writes the whole conversation;
-    one that is longer than `max_length`, or than the tokenizer's own limit, loses its beginning, as the reward is read
-    at the end.
+    A model that this package trained, in any run, reads conversations as it did in training. As the texts do not tell
+    which answers were cut off, each gets the end of its turn. For other models the chat template writes the whole
+    conversation; one that is longer than `max_length`, or than the tokenizer's own limit, loses its beginning, as the
+    reward is read at the end.
 
     Returns:
         The token ids, and how many conversations lost their beginning.
@@ -73,7 +73,7 @@ def render(
 
 
 def _tokenizer(model: Model) -> Any:
-    """The reward model's own tokenizer; the recipe's chat template is the policy's and has no say here."""
+    """The reward model's own tokenizer; the recipe's chat template is the policy's and is not used here."""
     try:
         return load_tokenizer(
             model.model_name_or_path, revision=model.revision, trust_remote_code=model.trust_remote_code

@@ -25,10 +25,10 @@ from spa_recipes.stages.context import NO_RESULT, Context, Result
 from spa_recipes.stages.generate import is_empty, sample_shards, sampler_of
 
 REPLIES = pa.schema([("reply", pa.string()), ("tokens", pa.int64())])
-"""One row per question that was asked, in their order; `tokens` were made for it, 0 where nobody counted."""
+"""A row for each question that was asked, in their order; `tokens` of the reply, 0 where they are not counted."""
 
 ENDPOINT_SHARD = 64
-"""Questions per file on disk where each one may cost money: what an interrupted stage pays for twice at most."""
+"""Questions per shard where each may cost money: an interrupted stage pays for at most so many twice."""
 
 
 class Question(NamedTuple):
@@ -70,7 +70,7 @@ def run(context: Context) -> Result:
 
 
 def _questions(context: Context, groups: dict[int, list[CompletionRow]]) -> list[Question]:
-    """All questions, the two orders of a pair one behind the other."""
+    """All questions; the two orders of a pair follow one another."""
     question = load_question(context.input("question"))
     prompts = read_rows(context.input("prompts"), Prompt)
     asked = []
@@ -111,7 +111,7 @@ def _ask_endpoint(context: Context, judge: LlmJudge, questions: list[Question]) 
 
 
 def _ask_model(context: Context, judge: LlmJudge, questions: list[Question]) -> tuple[set[int], Shards]:
-    """Ask a model on this machine; gives the indices of the questions that do not fit it and were not asked."""
+    """Ask a model on this machine. Also returns the indices of questions that were too long to be asked."""
     sampling = Sampling.model_validate(context.spec.settings["sampling"])
     sampler = sampler_of(context, sampling, "policy" if "policy" in context.spec.inputs else "model")
     rendered = [sampler.renderer.render_prompt([{"role": "user", "content": question.text}]) for question in questions]
@@ -139,7 +139,7 @@ def _ask_model(context: Context, judge: LlmJudge, questions: list[Question]) -> 
 
 
 def _tell_too_long(context: Context, judge: LlmJudge, questions: list[Question], too_long: set[int]) -> None:
-    """Say which questions do not fit; StageError, before anything is asked, where these are too many already."""
+    """Report the questions that are too long. Too many of them are a StageError, before anything is asked."""
     if not too_long:
         return
     limit = context.spec.settings["model"]["max_length"]
@@ -161,7 +161,7 @@ def _tell_too_long(context: Context, judge: LlmJudge, questions: list[Question],
 def _refuse_unparsed(
     context: Context, judge: LlmJudge, questions: list[Question], verdicts: Sequence[Verdict], too_long: int
 ) -> None:
-    """Stop where too many questions are without a verdict; the shards stay, so a raised limit costs no second asking.
+    """Stop if too many questions have no verdict; the shards stay, so nothing is asked again under a higher limit.
 
     Raises:
         StageError: names the share, the limit and where the replies are.

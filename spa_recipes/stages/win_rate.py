@@ -1,7 +1,7 @@
-"""How often a model's answer is preferred to another model's, by a judge of one's own.
+"""How often a judge of the user's choice prefers a model's answer to another model's.
 
-An answer that says nothing loses against one that says something, and two of them are a tie, whoever judges. A judge
-that gives each answer a reward decides the same in both orders.
+Under every judge, an empty answer loses against one that is not empty, and two empty answers are a tie. A judge that
+gives each answer a reward decides the same in both orders.
 """
 
 from collections import defaultdict
@@ -43,7 +43,7 @@ def run(context: Context) -> Result:
 
 
 def _both_orders(context: Context, pairs: Sequence[TwoAnswersRow]) -> dict[str, list[float]]:
-    """By prompt, what the model's answer came to when it stood first and when it stood second."""
+    """By prompt, the outcome when the model's answer was shown first, and when it was shown second."""
     if "verdicts" in context.spec.inputs:
         return _by_verdicts(context, pairs)
     rewards = _rewards(context, pairs)

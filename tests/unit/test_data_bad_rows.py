@@ -162,3 +162,22 @@ def test_an_override_of_one_column(tmp_path: Path) -> None:
     row = {"instruction": "not this", "text": "What?", "chosen": "That.", "rejected": "No."}
     loaded = read_pairs(source(write_jsonl(tmp_path, [row]), columns=Columns(prompt="text")))
     assert loaded.rows == [canonical([user("What?")], "That.", "No.", row=1)]
+
+
+def test_half_a_surrogate_pair_in_a_system_message_is_a_malformed_row(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    bad = {**GOOD, "prompt": [{"role": "system", "content": "\ud800"}, {"role": "user", "content": "What?"}]}
+    good = {**GOOD, "prompt": [{"role": "system", "content": ""}, {"role": "user", "content": "What?"}]}
+    path.write_text("".join(json.dumps(row) + "\n" for row in (good, bad)))
+    error = error_of(read_pairs, path)
+    assert error.where.endswith("d.jsonl:2")
+    assert error.what == "message 1 of the prompt holds half a surrogate pair at character 1"
+    assert [row["row"] for row in read_pairs(source(path, on_bad_row="skip")).rows] == [1]
+
+
+def test_a_source_that_cannot_be_read_to_its_end_is_reported_before_a_malformed_row(tmp_path: Path) -> None:
+    path = tmp_path / "d.csv"
+    path.write_text("prompt,chosen,rejected\nWhat?,,No.\n" + "What?,That.,No.\n" * 40 + 'What?,"That.,No.\n')
+    assert "not CSV" in error_of(read_pairs, path).what
+    path.write_text("prompt,chosen,rejected\nWhat?,,No.\n" + "What?,That.,No.\n" * 40)
+    assert error_of(read_pairs, path).what == "the chosen response is empty"
