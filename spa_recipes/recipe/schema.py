@@ -30,6 +30,7 @@ SANDBOX_MODEL = "sandbox"
 class Section(BaseModel):
     """A part of a recipe or job. It refuses unknown keys, is frozen, and never converts a value to another type.
 
+    A default that is a section is made by `model_construct`: a call would build its validator whenever a command starts.
     `RULES` say which of its values contradict each other. A `Document` checks them for all sections at once.
     """
 
@@ -146,7 +147,7 @@ class DatasetSource(Section):
         None, description="Split; null: the only one, or the first of train_prefs, train_sft and train."
     )
     revision: str | None = Field(None, description="Branch, tag or commit on the Hub.", json_schema_extra=REVISION)
-    columns: Columns = Field(Columns(), description="Overrides the detected columns.")
+    columns: Columns = Field(Columns.model_construct(), description="Overrides the detected columns.")
     on_bad_row: Literal["error", "skip"] = Field("error", description="Stop at a malformed row, or count and skip it.")
 
 
@@ -316,7 +317,7 @@ class Sampling(Section):
         "sampling kept for the judge. The report shows the differences. 0 compares none.",
         json_schema_extra=RUNTIME,
     )
-    backend: Backend = Field(TransformersBackend(), description="Engine that samples.")
+    backend: Backend = Field(TransformersBackend.model_construct(), description="Engine that samples.")
 
 
 class Endpoint(Section):
@@ -508,7 +509,7 @@ class Noise(Section):
         description="Whose p~ is compared with tau. policy: that of the policy in training, as in the paper. judge: "
         "that of the judge, which flags pairs with a small margin. both: that of the sum of the two margins.",
     )
-    threshold: Threshold = Field(PercentileThreshold(), description="How tau is set.")
+    threshold: Threshold = Field(PercentileThreshold.model_construct(), description="How tau is set.")
     warmup_ratio: Fraction = Field(0.2, description="Share of the optimizer steps, from the first, with alpha = 0.")
 
 
@@ -620,7 +621,7 @@ class Pairwise(Answering):
         json_schema_extra=LOCATION,
     )
     prompts: DatasetSource | None = Field(None, description="Prompts to answer; null: the run's held-out ones.")
-    judge: PairwiseJudge = Field(ImplicitRewardComparison(), description="What compares the answers.")
+    judge: PairwiseJudge = Field(ImplicitRewardComparison.model_construct(), description="What compares the answers.")
     temperature: Annotated[float, Field(ge=0)] = Field(0.7, description="Sampling temperature; 0 is greedy.")
 
 
@@ -714,7 +715,7 @@ Executor = Annotated[
 class Compute(Section):
     """Where and how the stages run. These settings do not change results."""
 
-    executor: Executor = Field(LocalExecutor(), description="How stage processes are started.")
+    executor: Executor = Field(LocalExecutor.model_construct(), description="How stage processes are started.")
     cpu_threads: PositiveInt | None = Field(None, description="Threads per process on the CPU; null: torch decides.")
     vllm_python: str | None = Field(
         None,
@@ -760,9 +761,9 @@ class JudgeJob(Document):
     pairs: DatasetSource
     judge: ImplicitRewardJudge
     seed: Seed = 42
-    compute: Compute = Compute()
-    storage: Storage = Storage()
-    tracking: Tracking = Tracking()
+    compute: Compute = Compute.model_construct()
+    storage: Storage = Storage.model_construct()
+    tracking: Tracking = Tracking.model_construct()
 
 
 class BenchmarkedModel(ModelSource):
@@ -793,13 +794,14 @@ class BenchmarkJob(Document):
         None, min_length=1, description="Where the results go: a folder; null: evaluations/<name>-<benchmark>."
     )
     overwrite: bool = Field(False, description="Replace the results that are in that folder.")
-    backend: Backend = Field(TransformersBackend(), description="Engine that samples.")
+    backend: Backend = Field(TransformersBackend.model_construct(), description="Engine that samples.")
     seed: Seed = Field(42, description="Seed of the sampling.")
     compute: Compute = Field(
-        Compute(), description="Where the stages run; without an executor: fork where there is no GPU, else local."
+        Compute.model_construct(),
+        description="Where the stages run; without an executor: fork where there is no GPU, else local.",
     )
-    storage: Storage = Field(Storage(), description="Where runs are, and what stays on disk.")
-    tracking: ClassVar[Tracking] = Tracking()
+    storage: Storage = Field(Storage.model_construct(), description="Where runs are, and what stays on disk.")
+    tracking: ClassVar[Tracking] = Tracking.model_construct()
     """Nothing is trained."""
 
 
@@ -828,15 +830,17 @@ class Recipe(Document):
     model: Model
     data: Data
     sft: SftTraining | None = Field(None, description="Fine-tune the base model first; null: the model is pi_init.")
-    seed_training: PreferenceTraining = Field(PreferenceTraining(), description="DPO on the seed labels.")
-    sampling: Sampling = Field(Sampling(), description="How the policy answers fresh prompts.")
-    judge: Judge = Field(ImplicitRewardJudge(), description="What labels the sampled pairs.")
-    refine: RefineTraining = Field(RefineTraining(), description="Training on the judged pairs.")
-    noise: Noise = Field(Noise(), description="Softening of doubtful labels in the refine stages.")
-    evaluation: Evaluation = Field(Evaluation(), description="Measurements on held-out rows.")
-    tracking: Tracking = Field(Tracking(), description="Experiment trackers.")
-    compute: Compute = Field(Compute(), description="Where the stages run.")
-    storage: Storage = Field(Storage(), description="What stays on disk.")
+    seed_training: PreferenceTraining = Field(
+        PreferenceTraining.model_construct(), description="DPO on the seed labels."
+    )
+    sampling: Sampling = Field(Sampling.model_construct(), description="How the policy answers fresh prompts.")
+    judge: Judge = Field(ImplicitRewardJudge.model_construct(), description="What labels the sampled pairs.")
+    refine: RefineTraining = Field(RefineTraining.model_construct(), description="Training on the judged pairs.")
+    noise: Noise = Field(Noise.model_construct(), description="Softening of doubtful labels in the refine stages.")
+    evaluation: Evaluation = Field(Evaluation.model_construct(), description="Measurements on held-out rows.")
+    tracking: Tracking = Field(Tracking.model_construct(), description="Experiment trackers.")
+    compute: Compute = Field(Compute.model_construct(), description="Where the stages run.")
+    storage: Storage = Field(Storage.model_construct(), description="What stays on disk.")
 
     @property
     def iterations(self) -> int:

@@ -3,6 +3,7 @@
 import copy
 import json
 
+from spa_recipes.recipe import schema
 from tests.kit.defaults import STORE, changed, defaults
 
 
@@ -29,3 +30,17 @@ def test_defaults_inside_unions_are_watched() -> None:
     assert of_refine["noise.threshold[percentile].k"] == 10.0
     assert of_generate["sampling.backend[vllm].lora"] == "merged"
     assert of_generate["model.lora.lora_r"] == 16
+
+
+def test_sections_are_built_when_they_are_used_and_their_defaults_are_valid() -> None:
+    """A default stands in the schema without a validation, so it is compared with a validated one."""
+    sections = [kind for kind in vars(schema).values() if isinstance(kind, type) and issubclass(kind, schema.Section)]
+    defaults = [
+        field.default
+        for kind in sections
+        for field in kind.model_fields.values()
+        if isinstance(field.default, schema.Section)
+    ]
+    assert len(defaults) > 10
+    for default in defaults:
+        assert default == type(default).model_validate({})
