@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
+from spa_recipes.models.dtype import weight_bytes
 from spa_recipes.plan import KINDS, MODEL, Plan, Stage
 from spa_recipes.recipe.schema import AnyRecipe
 
@@ -56,13 +57,6 @@ def _llama_like_parameters(config: dict[str, int]) -> int:
     attention = width * head * (2 * heads + 2 * kv)
     embeddings = config["vocab_size"] * width * (1 if config.get("tie_word_embeddings") else 2)
     return layers * (attention + 3 * width * inner + 2 * width) + embeddings + width
-
-
-def weight_bytes(dtype: str) -> int:
-    """Bytes per weight; auto is bfloat16 where a GPU driver is."""
-    if dtype == "auto":
-        dtype = "bfloat16" if Path("/proc/driver/nvidia/version").exists() else "float32"
-    return 4 if dtype == "float32" else 2
 
 
 def needs(stage: Stage, plan: Plan) -> Need:

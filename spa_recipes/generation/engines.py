@@ -62,9 +62,9 @@ def open_engine(
         TryAgainError: out of memory.
     """
     if isinstance(sampling.backend, TransformersBackend):
-        from spa_recipes.generation.transformers import load_model
+        from spa_recipes.models.loading import for_inference, load_causal_lm
 
-        loaded = load_model(model.model_name_or_path, model=model, revision=model.revision)
+        loaded = for_inference(load_causal_lm, model)
         return _Transformers(loaded, sampling, sampling.backend.batch_size, stop_ids, model.max_length)
     from spa_recipes.generation.vllm import open_vllm
 

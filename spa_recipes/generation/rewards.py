@@ -1,81 +1,12 @@
 """Rewards of conversations by a reward model: a sequence-classification model with one output."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from spa_recipes.algo.reward import use_score_head
-from spa_recipes.errors import DataError
 from spa_recipes.generation.engines import Progress
 from spa_recipes.generation.scoring import CPU_TOKENS, scoring_pass
-from spa_recipes.generation.transformers import compute_dtype, load_error, local_device, out_of_memory
-from spa_recipes.recipe import schema
-
-
-def reward_config(model: schema.Model) -> PretrainedConfig:
-    """The configuration of a reward model, without its weights.
-
-    Args:
-        model: `model_name_or_path` is the reward model's.
-
-    Raises:
-        DataError: there is no such model, or it has not exactly one output.
-        TryAgainError: the Hub is out of reach.
-    """
-    path = model.model_name_or_path
-    try:
-        config = AutoConfig.from_pretrained(
-            path,
-            revision=None if Path(path).is_dir() else model.revision,
-            local_files_only=Path(path).is_dir(),
-            trust_remote_code=model.trust_remote_code,
-        )
-    except (OSError, ValueError) as error:
-        raise load_error(error, path) from error
-    if config.num_labels != 1:
-        raise DataError(
-            f"a reward model has one output (num_labels 1), not {config.num_labels}",
-            where=path,
-            fix="name a reward model, saved with num_labels=1",
-        )
-    return config
-
-
-def load_reward_model(model: schema.Model) -> PreTrainedModel:
-    """Load a reward model for inference, on the GPU where there is one.
-
-    Raises:
-        DataError: as `reward_config`; weights are missing, such as those of the output.
-        TryAgainError: out of memory, or the Hub is out of reach.
-    """
-    path, config, device = model.model_name_or_path, reward_config(model), local_device()
-    try:
-        with out_of_memory("load the reward model on a larger device, or set model.dtype to bfloat16"):
-            loaded, info = AutoModelForSequenceClassification.from_pretrained(
-                path,
-                config=config,
-                use_safetensors=True,
-                revision=None if Path(path).is_dir() else model.revision,
-                local_files_only=Path(path).is_dir(),
-                dtype=compute_dtype(model.dtype, device),
-                attn_implementation=model.attn_implementation,
-                trust_remote_code=model.trust_remote_code,
-                output_loading_info=True,
-            )
-            use_score_head(loaded)
-            loaded = loaded.to(device).eval()
-    except (OSError, ValueError, SafetensorError) as error:
-        raise load_error(error, path) from error
-    if info["missing_keys"]:
-        raise DataError(
-            f"the weights of {', '.join(sorted(info['missing_keys'])[:3])} are missing",
-            where=path,
-            fix="name a whole reward model, not a language model",
-        )
-    return loaded
 
 
 def sequence_rewards(
@@ -92,14 +23,11 @@ def sequence_rewards(
     read at the last token of each sequence; others read it at the last one that is not their pad token.
 
     Args:
-        model: as `load_reward_model` gives it.
+        model: a reward model as `load_reward_model` gives it.
         sequences: token ids of whole conversations, none of them empty.
         tokens_per_batch: padded tokens per forward pass at most; a longer sequence gets a pass of its own.
         onednn_products: as in `compute` of a recipe.
         on_progress: called after each pass.
-
-    Raises:
-        TryAgainError: out of memory.
     """
     if model.device.type == "cpu":
         tokens_per_batch = min(tokens_per_batch, CPU_TOKENS)

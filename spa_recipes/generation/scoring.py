@@ -29,7 +29,6 @@ from spa_recipes.generation.packing import (
 )
 from spa_recipes.generation.products import fast_products
 from spa_recipes.generation.threads import keep_freed_memory, side_by_side
-from spa_recipes.generation.transformers import out_of_memory
 
 __all__ = ["Scored", "scoring_pass", "sequence_logps"]
 
@@ -59,7 +58,7 @@ def sequence_logps(
     where the model can do that and it is less work.
 
     Args:
-        model: as `load_model` gives it.
+        model: a causal language model in evaluation mode.
         items: prompts and responses as token ids.
         tokens_per_batch: tokens in work at a time at most, padding included; a longer item gets a pass of its own.
         onednn_products: as in `compute` of a recipe.
@@ -69,7 +68,6 @@ def sequence_logps(
     Raises:
         ValueError: an item has an empty prompt or response.
         StageError: a result is NaN or infinite.
-        TryAgainError: out of memory.
     """
     for index, item in enumerate(items):
         if not item.prompt_ids or not item.response_ids:
@@ -144,13 +142,8 @@ def _layout(spans: Spans, device: torch.device) -> Layout:
 
 @contextmanager
 def scoring_pass(device: torch.device, onednn_products: bool) -> Iterator[None]:
-    """Surround a forward pass that scores: no gradients, fast products, and one line where memory runs out.
-
-    Raises:
-        TryAgainError: out of memory.
-    """
-    products = fast_products(device) if onednn_products else nullcontext()
-    with out_of_memory("set compute.score_tokens_per_batch lower"), torch.inference_mode(), products:
+    """Surround a forward pass that scores: no gradients, and fast products."""
+    with torch.inference_mode(), fast_products(device) if onednn_products else nullcontext():
         yield
 
 

@@ -1,101 +1,20 @@
 """Sampling with transformers: ragged prompts without padding, one prefill per prompt, finished answers dropped."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from spa_recipes.algo.logps import at_least_fp32, target_logps
-from spa_recipes.errors import DataError, StageError, TryAgainError
+from spa_recipes.errors import StageError
 from spa_recipes.generation.engines import Progress
 from spa_recipes.generation.lm_head import logits_at
 from spa_recipes.generation.requests import Completion, Request, check_logps
-from spa_recipes.recipe import schema
 
 DROP_SHARE = 0.125
 """Answers leave the batch when this share of it is finished: dropping copies the cache of those that go on."""
-
-
-def load_model(path: str | Path, *, model: schema.Model, revision: str | None = None) -> PreTrainedModel:
-    """Load a causal language model for inference, on the GPU where there is one.
-
-    Args:
-        path: local folder, or Hub id; a local folder is read without touching the network.
-        model: settings of precision and attention.
-        revision: branch, tag or commit of a Hub id.
-
-    Raises:
-        DataError: there is no such model, or its weights are missing or incomplete.
-        TryAgainError: out of memory, or the Hub is out of reach.
-    """
-    local = Path(path).is_dir()
-    device = local_device()
-    try:
-        with out_of_memory("load the model on a larger device, or set model.dtype to bfloat16"):
-            loaded, info = AutoModelForCausalLM.from_pretrained(
-                str(path),
-                revision=None if local else revision,
-                local_files_only=local,
-                use_safetensors=True,
-                dtype=compute_dtype(model.dtype, device),
-                attn_implementation=model.attn_implementation,
-                trust_remote_code=model.trust_remote_code,
-                output_loading_info=True,
-            )
-            loaded = loaded.to(device).eval()
-    except (OSError, ValueError, SafetensorError) as error:
-        raise load_error(error, str(path)) from error
-    if info["missing_keys"]:
-        names = sorted(info["missing_keys"])
-        raise DataError(
-            f"the weights of {len(names)} parameters are missing, {names[0]} among them",
-            where=str(path),
-            fix="save the whole model again",
-        )
-    return loaded
-
-
-def load_error(error: Exception, path: str) -> DataError | TryAgainError:
-    """What transformers says about a model that does not load, as one line: try again where the Hub is out of reach."""
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if "couldn't connect" in reason.lower():
-        return TryAgainError(reason, where=path, fix="check the network, or give model_name_or_path a local folder")
-    return DataError(
-        f"cannot load a model: {reason}", where=path, fix="give a folder with config.json and weights, or a Hub id"
-    )
-
-
-def local_device() -> torch.device:
-    """The GPU of this process, or the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def compute_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The precision of a recipe's `model.dtype`; auto is bfloat16 on a GPU that has it, else float32."""
-    if name != "auto":
-        dtype: torch.dtype = getattr(torch, name)
-        return dtype
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-
-
-@contextmanager
-def out_of_memory(fix: str) -> Iterator[None]:
-    """Turn running out of memory, on the GPU or the CPU, into a `TryAgainError` that says `fix`."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise TryAgainError("out of GPU memory", fix=fix) from error
-    except MemoryError as error:
-        raise TryAgainError("out of memory", fix=fix) from error
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
-            raise
-        raise TryAgainError("out of memory", fix=fix) from error
 
 
 def sample(
@@ -116,7 +35,7 @@ def sample(
     requests beside it, beyond rounding.
 
     Args:
-        model: as `load_model` gives it.
+        model: a causal language model in evaluation mode.
         requests: in any order; those with equal prompts share the computation of the prompt.
         temperature: 0 is greedy.
         top_p: nucleus; 1 keeps the whole vocabulary.
@@ -132,7 +51,6 @@ def sample(
     Raises:
         ValueError: a request has an empty prompt.
         StageError: the model gives NaN or infinite log-probabilities.
-        TryAgainError: out of memory.
     """
     for request in requests:
         if not request.prompt_ids:
@@ -140,10 +58,7 @@ def sample(
     completions: dict[int, Completion] = {}
     tokens = 0
     for batch in _batches(requests, batch_size, max_spread=max_tokens // 2):
-        with out_of_memory("set sampling.backend.batch_size or sampling.max_tokens lower"):
-            answers = _sample_batch(
-                model, [requests[i] for i in batch], temperature, top_p, max_tokens, stop_ids, seed_of
-            )
+        answers = _sample_batch(model, [requests[i] for i in batch], temperature, top_p, max_tokens, stop_ids, seed_of)
         completions.update(zip(batch, answers, strict=True))
         tokens += sum(len(answer.response_ids) for answer in answers)
         if on_progress is not None:

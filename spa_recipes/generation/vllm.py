@@ -9,6 +9,8 @@ from typing import Any
 from spa_recipes.errors import RecipeError, SpaError, StageError, TryAgainError
 from spa_recipes.generation.engines import Engine, Progress, SeedOf
 from spa_recipes.generation.requests import Completion, Request, check_lengths, check_logps
+from spa_recipes.models import memory
+from spa_recipes.models.dtype import resolved_dtype
 from spa_recipes.recipe.schema import Model, Sampling, VllmBackend
 
 WAITING = 4
@@ -187,12 +189,10 @@ def _completion(request: Request, output: Any) -> Completion:
 
 
 def _dtype(name: str) -> str:
-    """`auto` as the recipe means it: bfloat16 on a GPU that has it, else float32."""
-    if name != "auto":
-        return name
+    """`auto` as the recipe means it; vLLM's own `auto` is the precision of the saved weights."""
     from vllm.platforms import current_platform
 
-    return "bfloat16" if current_platform.has_device_capability(80) else "float32"
+    return resolved_dtype(name, has_bfloat16=current_platform.has_device_capability(80))
 
 
 def _cpu_settings() -> dict[str, Any]:
@@ -254,8 +254,7 @@ _NO_MEMORY = (
     "No available memory for the cache blocks",
     "to serve even a single token",
     "is larger than the available KV cache memory",
-    "out of memory",
-    "OutOfMemoryError",
+    *memory.WORDS,
 )
 _PYDANTIC = ("Value error", "Assertion failed")
 

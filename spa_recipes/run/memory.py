@@ -1,17 +1,8 @@
-"""Memory that ran out: how that is recognised, and which settings make a stage smaller."""
+"""Which settings make a stage need less memory."""
 
 from typing import Any
 
 from spa_recipes.plan import KINDS, Kind
-
-_WORDS = ("out of memory", "can't allocate memory", "Cannot allocate memory", "not enough memory")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says so: Python's own, torch's on any device, or the system's."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in _WORDS)
-    )
 
 
 def smaller(kind: str, settings: dict[str, Any]) -> str:

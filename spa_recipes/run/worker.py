@@ -22,9 +22,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from spa_recipes.errors import SpaError, StageError, TryAgainError
+from spa_recipes.models.memory import is_out_of_memory
 from spa_recipes.plan import KINDS
 from spa_recipes.run.disk import full_disk, is_full
-from spa_recipes.run.memory import is_out_of_memory, smaller
+from spa_recipes.run.memory import smaller
 from spa_recipes.stages.context import Context, StageSpec
 from spa_recipes.state import atomic
 

@@ -172,12 +172,12 @@ def _logp_differences(context: Context, rows: Sequence[CompletionRow], count: in
         return {}
     # Imported here because the judge stage imports this module and needs no transformers.
     from spa_recipes.generation.scoring import Scored, sequence_logps
-    from spa_recipes.generation.transformers import load_model
+    from spa_recipes.models.loading import for_inference, load_causal_lm
 
     policy = model_section(context, "policy")
     settings = context.spec.runtime["compute"]
     again = sequence_logps(
-        load_model(policy.model_name_or_path, model=policy, revision=policy.revision),
+        for_inference(load_causal_lm, policy),
         [Scored(row["prompt_ids"], row["response_ids"]) for row in chosen],
         tokens_per_batch=settings["score_tokens_per_batch"],
         onednn_products=settings["onednn_products"],

@@ -12,7 +12,8 @@ from spa_recipes.data.chat import Renderer, conversation_ids, load_tokenizer
 from spa_recipes.data.rows import Message, Prompt, read_rows
 from spa_recipes.data.tables import COMPLETIONS, REWARDS, CompletionRow, read_table, write_values
 from spa_recipes.errors import DataError, StageError, setting
-from spa_recipes.generation.rewards import load_reward_model, reward_config, sequence_rewards
+from spa_recipes.generation.rewards import sequence_rewards
+from spa_recipes.models.loading import for_inference, load_reward_model, reward_config
 from spa_recipes.recipe.schema import Model
 from spa_recipes.stages.common import mean, model_section, sharded_values, use_local_device
 from spa_recipes.stages.context import NO_RESULT, Context, Result
@@ -56,7 +57,7 @@ def render(
     Raises:
         DataError: no such model or not a reward model; no tokenizer, no chat template, or one that fails.
     """
-    config = reward_config(model)
+    config = reward_config(model.model_name_or_path, model)
     tokenizer = _tokenizer(model)
     conversations: list[tuple[list[Message], str]] = [
         (prompts[row["item"]]["prompt"], row["text"]) for row in completions
@@ -101,7 +102,7 @@ def _rewards(
     @cache
     def loaded() -> PreTrainedModel:
         use_local_device()
-        return load_reward_model(model)
+        return for_inference(load_reward_model, model)
 
     def compute(start: int, end: int) -> list[float]:
         rewards = sequence_rewards(

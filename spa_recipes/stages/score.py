@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from spa_recipes.data.tables import COMPLETIONS, LOGPS, read_table, write_values
 from spa_recipes.generation.scoring import Scored, sequence_logps
-from spa_recipes.generation.transformers import load_model
+from spa_recipes.models.loading import for_inference, load_causal_lm
 from spa_recipes.recipe.schema import Model
 from spa_recipes.stages.common import TokenPair, model_section, sharded_values, use_local_device
 from spa_recipes.stages.context import NO_RESULT, Context, Result
@@ -37,7 +37,7 @@ def score(
     @cache
     def loaded() -> PreTrainedModel:
         use_local_device()
-        return load_model(model.model_name_or_path, model=model, revision=model.revision)
+        return for_inference(load_causal_lm, model)
 
     def compute(start: int, end: int) -> list[float]:
         return sequence_logps(

@@ -14,8 +14,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from spa_recipes.errors import StageError
-
 PADDING_ROW = -1
 """Value of "row" in a row that counts nowhere."""
 
@@ -140,13 +138,3 @@ def column_lengths(rows: datasets.Dataset, name: str) -> list[int]:
     """Length of each list of a column."""
     lengths: list[int] = pc.list_value_length(pa.chunked_array(rows.with_format("arrow")[:][name])).to_pylist()
     return lengths
-
-
-def not_finite(what: str, step: int, rows: Sequence[int]) -> StageError:
-    """The error that stops a training at a NaN or an infinity."""
-    named = ", ".join(str(row) for row in sorted(set(rows) - {PADDING_ROW}))
-    return StageError(
-        f"the {what} of optimizer step {step} is not finite",
-        where=f"rows {named}",
-        fix="lower learning_rate or look at these rows; the last checkpoint is from before this step",
-    )

@@ -1,6 +1,5 @@
 """DPO and self-refinement on TRL's DPOTrainer: README "The method", 0. Seed and 3. Refine (SPA, arXiv 2406.04412)."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -16,12 +15,7 @@ from spa_recipes.algo.decoupled import DecoupledLogps
 from spa_recipes.algo.refine import ThresholdWindow, detection_margin, dpo_loss, dpo_margin, flag_noisy, refined_loss
 from spa_recipes.recipe.schema import FixedThreshold
 from spa_recipes.training.env import Refinement
-from spa_recipes.training.order import (
-    PADDING_ROW,
-    column_lengths,
-    not_finite,
-    rows_in_step,
-)
+from spa_recipes.training.order import column_lengths
 from spa_recipes.training.response_logps import IGNORED, Reference, add_response_logps
 from spa_recipes.training.token_rows import TrainsTokenRows
 
@@ -207,11 +201,7 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
                 self.beta * (logps.policy_rejected - logps.reference_rejected).detach(),
             )
         )
-        counts_B = (inputs["row"] != PADDING_ROW).to(loss_B.dtype)
-        pairs = rows_in_step(self.state.global_step, len(self._lengths), self._global_batch_size)
-        # Gradients are averaged over the processes: each contributes its sum, times their number.
-        scale: float = self.accelerator.num_processes / pairs
-        return (loss_B * counts_B).sum() * scale
+        return self._share_of_step(loss_B, inputs["row"])
 
     def _judged(self, row_B: torch.Tensor) -> torch.Tensor:
         """Whether rows are judged pairs, and not replayed ones."""
@@ -246,19 +236,9 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
     def finish_step(self) -> None:
         """Gather the pairs of the step over the processes; stop at a loss that is not finite; feed window and log."""
         micro_batches, self._seen = self._seen, []
-        local = torch.stack(
-            [torch.cat([part.double() for part in column]) for column in zip(*micro_batches, strict=True)]
-        )
-        table = self.accelerator.gather(local.T.contiguous()).cpu()
-        table = table[table[:, 0] != PADDING_ROW]
-        columns = _SeenPairs(*table[table[:, 0].argsort()].T)
+        columns = _SeenPairs(*self._pairs_of_step(micro_batches))
         step = self.state.global_step + 1
-        rows = columns.row.long().tolist()
-        if not bool(columns.loss.isfinite().all()):
-            raise not_finite("loss", step, rows)
-        # With float16 an infinite gradient is normal: the scaler skips the step.
-        if self._grad_norm is not None and not math.isfinite(self._grad_norm) and not self.args.fp16:
-            raise not_finite("gradient", step, rows)
+        self._stop_unless_finite(columns.loss, columns.row, self._grad_norm)
         metrics = {
             "rewards/chosen": columns.reward_chosen,
             "rewards/rejected": columns.reward_rejected,
@@ -339,3 +319,9 @@ def pair_lengths(rows: datasets.Dataset) -> list[int]:
     """Tokens of the longer sequence of each pair."""
     prompt, chosen, rejected = (column_lengths(rows, name) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
     return [p + max(c, r) for p, c, r in zip(prompt, chosen, rejected, strict=True)]
+
+
+def pair_tokens(rows: datasets.Dataset) -> int:
+    """Tokens of both sequences of all pairs."""
+    columns = ("prompt_ids", "prompt_ids", "chosen_ids", "rejected_ids")  # both sequences begin with the prompt
+    return sum(sum(column_lengths(rows, name)) for name in columns)

@@ -1,32 +1,34 @@
 """A reward model on TRL's RewardTrainer: a policy's body with a new output of one number, trained on labelled pairs."""
 
 import copy
-import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, Trainer, TrainingArguments
-from transformers.utils import logging as transformers_logging
+from transformers import AutoConfig, PreTrainedModel
 from trl import RewardConfig, RewardTrainer
 from trl.trainer.reward_trainer import suppress_seqcls_warning
-from trl.trainer.utils import disable_dropout_in_model
 
-from spa_recipes.algo.reward import READS_TURNS, pairwise_loss, use_score_head
+from spa_recipes.algo.reward import READS_TURNS, pairwise_loss
 from spa_recipes.errors import DataError, RecipeError
+from spa_recipes.models.adapters import lora_config
+from spa_recipes.models.loading import load_reward_model
 from spa_recipes.recipe.schema import Training
-from spa_recipes.training import models
-from spa_recipes.training.env import TrainEnv, TrainResult
-from spa_recipes.training.order import (
-    PADDING_ROW,
-    column_lengths,
-    not_finite,
-    rows_in_step,
+from spa_recipes.training.common import (
+    Rows,
+    checked_rows,
+    common_arguments,
+    finish,
+    fit,
+    ready_to_train,
+    save_trained,
+    train_in_float32,
+    training_dtype,
 )
-from spa_recipes.training.preference import PairCollator, pair_lengths
-from spa_recipes.training.run import Rows, checked_rows, common_arguments, finish, fit, memory_errors
+from spa_recipes.training.env import TrainEnv, TrainResult
+from spa_recipes.training.preference import PairCollator, pair_lengths, pair_tokens
 from spa_recipes.training.token_rows import TrainsTokenRows
 
 
@@ -58,30 +60,32 @@ def train_reward_model(
             where="model.lora.load_in_4bit",
             fix="set it to false, or give a finished reward model by judge.model_name_or_path",
         )
-    with memory_errors():
-        dtype = models.resolve_dtype(env.model)
-        args = RewardConfig(
-            **common_arguments(settings, env, dtype, len(table)), max_length=None, disable_dropout=False
-        )
-        model = _model(policy_path, env, torch.float32 if lora is None else dtype, args)
-        tokenizer = _padding_tokenizer(env.tokenizer, end_ids, model.get_input_embeddings().num_embeddings)
-        trainer = SpaRewardTrainer(
-            model,
-            args,
-            table,
-            global_batch_size=settings.global_batch_size,
-            processing_class=tokenizer,
-            data_collator=PairCollator(tokenizer.pad_token_id),
-            **({} if lora is None else {"peft_config": _lora_config(env)}),
-        )
-        for parameter in trainer.model.parameters():
-            if parameter.requires_grad:  # with LoRA also `score`, which was loaded in the compute precision
-                parameter.data = parameter.data.float()
-        lengths = {name: sum(column_lengths(table, name)) for name in ("prompt_ids", "chosen_ids", "rejected_ids")}
-        tokens = 2 * lengths["prompt_ids"] + lengths["chosen_ids"] + lengths["rejected_ids"]
-        resumed_from = fit(trainer, env)
-        _save(trainer, policy_path, env, dtype, tokenizer)
-        return finish(trainer, env, resumed_from, len(table), tokens * settings.num_train_epochs)
+    dtype = training_dtype(env.model)
+    args = RewardConfig(**common_arguments(settings, env, dtype, len(table)), max_length=None, disable_dropout=False)
+    model = ready_to_train(_load(policy_path, env, torch.float32 if lora is None else dtype), args)
+    tokenizer = _padding_tokenizer(env.tokenizer, end_ids, model.get_input_embeddings().num_embeddings)
+    trainer = SpaRewardTrainer(
+        model,
+        args,
+        table,
+        global_batch_size=settings.global_batch_size,
+        processing_class=tokenizer,
+        data_collator=PairCollator(tokenizer.pad_token_id),
+        **({} if lora is None else {"peft_config": _lora_config(env)}),
+    )
+    train_in_float32(trainer.model)
+    resumed_from = fit(trainer, env)
+    save_trained(
+        trainer,
+        replace(env, adapter_dir=None),  # an adapter of a reward model is of no use
+        dtype,
+        tokenizer,
+        source=policy_path,
+        load_source=lambda: _load(policy_path, env, torch.float32),
+    )
+    if trainer.is_world_process_zero():
+        _declare(env, tokenizer.pad_token_id)
+    return finish(trainer, env, resumed_from, len(table), pair_tokens(table) * settings.num_train_epochs)
 
 
 class SpaRewardTrainer(TrainsTokenRows, RewardTrainer):  # type: ignore[misc]
@@ -103,7 +107,7 @@ class SpaRewardTrainer(TrainsTokenRows, RewardTrainer):  # type: ignore[misc]
     ) -> None:
         self._global_batch_size = global_batch_size
         self._lengths = pair_lengths(rows)
-        self._seen: list[torch.Tensor] = []
+        self._seen: list[tuple[torch.Tensor, ...]] = []
         super().__init__(model=model, args=args, train_dataset=rows, **kwargs)
 
     def compute_loss(
@@ -113,70 +117,31 @@ class SpaRewardTrainer(TrainsTokenRows, RewardTrainer):  # type: ignore[misc]
         output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
         chosen_B, rejected_B = output.logits.squeeze(-1).float().chunk(2)
         loss_B = pairwise_loss(chosen_B, rejected_B)
-        self._seen.append(torch.stack([inputs["row"], loss_B, chosen_B, rejected_B]).detach().double())
-        counts_B = (inputs["row"] != PADDING_ROW).to(loss_B.dtype)
-        pairs = rows_in_step(self.state.global_step, len(self._lengths), self._global_batch_size)
-        # Gradients are averaged over the processes: each contributes its sum, times their number.
-        loss: torch.Tensor = (loss_B * counts_B).sum() * (self.accelerator.num_processes / pairs)
-        return loss
+        self._seen.append((inputs["row"], loss_B.detach(), chosen_B.detach(), rejected_B.detach()))
+        return self._share_of_step(loss_B, inputs["row"])
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """Before the optimizer step: stop where loss or gradient is not finite, and note the figures of the pairs."""
         norm = super()._get_grad_norm(model, grad_norm)
-        seen, self._seen = torch.cat(self._seen, dim=1), []
-        table = self.accelerator.gather(seen.T.contiguous()).cpu()
-        table = table[table[:, 0] != PADDING_ROW]
-        row_B, loss_B, chosen_B, rejected_B = table[table[:, 0].argsort()].T
-        finite = bool(loss_B.isfinite().all())
-        # With float16 an infinite gradient is normal: the scaler skips the step.
-        if not finite or (norm is not None and not math.isfinite(norm) and not self.args.fp16):
-            raise not_finite("gradient" if finite else "loss", self.state.global_step + 1, row_B.long().tolist())
+        seen, self._seen = self._seen, []
+        row_N, loss_N, chosen_N, rejected_N = self._pairs_of_step(seen)
+        self._stop_unless_finite(loss_N, row_N, norm)
         figures = {
-            "rewards/chosen": chosen_B,
-            "rewards/rejected": rejected_B,
-            "rewards/margins": chosen_B - rejected_B,
-            "rewards/accuracies": (chosen_B > rejected_B).double(),
+            "rewards/chosen": chosen_N,
+            "rewards/rejected": rejected_N,
+            "rewards/margins": chosen_N - rejected_N,
+            "rewards/accuracies": (chosen_N > rejected_N).double(),
         }
         for name, values in figures.items():
             self._metrics["train"][name].append(values.mean().item())
         return norm
 
 
-def _model(path: Path | str, env: TrainEnv, dtype: torch.dtype, args: TrainingArguments) -> PreTrainedModel:
-    """The body of the policy with a new, seeded `score`, without dropout."""
-    # One process uses one device; with several GPUs in sight transformers would fall back to nn.DataParallel.
-    if args.device.type == "cuda":
-        args._n_gpu = 1
-    model = _load(path, env, dtype)
-    disable_dropout_in_model(model)
-    return model
-
-
 def _load(path: Path | str, env: TrainEnv, dtype: torch.dtype) -> PreTrainedModel:
-    """A sequence-classification model with one output, on the CPU."""
-    transformers_logging.disable_progress_bar()
-    settings = env.model
-    try:
-        with suppress_seqcls_warning(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(env.seed)
-            model = AutoModelForSequenceClassification.from_pretrained(
-                str(path),
-                num_labels=1,
-                use_safetensors=True,
-                revision=settings.revision if str(path) == settings.model_name_or_path else None,
-                dtype=dtype,
-                attn_implementation=settings.attn_implementation,
-                trust_remote_code=settings.trust_remote_code,
-            )
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"no model can be loaded from {path}: {error}", fix="check model_name_or_path") from error
-    except ValueError as error:  # transformers knows the architecture, but not as a classifier
-        raise DataError(
-            f"no reward model can be made from {path}: {error}",
-            fix="give a finished one by judge.model_name_or_path",
-        ) from error
-    use_score_head(model)
-    return model
+    """The body of the policy with a new `score`, drawn with the training's seed."""
+    with suppress_seqcls_warning(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(env.seed)
+        return load_reward_model(path, env.model, dtype, new_head=True)
 
 
 def _padding_tokenizer(tokenizer: Any, end_ids: list[int], vocabulary: int) -> Any:
@@ -200,45 +165,15 @@ def _padding_tokenizer(tokenizer: Any, end_ids: list[int], vocabulary: int) -> A
 def _lora_config(env: TrainEnv) -> Any:
     """The recipe's adapters, and `score` as a whole."""
     assert env.model.lora is not None
-    config = models.lora_config(env.model.lora)
+    config = lora_config(env.model.lora)
     config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]
     return config
 
 
-def _save(trainer: Trainer, policy_path: Path | str, env: TrainEnv, dtype: torch.dtype, tokenizer: Any) -> None:
-    """Write the trained model, whole and in the resolved precision, as a model that pools as it was trained."""
-    first = trainer.is_world_process_zero()
-    folder = env.output_dir
-    if first:
-        folder.mkdir(parents=True, exist_ok=True)
-    if env.model.lora is not None:
-        trainer.save_model(str(models.adapter_folder(folder)))
-        if first:
-            merged = _merged(policy_path, env)
-            models.save_full(merged, merged.state_dict(), policy_path, env.model, folder, dtype)
-            models.drop_adapter(folder)
-    else:
-        state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-        if first:
-            model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
-            models.save_full(model, state_dict, policy_path, env.model, folder, dtype)
-    if first:
-        _declare(folder, env, tokenizer.pad_token_id)
-        tokenizer.save_pretrained(str(folder))
-    trainer.accelerator.wait_for_everyone()
-
-
-def _merged(policy_path: Path | str, env: TrainEnv) -> Any:
-    """The policy's body with the trained adapters added to it, and the trained `score`."""
-    import peft
-
-    model = _load(policy_path, env, torch.float32)
-    return peft.PeftModel.from_pretrained(model, str(models.adapter_folder(env.output_dir))).merge_and_unload()
-
-
-def _declare(folder: Path, env: TrainEnv, pad_token_id: int) -> None:
-    """One output, the pad token and `READS_TURNS` in the configuration, which is the policy's so far."""
-    config = AutoConfig.from_pretrained(str(folder), num_labels=1, trust_remote_code=env.model.trust_remote_code)
+def _declare(env: TrainEnv, pad_token_id: int) -> None:
+    """Write one output, the pad token and `READS_TURNS` into the saved configuration, which is still the policy's."""
+    folder = str(env.output_dir)
+    config = AutoConfig.from_pretrained(folder, num_labels=1, trust_remote_code=env.model.trust_remote_code)
     config.get_text_config().pad_token_id = pad_token_id
     setattr(config, READS_TURNS, True)
-    config.save_pretrained(str(folder))
+    config.save_pretrained(folder)

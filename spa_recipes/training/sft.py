@@ -1,6 +1,5 @@
 """Supervised fine-tuning on TRL's SFTTrainer, with rows that are tokenised already."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,11 +7,7 @@ import datasets
 import torch
 from trl import SFTConfig, SFTTrainer
 
-from spa_recipes.training.order import (
-    PADDING_ROW,
-    column_lengths,
-    not_finite,
-)
+from spa_recipes.training.order import PADDING_ROW, column_lengths
 from spa_recipes.training.response_logps import IGNORED, add_response_logps
 from spa_recipes.training.token_rows import TrainsTokenRows
 
@@ -49,15 +44,12 @@ class SpaSftTrainer(TrainsTokenRows, SFTTrainer):  # type: ignore[misc]
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """Stop before the optimizer step where loss or gradient is not finite."""
+        """Before the optimizer step: stop where the loss or the gradient is not finite."""
         norm = super()._get_grad_norm(model, grad_norm)
         seen, self._seen = self._seen, []
         losses = self.accelerator.gather(torch.stack([loss for _, loss in seen]))
-        finite = bool(losses.isfinite().all())
-        # With float16 an infinite gradient is normal: the scaler skips the step.
-        if not finite or (norm is not None and not math.isfinite(norm) and not self.args.fp16):
-            rows = self.accelerator.gather(torch.cat([rows for rows, _ in seen])).tolist()
-            raise not_finite("gradient" if finite else "loss", self.state.global_step + 1, rows)
+        rows = self.accelerator.gather(torch.cat([rows for rows, _ in seen]))
+        self._stop_unless_finite(losses, rows, norm)
         return norm
 
 

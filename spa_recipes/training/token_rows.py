@@ -1,14 +1,18 @@
-"""What the trainers of this package do alike: rows that are tokenised, an order of their own, and no chatter."""
+"""What the trainers of this package have in common: tokenised rows, their order, losses of a step, and no chatter."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch.utils.data import Sampler
 
-from spa_recipes.training.order import EpochOrder, TokenRows, steps_per_epoch
+from spa_recipes.errors import StageError
+from spa_recipes.training.order import PADDING_ROW, EpochOrder, TokenRows, rows_in_step, steps_per_epoch
 
 
 class TrainsTokenRows:
-    """Mixed into a trainer of TRL, before it: replaces how it prepares, orders and counts its rows.
+    """A mixin that stands before a trainer of TRL and replaces how it prepares, orders and counts its rows.
 
     The trainer sets these before TRL's own `__init__` runs:
 
@@ -20,6 +24,7 @@ class TrainsTokenRows:
 
     args: Any
     state: Any
+    accelerator: Any
     _lengths: list[int]
     _global_batch_size: int
     _group_by_length = False
@@ -38,6 +43,50 @@ class TrainsTokenRows:
             group_by_length=self._group_by_length,
             epoch=lambda: self.state.global_step // steps_per_epoch(len(self._lengths), self._global_batch_size),
             replayed=self._replayed,
+        )
+
+    def _share_of_step(self, loss_B: torch.Tensor, row_B: torch.Tensor) -> torch.Tensor:
+        """A micro-batch's share of the mean loss over the rows of the step; padding rows do not count."""
+        counts_B = (row_B != PADDING_ROW).to(loss_B.dtype)
+        rows = rows_in_step(self.state.global_step, len(self._lengths), self._global_batch_size)
+        # Gradients are averaged over the processes: each contributes its sum, times their number.
+        scale: float = self.accelerator.num_processes / rows
+        return (loss_B * counts_B).sum() * scale
+
+    def _pairs_of_step(self, micro_batches: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
+        """Figures of a step's pairs over all processes, (number of figures, N) in float64, ordered by row.
+
+        Args:
+            micro_batches: for each of this process's micro-batches its figures, (B,) each; the first one is the row.
+        """
+        local = torch.stack(
+            [torch.cat([part.double() for part in column]) for column in zip(*micro_batches, strict=True)]
+        )
+        table = self.accelerator.gather(local.T.contiguous()).cpu()
+        table = table[table[:, 0] != PADDING_ROW]
+        ordered: torch.Tensor = table[table[:, 0].argsort()].T
+        return ordered
+
+    def _stop_unless_finite(self, losses: torch.Tensor, rows: torch.Tensor, grad_norm: Any) -> None:
+        """Stop before the optimizer step where a loss or the gradient is NaN or infinite.
+
+        Args:
+            losses: of the step, over all processes.
+            rows: the rows of the step, over all processes.
+            grad_norm: None where the trainer does not know it.
+
+        Raises:
+            StageError: names step and rows.
+        """
+        finite_loss = bool(losses.isfinite().all())
+        # With float16 an infinite gradient is normal: the scaler skips the step.
+        if finite_loss and (grad_norm is None or self.args.fp16 or math.isfinite(grad_norm)):
+            return
+        named = ", ".join(str(row) for row in sorted(set(rows.long().tolist()) - {PADDING_ROW}))
+        raise StageError(
+            f"the {'gradient' if finite_loss else 'loss'} of optimizer step {self.state.global_step + 1} is not finite",
+            where=f"rows {named}",
+            fix="lower learning_rate or look at these rows; the last checkpoint is from before this step",
         )
 
     def _send_telemetry(self) -> None:

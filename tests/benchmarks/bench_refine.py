@@ -126,8 +126,7 @@ def train_by_trl(model: Path, rows: list[dict[str, Any]], settings: Any, env: An
     from trl import DPOConfig, DPOTrainer
     from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-    from spa_recipes.training.models import resolve_dtype
-    from spa_recipes.training.run import common_arguments
+    from spa_recipes.training.common import common_arguments, training_dtype
 
     class Tokenised(DPOTrainer):  # type: ignore[misc]
         def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
@@ -137,7 +136,7 @@ def train_by_trl(model: Path, rows: list[dict[str, Any]], settings: Any, env: An
         def on_step_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
             steps.ended(state.global_step)
 
-    dtype = resolve_dtype(env.model)
+    dtype = training_dtype(env.model)
     half = {"dtype": dtype}
     table = datasets.Dataset.from_list(rows).select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
     trainer = Tokenised(

@@ -124,7 +124,7 @@ def test_a_stage_does_as_the_recipe_says(
     by_onednn: list[Product], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: bool
 ) -> None:
     monkeypatch.setitem(RUNTIME["compute"], "onednn_products", wanted)
-    monkeypatch.setattr(score, "load_model", lambda *_, **__: build("llama"))
+    monkeypatch.setattr(score, "for_inference", lambda *_: build("llama"))
     logps = score.score(context_of(tmp_path), "logps", Model(model_name_or_path="m"), ragged(4))
     assert logps is not None
     assert bool(by_onednn) == wanted

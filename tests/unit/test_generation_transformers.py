@@ -8,11 +8,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from spa_recipes.errors import DataError, RecipeError, StageError, TryAgainError
+from spa_recipes.errors import DataError, RecipeError, StageError
 from spa_recipes.generation import transformers as sampler
 from spa_recipes.generation.engines import open_engine
 from spa_recipes.generation.requests import Completion, Request, request_seed
-from spa_recipes.generation.transformers import load_model, out_of_memory, sample
+from spa_recipes.generation.transformers import sample
+from spa_recipes.models.loading import for_inference, load_causal_lm
 from spa_recipes.recipe.schema import Model, Sampling, TransformersBackend, VllmBackend
 from tests.kit.tiny_models import VOCAB, build
 
@@ -183,18 +184,6 @@ def test_an_empty_prompt_is_refused() -> None:
     assert run(build("llama"), []) == []
 
 
-def test_running_out_of_memory_says_which_key() -> None:
-    for error in (
-        torch.OutOfMemoryError("x"),
-        MemoryError(),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
-    ):
-        with pytest.raises(TryAgainError, match="batch_size"), out_of_memory("set batch_size lower"):
-            raise error
-    with pytest.raises(RuntimeError, match="other"), out_of_memory(""):
-        raise RuntimeError("other")
-
-
 def test_seeds_are_fixed_and_distinct() -> None:
     assert request_seed(42, "generate-1", "p", 0) == 2605738059373894991
     seeds = {
@@ -211,32 +200,9 @@ def test_seeds_are_fixed_and_distinct() -> None:
 def test_a_saved_model_loads_and_says_the_same(tmp_path: Path) -> None:
     model = build("llama")
     model.save_pretrained(tmp_path)
-    settings = Model(model_name_or_path=str(tmp_path))
-    loaded = load_model(tmp_path, model=settings, revision="ignored for a folder")
-    assert not loaded.training
-    assert loaded.dtype == torch.float32
+    loaded = for_inference(load_causal_lm, Model(model_name_or_path=str(tmp_path)))
     requests = ask([4, 6])
     assert run(loaded, requests) == run(model, requests)
-    assert load_model(tmp_path, model=settings.model_copy(update={"dtype": "bfloat16"})).dtype == torch.bfloat16
-
-
-def test_a_missing_or_incomplete_model_is_a_data_error(tmp_path: Path) -> None:
-    settings = Model(model_name_or_path=str(tmp_path))
-    for path in (tmp_path / "nothing", tmp_path):
-        with pytest.raises(DataError, match="cannot load a model"):
-            load_model(path, model=settings)
-    model = build("llama")
-    model.config.save_pretrained(tmp_path)
-    with pytest.raises(DataError, match="cannot load a model"):
-        load_model(tmp_path, model=settings)
-    (tmp_path / "model.safetensors").write_bytes(b"cut off")
-    with pytest.raises(DataError, match="cannot load a model"):
-        load_model(tmp_path, model=settings)
-    weights = model.state_dict()
-    del weights["model.norm.weight"]
-    model.save_pretrained(tmp_path, state_dict=weights)
-    with pytest.raises(DataError, match=r"model\.norm\.weight"):
-        load_model(tmp_path, model=settings)
 
 
 def test_the_engine_is_the_one_the_recipe_names(tmp_path: Path) -> None:

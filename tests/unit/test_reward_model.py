@@ -18,7 +18,8 @@ from spa_recipes.algo.reward import READS_TURNS
 from spa_recipes.data.chat import Renderer, load_tokenizer
 from spa_recipes.data.sources import read_pairs
 from spa_recipes.errors import DataError, RecipeError, StageError
-from spa_recipes.generation.rewards import load_reward_model, sequence_rewards
+from spa_recipes.generation.rewards import sequence_rewards
+from spa_recipes.models.loading import for_inference, load_reward_model
 from spa_recipes.recipe.schema import Lora, Model, SandboxSource
 from spa_recipes.sandbox.model import build_model
 from spa_recipes.stages.common import token_pair
@@ -103,7 +104,7 @@ def test_it_learns_the_labels_of_the_sandbox(tmp_path: Path) -> None:
     assert result.history[0]["loss"] > 0.6
     assert result.history[-1]["loss"] < 0.5
     assert result.metrics["rewards/accuracies"] > 0.7
-    model = load_reward_model(Model(model_name_or_path=str(tmp_path / "out")))
+    model = for_inference(load_reward_model, Model(model_name_or_path=str(tmp_path / "out")))
     sequences = [row["prompt_ids"] + row[side] for row in rows for side in ("chosen_ids", "rejected_ids")]
     rewards = sequence_rewards(model, sequences, tokens_per_batch=4096)
     right = [chosen > rejected for chosen, rejected in zip(rewards[::2], rewards[1::2], strict=True)]
@@ -176,7 +177,7 @@ def test_what_cannot_be_trained_is_refused(policy: Path, tmp_path: Path) -> None
     rows = make_pairs(8, reference=False)
     with pytest.raises(RecipeError, match="4 bits"):
         train_rewards(policy, rows, make_env(policy, tmp_path, lora=Lora(load_in_4bit=True)))
-    with pytest.raises(DataError, match="no model can be loaded"):
+    with pytest.raises(DataError, match="cannot load a model"):
         train_rewards(tmp_path / "none", rows, make_env(policy, tmp_path))
     with pytest.raises(DataError, match="lack chosen_ids"):
         train_rewards(policy, [{"prompt_ids": [1], "rejected_ids": [1]}], make_env(policy, tmp_path))
@@ -196,7 +197,7 @@ def test_a_training_stops_at_nan(policy: Path, tmp_path: Path) -> None:
 
 
 def test_rewards_do_not_depend_on_the_batch(trained: Path) -> None:
-    model = load_reward_model(Model(model_name_or_path=str(trained)))
+    model = for_inference(load_reward_model, Model(model_name_or_path=str(trained)))
     draw = random.Random(5)
     sequences = [[draw.randrange(5, 400) for _ in range(draw.randint(3, 40))] for _ in range(60)]
     together = sequence_rewards(model, sequences, tokens_per_batch=100_000)
@@ -210,7 +211,7 @@ def test_a_model_without_pad_token_is_read_at_the_last_token(trained: Path, tmp_
     shutil.copytree(trained, tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "pad_token_id": None}))
-    model = load_reward_model(Model(model_name_or_path=str(tmp_path / "model")))
+    model = for_inference(load_reward_model, Model(model_name_or_path=str(tmp_path / "model")))
     sequences = [[7, 8, 0], [7, 1], [9, 9, 9, 9, 2]]  # the smallest ids are taken as last tokens
     double = AutoModelForSequenceClassification.from_pretrained(trained).double()
     expected = [plain_reward(double, sequence) for sequence in sequences]
@@ -219,6 +220,6 @@ def test_a_model_without_pad_token_is_read_at_the_last_token(trained: Path, tmp_
 
 
 def test_half_precision_does_not_tie_rewards(trained: Path) -> None:
-    model = load_reward_model(Model(model_name_or_path=str(trained), dtype="bfloat16"))
+    model = for_inference(load_reward_model, Model(model_name_or_path=str(trained), dtype="bfloat16"))
     rewards = sequence_rewards(model, [[7, 8, token] for token in range(5, 400)], tokens_per_batch=4096)
     assert len(set(rewards)) == 395

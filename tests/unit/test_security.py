@@ -6,6 +6,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,10 @@ def test_nothing_is_unpickled() -> None:
 
 def test_every_model_is_loaded_from_safetensors_and_without_its_code() -> None:
     loads = [(file, name, node) for file, name, node in calls() if name.endswith(".from_pretrained")]
-    models = [load for load in loads if load[1].startswith("AutoModel")]
-    assert len(models) >= 4
+    models = [load for load in loads if load[0] == "models/loading.py" and not load[1].startswith("AutoConfig")]
+    assert len(models) == 1  # the one loader
+    others = {name.split(".")[-2] for file, name, _ in loads if file != "models/loading.py"}
+    assert others == {"AutoConfig", "AutoTokenizer", "GenerationConfig", "PeftModel"}
     for file, name, node in models:
         keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
         assert keywords.get("use_safetensors") == "True", (file, name)
@@ -108,8 +111,7 @@ def test_a_pickle_in_a_model_folder_is_never_opened(trace: Path, tmp_path: Path,
     """Neither as the weights nor beside them; also where the check at the start is passed by."""
     import torch
 
-    from spa_recipes.generation.transformers import load_model
-    from spa_recipes.training.models import load_model as load_to_train
+    from spa_recipes.models.loading import load_causal_lm, load_reward_model
 
     folder = model_folder(tmp_path / "model", model__safetensors=None)
     for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt"):
@@ -120,10 +122,9 @@ def test_a_pickle_in_a_model_folder_is_never_opened(trace: Path, tmp_path: Path,
     done = spa_here("run", "r.yaml")
     assert (done.code, "its weights are a pickle" in done.err) == (3, True)
     settings = Model(model_name_or_path=str(folder))
-    with pytest.raises(SpaError):
-        load_model(folder, model=settings)
-    with pytest.raises(SpaError):
-        load_to_train(folder, settings, torch.float32)
+    for load in (load_causal_lm, partial(load_reward_model, new_head=True)):
+        with pytest.raises(SpaError):
+            load(folder, settings, torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -168,13 +169,15 @@ def test_code_of_a_model_is_off_unless_the_recipe_says_so(trace: Path, tmp_path:
     assert "trust_remote_code" not in spa_here("plan", "r.yaml").out
     assert "model.trust_remote_code" in spa_here("plan", "r.yaml", "--set", "model.trust_remote_code=true").out
     assert spa_here("run", "r.yaml").code == 2
+    import torch
+
     from spa_recipes.data.chat import load_tokenizer
-    from spa_recipes.generation.transformers import load_model
+    from spa_recipes.models.loading import load_causal_lm
 
     with pytest.raises(SpaError):
         load_tokenizer(folder)
     with pytest.raises(SpaError):
-        load_model(folder, model=Model(model_name_or_path=str(folder)))
+        load_causal_lm(folder, Model(model_name_or_path=str(folder)), torch.float32)
 
 
 # ---------------------------------------------------------------------------------------------- templates

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spa_recipes.errors import RecipeError
+from spa_recipes.training.common import accumulation_steps
 from spa_recipes.training.order import PADDING_ROW, EpochOrder, TokenRows, as_dataset, rows_in_step, steps_per_epoch
-from spa_recipes.training.run import accumulation_steps
 from tests.kit.training import make_pairs, preference
 
 

@@ -15,7 +15,7 @@ from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from spa_recipes.algo.logps import sequence_logps
-from spa_recipes.errors import DataError, RecipeError, StageError, TryAgainError
+from spa_recipes.errors import DataError, RecipeError, StageError
 from spa_recipes.recipe.schema import FixedThreshold, Lora, PercentileThreshold
 from spa_recipes.training.env import Refinement
 from spa_recipes.training.preference import NoiseDetector, PairCollator, SpaTrainer
@@ -267,17 +267,6 @@ def test_a_gradient_that_is_not_finite_stops_the_training(policy: Path, tmp_path
             train_preference(policy, rows, preference(), env, reference_path=None, refinement=None)
     finally:
         SpaTrainer._clip_grad_norm = original
-
-
-def test_out_of_memory_says_what_to_change(policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*arguments: Any, **keywords: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(SpaTrainer, "train", fail)
-    with pytest.raises(TryAgainError, match=r"per_device_train_batch_size.*gradient_checkpointing.*lora"):
-        train_preference(
-            policy, make_pairs(8), preference(), make_env(policy, tmp_path), reference_path=None, refinement=None
-        )
 
 
 def test_what_needs_a_gpu_is_refused_without_one(policy: Path, tmp_path: Path) -> None:

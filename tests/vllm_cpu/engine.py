@@ -16,7 +16,7 @@ from spa_recipes.errors import DataError
 from spa_recipes.generation.engines import Engine, open_engine
 from spa_recipes.generation.requests import Completion, Request, request_seed
 from spa_recipes.generation.scoring import Scored, sequence_logps
-from spa_recipes.generation.transformers import load_model
+from spa_recipes.models.loading import for_inference, load_causal_lm
 from spa_recipes.recipe.schema import Backend, Model, Sampling, TransformersBackend, VllmBackend
 from spa_recipes.sandbox.model import build_model
 from spa_recipes.sandbox.rows import preference_rows
@@ -95,7 +95,7 @@ def main(folder: Path) -> None:
 
     plain = open_engine(model, sampling_of(TransformersBackend(), 0.0), stops)
     result["greedy by transformers"] = as_json(answers(plain, groups)[0])
-    scorer = load_model(folder / "model", model=model)
+    scorer = for_inference(load_causal_lm, model)
     for name in ("sampled", "greedy"):
         items = [Scored(r.prompt_ids, result[name][f"{r.prompt_id}/{r.sample}"]["response_ids"]) for r in requests]
         logps = sequence_logps(scorer, items, tokens_per_batch=2048)

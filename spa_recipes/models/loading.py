@@ -1,0 +1,265 @@
+"""Loading a model: one way for all stages, which takes nothing but a whole checkpoint of the right shape."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import logging as transformers_logging
+
+from spa_recipes.algo.reward import use_score_head
+from spa_recipes.data.chat import is_path
+from spa_recipes.data.hub import hub_error
+from spa_recipes.errors import DataError, RecipeError, TryAgainError
+from spa_recipes.models.dtype import torch_dtype
+from spa_recipes.models.memory import is_out_of_memory
+from spa_recipes.recipe.schema import Model
+
+Load = Callable[[str, Model, torch.dtype], PreTrainedModel]
+"""`load_causal_lm` or `load_reward_model`."""
+
+_NAMED = 3  # tensors that an error names, of each kind
+
+
+def load_causal_lm(path: str | Path, settings: Model, dtype: torch.dtype, *, in_4bit: bool = False) -> PreTrainedModel:
+    """Load a causal language model in evaluation mode, on the CPU unless it is loaded in 4 bits.
+
+    Args:
+        path: a local folder, which is read without the network, or a Hub id. It may differ from the model that
+            `settings` names; the revision holds for that one only.
+        settings: attention implementation, remote code, revision.
+        dtype: precision of the weights in memory.
+        in_4bit: quantize the weights to NF4 (QLoRA), on this process's GPU.
+
+    Raises:
+        DataError: there is no such model, it cannot be read, or its weights do not fit its architecture.
+        RecipeError: 4 bits without a GPU or without bitsandbytes.
+        TryAgainError: the Hub is out of reach.
+    """
+    quantization = {"quantization_config": _four_bits(dtype), "device_map": {"": _local_gpu()}} if in_4bit else {}
+    return _load(AutoModelForCausalLM, path, settings, dtype, **quantization)
+
+
+def load_reward_model(
+    path: str | Path, settings: Model, dtype: torch.dtype, *, new_head: bool = False
+) -> PreTrainedModel:
+    """Load a sequence-classification model with one output in evaluation mode, on the CPU.
+
+    Args:
+        path, settings, dtype: as in `load_causal_lm`.
+        new_head: make a reward model from a policy: its own head is dropped, and a missing `score` layer is drawn from
+            torch's random state. Otherwise the weights have to be those of a whole reward model.
+
+    Raises:
+        DataError: as `load_causal_lm`; the model has not exactly one output, or its architecture has no such form.
+        TryAgainError: the Hub is out of reach.
+    """
+    if new_head:
+        options: dict[str, Any] = {"num_labels": 1, "fix": "give a finished reward model by judge.model_name_or_path"}
+    else:
+        options = {"config": reward_config(path, settings)}
+    model = _load(AutoModelForSequenceClassification, path, settings, dtype, new_head=new_head, **options)
+    use_score_head(model)
+    return model
+
+
+def for_inference(load: Load, settings: Model) -> PreTrainedModel:
+    """The model that `settings` names, in its precision, on this process's GPU or on the CPU.
+
+    Raises:
+        DataError, RecipeError: as `load`.
+        TryAgainError: as `load`; out of memory.
+    """
+    path = settings.model_name_or_path
+    try:
+        return load(path, settings, torch_dtype(settings.dtype)).to(local_device()).eval()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TryAgainError(
+            "out of memory while the model was loaded",
+            where=path,
+            fix="use a device with more memory, or set model.dtype to bfloat16",
+        ) from error
+
+
+def reward_config(path: str | Path, settings: Model) -> PretrainedConfig:
+    """The configuration of a reward model, without its weights.
+
+    Raises:
+        DataError: there is no such model, or it has not exactly one output.
+        TryAgainError: the Hub is out of reach.
+    """
+    with _explained(path):
+        config = AutoConfig.from_pretrained(
+            str(path),
+            revision=revision_of(path, settings),
+            local_files_only=Path(path).is_dir(),
+            trust_remote_code=settings.trust_remote_code,
+        )
+    if config.num_labels != 1:
+        raise DataError(
+            f"a reward model has one output (num_labels 1), not {config.num_labels}",
+            where=str(path),
+            fix="name a reward model, saved with num_labels=1",
+        )
+    return config
+
+
+def revision_of(path: str | Path, settings: Model) -> str | None:
+    """The revision of the model that a recipe names on the Hub; folders and models trained from it have none."""
+    return settings.revision if str(path) == settings.model_name_or_path and not Path(path).is_dir() else None
+
+
+def local_device() -> torch.device:
+    """The GPU of this process, or the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _load(
+    kind: Any,
+    path: str | Path,
+    settings: Model,
+    dtype: torch.dtype,
+    *,
+    fix: str = "",
+    new_head: bool = False,
+    **options: Any,
+) -> PreTrainedModel:
+    """Load by one of transformers' `Auto` classes; `options` are further arguments of its `from_pretrained`."""
+    transformers_logging.disable_progress_bar()
+    with _explained(path, fix):
+        model, info = kind.from_pretrained(
+            str(path),
+            revision=revision_of(path, settings),
+            local_files_only=Path(path).is_dir(),
+            use_safetensors=True,
+            trust_remote_code=settings.trust_remote_code,
+            dtype=dtype,
+            attn_implementation=settings.attn_implementation,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            output_loading_info=True,
+            **options,
+        )
+    _refuse_misfits(model, info, str(path), new_head=new_head)
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+@contextmanager
+def _explained(path: str | Path, fix: str = "") -> Iterator[None]:
+    """Say in one line why transformers cannot load something; an error about memory stays as it is."""
+    name, local = str(path), Path(path).is_dir()
+    if not local and is_path(name):
+        raise DataError("cannot load a model: no such folder", where=name, fix="check model_name_or_path")
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
+        if isinstance(error, OSError) and not local:
+            raise hub_error("model", name, error) from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"cannot load a model: {reason}",
+            where=name,
+            fix=fix or "give a folder with config.json and weights, or a Hub id",
+        ) from error
+
+
+# --- tensors that do not fit
+
+
+def _refuse_misfits(model: PreTrainedModel, info: dict[str, Any], where: str, *, new_head: bool) -> None:
+    """Refuse weights that are not exactly those of the architecture: transformers would draw the others at random.
+
+    transformers leaves tied tensors out of `info`, and those that a model class declares as not needed.
+
+    Args:
+        info: names by `missing_keys` and `unexpected_keys`; (name, its shape, the model's) by `mismatched_keys`.
+        new_head: tensors outside the body may be missing or left over.
+
+    Raises:
+        DataError: names some of the tensors.
+    """
+    missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
+    if new_head:
+        missing, unexpected = ({name for name in names if _is_in_body(name, model)} for names in (missing, unexpected))
+    shapes = {name: f"is {list(found)} and should be {list(own)}" for name, found, own in info["mismatched_keys"]}
+    problems = [
+        *([f"the weights of {_some(missing)} are missing"] if missing else []),
+        *([f"the weights of {_some(unexpected)} are unexpected"] if unexpected else []),
+        *([f"the shape of {_some(f'{name} {shape}' for name, shape in shapes.items())}"] if shapes else []),
+    ]
+    if problems:
+        raise DataError(
+            f"the weights do not fit {type(model).__name__}: {', '.join(problems)}",
+            where=where,
+            fix=_remedy(missing, set(info["unexpected_keys"]), misshapen=bool(shapes)),
+        )
+
+
+def _is_in_body(name: str, model: PreTrainedModel) -> bool:
+    """Whether a tensor belongs to the model without its head."""
+    return not model.base_model_prefix or name.startswith(f"{model.base_model_prefix}.")
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first names, and how many more there are."""
+    ordered = sorted(names)
+    more = len(ordered) - _NAMED
+    return ", ".join(ordered[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _remedy(missing: set[str], unexpected: set[str], *, misshapen: bool) -> str:
+    """What to do about what most likely went wrong."""
+    prefix = _common_prefix(missing, unexpected)
+    if prefix:
+        return f"the names begin with `{prefix}`: save the model itself, without its wrapper, by `save_pretrained`"
+    if misshapen:
+        return "put the config.json there that was saved with these weights"
+    if missing == {"score.weight"}:
+        return "name a whole reward model, not a language model"
+    if any(name.startswith("score.") for name in unexpected):
+        return "name a language model, not a reward model"
+    return "save the whole model again by `save_pretrained`, with the class that config.json names"
+
+
+def _common_prefix(missing: set[str], unexpected: set[str]) -> str:
+    """What stands before the missing names among the unexpected ones; empty where it is not the same for all."""
+    prefixes = {found.removesuffix(name) for found in unexpected for name in missing if found.endswith(f".{name}")}
+    return prefixes.pop() if len(prefixes) == 1 else ""
+
+
+# --- 4 bits
+
+
+def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
+    if not torch.cuda.is_available():
+        raise RecipeError("load_in_4bit needs a CUDA GPU", where="model.lora.load_in_4bit", fix="set it to false")
+    if not transformers.utils.is_bitsandbytes_available():
+        raise RecipeError(
+            "load_in_4bit needs bitsandbytes", where="model.lora.load_in_4bit", fix="pip install 'spa-recipes[qlora]'"
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if dtype == torch.float32 else dtype,
+    )
+
+
+def _local_gpu() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))

@@ -1,0 +1,245 @@
+"""What every training does: the trainer's arguments, a model ready to be trained, the loop, what is saved, figures."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import datasets
+import torch
+from accelerate.utils import broadcast_object_list
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from trl.trainer.utils import disable_dropout_in_model
+
+from spa_recipes.errors import DataError, RecipeError
+from spa_recipes.models.adapters import keep_or_drop, merged
+from spa_recipes.models.dtype import torch_dtype
+from spa_recipes.models.saving import save_model
+from spa_recipes.recipe.schema import Model, Training
+from spa_recipes.state import atomic
+from spa_recipes.training.checkpoints import CheckpointCallback, drop_unfinished, read_state, resume_point
+from spa_recipes.training.env import OnProgress, TrainEnv, TrainResult
+from spa_recipes.training.order import as_dataset, steps_per_epoch
+from spa_recipes.training.preference import NoiseDetector
+
+TRAINING_LOG = "training_log.jsonl"
+_ADAPTER = ".adapter"  # hidden, so that it is no output
+
+Rows: TypeAlias = datasets.Dataset | Sequence[Mapping[str, Any]]
+
+
+def checked_rows(rows: Rows, columns: tuple[str, ...]) -> datasets.Dataset:
+    """The rows as a Dataset; DataError where there are none or a column is missing."""
+    table = as_dataset(rows)
+    missing = [name for name in columns if name not in table.column_names]
+    if not len(table) or missing:
+        raise DataError(f"the rows lack {', '.join(missing)}" if missing and len(table) else "no rows to train on")
+    return table
+
+
+def training_dtype(model: Model) -> torch.dtype:
+    """Precision of the computation and of the saved model; RecipeError where this machine cannot train in it."""
+    if model.dtype == "float16" and not torch.cuda.is_available():
+        raise RecipeError("float16 training needs a GPU", where="model.dtype", fix="set float32, bfloat16 or auto")
+    return torch_dtype(model.dtype)
+
+
+def common_arguments(settings: Training, env: TrainEnv, dtype: torch.dtype, row_count: int) -> dict[str, Any]:
+    """The arguments that TRL's trainers have in common, under transformers' names."""
+    cuda = torch.cuda.is_available()
+    return {
+        "output_dir": str(env.checkpoint_dir),
+        "seed": env.seed,
+        "data_seed": env.seed,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.lr_scheduler_type,
+        "warmup_steps": math.ceil(settings.warmup_ratio * total_steps(settings, row_count)),
+        "num_train_epochs": settings.num_train_epochs,
+        "per_device_train_batch_size": settings.per_device_train_batch_size,
+        "gradient_accumulation_steps": accumulation_steps(settings, int(os.environ.get("WORLD_SIZE", "1"))),
+        "weight_decay": settings.weight_decay,
+        "adam_epsilon": settings.adam_epsilon,
+        "max_grad_norm": settings.max_grad_norm,
+        "gradient_checkpointing": settings.gradient_checkpointing,
+        "bf16": dtype == torch.bfloat16,
+        "fp16": dtype == torch.float16,
+        "use_cpu": not cuda,
+        "dataloader_pin_memory": cuda,
+        "ddp_find_unused_parameters": False,
+        "logging_strategy": "steps",
+        "logging_steps": settings.logging_steps,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "steps",
+        "save_steps": settings.save_steps,
+        "eval_strategy": "no",
+        "report_to": list(env.report_to),
+        "run_name": env.run_name,
+        "disable_tqdm": True,
+        "log_level": "error",
+        "remove_unused_columns": False,
+        "push_to_hub": False,
+    }
+
+
+def total_steps(settings: Training, row_count: int) -> int:
+    """Optimizer steps of a whole training."""
+    return steps_per_epoch(row_count, settings.global_batch_size) * settings.num_train_epochs
+
+
+def accumulation_steps(settings: Training, world_size: int) -> int:
+    """Micro-batches per optimizer step and process; RecipeError where the global batch does not split evenly."""
+    at_once = settings.per_device_train_batch_size * world_size
+    if settings.global_batch_size % at_once:
+        raise RecipeError(
+            f"global_batch_size {settings.global_batch_size} does not split into {world_size} processes x "
+            f"per_device_train_batch_size {settings.per_device_train_batch_size}",
+            fix=f"make global_batch_size a multiple of {at_once}, or change per_device_train_batch_size or the number "
+            "of processes",
+        )
+    return settings.global_batch_size // at_once
+
+
+def ready_to_train(model: PreTrainedModel, args: TrainingArguments) -> PreTrainedModel:
+    """The model without dropout, for a trainer that uses one device."""
+    # One process uses one device; where transformers sees several GPUs it would wrap the model in nn.DataParallel.
+    if args.device.type == "cuda":
+        args._n_gpu = 1
+    # With dropout, log-probs would be those of another model. Adapters are added later and keep theirs.
+    disable_dropout_in_model(model)
+    return model
+
+
+def train_in_float32(model: PreTrainedModel) -> None:
+    """Make all weights that are trained float32, whatever precision peft and TRL gave them."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def fit(trainer: Trainer, env: TrainEnv, detector: NoiseDetector | None = None) -> int:
+    """Train, from the newest whole checkpoint if there is one; returns the step of that checkpoint, or 0."""
+    trainer.remove_callback(PrinterCallback)
+    checkpoints = CheckpointCallback(lambda: {} if detector is None else detector.state_dict(), env.checkpoints_kept)
+    trainer.add_callback(checkpoints)
+    if trainer.is_world_process_zero():
+        trainer.add_callback(_Progress(env.on_progress))
+    checkpoint = _checkpoint(trainer, env)
+    if checkpoint is not None and detector is not None:
+        detector.load_state_dict(read_state(checkpoint))
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except Exception:
+        if trainer.is_world_process_zero():
+            drop_unfinished(env.checkpoint_dir)  # a full disk has room again, to say that it was full
+        raise
+    return 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+
+
+def save_trained(
+    trainer: Trainer,
+    env: TrainEnv,
+    dtype: torch.dtype,
+    tokenizer: Any,
+    *,
+    source: Path | str,
+    load_source: Callable[[], PreTrainedModel],
+) -> None:
+    """Write the trained model, whole and in precision `dtype`, with its tokenizer.
+
+    Args:
+        source: place of the model before the training.
+        load_source: loads it in float32. A LoRA adapter is merged into weights that are loaded afresh, which is right
+            for sharded and for 4-bit models, too.
+    """
+    adapter = None if env.model.lora is None else env.output_dir / _ADAPTER
+    if trainer.is_world_process_zero():
+        env.output_dir.mkdir(parents=True, exist_ok=True)
+    if adapter is None:
+        state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    else:
+        trainer.save_model(str(adapter))
+    if not trainer.is_world_process_zero():
+        return
+    if adapter is not None:
+        model = merged(load_source(), adapter)
+        state_dict = model.state_dict()
+    save_model(model, state_dict, tokenizer, env.output_dir, source=source, settings=env.model, dtype=dtype)
+    if adapter is not None:
+        keep_or_drop(adapter, env.adapter_dir)
+
+
+def finish(trainer: Trainer, env: TrainEnv, resumed_from: int, row_count: int, tokens: int) -> TrainResult:
+    """Write the training log beside the saved model, and sum up; every process waits for the first one here."""
+    history = _history(trainer)
+    last = history[-1]
+    metrics = {"train_loss": _mean_loss(history), "resumed_from_step": float(resumed_from)}
+    metrics |= {name: last[name] for name in ("rewards/accuracies", "rewards/margins") if name in last}
+    if trainer.is_world_process_zero():
+        write_lines(env.output_dir / TRAINING_LOG, history)
+    trainer.accelerator.wait_for_everyone()
+    return TrainResult(trainer.state.global_step, row_count, tokens, metrics, history)
+
+
+def write_lines(path: Path, values: Sequence[Mapping[str, Any]]) -> None:
+    """Write one JSON object per line."""
+    atomic.write_text(path, "".join(json.dumps(value) + "\n" for value in values))
+
+
+def _checkpoint(trainer: Trainer, env: TrainEnv) -> Path | None:
+    """The newest whole checkpoint, found by the first process for all."""
+    found: list[Path | None] = [None]
+    if trainer.is_world_process_zero():
+        found = [resume_point(env.checkpoint_dir, env.on_notice)]
+    broadcast_object_list(found)
+    return found[0]
+
+
+def _history(trainer: Trainer) -> list[dict[str, float]]:
+    """The log lines, in a form that does not depend on interruptions and micro-batches."""
+    per_epoch = trainer.state.max_steps / trainer.args.num_train_epochs
+    return [
+        {"step": entry["step"], **dict(sorted(entry.items())), "epoch": entry["step"] / per_epoch}
+        for entry in trainer.state.log_history
+        if "loss" in entry
+    ]
+
+
+def _mean_loss(history: list[dict[str, float]]) -> float:
+    """Mean over all steps; a log line holds the mean since the line before."""
+    total, before = 0.0, 0.0
+    for entry in history:
+        total += entry["loss"] * (entry["step"] - before)
+        before = entry["step"]
+    return total / before
+
+
+class _Progress(TrainerCallback):  # type: ignore[misc]
+    """Reports steps and log lines."""
+
+    def __init__(self, on_progress: OnProgress) -> None:
+        self._on_progress = on_progress
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._on_progress(state.global_step, state.max_steps, {})
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs and "loss" in logs:
+            self._on_progress(state.global_step, state.max_steps, dict(logs))

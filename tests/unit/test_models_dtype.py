@@ -1,0 +1,33 @@
+"""What `model.dtype` names."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from spa_recipes.models import dtype
+from spa_recipes.models.dtype import resolved_dtype, torch_dtype, weight_bytes
+
+
+def test_auto_is_bfloat16_where_the_device_has_it() -> None:
+    assert resolved_dtype("auto", has_bfloat16=True) == "bfloat16"
+    assert resolved_dtype("auto", has_bfloat16=False) == "float32"
+    assert resolved_dtype("float16", has_bfloat16=True) == "float16"
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
+def test_a_name_is_torchs(name: str) -> None:
+    assert torch_dtype(name) == getattr(torch, name)
+    assert weight_bytes(name) == torch_dtype(name).itemsize
+
+
+def test_auto_on_this_machine() -> None:
+    on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    assert torch_dtype("auto") == (torch.bfloat16 if on_gpu else torch.float32)
+
+
+def test_a_gpu_driver_is_taken_for_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dtype, "_GPU_DRIVER", tmp_path / "version")
+    assert weight_bytes("auto") == 4
+    (tmp_path / "version").touch()
+    assert weight_bytes("auto") == 2
