@@ -30,7 +30,7 @@ SANDBOX_MODEL = "sandbox"
 class Section(BaseModel):
     """A part of a recipe or job. It refuses unknown keys, is frozen, and never converts a value to another type.
 
-    A default that is a section is made by `model_construct`: a call would build its validator whenever a command starts.
+    A default that is a section is made by `model_construct`: a call would build its validator at each start.
     `RULES` say which of its values contradict each other. A `Document` checks them for all sections at once.
     """
 

@@ -1,5 +1,6 @@
 """Jobs of `spa evaluate`: what the command line makes of a model, options, `--set` and job files."""
 
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -239,8 +240,8 @@ def test_a_folder_with_a_name_like_a_file_is_a_model(job_of: JobOf, tmp_path: Pa
 
 def test_the_example_of_the_help_is_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = {command.callback: command for command in cli.app.registered_commands}
-    text = str(commands[cli.evaluate].epilog).split("```yaml\n")[1].split("```")[0]
-    (tmp_path / "job.yaml").write_text(text)
+    text = str(commands[cli.evaluate].epilog).split("\b\n")[2].split("\n\n")[0]
+    (tmp_path / "job.yaml").write_text(textwrap.dedent(text))
     job = load_job(str(tmp_path / "job.yaml"))
     assert job.benchmark.type == "mt_bench"
     assert job.out == "results/my-run-mt-bench"
