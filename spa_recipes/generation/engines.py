@@ -38,7 +38,7 @@ class Engine(Protocol):
         """
 
     def close(self) -> None:
-        """Let go of the model and its memory."""
+        """Release the model and its memory."""
 
 
 def open_engine(
@@ -72,7 +72,7 @@ def open_engine(
 
 
 class _Transformers:
-    """Works group by group: sorting by length, which its batches need, is done inside a group."""
+    """Works group by group, and sorts requests by length inside a group, which its batches need."""
 
     def __init__(
         self, model: "PreTrainedModel", sampling: Sampling, batch_size: int, stop_ids: Sequence[int], max_length: int
@@ -110,5 +110,5 @@ class _Transformers:
 
 
 def _after(requests: int, tokens: int, report: Progress | None) -> Progress | None:
-    """A report that counts on from what earlier groups did."""
+    """A report that adds what earlier groups did."""
     return None if report is None else lambda done, made: report(requests + done, tokens + made)

@@ -88,7 +88,7 @@ class Batch(NamedTuple):
 
 
 def groups_of(items: Sequence[Scored], most: int) -> list[Group]:
-    """The items, those with equal prompts together as long as they are not more than `most` tokens."""
+    """Put items with equal prompts into groups of up to `most` tokens."""
     by_prompt: dict[tuple[int, ...], list[int]] = {}
     for i, item in enumerate(items):
         by_prompt.setdefault(tuple(item.prompt_ids), []).append(i)
@@ -119,7 +119,7 @@ def batches(groups: Sequence[Group], tokens_per_batch: int, *, padding: bool) ->
 
     Args:
         groups: all of them.
-        tokens_per_batch: what the groups of a pass may come to, as long as they are more than one.
+        tokens_per_batch: most tokens in a pass; a larger group gets a pass of its own.
         padding: count the places of texts as long as the longest one, instead of tokens.
     """
     batch: list[Group] = []
@@ -198,7 +198,7 @@ _seen = threading.local()  # the layout of the pass that a thread is in, and the
 
 @contextmanager
 def packed_attention(model: PreTrainedModel) -> Iterator[SeenAs]:
-    """Let the model's attention see texts: those of the layout that it is given, in a thread's `with` block."""
+    """Let the model's attention see texts: in a thread's `with` block, those of the layout given there."""
     config = model.config.get_text_config()
     own = config._attn_implementation
     config._attn_implementation = ATTENTION  # for which transformers makes no mask

@@ -25,7 +25,7 @@ def sequence_rewards(
     Args:
         model: a reward model as `load_reward_model` gives it.
         sequences: token ids of whole conversations, none of them empty.
-        tokens_per_batch: padded tokens per forward pass at most; a longer sequence gets a pass of its own.
+        tokens_per_batch: most tokens per forward pass, padding included; a longer sequence gets a pass of its own.
         onednn_products: as in `compute` of a recipe.
         on_progress: called after each pass.
     """

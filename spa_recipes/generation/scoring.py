@@ -53,14 +53,14 @@ def sequence_logps(
 ) -> list[float]:
     """log pi(y|x) of each item: the sum over its response tokens, in nats, in the order of the items.
 
-    A result does not depend on the other items, beyond rounding. Logits are never held for more than a chunk of
-    response tokens, except for models whose output layer is not a matrix. A prompt is computed once for its responses
-    where the model can do that and it is less work.
+    A result does not depend on the other items, beyond rounding. Logits exist for a chunk of response tokens at a time
+    only, except for models whose output layer is not a matrix. A prompt is computed once for all its responses, if the
+    model supports that and it is less work.
 
     Args:
         model: a causal language model in evaluation mode.
         items: prompts and responses as token ids.
-        tokens_per_batch: tokens in work at a time at most, padding included; a longer item gets a pass of its own.
+        tokens_per_batch: most tokens in work at once, padding included; a longer item gets a pass of its own.
         onednn_products: as in `compute` of a recipe.
         on_progress: called after each pass.
         first_item: number of the first item, for error messages.
@@ -177,7 +177,7 @@ def _by_forward(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
 
 
 def _can_be_packed(model: PreTrainedModel, items: Sequence[Scored]) -> bool:
-    """Whether a model's attention can be shown texts in another way than the rest of it, which is tried as well."""
+    """Whether a model's attention can see separate texts while the rest of it sees one row; this is tried out, too."""
     config = model.config.get_text_config()
     window = getattr(config, "sliding_window", None)
     longest = max(len(item.prompt_ids) + len(item.response_ids) for item in items)

@@ -13,7 +13,7 @@ Output = TypeVar("Output")
 
 
 def side_by_side(work: Callable[[Input], Output], inputs: Sequence[Input], at_once: int) -> Iterator[Output]:
-    """What `work` gives for each input, in their order, several of them in work at a time.
+    """Yield `work(input)` for each input, in order, with several of them in work at once.
 
     torch's threads are shared among them. On small matrices one thread each is faster than all of them on one input
     after the other: nothing waits for the slowest thread after every operation.
@@ -21,7 +21,7 @@ def side_by_side(work: Callable[[Input], Output], inputs: Sequence[Input], at_on
     Args:
         work: called in other threads, where gradients are on until it says otherwise.
         inputs: all of them.
-        at_once: inputs in work at most; no more than torch has threads.
+        at_once: most inputs in work at once; torch's number of threads is the limit.
 
     Raises:
         Exception: the first that `work` raised; no input is begun after it.

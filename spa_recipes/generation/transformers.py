@@ -14,7 +14,7 @@ from spa_recipes.generation.lm_head import logits_at
 from spa_recipes.generation.requests import Completion, Request, check_logps
 
 DROP_SHARE = 0.125
-"""Answers leave the batch when this share of it is finished: dropping copies the cache of those that go on."""
+"""Finished answers leave the batch when they are this share of it: dropping them copies the cache of the others."""
 
 
 def sample(
@@ -69,8 +69,8 @@ def sample(
 def _batches(requests: Sequence[Request], batch_size: int, max_spread: int) -> Iterator[list[int]]:
     """Indices of the requests of each batch, prompts in ascending length.
 
-    A batch starts where its shortest prompt ends, so each token by which the longest one exceeds that costs a step:
-    up to `max_spread` of them.
+    Sampling starts where the shortest prompt of a batch ends. Each token by which the longest prompt exceeds it costs
+    a step; `max_spread` is the most.
     """
     # Sorting by the prompt itself as well keeps the samples of one prompt together.
     order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt_ids), requests[i].prompt_ids, i))
@@ -95,7 +95,7 @@ def _sample_batch(
     stop_ids: Sequence[int],
     seed_of: Callable[[Request], int],
 ) -> list[Completion]:
-    """Decode all requests in step: the first step follows the shortest prompt, longer ones are fed until they end."""
+    """Decode all requests together: the first step follows the shortest prompt; longer ones are fed until they end."""
     device = model.device
     shortest = min(len(request.prompt_ids) for request in requests)
     offsets = [len(request.prompt_ids) - shortest for request in requests]

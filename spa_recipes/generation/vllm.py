@@ -17,7 +17,7 @@ WAITING = 4
 """Requests in the engine, as a multiple of those it runs at once: enough that it never waits for the next group."""
 
 PATIENCE_SECONDS = 20.0
-"""Time that an engine's process has to end by itself, before it is killed."""
+"""An engine's process has so long to end by itself before it is killed."""
 
 ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM makes room for; an adapter needs the next larger one."""
@@ -62,7 +62,7 @@ def open_vllm(
             **_adapter_settings(model, adapter),
             **_cpu_settings(),
         )
-    except Exception as error:  # whatever its many parts raise, among it errors of its engine's process
+    except Exception as error:  # vLLM's parts and its engine's process raise all kinds
         raise _start_error(error, model, log.written_since()) from error
     return _Vllm(llm, model, sampling, stop_ids, max_model_len, adapter, log)
 
@@ -132,7 +132,7 @@ class _Vllm:
             return []
         try:
             return [output for output in engine.step() if output.finished]
-        except Exception as error:  # of the engine's process only the log tells
+        except Exception as error:  # only the log tells what happened in the engine's process
             raise _engine_error(error, self._model, self._log.written_since()) from error
 
     def _params(self, seed: int) -> Any:

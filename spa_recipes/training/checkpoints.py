@@ -1,4 +1,4 @@
-"""Checkpoints that are either whole or recognised as not: a marker with digests is written last."""
+"""Checkpoints: a marker with digests, written last, tells a whole one from one that is cut off or altered."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ class CheckpointSearch(NamedTuple):
 
 
 def newest_complete_checkpoint(folder: Path) -> CheckpointSearch:
-    """Look from the newest to the oldest for a checkpoint whose files all have the size and digest of its marker."""
+    """Find the newest checkpoint whose files all have the size and digest that its marker says."""
     skipped: list[str] = []
     for checkpoint in reversed(_checkpoints(folder)):
         if is_complete(checkpoint):
@@ -38,8 +38,8 @@ def newest_complete_checkpoint(folder: Path) -> CheckpointSearch:
 def resume_point(folder: Path, say: Callable[[str], None]) -> Path | None:
     """The newest whole checkpoint, None if there is none.
 
-    Newer ones that are not whole are said and got out of the way: an altered one is kept in `damaged` beside `folder`,
-    one that was never finished is deleted.
+    Newer ones that are not whole are reported and removed: an altered one is moved to `damaged` beside `folder`, one
+    that was never finished is deleted.
     """
     found = newest_complete_checkpoint(folder)
     then = "training starts again" if found.path is None else f"going on from {found.path.name}"
@@ -54,14 +54,14 @@ def resume_point(folder: Path, say: Callable[[str], None]) -> Path | None:
 
 
 def drop_unfinished(folder: Path) -> None:
-    """Free the room of a checkpoint whose writing failed."""
+    """Delete a checkpoint whose writing failed, to free its space on the disk."""
     for checkpoint in _checkpoints(folder):
         if not (checkpoint / MARKER).exists():
             shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether the marker is there and every file it names is as it was."""
+    """Whether the marker exists and every file that it names is unchanged."""
     try:
         files = json.loads((checkpoint / MARKER).read_text())["files"]
         return all(
@@ -73,17 +73,17 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """What `CheckpointCallback` was given to keep."""
+    """The state that `CheckpointCallback` wrote."""
     state: dict[str, Any] = json.loads((checkpoint / STATE).read_text())
     return state
 
 
 class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
-    """Completes each checkpoint that transformers writes: own state first, marker last; then drops old ones.
+    """Completes each checkpoint that transformers writes with own state and, last, the marker; then deletes old ones.
 
     Args:
-        own_state: JSON-able state that belongs into a checkpoint.
-        keep: checkpoints that stay, at least 1.
+        own_state: gives the JSON-able state that a checkpoint holds besides.
+        keep: number of checkpoints to keep, at least 1.
     """
 
     def __init__(self, own_state: Callable[[], dict[str, Any]], keep: int) -> None:
@@ -92,9 +92,9 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """A log line before each checkpoint and at the end, so that none averages over an interruption.
+        """Log before each checkpoint and at the end, so that no log line averages over an interruption.
 
-        After the last step the model itself is saved: no checkpoint.
+        There is no checkpoint after the last step, since the model itself is saved then.
         """
         if state.global_step >= state.max_steps:
             control.should_save = False
@@ -104,7 +104,7 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
         return control
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """All processes have written their part when the marker says what there is."""
+        """Write the marker when all processes have written their part."""
         PartialState().wait_for_everyone()
         if PartialState().is_main_process:
             folder = Path(args.output_dir)
@@ -127,7 +127,7 @@ def _step(checkpoint: Path) -> int:
 
 
 def _write_marker(checkpoint: Path) -> None:
-    """Name, size and sha256 of every file, once they are on the disk: an older checkpoint goes because of this one."""
+    """Write name, size and sha256 of every file once all are on the disk; older checkpoints are deleted after that."""
     files = {
         path.relative_to(checkpoint).as_posix(): {"size": path.stat().st_size, "sha256": file_digest(path)}
         for path in sorted(checkpoint.rglob("*"))
@@ -138,9 +138,9 @@ def _write_marker(checkpoint: Path) -> None:
 
 
 def _drop_old(folder: Path, step: int, keep: int) -> None:
-    """Keep the checkpoint just written, of `step`, and the newest before it that have a marker, `keep` in all.
+    """Keep `keep` checkpoints: the one of `step`, just written, and the newest before it that have a marker.
 
-    Checkpoints of later steps were there when the training went on from an earlier one, because they are damaged.
+    Checkpoints of later steps are damaged, since the training continued from an earlier one.
     """
     marked = [path for path in _checkpoints(folder) if _step(path) <= step and (path / MARKER).is_file()]
     for checkpoint in _checkpoints(folder):

@@ -54,7 +54,7 @@ def training_dtype(model: Model) -> torch.dtype:
     return torch_dtype(model.dtype)
 
 
-def common_arguments(settings: Training, env: TrainEnv, dtype: torch.dtype, row_count: int) -> dict[str, Any]:
+def trainer_arguments(settings: Training, env: TrainEnv, dtype: torch.dtype, row_count: int) -> dict[str, Any]:
     """The arguments that TRL's trainers have in common, under transformers' names."""
     cuda = torch.cuda.is_available()
     return {

@@ -26,14 +26,14 @@ class TrainEnv:
     """Where and with what a model is trained.
 
     Attributes:
-        model: dtype, attention, LoRA and the like; the path of the model to train is given apart.
+        model: dtype, attention, LoRA and the like; the path of the model to train is given separately.
         output_dir: the trained model is saved here: weights, config, generation config, tokenizer, training log.
         adapter_dir: where the trained LoRA weights are kept once they are merged; None keeps the merged model only.
-        checkpoint_dir: checkpoints of the running training; a training that finds some there goes on from the newest.
-        checkpoints_kept: whole checkpoints that stay there; there is one more while the next one is written.
+        checkpoint_dir: checkpoints of the running training, which continues from the newest one that it finds there.
+        checkpoints_kept: whole checkpoints to keep; while the next one is written there is one more.
         tokenizer: the policy's, with its chat template; saved beside the model and never changed.
         report_to: trackers of transformers; none by default.
-        on_notice: is told what a person should know, such as a damaged checkpoint; on the first process.
+        on_notice: called with what a person should know, such as a damaged checkpoint; on the first process.
     """
 
     model: Model
@@ -58,7 +58,7 @@ class Refinement:
         lam: lambda of the de-coupled detection; 0 is the plain detector.
         threshold: how tau is set.
         warmup_ratio: share of the optimizer steps with alpha = 0.
-        detector: whose margin is looked at: the policy's in training, the judge's, or both added.
+        detector: whose margin decides: the policy's in training, the judge's, or the sum of both.
         judge_margins: the judge's margin of every judged row, in their order; needed unless `detector` is policy.
     """
 

@@ -1,8 +1,8 @@
 """Rows of a training and the order in which they are seen.
 
-The order depends on the seed, the epoch and the global batch size only: a global batch holds the same rows however
-many processes and micro-batches share it. Where the last batch of an epoch does not split evenly it is filled up with
-padding rows, which count nowhere.
+The order depends on the seed, the epoch and the global batch size only: a global batch holds the same rows whatever
+number of processes and micro-batches share it. If the last batch of an epoch does not split evenly, padding rows fill
+it up; they do not count.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import torch
 
 PADDING_ROW = -1
-"""Value of "row" in a row that counts nowhere."""
+"""Value of "row" in a padding row."""
 
 _BATCHES_PER_BUCKET = 50
 
@@ -55,11 +55,11 @@ class EpochOrder(torch.utils.data.Sampler[int]):
     Args:
         lengths: tokens of each row.
         global_batch_size: rows per optimizer step.
-        parallel_rows: rows that all processes handle at one time; the padding completes these.
+        parallel_rows: rows that all processes handle at once; padding rows complete the last of them.
         seed: seed of the shuffle.
         group_by_length: fill each global batch with rows of similar length (batches come in random order). Otherwise
             its rows are random, and only sorted inside the batch, so that micro-batches hold little padding.
-        epoch: tells the epoch when an iteration starts, also in the middle of a training that resumes.
+        epoch: gives the current epoch when an iteration starts, also in a training that resumes.
         replayed: the last so many rows are a group of their own, spread evenly over the batches (not with
             `group_by_length`).
     """
@@ -117,7 +117,7 @@ def _spread(order: Sequence[int], boundary: int) -> list[int]:
 
 
 def as_dataset(rows: datasets.Dataset | Sequence[Mapping[str, Any]]) -> datasets.Dataset:
-    """A Dataset from what the caller has."""
+    """The rows as a Dataset."""
     if isinstance(rows, datasets.Dataset):
         return rows.with_format(None)
     return datasets.Dataset.from_list([dict(row) for row in rows])
@@ -129,7 +129,7 @@ def steps_per_epoch(row_count: int, global_batch_size: int) -> int:
 
 
 def rows_in_step(step: int, row_count: int, global_batch_size: int) -> int:
-    """Rows that count in a 0-based optimizer step."""
+    """Number of rows, without padding, in a 0-based optimizer step."""
     in_epoch = step % steps_per_epoch(row_count, global_batch_size)
     return min(global_batch_size, row_count - in_epoch * global_batch_size)
 

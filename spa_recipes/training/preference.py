@@ -53,7 +53,7 @@ class _SeenPairs(NamedTuple):
 
 @dataclass
 class NoiseDetector:
-    """tau, when it acts, and what it saw; the state that a checkpoint must hold.
+    """The threshold tau, when it applies, and the pairs seen; its state is part of a checkpoint.
 
     Attributes:
         warmup_steps: optimizer steps with alpha = 0.
@@ -90,7 +90,7 @@ class NoiseDetector:
         return None if done_steps < self.warmup_steps else self.tau()
 
     def see(self, records: Sequence[PairRecord]) -> None:
-        """Take in the pairs of a finished step, in an order that does not depend on how the step was cut."""
+        """Record the pairs of a finished step, in an order that does not depend on the micro-batches."""
         self.trace.extend(records)
         if self.window is not None:
             self.window.push(record.p_detect for record in records)
@@ -108,7 +108,7 @@ class NoiseDetector:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a state."""
+        """Restore a state."""
         if self.window is not None and state["window"] is not None:
             self.window.load_state_dict(state["window"])
         self.trace = [PairRecord(*record) for record in state["trace"]]
@@ -204,7 +204,7 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
         return self._share_of_step(loss_B, inputs["row"])
 
     def _judged(self, row_B: torch.Tensor) -> torch.Tensor:
-        """Whether rows are judged pairs, and not replayed ones."""
+        """Which rows are judged pairs; the others are replayed ones."""
         return row_B < len(self._lengths) - self._replayed
 
     def _pair_logps(self, model: Any, inputs: dict[str, torch.Tensor]) -> "_PairLogps":
@@ -265,7 +265,7 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
                 self._metrics["train"][name].append(values.mean().item())
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """Keep the norm for `finish_step`, which comes next."""
+        """Keep the norm for `finish_step`, which is called next."""
         self._grad_norm = super()._get_grad_norm(model, grad_norm)
         return self._grad_norm
 
@@ -288,7 +288,7 @@ def _pairs(policy_2B: torch.Tensor, reference_2B: torch.Tensor, detector_2B: tor
 
 
 class _StepEnd(TrainerCallback):  # type: ignore[misc]
-    """Calls back when all micro-batches of a step are done and the weights are not yet changed."""
+    """Calls `finish_step` after all micro-batches of a step, before the weights change."""
 
     def __init__(self, finish_step: Callable[[], None]) -> None:
         self._finish_step = finish_step

@@ -23,7 +23,7 @@ IGNORED = -100
 
 
 class Reference(NamedTuple):
-    """What the policy's forward pass needs of the reference for de-coupled detection; `hidden` is (N, D)."""
+    """What the policy's forward pass needs from the reference for de-coupled detection; `hidden` is (N, D)."""
 
     hidden: torch.Tensor
     head: LmHead
@@ -97,7 +97,7 @@ def check_response_logps(model: PreTrainedModel, token_ids: list[int], tolerance
     """Compare with the model's own logits on a text; `tolerance` is a share of its log-prob.
 
     Raises:
-        DataError: they differ, so the architecture does something to its logits that is not known here.
+        DataError: they differ, so the architecture changes its logits in a way that is unknown here.
     """
     ids_1T = torch.tensor([token_ids], device=model.device)
     mask_1T = torch.ones_like(ids_1T)

@@ -16,17 +16,8 @@ from spa_recipes.errors import DataError, RecipeError
 from spa_recipes.models.adapters import lora_config
 from spa_recipes.models.loading import load_reward_model
 from spa_recipes.recipe.schema import Training
-from spa_recipes.training.common import (
-    Rows,
-    checked_rows,
-    common_arguments,
-    finish,
-    fit,
-    ready_to_train,
-    save_trained,
-    train_in_float32,
-    training_dtype,
-)
+from spa_recipes.training import common
+from spa_recipes.training.common import Rows
 from spa_recipes.training.env import TrainEnv, TrainResult
 from spa_recipes.training.preference import PairCollator, pair_lengths, pair_tokens
 from spa_recipes.training.token_rows import TrainsTokenRows
@@ -52,7 +43,7 @@ def train_reward_model(
         StageError: loss or gradient became NaN or infinite.
         TryAgainError: out of memory.
     """
-    table = checked_rows(rows, ("prompt_ids", "chosen_ids", "rejected_ids"))
+    table = common.checked_rows(rows, ("prompt_ids", "chosen_ids", "rejected_ids"))
     lora = env.model.lora
     if lora is not None and lora.load_in_4bit:
         raise RecipeError(
@@ -60,9 +51,11 @@ def train_reward_model(
             where="model.lora.load_in_4bit",
             fix="set it to false, or give a finished reward model by judge.model_name_or_path",
         )
-    dtype = training_dtype(env.model)
-    args = RewardConfig(**common_arguments(settings, env, dtype, len(table)), max_length=None, disable_dropout=False)
-    model = ready_to_train(_load(policy_path, env, torch.float32 if lora is None else dtype), args)
+    dtype = common.training_dtype(env.model)
+    args = RewardConfig(
+        **common.trainer_arguments(settings, env, dtype, len(table)), max_length=None, disable_dropout=False
+    )
+    model = common.ready_to_train(_load(policy_path, env, torch.float32 if lora is None else dtype), args)
     tokenizer = _padding_tokenizer(env.tokenizer, end_ids, model.get_input_embeddings().num_embeddings)
     trainer = SpaRewardTrainer(
         model,
@@ -73,9 +66,9 @@ def train_reward_model(
         data_collator=PairCollator(tokenizer.pad_token_id),
         **({} if lora is None else {"peft_config": _lora_config(env)}),
     )
-    train_in_float32(trainer.model)
-    resumed_from = fit(trainer, env)
-    save_trained(
+    common.train_in_float32(trainer.model)
+    resumed_from = common.fit(trainer, env)
+    common.save_trained(
         trainer,
         replace(env, adapter_dir=None),  # an adapter of a reward model is of no use
         dtype,
@@ -85,7 +78,7 @@ def train_reward_model(
     )
     if trainer.is_world_process_zero():
         _declare(env, tokenizer.pad_token_id)
-    return finish(trainer, env, resumed_from, len(table), pair_tokens(table) * settings.num_train_epochs)
+    return common.finish(trainer, env, resumed_from, len(table), pair_tokens(table) * settings.num_train_epochs)
 
 
 class SpaRewardTrainer(TrainsTokenRows, RewardTrainer):  # type: ignore[misc]

@@ -13,19 +13,8 @@ from spa_recipes.errors import DataError
 from spa_recipes.models.adapters import lora_config
 from spa_recipes.models.loading import load_causal_lm
 from spa_recipes.recipe.schema import PreferenceTraining, Training
-from spa_recipes.training.common import (
-    Rows,
-    checked_rows,
-    common_arguments,
-    finish,
-    fit,
-    ready_to_train,
-    save_trained,
-    total_steps,
-    train_in_float32,
-    training_dtype,
-    write_lines,
-)
+from spa_recipes.training import common
+from spa_recipes.training.common import Rows
 from spa_recipes.training.env import Refinement, TrainEnv, TrainResult
 from spa_recipes.training.order import column_lengths
 from spa_recipes.training.preference import REFERENCE_COLUMNS, NoiseDetector, PairCollator, SpaTrainer, pair_tokens
@@ -52,9 +41,9 @@ def train_sft(model_path: Path | str, rows: Rows, settings: Training, env: Train
         RecipeError: this machine or number of processes cannot follow the settings.
         StageError: the loss or the gradient became NaN or infinite.
     """
-    table = checked_rows(rows, ("input_ids", "response_mask"))
-    dtype = training_dtype(env.model)
-    args = SFTConfig(**common_arguments(settings, env, dtype, len(table)), max_length=None)
+    table = common.checked_rows(rows, ("input_ids", "response_mask"))
+    dtype = common.training_dtype(env.model)
+    args = SFTConfig(**common.trainer_arguments(settings, env, dtype, len(table)), max_length=None)
     trainer = SpaSftTrainer(
         _policy(model_path, env, dtype, args),
         args,
@@ -92,7 +81,7 @@ def train_preference(
 
     Raises: as `train_sft`.
     """
-    table = checked_rows(rows, ("prompt_ids", "chosen_ids", "rejected_ids"))
+    table = common.checked_rows(rows, ("prompt_ids", "chosen_ids", "rejected_ids"))
     has_columns = all(name in table.column_names for name in REFERENCE_COLUMNS)
     needs_live = refinement is not None and refinement.lam > 0
     own_base = env.model.lora is not None and reference_path in (None, policy_path)
@@ -104,9 +93,9 @@ def train_preference(
             fix="give reference_path",
         )
     precomputed = has_columns and not needs_live
-    dtype = training_dtype(env.model)
+    dtype = common.training_dtype(env.model)
     args = DPOConfig(
-        **common_arguments(settings, env, dtype, len(table)),
+        **common.trainer_arguments(settings, env, dtype, len(table)),
         beta=settings.beta,
         max_length=None,
         precompute_ref_log_probs=precomputed,
@@ -114,7 +103,7 @@ def train_preference(
     )
     detector = None
     if refinement is not None:
-        steps = total_steps(settings, len(table))
+        steps = common.total_steps(settings, len(table))
         detector = NoiseDetector(refinement, warmup_steps=math.ceil(refinement.warmup_ratio * steps))
     reference = None
     if not precomputed and not own_base:
@@ -149,12 +138,12 @@ def _train(
     detector: NoiseDetector | None,
 ) -> TrainResult:
     """Train, from a checkpoint if there is one, save, and sum up; `example` is a text of some tokens."""
-    train_in_float32(trainer.model)
+    common.train_in_float32(trainer.model)
     if not is_sharded():
         with trainer.accelerator.autocast():
             check_response_logps(trainer.model, example, _TOLERANCE if dtype == torch.float32 else _HALF_TOLERANCE)
-    resumed_from = fit(trainer, env, detector)
-    save_trained(
+    resumed_from = common.fit(trainer, env, detector)
+    common.save_trained(
         trainer,
         env,
         dtype,
@@ -163,8 +152,8 @@ def _train(
         load_source=lambda: load_causal_lm(policy_path, env.model, torch.float32),
     )
     if detector is not None and trainer.is_world_process_zero():
-        write_lines(env.output_dir / PAIRS_TRACE, [record._asdict() for record in detector.trace])
-    result = finish(trainer, env, resumed_from, row_count, tokens)
+        common.write_lines(env.output_dir / PAIRS_TRACE, [record._asdict() for record in detector.trace])
+    result = common.finish(trainer, env, resumed_from, row_count, tokens)
     if detector is not None:
         result.metrics["spa/flagged"] = detector.flagged_share()
     return result
@@ -174,8 +163,8 @@ def _policy(path: Path | str, env: TrainEnv, dtype: torch.dtype, args: TrainingA
     """The model to train: float32 master weights; with LoRA the frozen weights stay in the compute precision."""
     lora = env.model.lora
     if lora is None:
-        return ready_to_train(load_causal_lm(path, env.model, torch.float32), args)
-    return ready_to_train(load_causal_lm(path, env.model, dtype, in_4bit=lora.load_in_4bit), args)
+        return common.ready_to_train(load_causal_lm(path, env.model, torch.float32), args)
+    return common.ready_to_train(load_causal_lm(path, env.model, dtype, in_4bit=lora.load_in_4bit), args)
 
 
 def _adapter(env: TrainEnv) -> dict[str, Any]:

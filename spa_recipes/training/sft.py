@@ -15,8 +15,8 @@ from spa_recipes.training.token_rows import TrainsTokenRows
 class SpaSftTrainer(TrainsTokenRows, SFTTrainer):  # type: ignore[misc]
     """Next-token loss on the response tokens of tokenised rows: the mean over all of them in an optimizer step.
 
-    TRL's own loss is the same number; it also computes entropy and accuracy of every token, which costs more than the
-    training of a small model.
+    TRL's own loss is the same number, but TRL also computes entropy and accuracy of every token, which costs more than
+    training a small model.
 
     Args:
         rows: columns input_ids and response_mask (1 where the loss is taken).

@@ -90,10 +90,10 @@ class TrainsTokenRows:
         )
 
     def _send_telemetry(self) -> None:
-        """Nobody is told."""
+        """Send nothing."""
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Checkpoints have none."""
+        """Write none."""
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: it costs a walk over all parameters per micro-batch."""

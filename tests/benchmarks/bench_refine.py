@@ -126,7 +126,7 @@ def train_by_trl(model: Path, rows: list[dict[str, Any]], settings: Any, env: An
     from trl import DPOConfig, DPOTrainer
     from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-    from spa_recipes.training.common import common_arguments, training_dtype
+    from spa_recipes.training.common import trainer_arguments, training_dtype
 
     class Tokenised(DPOTrainer):  # type: ignore[misc]
         def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
@@ -142,7 +142,7 @@ def train_by_trl(model: Path, rows: list[dict[str, Any]], settings: Any, env: An
     trainer = Tokenised(
         AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
         AutoModelForCausalLM.from_pretrained(model, **half),
-        args=DPOConfig(**common_arguments(settings, env, dtype, len(rows)), max_length=None),
+        args=DPOConfig(**trainer_arguments(settings, env, dtype, len(rows)), max_length=None),
         train_dataset=table,
         processing_class=env.tokenizer,
         data_collator=DataCollatorForPreference(pad_token_id=0),
