@@ -1,11 +1,13 @@
 """Supervised fine-tuning: the loss of the equations, on response tokens only."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from spa_recipes.algo.logps import sequence_logps
@@ -85,3 +87,15 @@ def test_missing_columns_are_named(policy: Path, tmp_path: Path) -> None:
 def test_a_missing_model_is_named(policy: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere"):
         train_sft(tmp_path / "nowhere", make_texts(8), supervised(), make_env(policy, tmp_path))
+
+
+def test_weights_that_do_not_fit_are_never_trained_on(policy: Path, tmp_path: Path) -> None:
+    """transformers would load them with a warning, and draw at random what it does not find."""
+    broken = tmp_path / "broken"
+    shutil.copytree(policy, broken)
+    tensors = {f"module.{name}": tensor for name, tensor in weights(policy).items()}
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    env = make_env(broken, tmp_path)
+    with pytest.raises(DataError, match=r"the weights do not fit .*the names begin with `module\.`"):
+        train_sft(broken, make_texts(8), supervised(), env)
+    assert not env.output_dir.exists()
