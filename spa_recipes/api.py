@@ -41,7 +41,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(recipe_path: Path, *, overrides: Sequence[str] = (), run_dir: Path | None = None) -> Prepared:
-    """Read a recipe and plan it; nothing runs and nothing is written but the memo of digests.
+    """Read a recipe and plan it. Nothing runs, and only the memo of digests is written.
 
     Raises:
         RecipeError: the recipe is wrong. DataError: a local file or model is missing.
@@ -85,7 +85,9 @@ def run_recipe(
 
 
 def prepare_resume(run: str | None, runs_dir: Path) -> Prepared:
-    """The stored recipe and plan of a run: a name below `runs_dir`, a folder, or None for the newest unfinished one.
+    """Read the stored recipe of a run and plan it.
+
+    `run` is a name below `runs_dir`, a folder, or None for the newest unfinished run.
 
     Raises:
         RecipeError: there is no such run, or nothing to resume.
@@ -98,10 +100,10 @@ def prepare_resume(run: str | None, runs_dir: Path) -> Prepared:
 
 
 def find_run(run: str, runs_dir: Path) -> RunDir:
-    """A run by its name or folder.
+    """Find a run by its name or folder.
 
     Raises:
-        RecipeError: there is no such run; names those there are.
+        RecipeError: there is no such run; the error names those that exist.
     """
     for path in (runs_dir / run, Path(run)):
         if (path / "resolved.json").is_file():
@@ -127,7 +129,7 @@ def _newest_unfinished(runs_dir: Path) -> RunDir:
 
 
 class StageView(NamedTuple):
-    """A line of `spa plan`: is the stage's result there, and if not, why not."""
+    """A line of `spa plan`: whether the stage's result exists, and if not, why."""
 
     stage: Stage
     state: str
@@ -135,7 +137,7 @@ class StageView(NamedTuple):
 
 
 def plan_view(prepared: Prepared) -> list[StageView]:
-    """For each stage: `done`, `in RUN` (another run has it), or `to do` with the reason."""
+    """Say of each stage: `done`, `in RUN` (another run has it), or `to do` with the reason."""
 
     plan, run, _ = prepared
     changes: dict[str, list[str]] = {}
@@ -182,8 +184,7 @@ class JudgeRequest(NamedTuple):
 def judge_pairs(request: JudgeRequest, reporter: Reporter) -> Manifest:
     """Label pairs that a user already has, with the implicit reward of a policy against its reference.
 
-    Work in progress lives in `OUT.spa/` beside the output until the output is written, so a stopped call goes on where
-    it was when it is made again.
+    Until the output is written, the work stays in `OUT.spa/` beside it. The same call continues it after a stop.
 
     Raises:
         SpaError: with the exit code of what went wrong.
@@ -195,7 +196,7 @@ def judge_pairs(request: JudgeRequest, reporter: Reporter) -> Manifest:
     in_the_way = RecipeError(
         "the output file is there already", where=str(request.out), fix="choose another, or --overwrite"
     )
-    # With work in progress beside it, the file may be the same call's, which was killed while it cleaned up.
+    # Where unfinished work stands beside it, the same call may have written the file before it was killed.
     if request.out.exists() and not request.overwrite and not run.path.is_dir():
         raise in_the_way
     if not request.out.parent.is_dir():
@@ -276,9 +277,9 @@ def final_model(prepared: Prepared) -> Path | None:
 
 
 def collect_garbage(run: str | None, runs_dir: Path, *, models: bool = False, delete: bool = False) -> list[Sweep]:
-    """What a run, or every run in `runs_dir`, no longer needs; deleted only with `delete`.
+    """Find what a run, or every run in `runs_dir`, no longer needs, and delete it if `delete` is set.
 
-    `models` counts the weights of the policies before the final one as not needed, in finished runs.
+    With `models`, a finished run does not need the weights of the policies before the final one.
 
     Raises:
         RecipeError: there is no such run. DataError: something cannot be deleted.

@@ -64,7 +64,7 @@ class RecipeChangedError(SpaError):
 
 
 class TryAgainError(SpaError):
-    """Out of memory, a full disk, or the network: the same command may work later or with other settings."""
+    """Memory or disk ran out, or the network failed: the same command may work later or with other settings."""
 
     exit_code = 75
 

@@ -41,7 +41,7 @@ WIN_RATES = {
     "implicit_reward": "The win rates and rewards are judged by the implicit reward of a model from outside the run "
     "(`evaluation.reward_policy` against `evaluation.reward_reference` in the recipe).",
 }
-"""What to know of a win rate, by `evaluation.reward`."""
+"""What a reader has to know about a win rate, by `evaluation.reward`."""
 
 
 class Origin(NamedTuple):
@@ -108,7 +108,7 @@ def _symbol(made: Stage) -> str:
 
 
 def _metadata(plan: Plan) -> dict[str, Any]:
-    """The part that the Hub reads. The license is left out: it is for the owner to say."""
+    """The part that the Hub reads. The license is left out, since only the owner can name it."""
     assert isinstance(plan.recipe, Recipe)
     base = _base_input(plan)
     datasets = [value.location for _, value in _sources(plan) if _on_hub(value)]

@@ -27,15 +27,19 @@ EXAMPLES = 4
 """Flagged pairs shown per iteration, and prompts with sample answers."""
 
 
+BAR = 110
+"""Pixels of the bar of the stage that took longest."""
+
+
 class StageRow(NamedTuple):
-    """A stage in the table of the plan; `share` of the run's time for its bar."""
+    """A stage in the table of the plan; `width` is that of the bar of its time, in pixels."""
 
     id: str
     role: str
     state: str
     rows: str
     seconds: str
-    share: float
+    width: float
 
 
 class Iteration(NamedTuple):
@@ -81,7 +85,7 @@ def render(plan: Plan, run: RunDir, found: Mapping[str, Manifest]) -> str:
         name=run.name,
         recipe=plan.recipe,
         finished=datetime.fromisoformat(newest).strftime("%Y-%m-%d %H:%M"),
-        complete=len(found) == len(plan.stages),
+        state="finished" if len(found) == len(plan.stages) else "unfinished, last stage",
         headline=_headline(policies),
         policy_headings=headings,
         policies=rows,
@@ -145,10 +149,9 @@ def _stage_rows(plan: Plan, run: RunDir, found: Mapping[str, Manifest]) -> list[
             rows.append(StageRow(stage.id, stage.role, run.status(stage, plan), "", "", 0.0))
             continue
         state = f"from {manifest.reused_from}" if manifest.reused_from else "done"
-        seconds = manifest.seconds
-        rows.append(
-            StageRow(stage.id, stage.role, state, human_count(manifest.rows), human_seconds(seconds), seconds / longest)
-        )
+        width = round(BAR * manifest.seconds / longest, 1)
+        seconds = human_seconds(manifest.seconds)
+        rows.append(StageRow(stage.id, stage.role, state, human_count(manifest.rows), seconds, width))
     return rows
 
 
@@ -216,15 +219,15 @@ def _flagged(files: _Files, i: int) -> list[dict[str, Any]]:
     examples = []
     for row in doubted:
         pair, judgment = pairs[row["row"]], judged[row["row"]]
-        gold = judgment["gold"]
+        note = f"p~ {row['p_detect']:.4f}, judge's margin {pair['margin']:.3f}"
+        if (gold := judgment["gold"]) is not None:
+            note += "; " + _verdict(gold[judgment["chosen"]], gold[judgment["rejected"]])
         examples.append(
             {
                 "prompt": pair["prompt"][-1]["content"],
                 "chosen": pair["chosen"][-1]["content"],
                 "rejected": pair["rejected"][-1]["content"],
-                "p_detect": row["p_detect"],
-                "margin": pair["margin"],
-                "verdict": _verdict(gold[judgment["chosen"]], gold[judgment["rejected"]]) if gold else "",
+                "note": note,
             }
         )
     return examples
@@ -253,10 +256,14 @@ def _samples(files: _Files) -> list[dict[str, Any]]:
         {
             "prompt": first[prompt]["prompt"][-1]["content"],
             "answers": [
-                {"policy": f"pi_{name}", "text": rows[prompt]["response"], "reward": rows[prompt]["reward"]}
+                {"heading": _heading(name, rows[prompt]["reward"]), "text": rows[prompt]["response"]}
                 for name, rows in by_policy.items()
                 if prompt in rows
             ],
         }
         for prompt in prompts
     ]
+
+
+def _heading(policy: str, reward: float | None) -> str:
+    return f"pi_{policy}" if reward is None else f"pi_{policy} · reward {reward:+.2f}"

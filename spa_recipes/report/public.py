@@ -1,4 +1,4 @@
-"""What of a recipe may be shown to everybody: no paths of the machine it was run on, no keys, no private servers."""
+"""The part of a recipe that everybody may see: no paths of the machine that it ran on, no keys, no private servers."""
 
 import ipaddress
 import re
@@ -12,7 +12,7 @@ OF_THE_MACHINE = ("tracking", "compute", "storage")
 """Sections of a recipe that say where and how it ran and change no result."""
 
 LOCAL_SERVER = "http://localhost:8000/v1"
-"""Stands for a server that nobody else can reach."""
+"""Replaces the address of a server that nobody else can reach."""
 
 _PATH_IN_TEXT = re.compile(r"(?<![\w:/.~])(?:~|\.{1,2})?/(?:[^\s/:;,'\"`()<>|]+/)+([^\s/:;,'\"`()<>|]*)")
 _SECRET = re.compile(r"\b(?:hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{32,}|gh[pousr]_[A-Za-z0-9]{20,})")
@@ -21,7 +21,7 @@ _URL = re.compile(r"https?://[^\s'\"`<>]+")
 
 
 def public_recipe(plan: Plan) -> dict[str, Any]:
-    """The resolved recipe without the sections of the machine; of a local path only the last part is left."""
+    """The resolved recipe without the sections of the machine; local paths are cut to their last part."""
     local = {
         _plain(value.location)
         for stage in plan.stages
@@ -38,7 +38,7 @@ def is_local(value: External) -> bool:
 
 
 def last_part(path: str) -> str:
-    """Name of a file or folder without where it is."""
+    """Name of a file or folder, without its path."""
     return PurePosixPath(path.replace("\\", "/")).name or path
 
 
@@ -58,7 +58,7 @@ def _public_text(text: str, local: set[str]) -> str:
 
 
 def _is_path(text: str) -> bool:
-    """Whether a text is a path as a whole; a Hub id such as `org/name` is none."""
+    """Whether the whole text is a path; a Hub id such as `org/name` is not."""
     if "\n" in text or "://" in text:
         return False
     starts = text.startswith(("/", "./", "../", "~")) or re.match(r"[A-Za-z]:[\\/]", text) is not None
@@ -71,7 +71,7 @@ def _plain(path: str) -> str:
 
 
 def _public_url(url: str) -> str:
-    """The address without name and password; another one for a server in a private network."""
+    """The address without name and password, or `LOCAL_SERVER` for a server in a private network."""
     parts = urlsplit(url)
     if _is_private(parts.hostname or ""):
         return LOCAL_SERVER
