@@ -27,18 +27,18 @@ def refuse_changes(plan: Plan, run: RunDir) -> None:
         raise RecipeChangedError(
             "the recipe, its data or its model changed since the run was started: " + "; ".join(changes[:5]),
             where=str(run.path),
-            fix="go on with --accept (redoes the affected stages only), or choose another name or --run-dir",
+            fix="continue with --accept (redoes only the affected stages), or choose another name or --run-dir",
         )
 
 
 def plan_changes(plan: Plan, run: RunDir) -> list[str]:
-    """`stage: field: old -> new` for every stage whose own settings or data differ from the run's stored plan."""
+    """`stage: field: old -> new` for each stage whose own settings or data differ from the stored plan of the run."""
     try:
         stored = {entry["id"]: entry for entry in json.loads((run.path / "plan.json").read_text())}
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return [f"plan.json, which would tell, cannot be read ({error})"]
+        return [f"plan.json, to compare with, cannot be read ({error})"]
     if all(stored.get(stage.id, {}).get("key") == stage.key for stage in plan.stages) and len(stored) == len(
         plan.stages
     ):

@@ -12,9 +12,9 @@ class Decay(NamedTuple):
     """Where the rule stops a run.
 
     Attributes:
-        stage: the first stage that does not run.
-        best, now: the judge's accuracy on held-out labels, its best so far and that of the newest policy.
-        limit: the fall that the recipe allows.
+        stage: the first stage that is not run.
+        best, now: the judge's accuracy on held-out labels: the best so far, and that of the newest policy.
+        limit: how much it may fall, as the recipe says.
     """
 
     stage: str
@@ -25,7 +25,7 @@ class Decay(NamedTuple):
     def __str__(self) -> str:
         return (
             f"stopped before {self.stage}: the judge's accuracy on held-out labels fell from {self.best:.1%} to "
-            f"{self.now:.1%}, by more than evaluation.max_judge_decay ({self.limit:.1%}); raise it to go on"
+            f"{self.now:.1%}, by more than evaluation.max_judge_decay ({self.limit:.1%}); raise it to continue"
         )
 
 

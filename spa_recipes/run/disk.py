@@ -12,7 +12,7 @@ from spa_recipes.units import human_bytes
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 _WORDS = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing", "unexpected pos ")
-"""What safetensors (the first two) and torch.save say, whose errors carry no number."""
+"""Texts of errors without a number: the first two are of safetensors, the others of torch.save."""
 
 
 def free_bytes(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""A run in one line, from what is on disk alone: no recipe is compiled, and no data or model has to be there still."""
+"""A run in one line, read from its folder alone: no recipe is planned, and its data and models need not exist."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +44,7 @@ def disk_usage(runs: Sequence[Overview]) -> int:
 
 
 def next_stage(run: RunDir) -> str | None:
-    """Id of the stage that the run goes on with; None if it is finished, or stopped early for good.
+    """Id of the first stage of the plan that is still to be done; None if the run is finished or the rule stopped it.
 
     Raises:
         RecipeError: the run's plan cannot be read.

@@ -40,7 +40,9 @@ _OPTIONS = {
 
 
 def check_inputs(plan: Plan, run: RunDir, until: str | None = None) -> None:
-    """Look at every model and dataset from outside that the stages left to do, up to `until`, will read.
+    """Look at every model and dataset from outside that the stages still to be done will read.
+
+    With `until`, only that stage and the stages that it needs count.
 
     Raises:
         DataError: one is missing or not usable; the run's folder holds links.

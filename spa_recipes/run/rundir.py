@@ -41,7 +41,7 @@ class Planned(NamedTuple):
 
 @dataclass(frozen=True)
 class RunDir:
-    """Paths of one run. Status is read from what is on disk; nothing here keeps a second account of it."""
+    """The paths of one run. Its status is read from what is on disk and is kept nowhere else."""
 
     path: Path
 
@@ -60,7 +60,7 @@ class RunDir:
         return StageDir(self.path / "stages" / f"{number:02d}-{planned.name}")
 
     def existing(self, stage: Planned) -> StageDir | None:
-        """The stage's folder if there is one. Its number is for people: a changed plan may have renumbered it."""
+        """The stage's folder if there is one. Its number is for people; in a changed plan it may be another one."""
         for path in sorted((self.path / "stages").glob(f"[0-9][0-9]-{stage.name}")):
             return StageDir(path)
         return None
@@ -81,9 +81,9 @@ class RunDir:
         return folder.is_done(stage.key) and stage.id in self.done([_planned(other) for other in plan.stages])
 
     def done(self, stages: Sequence[Planned]) -> set[str]:
-        """Ids of the stages that need not run; pruned ones are among them if all stages that read them are.
+        """Ids of the stages that need not run. A pruned stage is one of them if all stages that read it are.
 
-        The newest policy is what the run is for: it has to be whole, whoever reads it.
+        The newest policy is what the run is for, so it has to be whole even if nothing reads it.
         """
         from spa_recipes.plan import KINDS
 
@@ -104,7 +104,11 @@ class RunDir:
         return {name: manifest for name, manifest in found.items() if manifest is not None}
 
     def status(self, stage: Stage, plan: Plan) -> Status:
-        """Valid manifest: done; held lock and a newest attempt without end: running; an attempt's error: failed."""
+        """The state of a stage.
+
+        `done` if it has a valid manifest. Otherwise its newest attempt tells: `failed` if that left an error, else
+        `running` or `interrupted` by whether a process holds the run; `waiting` if there was no attempt.
+        """
         return "done" if self.is_done(stage, plan) else self.status_unfinished(self.stage_dir(stage, plan))
 
     def status_unfinished(self, folder: StageDir) -> Status:
@@ -117,7 +121,7 @@ class RunDir:
         return "running" if self.holder() is not None else "interrupted"
 
     def write_recipe(self, text: str, recipe: AnyRecipe, plan: Plan) -> None:
-        """Keep the recipe as given and as resolved, and the plan, before the first stage starts."""
+        """Write the recipe as given, the resolved recipe and the plan, before the first stage starts."""
         (self.path / "stages").mkdir(parents=True, exist_ok=True)
         atomic.write_text(self.path / "recipe.yaml", text)
         atomic.write_json(self.path / "plan.json", plan_json(plan))
@@ -175,7 +179,7 @@ class RunDir:
     def holder(self) -> str | None:
         """`host pid` of the process that holds the run, None if it is free."""
         try:
-            lock = os.open(self.path / ".lock", os.O_RDONLY)  # to look must be possible where nobody may write
+            lock = os.open(self.path / ".lock", os.O_RDONLY)  # a run can be looked at where nobody may write
         except OSError:
             return None
         try:
@@ -196,12 +200,12 @@ class RunDir:
 
     @property
     def is_read_only(self) -> bool:
-        """Whether the folder is there and nothing can be written into it."""
+        """Whether the folder exists and cannot be written."""
         return self.path.is_dir() and not os.access(self.path, os.W_OK)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run. The operating system frees it when the process dies, however it dies.
+        """Hold the run. If the process dies, the operating system frees the run, however it died.
 
         Raises:
             LockedError: another process holds it.
