@@ -17,7 +17,7 @@ from spa_recipes.run.job import StageJob
 from spa_recipes.run.reporter import PlanOrder, Reporter
 from spa_recipes.run.reuse import finished, reuse
 from spa_recipes.run.rundir import RunDir
-from spa_recipes.run.schedule import do_stages, unfinished
+from spa_recipes.run.schedule import do_stages, unfinished, wanted_manifests
 from spa_recipes.state.stagedir import Manifest
 
 Describe = Callable[[Plan, Mapping[str, Manifest]], dict[str, str]]
@@ -116,11 +116,11 @@ def _go_on(
     if unfinished(plan, run):
         run.log_event("run paused")
         return manifests
-    everything = run.manifests(plan)
-    made = plan.newest_model(everything)
+    wanted = wanted_manifests(plan, run)
+    made = plan.newest_model(wanted)
     if made is not None:
-        final.show(run, run.stage_dir(made, plan).output / MODEL, describe(plan, everything) if describe else {})
-    decay = judge_decay(plan.recipe, everything)
+        final.show(run, run.stage_dir(made, plan).output / MODEL, describe(plan, wanted) if describe else {})
+    decay = judge_decay(plan.recipe, wanted)
     run.log_event("run finished", **({"reason": str(decay)} if decay else {}))
     return manifests
 

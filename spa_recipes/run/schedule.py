@@ -124,6 +124,13 @@ def ruled_out(plan: Plan, manifests: Mapping[str, Manifest]) -> set[str]:
     return set() if decay is None else plan.from_on(decay.stage)
 
 
+def wanted_manifests(plan: Plan, run: RunDir) -> dict[str, Manifest]:
+    """Manifests of the committed stages that are not ruled out: a run without the rule may have done more."""
+    manifests = run.manifests(plan)
+    unwanted = ruled_out(plan, manifests)
+    return {name: manifest for name, manifest in manifests.items() if name not in unwanted}
+
+
 def unfinished(plan: Plan, run: RunDir) -> list[Stage]:
     """Stages that are still to be done: neither committed nor ruled out."""
     unwanted = ruled_out(plan, run.manifests(plan))

@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from spa_recipes.errors import StageError
+from spa_recipes.errors import StageError, TryAgainError
 from spa_recipes.plan import Stage
-from spa_recipes.run import schedule
+from spa_recipes.run import disk, schedule
 from spa_recipes.run.reporter import PlanOrder
 from spa_recipes.run.schedule import do_stages
-from spa_recipes.state.stagedir import Manifest
+from spa_recipes.state.stagedir import Manifest, StageDir
 from tests.kit.plans import plan_of
 from tests.kit.state import FIELDS
 
@@ -164,6 +165,16 @@ def test_the_stop_rule_leaves_out_the_same_stages_whatever_the_room(room: int) -
     ids = [stage.id for stage in plan.stages]
     assert list(done) == ids[: ids.index("generate-2")]
     assert set(world.begun) == set(done)
+
+
+def test_a_stage_leaves_room_on_the_disk_for_the_running_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, folder = plan_of(), StageDir(tmp_path)
+    needed = disk.still_to_write(plan.stage("seed"), plan, folder)
+    assert needed
+    monkeypatch.setattr(disk, "free_bytes", lambda path: needed + 10)
+    assert disk.room_needed(plan.stage("seed"), plan, folder, promised=10) == needed
+    with pytest.raises(TryAgainError, match="for the stages that run"):
+        disk.room_needed(plan.stage("seed"), plan, folder, promised=11)
 
 
 # --- messages ---
