@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from spa_recipes.errors import RecipeError
 from spa_recipes.recipe.schema import Lora
@@ -38,12 +39,18 @@ def merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
 def keep_or_drop(adapter: Path, folder: Path | None) -> None:
     """Move an adapter that has been merged to `folder`, or delete it where that is None.
 
-    peft writes a card that says nothing, and the place of the base model on this disk: neither is kept.
+    Weights, configuration and tokenizer are kept, and nothing that names a place on this disk: not peft's empty card, not the
+    trainer's pickled arguments, not the path of the base model. The names of the trained layers are sorted, since peft
+    writes them in a random order.
     """
     if folder is None:
         shutil.rmtree(adapter, ignore_errors=True)
         return
-    (adapter / "README.md").unlink(missing_ok=True)
+    for name in ("README.md", TRAINING_ARGS_NAME):
+        (adapter / name).unlink(missing_ok=True)
     config = json.loads((adapter / "adapter_config.json").read_text())
-    atomic.write_json(adapter / "adapter_config.json", {**config, "base_model_name_or_path": None})
+    config["base_model_name_or_path"] = None
+    if isinstance(config["target_modules"], list):  # otherwise it is a pattern
+        config["target_modules"].sort()
+    atomic.write_json(adapter / "adapter_config.json", config)
     adapter.rename(folder)
