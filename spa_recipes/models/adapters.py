@@ -39,9 +39,9 @@ def merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
 def keep_or_drop(adapter: Path, folder: Path | None) -> None:
     """Move an adapter that has been merged to `folder`, or delete it where that is None.
 
-    Weights, configuration and tokenizer are kept, and nothing that names a place on this disk: not peft's empty card, not the
-    trainer's pickled arguments, not the path of the base model. The names of the trained layers are sorted, since peft
-    writes them in a random order.
+    Weights, configuration and tokenizer are kept, and nothing that names a place on this disk: neither peft's empty
+    card nor the trainer's pickled arguments nor the path of the base model. The names of the trained layers are sorted,
+    since peft writes them in a random order.
     """
     if folder is None:
         shutil.rmtree(adapter, ignore_errors=True)

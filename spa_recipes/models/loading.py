@@ -238,8 +238,9 @@ def _remedy(missing: set[str], unexpected: set[str], *, misshapen: bool) -> str:
 
 
 def _common_prefix(missing: set[str], unexpected: set[str]) -> str:
-    """What stands before the missing names among the unexpected ones; empty where it is not the same for all."""
-    prefixes = {found.removesuffix(name) for found in unexpected for name in missing if found.endswith(f".{name}")}
+    """What stands before some missing names among the unexpected ones; empty where it is not the same for all."""
+    some = sorted(missing)[:_NAMED]
+    prefixes = {found.removesuffix(name) for found in unexpected for name in some if found.endswith(f".{name}")}
     return prefixes.pop() if len(prefixes) == 1 else ""
 
 
