@@ -44,6 +44,8 @@ from tests.injection.faults import (
     reached,
     read_notes,
 )
+from tests.kit.forked import load_libraries
+from tests.kit.processes import processes_of
 from tests.kit.recipes import mini, write_recipe
 
 SAVE_STEPS = 2
@@ -186,7 +188,7 @@ def start_and_stop(
 
 
 def _strike_from_outside(fault: Fault, runner: int, folder: Path) -> None:
-    others = [pid for pid in processes.processes_of(folder) if pid != runner]
+    others = [pid for pid in processes_of(folder) if pid != runner]
     signs = {"SIGTERM": [signal.SIGTERM], "SIGINT": [signal.SIGINT], "SIGINT twice": [signal.SIGINT] * 2}
     for sign in signs.get(fault.victim, []):
         os.kill(runner, sign)
@@ -485,7 +487,7 @@ def main() -> None:
     base = (options.folder or Path(tempfile.mkdtemp(prefix="injection-"))).absolute()
     base.mkdir(exist_ok=True)
     bench = Bench(base)
-    processes.load_libraries()
+    load_libraries()
     set_up(bench)
     print(f"undisturbed runs are there after {time.monotonic() - begin:.0f} s, in {base}", flush=True)
     draws = Draws(bench, options.kills, options.seed)

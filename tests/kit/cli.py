@@ -7,19 +7,38 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.kit.forked import Command
+
 Spa = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def run_spa(folder: Path, *arguments: str | Path, **variables: str) -> "subprocess.CompletedProcess[str]":
-    """Run the command line in a folder, offline, without a terminal."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "COLUMNS": "200", **variables}
+    """Run the command line in a folder, offline, without a terminal, and without waiting for imports."""
+    if any(name.startswith("HF_") for name in variables) or sys.platform != "linux":
+        return run_fresh(folder, *arguments, **variables)  # libraries read such variables when they are imported
+    command = start(folder, *arguments, **variables)
+    return subprocess.CompletedProcess(["spa", *map(str, arguments)], command.wait(), command.out(), command.err())
+
+
+def run_fresh(folder: Path, *arguments: str | Path, **variables: str) -> "subprocess.CompletedProcess[str]":
+    """The same in a fresh interpreter, which imports everything itself."""
     return subprocess.run(
         [sys.executable, "-m", "spa_recipes.cli", *map(str, arguments)],
         cwd=folder,
-        env=environment,
+        env=environment_with(**variables),
         capture_output=True,
         text=True,
     )
+
+
+def start(folder: Path, *arguments: str | Path, **variables: str) -> Command:
+    """Start the command line as `run_spa` does."""
+    return Command(folder, list(map(str, arguments)), environment_with(**variables))
+
+
+def environment_with(**variables: str) -> dict[str, str]:
+    """The environment of this process, offline and without a terminal, with variables of a test's own."""
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "COLUMNS": "200", **variables}
 
 
 class Answer(NamedTuple):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.cli import run_spa
-from tests.kit.processes import processes_of, start, wait_for
+from tests.kit.cli import run_spa, start
+from tests.kit.processes import processes_of, wait_for
 from tests.kit.recipes import mini, write_recipe
 
 RECIPE = mini(
@@ -58,10 +58,9 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path: Path, unin
         lambda: stage(tmp_path, "refine-1", "work/checkpoints/checkpoint-1/spa_checkpoint.json"),
     ]
     for moment in moments:
-        running = start(tmp_path)
+        running = start(tmp_path, "run", "mini.yaml")
         wait_for(moment)
-        running.send_signal(signal.SIGKILL)
-        running.wait()
+        assert running.kill() == -signal.SIGKILL
         wait_for(lambda: not processes_of(tmp_path))
     done = run_spa(tmp_path, "resume")
     assert done.returncode == 0, done.stderr
@@ -78,13 +77,11 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path: Path, unin
 @pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_run_and_its_children(tmp_path: Path, sign: signal.Signals, code: int) -> None:
     write_recipe(tmp_path / "mini.yaml", RECIPE)
-    running = start(tmp_path)
+    running = start(tmp_path, "run", "mini.yaml")
     wait_for(lambda: stage(tmp_path, "sft", "attempts/1/progress.jsonl"))
-    running.send_signal(sign)
-    _, errors = running.communicate(timeout=30)
-    assert running.returncode == code
-    assert b"spa resume" in errors
-    assert b"Traceback" not in errors
+    assert running.kill(sign) == code
+    assert "spa resume" in running.err()
+    assert "Traceback" not in running.err()
     assert processes_of(tmp_path) == []
     status = run_spa(tmp_path, "status", "mini")
     assert "interrupted" in status.stdout
@@ -104,8 +101,7 @@ def test_spa_judge_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     assert whole.returncode == 0, whole.stderr
     running = start(tmp_path, *command, "--out", "out.jsonl")
     wait_for(lambda: list(tmp_path.glob("out.jsonl.spa/stages/*-candidates-*/manifest.json")))
-    running.send_signal(signal.SIGKILL)
-    running.wait()
+    running.kill()
     assert not (tmp_path / "out.jsonl").exists()
     again = run_spa(tmp_path, *command, "--out", "out.jsonl")
     assert again.returncode == 0, again.stderr

@@ -1,7 +1,6 @@
 """Whole runs with a judge in words: the policy itself, and a model behind an endpoint."""
 
 import json
-import signal
 import sys
 import threading
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any
 import pytest
 
 from spa_recipes.data.rows import read_jsonl
-from tests.kit.cli import run_spa
+from tests.kit.cli import run_spa, start
 from tests.kit.endpoint_server import EndpointServer
 from tests.kit.llm_judge import KEY, SHORT, longer, parts, template
-from tests.kit.processes import processes_of, start, wait_for
+from tests.kit.processes import processes_of, wait_for
 from tests.kit.recipes import mini, write_recipe
 
 # --- whole runs
@@ -87,8 +86,7 @@ def test_a_run_with_a_server_is_killed_and_goes_on_and_pays_once(home: Path) -> 
         assert "SPA_TEST_KEY is not set" in missing.stderr
         running = start(home, "run", "served.yaml", SPA_TEST_KEY=KEY)
         wait_for(lambda: list(home.glob(shards)) and len(server.asked) > 64)
-        running.send_signal(signal.SIGKILL)
-        running.wait()
+        running.kill()
         wait_for(lambda: not processes_of(home))
         release.set()
         before = [parts(body) for body in server.asked]
