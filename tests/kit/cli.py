@@ -3,7 +3,8 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,3 +61,13 @@ def one_error(answer: Answer, code: int) -> str:
 
 
 HEAVY = ("torch", "transformers", "trl", "vllm", "datasets", "openai")
+
+
+@contextmanager
+def umask(value: int) -> Iterator[None]:
+    """Have another umask for a while; commands that are started then have it, too."""
+    before = os.umask(value)
+    try:
+        yield
+    finally:
+        os.umask(before)

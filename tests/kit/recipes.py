@@ -50,3 +50,12 @@ def write_recipe(path: Path, recipe: dict[str, Any]) -> Path:
     """Write a recipe as YAML."""
     path.write_text(yaml.safe_dump(recipe, sort_keys=False))
     return path
+
+
+KEEPING = mini(
+    sft={"save_steps": 4},
+    seed_training={"save_steps": 3},
+    refine={"save_steps": 1},
+    storage={"keep_checkpoints": True, "keep_shards": True},
+)
+"""The miniature recipe with all checkpoints and shards kept, so that a copy of its run can be made unfinished again."""

@@ -21,17 +21,6 @@ from tests.kit.recipes import mini, write_recipe
 STAGES = 16
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the miniature has run once."""
-    folder = tmp_path_factory.mktemp("home")
-    write_recipe(folder / "mini.yaml", mini())
-    done = run_spa(folder, "run", "mini.yaml")
-    assert done.returncode == 0, done.stderr + done.stdout
-    (folder / "first.out").write_text(done.stdout)
-    return folder
-
-
 def stage_dir(home: Path, stage: str, run: str = "mini") -> Path:
     (found,) = (home / "runs" / run / "stages").glob(f"[0-9][0-9]-{stage}-????????")
     return found
@@ -67,7 +56,7 @@ def test_the_summary_says_what_where_and_next(home: Path) -> None:
     assert attempts(home) == STAGES
 
 
-def test_the_final_model_has_a_card_and_its_example_runs(home: Path) -> None:
+def test_the_final_model_has_a_card_and_its_example_runs(finished: Path, home: Path) -> None:
     final = home / "runs" / "mini" / "final"
     card = (final / "README.md").read_text()
     evaluation = StageDir(stage_dir(home, "evaluate-2")).manifest()
@@ -76,7 +65,7 @@ def test_the_final_model_has_a_card_and_its_example_runs(home: Path) -> None:
         assert f"{evaluation.metrics[figure]:.1%}" in card
     for library, version in evaluation.versions.items():
         assert f"| {library} | {version} |" in card
-    assert str(home) not in card
+    assert str(finished) not in card
     (example,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     done = subprocess.run([sys.executable, "-c", example], cwd=final, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

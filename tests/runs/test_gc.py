@@ -68,13 +68,12 @@ def test_shared_files_are_named_in_the_listing(spa: Spa, tmp_path: Path) -> None
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the miniature has run."""
-    folder = tmp_path_factory.mktemp("finished")
-    write_recipe(folder / "mini.yaml", mini())
-    done = run_spa(folder, "run", "mini.yaml")
-    assert done.returncode == 0, done.stderr + done.stdout
-    return folder
+def tidy(home: Path) -> Path:
+    """The run of which nothing is kept that its recipe does not name."""
+    write_recipe(home / "mini.yaml", mini())
+    assert run_spa(home, "run", "mini.yaml").returncode == 0
+    assert "freed" in run_spa(home, "gc", "--yes").stdout
+    return home
 
 
 def outputs(home: Path) -> dict[str, bytes]:
@@ -90,15 +89,15 @@ def attempts(home: Path) -> list[str]:
     return sorted(path.parts[-3] for path in (home / "runs" / "mini").glob("stages/*/attempts/*"))
 
 
-def test_a_run_that_was_cleaned_goes_on_as_if_nothing_had_been(finished: Path, tmp_path: Path) -> None:
+def test_a_run_that_was_cleaned_goes_on_as_if_nothing_had_been(tidy: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
-    shutil.copytree(finished, home, symlinks=True)
+    shutil.copytree(tidy, home, symlinks=True)
     run, plan = RunDir(home / "runs" / "mini"), plan_of()
     for leave in LEFT:
         if leave not in (leave_uncommitted, leave_draft, leave_checkpoint, leave_damaged_shard):
             leave(run, plan)
     write(folder_of(run, plan, "refine-2").draft / "half", 70)
-    before, tried = outputs(finished), attempts(finished)
+    before, tried = outputs(tidy), attempts(tidy)
     cleaned = run_spa(home, "gc", "--yes")
     assert cleaned.returncode == 0, cleaned.stderr
     assert "freed 420 B" in cleaned.stdout
@@ -109,11 +108,11 @@ def test_a_run_that_was_cleaned_goes_on_as_if_nothing_had_been(finished: Path, t
 
 
 def test_without_earlier_models_a_finished_run_is_finished_and_a_change_trains_them_again(
-    finished: Path, tmp_path: Path
+    tidy: Path, tmp_path: Path
 ) -> None:
     home = tmp_path / "home"
-    shutil.copytree(finished, home, symlinks=True)
-    before, tried = outputs(finished), attempts(finished)
+    shutil.copytree(tidy, home, symlinks=True)
+    before, tried = outputs(tidy), attempts(tidy)
     cleaned = run_spa(home, "gc", "mini", "--models", "--yes")
     assert cleaned.returncode == 0, cleaned.stderr
     pruned = {name for name in before if name not in outputs(home)}

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from tests.kit.recipes import mini, write_recipe
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def stopped(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with every setting on, and its folder."""
     folder = tmp_path_factory.mktemp("improved")
+    shutil.copytree(finished / "runs" / "mini", folder / "runs" / "before", symlinks=True)  # to take over from
     recipe = mini(
         judge={"length_penalty": "balanced"},
         refine={"seed_replay": 0.5},

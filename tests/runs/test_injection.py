@@ -31,6 +31,7 @@ def campaign(folder: Path, *options: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_stopped_at_chosen_points_nothing_is_lost(tmp_path: Path) -> None:
     """Twelve stops of `spa run`, `spa resume` and `spa judge` at calls of every kind; see `campaign.SHORT`."""

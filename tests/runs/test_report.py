@@ -3,6 +3,7 @@
 import html.parser
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from tests.kit.recipes import mini, write_recipe
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
+    shutil.copytree(finished / "runs" / "mini", folder / "runs" / "before", symlinks=True)  # to take over from
     # An answer of the world never holds markup; the recipe's own text may.
     write_recipe(folder / "mini.yaml", mini(description="A <b>bold</b> & small run", noise={"warmup_ratio": 0.0}))
     done = run_spa(folder, "run", "mini.yaml")

@@ -19,37 +19,11 @@ import pytest
 
 from spa_recipes.state import atomic
 from spa_recipes.state.stagedir import StageDir
-from tests.kit.cli import run_spa
-from tests.kit.recipes import merged, mini, write_recipe
+from tests.kit.cli import run_spa, umask
+from tests.kit.recipes import KEEPING, merged, mini, write_recipe
 
-RECIPE = mini(
-    sft={"save_steps": 4},
-    seed_training={"save_steps": 3},
-    refine={"save_steps": 1},
-    storage={"keep_checkpoints": True, "keep_shards": True},  # so that a copy can be made unfinished again
-)
 STAGES = 16
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="uses system calls of Linux")
-
-
-@contextmanager
-def umask(value: int) -> Iterator[None]:
-    before = os.umask(value)
-    try:
-        yield
-    finally:
-        os.umask(before)
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a finished run, made under umask 002. Tests leave it as it is."""
-    folder = tmp_path_factory.mktemp("home")
-    write_recipe(folder / "mini.yaml", RECIPE)
-    with umask(0o002):
-        done = run_spa(folder, "run", "mini.yaml")
-    assert done.returncode == 0, done.stderr + done.stdout
-    return folder
 
 
 @pytest.fixture
@@ -127,9 +101,9 @@ main()
     assert attempts(home) == before
 
 
-def test_files_have_the_mode_of_the_umask(home: Path) -> None:
+def test_files_have_the_mode_of_the_umask(finished: Path) -> None:
     """002 in the fixture: what one of a group began, another one can go on with."""
-    assert modes(home / "runs") == {("file", 0o664), ("folder", 0o775)}
+    assert modes(finished / "runs") == {("file", 0o664), ("folder", 0o775)}
 
 
 def modes(folder: Path) -> set[tuple[str, int]]:
@@ -140,11 +114,13 @@ def modes(folder: Path) -> set[tuple[str, int]]:
     }
 
 
-def test_a_run_does_not_know_where_it_is(home: Path) -> None:
+def test_a_run_does_not_know_where_it_is(finished: Path) -> None:
     """No file of it holds its place, and the links to the model are relative."""
-    place = str(home).encode()
-    assert [path for path in (home / "runs" / "mini").rglob("*") if path.is_file() and place in path.read_bytes()] == []
-    links = [path for path in (home / "runs" / "mini").rglob("*") if path.is_symlink()]
+    place = str(finished).encode()
+    assert [
+        path for path in (finished / "runs" / "mini").rglob("*") if path.is_file() and place in path.read_bytes()
+    ] == []
+    links = [path for path in (finished / "runs" / "mini").rglob("*") if path.is_symlink()]
     assert links
     assert not any(path.readlink().is_absolute() for path in links)
 
@@ -283,20 +259,20 @@ def run_bound(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str
 
 
 @LINUX
-@pytest.mark.parametrize("finished", [True, False])
-def test_a_folder_that_nobody_may_write(copy: Path, finished: bool) -> None:
-    if not finished:
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_folder_that_nobody_may_write(copy: Path, whole: bool) -> None:
+    if not whole:
         unfinish(copy, "evaluate-2")
     paths = [copy / "runs", *(path for path in (copy / "runs").rglob("*") if not path.is_symlink())]
     for path in paths:
         path.chmod(path.stat().st_mode & ~0o222)
     try:
         assert run_bound(copy, "status").returncode == 0
-        assert run_bound(copy, "status", "mini").stdout.count(" done ") == STAGES - (not finished)
+        assert run_bound(copy, "status", "mini").stdout.count(" done ") == STAGES - (not whole)
         assert run_bound(copy, "plan", "mini.yaml").returncode == 0
         for command in (["run", "mini.yaml"], ["resume", "mini"]):
             done = run_bound(copy, *command)
-            if finished:
+            if whole:
                 assert done.returncode == 0, done.stderr
                 assert "judge accuracy" in done.stdout
             else:
@@ -337,7 +313,7 @@ def test_a_disk_that_fills_up_in_a_stage(home: Path, tmp_path: Path, size: str) 
     small = tmp_path / "small"
     with small_disk(small, size):
         # The estimate must not stop it before; that a model is smaller than it says is possible, if unlikely.
-        write_recipe(small / "mini.yaml", merged(RECIPE, {"model": {"num_parameters": 1}}))
+        write_recipe(small / "mini.yaml", merged(KEEPING, {"model": {"num_parameters": 1}}))
         with umask(0o077):
             full = run_spa(small, "run", "mini.yaml", "--until", "sft")
         assert full.returncode == 75

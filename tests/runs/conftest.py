@@ -1,0 +1,36 @@
+"""The run that many files look at, made once."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from tests.kit.cli import run_fresh, umask
+from tests.kit.recipes import KEEPING, write_recipe
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the miniature has run once, in fresh interpreters, under umask 002, and has kept everything.
+
+    Tests leave it as it is; see `home`. All processes of pytest-xdist share it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
+    with FileLock(folder.with_suffix(".lock")):
+        if not (folder / "first.out").exists():
+            folder.mkdir()
+            write_recipe(folder / "mini.yaml", KEEPING)
+            with umask(0o002):
+                done = run_fresh(folder, "run", "mini.yaml")
+            assert done.returncode == 0, done.stderr + done.stdout
+            (folder / "first.out").write_text(done.stdout)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def home(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of that folder for a file's tests, far from it."""
+    return Path(shutil.copytree(finished, tmp_path_factory.mktemp("home"), symlinks=True, dirs_exist_ok=True))
