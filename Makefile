@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine with Python >= 3.11:
 #   make sandbox   sets up .venv and runs the whole method on the embedded sandbox (about two minutes)
 #   make test      sets up .venv and runs the tests
-# Both can be run again at any time.
+# Both can be run again at any time. `make test-fast` runs the tests that need no other process.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,6 +9,9 @@ VENV ?= .venv
 # with CUDA from PyPI on Linux, for the CPU where a CPU build is offered to it.
 TORCH ?= torch==2.13.0
 READY := $(VENV)/.ready
+# Processes that run tests side by side. What the tests compute is too small for more than one thread each.
+JOBS ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS)
 # vLLM's CPU build has an environment of its own: it pins much that nothing else here needs.
 VLLM_VENV ?= .venv-vllm
 VLLM_READY := $(VLLM_VENV)/.ready
@@ -20,11 +23,11 @@ sandbox: $(READY)
 	$(VENV)/bin/spa run recipes/quickstart.yaml
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest
+	$(PYTEST) --dist loadscope
 
 # Without any other process.
 test-fast: $(READY)
-	$(VENV)/bin/python -m pytest tests/unit
+	$(PYTEST) --dist worksteal tests/unit
 
 test-slow: $(READY)
 	$(VENV)/bin/python -m pytest -m slow
