@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
-from spa_recipes.data.files import existing_path
+from spa_recipes.data.places import existing_path
 from spa_recipes.data.rows import Message, read_lines
 from spa_recipes.errors import DataError
 

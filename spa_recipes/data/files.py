@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 import json
 import re
@@ -14,19 +13,14 @@ from typing import Any, NamedTuple
 
 from spa_recipes.data.forms.form import kind_of
 from spa_recipes.data.hub import hub_error
+from spa_recipes.data.places import JSONL_SUFFIXES, PARQUET_SUFFIXES, existing_path
 from spa_recipes.data.rows import BOM, not_utf8, read_lines
 from spa_recipes.errors import DataError, SpaError, TryAgainError
 from spa_recipes.recipe.schema import DatasetSource
 
-JSONL_SUFFIXES = {".jsonl", ".ndjson"}
-PARQUET_SUFFIXES = {".parquet", ".pq"}
-# Files of these kinds are read; those of the other kinds are not, but their names are no Hub ids.
-READABLE_SUFFIXES = JSONL_SUFFIXES | PARQUET_SUFFIXES | {".json", ".csv"}
-LOCAL_SUFFIXES = READABLE_SUFFIXES | {".tsv", ".txt", ".arrow", ".gz", ".zst", ".zip", ".xlsx", ".yaml", ".yml"}
 DEFAULT_SPLITS = ("train_prefs", "train_sft", "train")
 # Columns that hold lists of strings; elsewhere, a text that happens to be JSON stays a text.
 _LIST_COLUMNS = {"output", "responses", "history"}
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 class RawRow(NamedTuple):
@@ -36,33 +30,6 @@ class RawRow(NamedTuple):
     where: str
     value: dict[str, Any] | None
     error: DataError | None = None
-
-
-def local_path(source: str) -> Path | None:
-    """The path of a local source, whether it exists or not; None for a Hub id."""
-    path = Path(source).expanduser() if source.startswith("~") else Path(source)
-    looks_local = (
-        source.startswith((".", "/", "~"))
-        or path.suffix.lower() in LOCAL_SUFFIXES
-        or not _HUB_ID.fullmatch(source)
-        or _exists(path)
-    )
-    return path if looks_local else None
-
-
-def existing_path(source: str) -> Path | None:
-    """`local_path`, which must exist.
-
-    Raises:
-        DataError: there is no such file or folder.
-    """
-    path = local_path(source)
-    if path is None or _exists(path):
-        return path
-    close = difflib.get_close_matches(path.name, _siblings(path), n=1)
-    check = "check the path" if path.is_absolute() else f"check the path, which is relative to {Path.cwd()}"
-    fix = f"did you mean {path.parent / close[0]}?" if close else check
-    raise DataError("no such file or folder", where=source, fix=fix)
 
 
 def read_raw(source: DatasetSource) -> Iterator[RawRow]:
@@ -294,17 +261,3 @@ def _unreadable(path: Path, what: str, error: Exception) -> SpaError:
         return TryAgainError("out of memory while reading the data", where=str(path))
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return DataError(f"{what} ({reason})", where=str(path), fix="download or write it again")
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # too long for a name, or a NUL in it
-        return False
-
-
-def _siblings(path: Path) -> list[str]:
-    try:
-        return [entry.name for entry in path.parent.iterdir()]
-    except (OSError, ValueError):
-        return []

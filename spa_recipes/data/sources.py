@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from spa_recipes.data.files import JSONL_SUFFIXES, PARQUET_SUFFIXES, RawRow, existing_path, read_raw
+from spa_recipes.data.files import RawRow, read_raw
 from spa_recipes.data.forms.candidates import CANDIDATE_FORMS, LABEL_COLUMNS, candidates_row, read_labels
 from spa_recipes.data.forms.conversations import CONVERSATION_FORMS, conversation_row
 from spa_recipes.data.forms.form import BadRowError, Form, Raw, describe, detect, rename
@@ -147,45 +147,6 @@ def _with_labels(candidates: pa.Table, given: Sequence[int | None]) -> pa.Table:
     ]
     place = candidates.column_names.index("label")
     return candidates.set_column(place, candidates.schema.field("label"), pa.array(labels, pa.int64()))
-
-
-def count_rows(source: AnySource) -> int | None:
-    """Count the rows of a source where that is cheap (sandbox, JSONL, Parquet); else None.
-
-    Raises:
-        DataError: a local source is missing, or not what its name says.
-    """
-    if isinstance(source, SandboxSource):
-        return source.rows
-    path = existing_path(source.source)
-    if path is None or not path.is_file():
-        return None
-    if path.suffix.lower() in JSONL_SUFFIXES:
-        return _jsonl_rows(path)
-    if path.suffix.lower() in PARQUET_SUFFIXES:
-        return _parquet_rows(path)
-    return None
-
-
-def content_fingerprint(source: AnySource, digest: Callable[[Path], str]) -> str:
-    """Name the content of a source, for the key of a stage.
-
-    A local file or folder by its bytes (`digest` of its path); a Hub dataset by its id, revision and configuration;
-    the sandbox by its settings.
-
-    Raises:
-        DataError: a local source is missing or cannot be read.
-    """
-    if isinstance(source, SandboxSource):
-        return f"sandbox:rows={source.rows},seed={source.seed}"
-    path = existing_path(source.source)
-    if path is None:
-        config = f"#{source.config_name}" if source.config_name else ""
-        return f"hub:{source.source}@{source.revision or 'main'}{config}"
-    try:
-        return f"sha256:{digest(path)}"
-    except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror or error})", where=source.source) from error
 
 
 def _adapt_pair(row: Raw, columns: Columns) -> Raw:
@@ -327,21 +288,3 @@ def _sandbox_rows(source: SandboxSource, *, sft: bool) -> Iterator[RawRow]:
     except ValueError as error:
         raise DataError(str(error), where="sandbox", fix="lower rows") from error
     return (RawRow(number, f"sandbox, row {number}", value) for number, value in enumerate(values, start=1))
-
-
-def _jsonl_rows(path: Path) -> int:
-    try:
-        with path.open("rb") as file:
-            return sum(1 for line in file if line.strip())
-    except OSError as error:
-        raise DataError(f"cannot be opened ({error.strerror or error})", where=str(path)) from error
-
-
-def _parquet_rows(path: Path) -> int:
-    import pyarrow.parquet as pq
-
-    try:
-        count: int = pq.read_metadata(path).num_rows
-    except Exception as error:  # pyarrow raises its own kinds and OSError
-        raise DataError("not a Parquet file, or damaged or cut off", where=str(path)) from error
-    return count

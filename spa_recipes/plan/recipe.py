@@ -6,7 +6,7 @@ at every iteration (the judge), `refine-i` reads pi_{i-1} (the training referenc
 
 from typing import Any
 
-from spa_recipes.data.sources import count_rows
+from spa_recipes.data.places import count_rows
 from spa_recipes.plan.benchmarks import add_benchmarks
 from spa_recipes.plan.gates import with_gates
 from spa_recipes.plan.judges import FRAGMENTS, Iteration, Judging, Label, Models, beside_adapter

@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spa_recipes.data.files import existing_path
-from spa_recipes.data.sources import content_fingerprint
+from spa_recipes.data.places import content_fingerprint, existing_path
 from spa_recipes.errors import DataError, RecipeError
 from spa_recipes.plan.graph import Graph, ancestors, descendants
 from spa_recipes.plan.keys import key_material, stage_key

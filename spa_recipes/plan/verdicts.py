@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from spa_recipes.data.questions import SHIPPED_QUESTION, load_question
 from spa_recipes.plan.stages import Builder, Input
 from spa_recipes.recipe.schema import LlmJudge, Model, Sampling
 
@@ -29,6 +28,8 @@ def add_verdicts(
         answers: completions and prompts.
         policy: name and inputs of the model that judges where the recipe names none.
     """
+    from spa_recipes.data.questions import SHIPPED_QUESTION, load_question
+
     question = Path(judge.prompt).expanduser() if judge.prompt is not None else SHIPPED_QUESTION
     load_question(question)
     # The model and the question are inputs; what else they need stands beside.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -191,6 +190,8 @@ def _known_keys(keys: Keys, values: Values, document: type[Document]) -> str:
 def _did_you_mean(name: object, known: Sequence[str]) -> str:
     if not isinstance(name, str):
         return ""
+    import difflib
+
     close = difflib.get_close_matches(name.lower(), known, n=1)
     other = _OTHER_NAMES.get(name.lower())
     if other in known:

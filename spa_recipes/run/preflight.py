@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from spa_recipes.benchmarks import alpaca_eval, mt_bench
 from spa_recipes.data.chat import is_path
-from spa_recipes.data.files import local_path
 from spa_recipes.data.hub import hub_error
+from spa_recipes.data.places import local_path
 from spa_recipes.errors import DataError, RecipeError, TryAgainError, setting
 from spa_recipes.plan import ALPACA_EVAL_PROMPTS, KINDS, Content, External, Plan, Stage, is_of_benchmark
 from spa_recipes.recipe.schema import AnyRecipe, BenchmarkJob, Endpoint, JudgeJob

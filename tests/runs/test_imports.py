@@ -20,7 +20,8 @@ def test_planning_imports_nothing_heavy(tmp_path: Path) -> None:
     planning = f"""
 from pathlib import Path
 import spa_recipes.data.chat
-from spa_recipes.data.sources import content_fingerprint, count_rows, read_pairs
+from spa_recipes.data.places import content_fingerprint, count_rows
+from spa_recipes.data.sources import read_pairs
 from spa_recipes.recipe.schema import DatasetSource
 from spa_recipes.state.digests import DigestMemo
 source = DatasetSource(source={str(path)!r})

@@ -5,8 +5,8 @@ from pathlib import Path
 import datasets
 import pytest
 
-from spa_recipes.data.files import local_path
-from spa_recipes.data.sources import count_rows, read_pairs
+from spa_recipes.data.places import count_rows, local_path
+from spa_recipes.data.sources import read_pairs
 from spa_recipes.errors import DataError
 from tests.kit.data import GOOD, error_of, source
 from tests.kit.data_forms import save_dict_to_disk, save_to_disk, user, write_csv, write_jsonl, write_parquet

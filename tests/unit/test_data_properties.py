@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from spa_recipes.data.places import count_rows
 from spa_recipes.data.rows import Message, prompt_id
-from spa_recipes.data.sources import count_rows, read_candidates, read_conversations, read_pairs, read_prompts
+from spa_recipes.data.sources import read_candidates, read_conversations, read_pairs, read_prompts
 from spa_recipes.errors import SpaError
 from spa_recipes.recipe.schema import Data, DatasetSource
 from tests.kit.data import split_rows

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from spa_recipes.data.sources import content_fingerprint, count_rows, read_conversations, read_pairs, read_prompts
+from spa_recipes.data.places import content_fingerprint, count_rows
+from spa_recipes.data.sources import read_conversations, read_pairs, read_prompts
 from spa_recipes.errors import DataError
 from spa_recipes.recipe.schema import DatasetSource, SandboxSource
 from spa_recipes.state.digests import DigestMemo

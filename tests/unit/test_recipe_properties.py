@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from spa_recipes.errors import RecipeError
+from spa_recipes.recipe import text as recipe_text
 from spa_recipes.recipe.load import load_recipe, resolved
 from spa_recipes.recipe.schema import Recipe
 
@@ -57,6 +58,36 @@ SYNTAX = st.text(alphabet="abn01.-:,[]{}&*!|>'\"%#?@`~<=e_ \n\t\\U\u2028é\0", m
 @example("? ? ?")
 def test_any_text(path: Path, text: str) -> None:
     read_or_refuse(path, text.encode("utf-8", "surrogatepass"))
+
+
+PIECES = st.lists(
+    st.sampled_from(
+        [*"ab[]{}>|!&*%@?:-~'", "a: ", "c:", "- ", "\n", "  ", ", ", '"x"', "'y'", "1", "5e-7", "null", "# c"]
+    )
+    | st.sampled_from(["---", "...", "key: v\n", "  k: 1\n", "- 1\n", ">+\n  t\n", "<<: ", '"\\u0041"', '"a\n b"']),
+    max_size=14,
+).map("".join)
+
+
+@FAST
+@given(PIECES)
+@example("a: {b?c: 1}")
+@example("|#c")
+@example("---")
+def test_libyaml_reads_what_pyyaml_reads(text: str) -> None:
+    def place(line: int) -> recipe_text.Place:
+        return recipe_text.Place(f"line {line}", line)
+
+    fast = recipe_text._parse_fast(text, place)
+    if fast is not None:
+        slow = recipe_text._Loader(text, place).read()
+        assert (repr(fast.root), fast.places, fast.written) == (repr(slow.root), slow.places, slow.written)
+
+
+def test_shipped_recipes_are_read_by_libyaml() -> None:
+    assert yaml.__with_libyaml__
+    for path in sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml")):
+        assert recipe_text._parse_fast(path.read_text(), lambda line: recipe_text.Place("", line)) is not None, path
 
 
 @FAST

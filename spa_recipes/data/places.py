@@ -1,0 +1,115 @@
+"""Where a source is, what its content is called, and how many rows it has: what a plan asks, without reading rows."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from spa_recipes.errors import DataError
+from spa_recipes.recipe.schema import DatasetSource, SandboxSource
+
+JSONL_SUFFIXES = {".jsonl", ".ndjson"}
+PARQUET_SUFFIXES = {".parquet", ".pq"}
+# Files of these kinds are read; those of the other kinds are not, but their names are no Hub ids.
+READABLE_SUFFIXES = JSONL_SUFFIXES | PARQUET_SUFFIXES | {".json", ".csv"}
+LOCAL_SUFFIXES = READABLE_SUFFIXES | {".tsv", ".txt", ".arrow", ".gz", ".zst", ".zip", ".xlsx", ".yaml", ".yml"}
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def local_path(source: str) -> Path | None:
+    """The path of a local source, whether it exists or not; None for a Hub id."""
+    path = Path(source).expanduser() if source.startswith("~") else Path(source)
+    looks_local = (
+        source.startswith((".", "/", "~"))
+        or path.suffix.lower() in LOCAL_SUFFIXES
+        or not _HUB_ID.fullmatch(source)
+        or _exists(path)
+    )
+    return path if looks_local else None
+
+
+def existing_path(source: str) -> Path | None:
+    """`local_path`, which must exist.
+
+    Raises:
+        DataError: there is no such file or folder.
+    """
+    path = local_path(source)
+    if path is None or _exists(path):
+        return path
+    import difflib
+
+    close = difflib.get_close_matches(path.name, _siblings(path), n=1)
+    check = "check the path" if path.is_absolute() else f"check the path, which is relative to {Path.cwd()}"
+    fix = f"did you mean {path.parent / close[0]}?" if close else check
+    raise DataError("no such file or folder", where=source, fix=fix)
+
+
+def count_rows(source: DatasetSource | SandboxSource) -> int | None:
+    """Count the rows of a source where that is cheap (sandbox, JSONL, Parquet); else None.
+
+    Raises:
+        DataError: a local source is missing, or not what its name says.
+    """
+    if isinstance(source, SandboxSource):
+        return source.rows
+    path = existing_path(source.source)
+    if path is None or not path.is_file():
+        return None
+    if path.suffix.lower() in JSONL_SUFFIXES:
+        return _jsonl_rows(path)
+    if path.suffix.lower() in PARQUET_SUFFIXES:
+        return _parquet_rows(path)
+    return None
+
+
+def content_fingerprint(source: DatasetSource | SandboxSource, digest: Callable[[Path], str]) -> str:
+    """Name the content of a source, for the key of a stage.
+
+    A local file or folder by its bytes (`digest` of its path); a Hub dataset by its id, revision and configuration;
+    the sandbox by its settings.
+
+    Raises:
+        DataError: a local source is missing or cannot be read.
+    """
+    if isinstance(source, SandboxSource):
+        return f"sandbox:rows={source.rows},seed={source.seed}"
+    path = existing_path(source.source)
+    if path is None:
+        config = f"#{source.config_name}" if source.config_name else ""
+        return f"hub:{source.source}@{source.revision or 'main'}{config}"
+    try:
+        return f"sha256:{digest(path)}"
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror or error})", where=source.source) from error
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long for a name, or a NUL in it
+        return False
+
+
+def _siblings(path: Path) -> list[str]:
+    try:
+        return [entry.name for entry in path.parent.iterdir()]
+    except (OSError, ValueError):
+        return []
+
+
+def _jsonl_rows(path: Path) -> int:
+    try:
+        with path.open("rb") as file:
+            return sum(1 for line in file if line.strip())
+    except OSError as error:
+        raise DataError(f"cannot be opened ({error.strerror or error})", where=str(path)) from error
+
+
+def _parquet_rows(path: Path) -> int:
+    import pyarrow.parquet as pq
+
+    try:
+        count: int = pq.read_metadata(path).num_rows
+    except Exception as error:  # pyarrow raises its own kinds and OSError
+        raise DataError("not a Parquet file, or damaged or cut off", where=str(path)) from error
+    return count
