@@ -45,6 +45,7 @@ from tests.injection.faults import (
     read_notes,
 )
 from tests.kit.forked import load_libraries
+from tests.kit.models import judge_inputs
 from tests.kit.processes import processes_of
 from tests.kit.recipes import mini, write_recipe
 
@@ -394,7 +395,7 @@ def set_up(bench: Bench) -> None:
     """Models and pairs for `spa judge`, and every kind of command once without a fault."""
     pid = os.fork()  # this process must stay without threads, which a model may start
     if not pid:
-        _make_models(bench.base)
+        judge_inputs(bench.base, 12)
         os._exit(0)
     assert os.waitpid(pid, 0)[1] == 0
     for job in ("run", "adopt", "judge"):
@@ -404,16 +405,6 @@ def set_up(bench: Bench) -> None:
         code = start_and_stop(command(job, folder, bench.base), folder, log, folder.with_suffix(".notes"), [])
         if code != 0:
             raise SystemExit(f"the undisturbed {job} ended with exit code {code}: {log.read_text()}")
-
-
-def _make_models(base: Path) -> None:
-    from spa_recipes.data.rows import write_jsonl
-    from spa_recipes.sandbox.model import build_model
-    from spa_recipes.sandbox.rows import preference_rows
-
-    for seed, name in enumerate(("policy", "reference")):
-        build_model(base / name, seed=seed)
-    write_jsonl(base / "pairs.jsonl", preference_rows(12, seed=0))
 
 
 def conduct_all(bench: Bench, chosen: Sequence[Trial], jobs: int, first: int) -> Iterator[Report]:

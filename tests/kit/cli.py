@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from tests.kit.forked import Command
 
+HEAVY = ("torch", "transformers", "trl", "vllm", "datasets", "openai")
 Spa = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -60,9 +61,6 @@ def one_error(answer: Answer, code: int) -> str:
     return lines[0].removeprefix("error: ")
 
 
-HEAVY = ("torch", "transformers", "trl", "vllm", "datasets", "openai")
-
-
 @contextmanager
 def umask(value: int) -> Iterator[None]:
     """Have another umask for a while; commands that are started then have it, too."""
@@ -71,3 +69,18 @@ def umask(value: int) -> Iterator[None]:
         yield
     finally:
         os.umask(before)
+
+
+def imported_by(
+    folder: Path, *arguments: str, among: Sequence[str] = HEAVY
+) -> tuple["subprocess.CompletedProcess[str]", list[str]]:
+    """Run a command in a fresh interpreter; returns what it did, and those of the libraries that it has imported."""
+    code = f"""
+import atexit, sys
+atexit.register(lambda: print("imported", *[name for name in {among!r} if name in sys.modules]))
+sys.argv = ["spa", *{arguments!r}]
+from spa_recipes.cli.app import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    return done, done.stdout.splitlines()[-1].split()[1:]

@@ -33,3 +33,14 @@ def recipe_for(model: Path | str, /, **changes: Any) -> dict[str, Any]:
 
 
 REMOTE = {"model_type": "own", "auto_map": {"AutoModelForCausalLM": "modeling_own.OwnModel"}}
+
+
+def judge_inputs(folder: Path, pairs: int) -> None:
+    """Two models of the sandbox, `policy` and `reference`, and `pairs.jsonl`, as `spa judge` reads them."""
+    from spa_recipes.data.rows import write_jsonl
+    from spa_recipes.sandbox.model import build_model
+    from spa_recipes.sandbox.rows import preference_rows
+
+    for seed, name in enumerate(("policy", "reference")):
+        build_model(folder / name, seed=seed)
+    write_jsonl(folder / "pairs.jsonl", preference_rows(pairs, seed=0))

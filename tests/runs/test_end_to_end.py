@@ -17,25 +17,13 @@ from spa_recipes.run.final import model_shown
 from spa_recipes.state.stagedir import StageDir
 from tests.kit.cli import run_spa
 from tests.kit.recipes import mini, write_recipe
+from tests.kit.runs import attempts, output, stage_dir
 
 STAGES = 16
 
 
-def stage_dir(home: Path, stage: str, run: str = "mini") -> Path:
-    (found,) = (home / "runs" / run / "stages").glob(f"[0-9][0-9]-{stage}-????????")
-    return found
-
-
-def output(home: Path, stage: str, name: str, run: str = "mini") -> Path:
-    return stage_dir(home, stage, run) / "output" / name
-
-
 def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def attempts(home: Path, run: str = "mini") -> int:
-    return len(list((home / "runs" / run).glob("stages/*/attempts/*")))
 
 
 def test_the_summary_says_what_where_and_next(home: Path) -> None:
@@ -53,7 +41,7 @@ def test_the_summary_says_what_where_and_next(home: Path) -> None:
     final = home / "runs" / "mini" / "final"
     assert str(final.relative_to(home)) in text
     assert model_shown(final) == output(home, "refine-2", "model").resolve()
-    assert attempts(home) == STAGES
+    assert sum(attempts(home).values()) == STAGES
 
 
 def test_the_final_model_has_a_card_and_its_example_runs(finished: Path, home: Path) -> None:
@@ -188,7 +176,7 @@ def test_another_run_takes_over_what_is_the_same(home: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("from run mini") == 7  # judge-1 and what it needs, and no evaluation
     assert "9 stages: evaluate-init, evaluate-0, refine-1, evaluate-1, generate-2" in done.stdout
-    assert attempts(home, "alpha0") == 0
+    assert attempts(home, "alpha0") == {}
     plan = run_spa(home, "plan", "alpha0.yaml", "--json")
     states = {stage["id"]: stage["state"] for stage in json.loads(plan.stdout)}
     assert states["judge-1"] == "done"
@@ -207,7 +195,7 @@ def test_a_changed_recipe_is_refused_and_accepted(home: Path) -> None:
     assert "settings.judge.beta: 0.1 -> 0.2" in diff.stdout
     accepted = run_spa(home, "run", "changing.yaml", "--until", "judge-1", "--accept")
     assert accepted.returncode == 0, accepted.stderr
-    assert attempts(home, "changing") == 1
+    assert sum(attempts(home, "changing").values()) == 1
     logging = mini(name="changing", judge={"type": "implicit_reward", "beta": 0.2}, refine={"logging_steps": 3})
     write_recipe(home / "changing.yaml", logging)
     assert run_spa(home, "run", "changing.yaml", "--until", "judge-1").returncode == 0

@@ -22,6 +22,7 @@ from tests.kit.garbage import (
 )
 from tests.kit.plans import plan_of
 from tests.kit.recipes import mini, write_recipe
+from tests.kit.runs import attempts, outputs
 
 # --- the command ---
 
@@ -76,19 +77,6 @@ def tidy(home: Path) -> Path:
     return home
 
 
-def outputs(home: Path) -> dict[str, bytes]:
-    """Output files by stage and name."""
-    return {
-        f"{path.parts[-3 if path.parent.name == 'output' else -4]}/{path.name}": path.read_bytes()
-        for path in (home / "runs" / "mini" / "stages").glob("*/output/**/*")
-        if path.is_file()
-    }
-
-
-def attempts(home: Path) -> list[str]:
-    return sorted(path.parts[-3] for path in (home / "runs" / "mini").glob("stages/*/attempts/*"))
-
-
 def test_a_run_that_was_cleaned_goes_on_as_if_nothing_had_been(tidy: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     shutil.copytree(tidy, home, symlinks=True)
@@ -116,7 +104,7 @@ def test_without_earlier_models_a_finished_run_is_finished_and_a_change_trains_t
     cleaned = run_spa(home, "gc", "mini", "--models", "--yes")
     assert cleaned.returncode == 0, cleaned.stderr
     pruned = {name for name in before if name not in outputs(home)}
-    assert {name[3:-27] for name in pruned} == {"seed", "refine-1"}
+    assert {Path(name).parts[0][3:-9] for name in pruned} == {"seed", "refine-1"}
     again = run_spa(home, "resume", "mini")
     assert again.returncode == 0, again.stderr
     assert attempts(home) == tried

@@ -5,7 +5,6 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,6 +13,7 @@ from spa_recipes.run.rundir import RunDir
 from spa_recipes.state.stagedir import Manifest
 from tests.kit.cli import run_spa
 from tests.kit.recipes import mini, write_recipe
+from tests.kit.runs import metrics
 
 # --- all together, through the command line ---
 
@@ -35,12 +35,6 @@ def stopped(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "replayed" in done.stdout
     assert "at equal length" in done.stdout
     return folder
-
-
-def metrics(folder: Path, stage: str) -> dict[str, Any]:
-    (manifest,) = (folder / "runs" / "mini" / "stages").glob(f"*-{stage}-????????/manifest.json")
-    result: dict[str, Any] = json.loads(manifest.read_text())["metrics"]
-    return result
 
 
 def test_the_settings_act_in_a_run(stopped: Path) -> None:

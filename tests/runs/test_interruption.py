@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.cli import run_spa, start
+from tests.kit.models import judge_inputs
 from tests.kit.processes import processes_of, wait_for
 from tests.kit.recipes import mini, write_recipe
 
@@ -88,13 +89,7 @@ def test_a_signal_ends_the_run_and_its_children(tmp_path: Path, sign: signal.Sig
 
 
 def test_spa_judge_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
-    from spa_recipes.data.rows import write_jsonl
-    from spa_recipes.sandbox.model import build_model
-    from spa_recipes.sandbox.rows import preference_rows
-
-    for seed, name in enumerate(("policy", "reference")):
-        build_model(tmp_path / name, seed=seed)
-    write_jsonl(tmp_path / "pairs.jsonl", preference_rows(40, seed=0))
+    judge_inputs(tmp_path, 40)
     command = ["judge", "--policy", "policy", "--reference", "reference", "--pairs", "pairs.jsonl"]
     command += ["--max-length", "256", "--max-prompt-length", "128"]  # the sandbox's models have 256 positions
     whole = run_spa(tmp_path, *command, "--out", "whole.jsonl")

@@ -1,6 +1,5 @@
 """Whole runs with a judge in words: the policy itself, and a model behind an endpoint."""
 
-import json
 import sys
 import threading
 from pathlib import Path
@@ -14,21 +13,12 @@ from tests.kit.endpoint_server import EndpointServer
 from tests.kit.llm_judge import KEY, SHORT, longer, parts, template
 from tests.kit.processes import processes_of, wait_for
 from tests.kit.recipes import mini, write_recipe
+from tests.kit.runs import metrics, stage_dir
 
 # --- whole runs
 
 
 RUN = {"data": {"prompts_per_iteration": [48], "heldout": 0}, "evaluation": {"enabled": False, "reward": "none"}}
-
-
-def stage_folder(home: Path, run: str, name: str) -> Path:
-    (found,) = (home / "runs" / run / "stages").glob(f"[0-9][0-9]-{name}-????????")
-    return found
-
-
-def metrics(home: Path, run: str, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((stage_folder(home, run, name) / "manifest.json").read_text())["metrics"]
-    return found
 
 
 @pytest.fixture(autouse=True)
@@ -50,10 +40,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_policy_judges_its_own_answers_in_words(home: Path) -> None:
-    found = metrics(home, "own", "llm-judge-1")
+    found = metrics(home, "llm-judge-1", "own")
     assert found["questions"] > 64
-    assert 0 <= metrics(home, "own", "judge-1")["accuracy_vs_gold"] <= 1
-    lines = read_jsonl(stage_folder(home, "own", "llm-judge-1") / "output" / "verdicts.jsonl")
+    assert 0 <= metrics(home, "judge-1", "own")["accuracy_vs_gold"] <= 1
+    lines = read_jsonl(stage_dir(home, "llm-judge-1", "own") / "output" / "verdicts.jsonl")
     assert len(lines) == found["questions"]
     assert found["unparsed"] == sum(line["verdict"] == "unparsed" for line in lines) / len(lines)
     assert (home / "runs" / "own" / "final").is_dir()
@@ -93,18 +83,18 @@ def test_a_run_with_a_server_is_killed_and_goes_on_and_pays_once(home: Path) -> 
         done = run_spa(home, "resume", "served", SPA_TEST_KEY=KEY)
         assert done.returncode == 0, done.stderr + done.stdout
         after = [parts(body) for body in server.asked[len(before) :]]
-    questions = metrics(home, "served", "llm-judge-1")["questions"]
+    questions = metrics(home, "llm-judge-1", "served")["questions"]
     assert len(after) == questions - 64
     assert not set(before[:64]) & set(after)
     assert set(server.keys) == {f"Bearer {KEY}"}
     assert not [path for path in home.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
     assert KEY not in done.stdout + done.stderr
-    pairs = read_jsonl(stage_folder(home, "served", "judge-1") / "output" / "pairs.jsonl")
-    judgments = read_jsonl(stage_folder(home, "served", "judge-1") / "output" / "judgments.jsonl")
+    pairs = read_jsonl(stage_dir(home, "judge-1", "served") / "output" / "pairs.jsonl")
+    judgments = read_jsonl(stage_dir(home, "judge-1", "served") / "output" / "judgments.jsonl")
     assert len(pairs) > 40
     for pair, judgment in zip(pairs, judgments, strict=True):
         chosen, rejected = (len(pair[side][0]["content"].split()) for side in ("chosen", "rejected"))
         assert chosen >= rejected
         assert judgment["tied"] == (chosen == rejected)
         assert judgment["margin"] == (0.0 if chosen == rejected else 1.0)
-    assert metrics(home, "served", "llm-judge-1")["order_disagreement"] == 0.0
+    assert metrics(home, "llm-judge-1", "served")["order_disagreement"] == 0.0

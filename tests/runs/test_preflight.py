@@ -1,15 +1,12 @@
 """The command line looks at what a run needs from outside before it starts a stage."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.kit.cli import one_error, run_spa
+from tests.kit.cli import imported_by, one_error, run_spa
 from tests.kit.models import REMOTE, model_folder, recipe_for
 from tests.kit.recipes import write_recipe
 
@@ -43,19 +40,10 @@ def test_offline_models_and_datasets_are_told_at_once(offline: Callable[..., Any
 def test_the_check_imports_nothing_heavy(tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "model", config=REMOTE)
     write_recipe(tmp_path / "r.yaml", recipe_for(folder))
-    code = """
-import atexit, sys
-atexit.register(lambda: print("HEAVY", [m for m in ("torch", "trl", "vllm", "datasets") if m in sys.modules]))
-sys.argv = ["spa", "run", "r.yaml"]
-from spa_recipes.cli.app import main
-main()
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ}, capture_output=True, text=True, timeout=120
-    )
+    done, imported = imported_by(tmp_path, "run", "r.yaml", among=("torch", "trl", "vllm", "datasets"))
     assert done.returncode == 2, done.stderr
     assert "Python code of its own" in done.stderr
-    assert done.stdout.splitlines()[-1] == "HEAVY []"
+    assert imported == []
 
 
 def test_run_resume_and_judge_all_check(spa_here: Any, tmp_path: Path) -> None:

@@ -2,14 +2,13 @@
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from spa_recipes.run.rundir import RunDir
-from tests.kit.cli import HEAVY, run_spa
+from tests.kit.cli import imported_by, run_spa
 from tests.kit.finished_runs import commit, make_run
 from tests.kit.hub_server import TOKEN, HubServer
 from tests.kit.plans import plan_of
@@ -241,13 +240,6 @@ def test_a_copy_with_files_instead_of_links_can_be_pushed(home: Path, hub: HubSe
 
 
 def test_nothing_heavy_is_imported(home: Path) -> None:
-    code = f"""
-import atexit, sys
-atexit.register(lambda: print("HEAVY", [m for m in {HEAVY!r} if m in sys.modules]))
-sys.argv = ["spa", "push", "mini", "--repo-id", "me/model", "--dry-run"]
-from spa_recipes.cli.app import main
-main()
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=home, capture_output=True, text=True, timeout=60)
+    done, imported = imported_by(home, "push", "mini", "--repo-id", "me/model", "--dry-run")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "HEAVY []"
+    assert imported == []

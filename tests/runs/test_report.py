@@ -5,12 +5,12 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.kit.cli import run_spa
 from tests.kit.recipes import mini, write_recipe
+from tests.kit.runs import metrics
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +22,6 @@ def home(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run_spa(folder, "run", "mini.yaml")
     assert done.returncode == 0, done.stderr
     return folder
-
-
-def metrics(home: Path, stage: str) -> dict[str, Any]:
-    (manifest,) = (home / "runs" / "mini" / "stages").glob(f"*-{stage}-????????/manifest.json")
-    result: dict[str, Any] = json.loads(manifest.read_text())["metrics"]
-    return result
 
 
 class _Page(html.parser.HTMLParser):

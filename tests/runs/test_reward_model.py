@@ -8,13 +8,13 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 from tests.kit.cli import run_spa
 from tests.kit.recipes import mini, write_recipe
+from tests.kit.runs import metrics, stage_dir
 from tests.kit.training import (
     END,
     make_env,
@@ -85,24 +85,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def stage(home: Path, run: str, name: str) -> Path:
-    (found,) = (home / "runs" / run / "stages").glob(f"[0-9][0-9]-{name}-????????")
-    return found
-
-
-def metrics(home: Path, run: str, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((stage(home, run, name) / "manifest.json").read_text())["metrics"]
-    return found
-
-
 def test_a_run_is_judged_by_the_reward_model_it_trains(home: Path) -> None:
-    assert metrics(home, "own", "reward-model")["train_loss"] > 0
-    assert 0 <= metrics(home, "own", "judge-1")["accuracy_vs_gold"] <= 1
+    assert metrics(home, "reward-model", "own")["train_loss"] > 0
+    assert 0 <= metrics(home, "judge-1", "own")["accuracy_vs_gold"] <= 1
     rewards = {
         (row["item"], row["sample"]): row["reward"]
-        for row in pq.read_table(stage(home, "own", "reward-1") / "output" / "rewards.parquet").to_pylist()
+        for row in pq.read_table(stage_dir(home, "reward-1", "own") / "output" / "rewards.parquet").to_pylist()
     }
-    lines = (stage(home, "own", "judge-1") / "output" / "judgments.jsonl").read_text().splitlines()
+    lines = (stage_dir(home, "judge-1", "own") / "output" / "judgments.jsonl").read_text().splitlines()
     assert lines
     for judgment in map(json.loads, lines):
         chosen, rejected = (rewards[judgment["item"], judgment[which]] for which in ("chosen", "rejected"))
@@ -112,18 +102,18 @@ def test_a_run_is_judged_by_the_reward_model_it_trains(home: Path) -> None:
 
 def test_a_run_is_judged_by_a_reward_model_from_a_folder(home: Path) -> None:
     """The same model, copied: nothing is trained, and answers get the same rewards from their texts."""
-    shutil.copytree(stage(home, "own", "reward-model") / "output" / "model", home / "copied")
+    shutil.copytree(stage_dir(home, "reward-model", "own") / "output" / "model", home / "copied")
     judge = {"type": "reward_model", "model_name_or_path": "copied"}
     write_recipe(home / "given.yaml", mini(**RUN, name="given", judge=judge))
     done = run_spa(home, "run", "given.yaml")
     assert done.returncode == 0, done.stderr + done.stdout
     assert not list((home / "runs" / "given" / "stages").glob("*reward-model*"))
-    assert 0 <= metrics(home, "given", "judge-1")["accuracy_vs_gold"] <= 1
+    assert 0 <= metrics(home, "judge-1", "given")["accuracy_vs_gold"] <= 1
     own, given = (
-        pq.read_table(stage(home, run, "reward-1") / "output" / "rewards.parquet").to_pylist()
+        pq.read_table(stage_dir(home, "reward-1", run) / "output" / "rewards.parquet").to_pylist()
         for run in ("own", "given")
     )
-    answers = pq.read_table(stage(home, "own", "generate-1") / "output" / "completions.parquet").to_pylist()
+    answers = pq.read_table(stage_dir(home, "generate-1", "own") / "output" / "completions.parquet").to_pylist()
     # A text tells neither where an answer was cut off nor which special tokens stood in it.
     plain = [k for k, answer in enumerate(answers) if answer["response_ids"][-1] == min(answer["response_ids"]) == END]
     assert len(plain) > 10
@@ -131,7 +121,7 @@ def test_a_run_is_judged_by_a_reward_model_from_a_folder(home: Path) -> None:
 
 
 def test_a_language_model_as_the_judge_is_one_line(home: Path) -> None:
-    policy = stage(home, "own", "sft") / "output" / "model"
+    policy = stage_dir(home, "sft", "own") / "output" / "model"
     judge = {"type": "reward_model", "model_name_or_path": str(policy)}
     write_recipe(home / "wrong.yaml", mini(**RUN, name="wrong", judge=judge))
     done = run_spa(home, "run", "wrong.yaml")

@@ -19,8 +19,9 @@ import pytest
 
 from spa_recipes.state import atomic
 from spa_recipes.state.stagedir import StageDir
-from tests.kit.cli import run_spa, umask
+from tests.kit.cli import imported_by, run_spa, umask
 from tests.kit.recipes import KEEPING, merged, mini, write_recipe
+from tests.kit.runs import attempts, outputs, stage_dir
 
 STAGES = 16
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="uses system calls of Linux")
@@ -34,33 +35,12 @@ def copy(home: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def stage_dir(folder: Path, stage: str) -> Path:
-    (found,) = (folder / "runs" / "mini" / "stages").glob(f"[0-9][0-9]-{stage}-????????")
-    return found
-
-
 def unfinish(folder: Path, stage: str) -> Path:
     """Put a stage back to the moment before its commit."""
     path = stage_dir(folder, stage)
     (path / "manifest.json").unlink()
     shutil.rmtree(path / "output")
     return path
-
-
-def attempts(folder: Path) -> dict[str, int]:
-    return {
-        path.name: len(list((path / "attempts").iterdir())) for path in (folder / "runs" / "mini" / "stages").glob("*")
-    }
-
-
-def outputs(folder: Path) -> dict[str, bytes]:
-    """Content of all outputs of a run, by path below its stages."""
-    stages = folder / "runs" / "mini" / "stages"
-    return {
-        str(path.relative_to(stages)): path.read_bytes()
-        for path in stages.glob("*/output/**/*")
-        if path.is_file() and ".damaged" not in str(path)
-    }
 
 
 def events(folder: Path) -> list[dict[str, Any]]:
@@ -86,17 +66,10 @@ def one_line(done: "subprocess.CompletedProcess[str]") -> str:
 
 def test_a_finished_run_answers_without_any_stage(home: Path) -> None:
     before = attempts(home)
-    code = """
-import atexit, sys
-atexit.register(lambda: print("HEAVY", [m for m in ("torch", "transformers", "trl", "datasets") if m in sys.modules]))
-sys.argv = ["spa", "resume", "mini"]
-from spa_recipes.cli.app import main
-main()
-"""
     with umask(0o002):
-        done = subprocess.run([sys.executable, "-c", code], cwd=home, capture_output=True, text=True, timeout=60)
+        done, imported = imported_by(home, "resume", "mini")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "HEAVY []"
+    assert imported == []
     assert done.stdout.count("done before") == STAGES + 1
     assert attempts(home) == before
 

@@ -1,4 +1,4 @@
-"""Models that several files read and none changes."""
+"""Fixtures of several files without a process."""
 
 from pathlib import Path
 
@@ -13,3 +13,9 @@ def trained(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     train_rewards(policy, make_pairs(24, reference=False), make_env(policy, folder))
     return folder / "out"
+
+
+@pytest.fixture
+def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test's own folder is the current one."""
+    monkeypatch.chdir(tmp_path)
