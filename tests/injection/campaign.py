@@ -53,12 +53,7 @@ SAVE_STEPS = 2
 PATIENCE = 600.0
 RECIPE = mini(
     data={"pairs": {"rows": 120}, "seed_labels": 24, "prompts_per_iteration": [12], "heldout": 8},
-    sft={
-        "data": {"rows": 48},
-        "global_batch_size": 8,
-        "per_device_train_batch_size": 8,
-        "save_steps": SAVE_STEPS,
-    },
+    sft={"data": {"rows": 48}, "global_batch_size": 8, "per_device_train_batch_size": 8, "save_steps": SAVE_STEPS},
     seed_training={"global_batch_size": 4, "per_device_train_batch_size": 4, "save_steps": SAVE_STEPS},
     sampling={"max_tokens": 16, "backend": {"shard_size": 4}},
     refine={"global_batch_size": 2, "per_device_train_batch_size": 2, "save_steps": SAVE_STEPS},
