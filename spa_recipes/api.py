@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -19,7 +18,7 @@ from spa_recipes.recipe.schema import Compute, DatasetSource, ForkExecutor, Impl
 from spa_recipes.run.changes import plan_changes
 from spa_recipes.run.rundir import RunDir, all_runs, find_reusable
 from spa_recipes.run.schedule import unfinished
-from spa_recipes.state import atomic
+from spa_recipes.state import atomic, owned
 from spa_recipes.state.digests import DigestMemo
 from spa_recipes.state.stagedir import Manifest
 
@@ -71,6 +70,7 @@ def run_recipe(
     from spa_recipes.run.preflight import check_inputs
     from spa_recipes.run.runner import execute
 
+    owned.refuse_foreign(prepared.run.path, prepared.run.kind)
     check_inputs(prepared.plan, prepared.run, until)
     return execute(
         prepared.plan,
@@ -192,7 +192,10 @@ def judge_pairs(request: JudgeRequest, reporter: Reporter) -> Manifest:
     from spa_recipes.run.preflight import check_inputs
     from spa_recipes.run.runner import execute
 
-    run = RunDir(request.out.with_name(request.out.name + ".spa"))
+    if request.out.is_dir() or request.out.name in ("", ".."):
+        raise RecipeError("it is a folder", where=str(request.out), fix="name the file to write")
+    run = RunDir(request.out.with_name(request.out.name + ".spa"), "job")
+    owned.refuse_foreign(run.path, run.kind)
     in_the_way = RecipeError(
         "the output file is there already", where=str(request.out), fix="choose another, or --overwrite"
     )
@@ -213,7 +216,7 @@ def judge_pairs(request: JudgeRequest, reporter: Reporter) -> Manifest:
     atomic.write_bytes(finished, content)
     finished.replace(request.out)
     atomic.fsync_dir(request.out.parent)
-    shutil.rmtree(run.path)
+    owned.remove(run.path, run.kind)
     return outcome.manifests["judge"]
 
 

@@ -1,6 +1,7 @@
 """Runs a job of `spa evaluate`: one of the field's benchmarks for one model. Importing it loads no heavy library."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -17,7 +18,7 @@ from spa_recipes.run.preflight import check_inputs
 from spa_recipes.run.reporter import Reporter
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.run.runner import execute
-from spa_recipes.state import atomic
+from spa_recipes.state import atomic, owned
 from spa_recipes.state.digests import DigestMemo
 from spa_recipes.state.stagedir import Manifest
 
@@ -45,13 +46,15 @@ def run_benchmark(job: BenchmarkJob, reporter: Reporter, executors: Executors | 
     """
     job = settled(job)
     out = RESULTS / f"{job.name}-{job.benchmark.type}" if job.out is None else Path(job.out).expanduser()
-    run = RunDir(out.with_name(out.name + ".spa"))
-    in_the_way = RecipeError(
-        "the output folder is there already", where=str(out), fix="choose another `out`, or set overwrite: true"
-    )
+    if out.name in ("", ".."):
+        raise RecipeError("no name for a folder of results", where=f"out: {out}", fix="add one to it")
+    run = RunDir(out.with_name(out.name + ".spa"), "job")
+    owned.refuse_foreign(run.path, run.kind)
     # With work in progress beside it, the folder may be the same job's, which was killed while it cleaned up.
     if out.exists() and not job.overwrite and not run.path.is_dir():
-        raise in_the_way
+        raise _in_the_way(out)
+    if job.overwrite:
+        _refuse_to_replace(out)
     if job.out is not None and not out.absolute().parent.is_dir():
         raise RecipeError("no such folder", where=f"out: {out.parent}", fix="make it first")
     plan = compile_benchmark_plan(job, DigestMemo(run.path / DIGEST_MEMO))
@@ -60,13 +63,8 @@ def run_benchmark(job: BenchmarkJob, reporter: Reporter, executors: Executors | 
     text = json.dumps(job.model_dump(mode="json"), indent=2)
     outcome = execute(plan, run, text, until=None, accept=True, reporter=reporter, executors=executors)
     finished = _collect(plan, run)
-    if out.exists():
-        if not job.overwrite and _content(out) != _content(finished):
-            raise in_the_way
-        shutil.rmtree(out)
-    finished.replace(out)
-    atomic.fsync_dir(out.absolute().parent)
-    shutil.rmtree(run.path)
+    _put_in_place(finished, out, overwrite=job.overwrite)
+    owned.remove(run.path, run.kind)
     return BenchmarkResult(out, plan, outcome.manifests)
 
 
@@ -112,9 +110,11 @@ def _safe(name: str) -> str:
 
 
 def _collect(plan: Plan, run: RunDir) -> Path:
-    """The results of the stages in one folder, beside the stages."""
+    """The results of the stages in one marked folder, beside the stages."""
     finished = run.path / ".finished"
     shutil.rmtree(finished, ignore_errors=True)
+    finished.mkdir()
+    owned.mark(finished, "results")
     for stage in plan.stages:
         output = run.stage_dir(stage, plan).output
         for path in (path for pattern in KINDS[stage.kind].delivers for path in output.glob(pattern)):
@@ -125,6 +125,44 @@ def _collect(plan: Plan, run: RunDir) -> Path:
     return finished
 
 
+def _put_in_place(finished: Path, out: Path, *, overwrite: bool) -> None:
+    """Make `finished` the folder of results; one that holds the same stays, another goes into the work in progress."""
+    if out.exists() and not (out.is_dir() and _content(out) == _content(finished)):
+        if not overwrite:
+            raise _in_the_way(out)
+        _refuse_to_replace(out)
+        replaced = finished.with_name(".replaced")
+        shutil.rmtree(replaced, ignore_errors=True)
+        out.rename(replaced)
+    if not out.exists():
+        finished.replace(out)
+        atomic.fsync_dir(out.absolute().parent)
+
+
+def _refuse_to_replace(out: Path) -> None:
+    """Refuse to replace what is no folder of results, or has somebody's own files beside the results.
+
+    Raises:
+        RecipeError: it is one of these.
+    """
+    owned.refuse_foreign(out, "results")
+    patterns = (owned.MARKER, *(pattern for kind in KINDS.values() for pattern in kind.delivers))
+    results = {path for pattern in patterns for path in out.glob(pattern)}
+    others = [path for path in sorted(out.rglob("*")) if path not in results and (path.is_symlink() or path.is_file())]
+    if others:
+        raise RecipeError(
+            f"{others[0].relative_to(out)} in the folder of results is not from spa evaluate; nothing was replaced",
+            where=str(out),
+            fix="move it away, or choose another `out`",
+        )
+
+
+def _in_the_way(out: Path) -> RecipeError:
+    return RecipeError(
+        "the output folder is there already", where=str(out), fix="choose another `out`, or set overwrite: true"
+    )
+
+
 def _content(folder: Path) -> str:
     return DigestMemo(folder / "none").of(folder)
 
@@ -133,7 +171,8 @@ def score_annotations(annotations: str, out: Path | None) -> alpaca_eval.Scores:
     """The rates of an AlpacaEval annotation file; written as `out/scores.json` where `out` is given.
 
     Raises:
-        RecipeError: the package alpaca_eval is not installed. DataError: the file is missing or not such a file.
+        RecipeError: the package alpaca_eval is not installed, or other scores are there already.
+        DataError: the file is missing or not such a file.
     """
     path = Path(annotations).expanduser()
     rows = alpaca_eval.read_annotations(path)
@@ -141,6 +180,9 @@ def score_annotations(annotations: str, out: Path | None) -> alpaca_eval.Scores:
         raise RecipeError("no such folder", where=str(out.parent), fix="make it first")
     scores = alpaca_eval.score(rows, str(path))
     if out is not None:
+        file, text = out / "scores.json", json.dumps(scores.figures, indent=2, ensure_ascii=False) + "\n"
+        if os.path.lexists(file) and (not file.is_file() or file.read_bytes() != text.encode()):
+            raise RecipeError("other scores are there already", where=str(file), fix="choose another --out")
         out.mkdir(exist_ok=True)
-        atomic.write_json(out / "scores.json", scores.figures)
+        atomic.write_text(file, text)
     return scores

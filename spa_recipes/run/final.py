@@ -27,7 +27,8 @@ def show(run: RunDir, model: Path, texts: Mapping[str, str]) -> None:
     """Make `final` show `model` (a folder inside the run) with `texts` beside it, by name.
 
     A folder that shows the same already stays as it is, with what a person changed in its texts. One that has to be
-    renewed hands on what a person put into it; an edited text gets another name, as it may tell of other results.
+    renewed hands on what a person put into it; an edited text gets another name, as it may tell of other results. A
+    folder without a record of what was written there is a person's with all its files.
     """
     fresh, old = _fresh(run), _old(run)
     if os.path.lexists(old) and not os.path.lexists(run.final):
@@ -44,8 +45,10 @@ def show(run: RunDir, model: Path, texts: Mapping[str, str]) -> None:
     for name, text in texts.items():
         (fresh / name).write_text(text, encoding="utf-8")
     (fresh / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-    _keep_what_is_a_persons(run.final, fresh)
+    _keep_what_is_a_persons(run, fresh)
     atomic.fsync_tree(fresh)
+    if run.final.is_file() and not run.final.is_symlink():
+        atomic.move_aside(run.final, run.path)
     if os.path.lexists(run.final):
         run.final.rename(old)
     fresh.rename(run.final)
@@ -112,16 +115,31 @@ def _files(folder: Path) -> Iterator[Path]:
     return (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
 
 
-def _keep_what_is_a_persons(shown: Path, fresh: Path) -> None:
-    """Copy what `show` did not write, or what was edited since it did, into the folder that takes its place."""
-    record = _record(shown)
-    if record is None:  # none yet, or a link as earlier versions made it
+def _keep_what_is_a_persons(run: RunDir, fresh: Path) -> None:
+    """Copy what `show` did not write, or what was edited since it did, into the folder that becomes `final`."""
+    if run.final.is_symlink():  # as earlier versions made it: what it leads to stays where it is
         return
-    for name in _files(shown):
-        path, written = shown / name, record["texts"].get(name.as_posix())
-        if path.is_symlink() or name.name == RECORD or written == file_digest(path):
-            continue
-        target = fresh / (name.with_name(name.name + EDITED) if written else name)
-        if not os.path.lexists(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
+    texts = (_record(run.final) or {"texts": {}})["texts"]
+    stages = (run.path / "stages").resolve()
+    for path in sorted(run.final.rglob("*")):
+        name = path.relative_to(run.final)
+        if path.is_symlink():
+            if not path.resolve().is_relative_to(stages):
+                _free(fresh / name).symlink_to(path.readlink())
+        elif path.is_file() and name.name != RECORD:
+            written, digest = texts.get(name.as_posix()), file_digest(path)
+            target = fresh / (name.with_name(name.name + EDITED) if written else name)
+            if digest != written and not _is_same(target, digest):
+                shutil.copyfile(path, _free(target))
+
+
+def _is_same(path: Path, digest: str) -> bool:
+    return path.is_file() and file_digest(path) == digest
+
+
+def _free(path: Path) -> Path:
+    """A name that is free in the new folder, in a folder that is there: `path` itself or one with a suffix."""
+    while os.path.lexists(path):
+        path = path.with_name(path.name + EDITED)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path

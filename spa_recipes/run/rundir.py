@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from spa_recipes.errors import DataError, LockedError, RecipeError
-from spa_recipes.state import atomic
+from spa_recipes.state import atomic, owned
 from spa_recipes.state.stagedir import MANIFEST, Manifest, StageDir
 
 if TYPE_CHECKING:  # the list of runs reads no recipe, so it does without the schema
@@ -41,9 +41,14 @@ class Planned(NamedTuple):
 
 @dataclass(frozen=True)
 class RunDir:
-    """The paths of one run. Its status is read from what is on disk and is kept nowhere else."""
+    """The paths of one run. Its status is read from what is on disk and is kept nowhere else.
+
+    Attributes:
+        kind: a run, or the work in progress of a job; a folder of another kind is refused.
+    """
 
     path: Path
+    kind: owned.Kind = "run"
 
     @property
     def name(self) -> str:
@@ -205,10 +210,11 @@ class RunDir:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run. If the process dies, the operating system frees the run, however it died.
+        """Hold the run; its folder is made and marked. If the process dies, however it dies, the system frees the run.
 
         Raises:
             LockedError: another process holds it.
+            RecipeError: something else is in the folder.
             DataError: the folder cannot be written.
         """
         from filelock import FileLock, Timeout
@@ -216,7 +222,7 @@ class RunDir:
         from spa_recipes.run.disk import is_full
 
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            owned.claim(self.path, self.kind)
             lock = FileLock(self.path / ".lock", mode=0o666 & ~atomic.umask())
             lock.acquire(timeout=0.5)  # `holder` of another process takes it for a moment
         except Timeout:
