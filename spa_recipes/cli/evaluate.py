@@ -11,6 +11,7 @@ from spa_recipes.recipe.job import load_job
 from spa_recipes.recipe.schema import AlpacaEval, BenchmarkJob, MtBench
 from spa_recipes.report import figures
 from spa_recipes.report.benchmarks import benchmark_lines
+from spa_recipes.state.digests import files_below
 
 
 def run_job(subject: str | None, options: Mapping[str, str | None], overrides: Sequence[str]) -> None:
@@ -51,7 +52,7 @@ def _print_result(job: BenchmarkJob, done: BenchmarkResult) -> None:
     for line in benchmark_lines(done.manifests):
         say(bold(line))
     say(f"\nresult: {done.out}")
-    for path in sorted(path for path in done.out.rglob("*") if path.is_file()):
+    for path in files_below(done.out):
         say(f"        {path.relative_to(done.out)}")
     say(f"next:   {_next(job, done.out)}")
 

@@ -793,7 +793,10 @@ class BenchmarkJob(Document):
     out: str | None = Field(
         None, min_length=1, description="Where the results go: a folder; null: evaluations/<name>-<benchmark>."
     )
-    overwrite: bool = Field(False, description="Replace the results that are in that folder.")
+    overwrite: bool = Field(
+        False,
+        description="Replace the results of an earlier job in that folder; a folder of something else is refused.",
+    )
     backend: Backend = Field(TransformersBackend.model_construct(), description="Engine that samples.")
     seed: Seed = Field(42, description="Seed of the sampling.")
     compute: Compute = Field(

@@ -18,6 +18,7 @@ from spa_recipes.cli.progress import PlainReporter
 from spa_recipes.recipe.schema import BenchmarkJob, ForkExecutor
 from spa_recipes.report.benchmarks import benchmark_lines
 from spa_recipes.run.executors import Executors
+from spa_recipes.state.owned import MARKER
 from tests.kit.benchmarks import PROMPTS, annotations, mt_files, needs_package, write_difficulty, write_lines
 from tests.kit.cli import Answer, one_error, run_spa
 from tests.kit.endpoint_server import EndpointServer, Reply
@@ -103,7 +104,8 @@ def test_alpaca_eval_from_the_model_to_the_rates_and_its_annotator_is_paid_once(
     assert [set(row) for row in outputs] == [{"dataset", "instruction", "output", "generator"}] * len(prompts)
     assert [row["instruction"] for row in outputs] == [row["instruction"] for row in prompts]
     assert {row["generator"] for row in outputs} == {"mine"}
-    assert sorted(path.name for path in (here / "answers").iterdir()) == ["model_outputs.json"]
+    assert sorted(path.name for path in (here / "answers").iterdir()) == [MARKER, "model_outputs.json"]
+    assert MARKER not in answers_only.stdout
     assert not (here / "answers.spa").exists()
 
     broken = True
@@ -471,9 +473,15 @@ def test_results_that_are_there_stay_unless_they_may_be_replaced(refused: Any, s
     assert "overwrite: true" in refused(2, *arguments)
     assert (here / "taken" / "mine").read_text() == "precious"
     assert not list(here.glob("*.spa"))
-    replaced = spa_here("evaluate", *arguments, "--set", "overwrite=true")
-    assert replaced.code == 0, replaced.err
-    assert [path.name for path in (here / "taken").iterdir()] == ["model_outputs.json"]
+    may = ("--set", "overwrite=true")
+    assert "the folder holds mine" in refused(2, *arguments, *may)
+    assert (here / "taken" / "mine").read_text() == "precious"
+    (here / "taken" / "mine").unlink()
+    for seed in ("1", "2"):
+        replaced = spa_here("evaluate", *arguments, *may, "--set", f"seed={seed}")
+        assert replaced.code == 0, replaced.err
+    assert sorted(path.name for path in (here / "taken").iterdir()) == [MARKER, "model_outputs.json"]
+    assert "overwrite: true" in refused(2, *arguments)
 
 
 # --- recipes
