@@ -18,7 +18,7 @@ from spa_recipes.recipe.schema import Compute, DatasetSource, ForkExecutor, Impl
 from spa_recipes.run.changes import plan_changes
 from spa_recipes.run.rundir import RunDir, all_runs, find_reusable
 from spa_recipes.run.schedule import unfinished
-from spa_recipes.state import atomic, owned
+from spa_recipes.state import atomic, own, owned
 from spa_recipes.state.digests import DigestMemo
 from spa_recipes.state.stagedir import Manifest
 
@@ -87,7 +87,7 @@ def run_recipe(
 def prepare_resume(run: str | None, runs_dir: Path) -> Prepared:
     """Read the stored recipe of a run and plan it.
 
-    `run` is a name below `runs_dir`, a folder, or None for the newest unfinished run.
+    `run` is a name below `runs_dir`, a folder, or None for the newest unfinished run that this user started.
 
     Raises:
         RecipeError: there is no such run, or nothing to resume.
@@ -113,14 +113,24 @@ def find_run(run: str, runs_dir: Path) -> RunDir:
 
 
 def _newest_unfinished(runs_dir: Path) -> RunDir:
+    """The newest run that is not finished, of those that this user started: nobody looked at another one's recipe."""
     runs = all_runs(runs_dir)
+    others = []
     for run in runs:
+        if not own.started_here(run.path):
+            others.append(run.name)
+            continue
         try:
             recipe = run.recipe()
         except RecipeError:
             continue
         if recipe is not None and unfinished(compile_plan(recipe, _memo(run.path)), run):
             return run
+    if others:
+        raise RecipeError(
+            f"no unfinished run in {runs_dir} was started by you with this version",
+            fix=f"to go on with one of the others, look at `spa status NAME` and name it: {', '.join(others)}",
+        )
     if runs:
         raise RecipeError(
             f"every run in {runs_dir} is finished", fix="name one to look at it again, or see `spa status`"

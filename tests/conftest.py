@@ -12,6 +12,15 @@ import pytest
 from tests.kit.cli import Answer, Spa, run_spa
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The user's own state folder, which the tests and their processes do not share with the person who runs them."""
+    folder = tmp_path_factory.mktemp("state")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(folder))
+        yield folder / "spa-recipes"
+
+
 @pytest.fixture
 def spa(tmp_path: Path) -> Spa:
     """The command line, run in the test's own folder."""

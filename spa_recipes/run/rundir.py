@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from spa_recipes.errors import DataError, LockedError, RecipeError
-from spa_recipes.state import atomic, owned
+from spa_recipes.state import atomic, own, owned
 from spa_recipes.state.stagedir import MANIFEST, Manifest, StageDir
 
 if TYPE_CHECKING:  # the list of runs reads no recipe, so it does without the schema
@@ -126,7 +126,13 @@ class RunDir:
         return "running" if self.holder() is not None else "interrupted"
 
     def write_recipe(self, text: str, recipe: AnyRecipe, plan: Plan) -> None:
-        """Write the recipe as given, the resolved recipe and the plan, before the first stage starts."""
+        """Write the recipe as given, the resolved recipe and the plan, before the first stage starts.
+
+        A run that begins here is noted as one that this user started; one that is there already stays what it is.
+        """
+        if not any(os.path.lexists(self.path / name) for name in ("stages", "plan.json", "resolved.json")):
+            self.path.mkdir(parents=True, exist_ok=True)
+            own.note_run(self.path)
         (self.path / "stages").mkdir(parents=True, exist_ok=True)
         atomic.write_text(self.path / "recipe.yaml", text)
         atomic.write_json(self.path / "plan.json", plan_json(plan))

@@ -1,0 +1,44 @@
+"""`spa resume` without a name goes on with a run that this user started, and with no other."""
+
+from pathlib import Path
+from typing import Any
+
+from spa_recipes import api
+from spa_recipes.state import own
+from tests.kit.cli import one_error
+from tests.kit.recipes import mini, write_recipe
+
+
+def start(folder: Path, name: str) -> Path:
+    """Begin a run, or go on with one, and do no stage."""
+    recipe = write_recipe(folder / f"{name}.yaml", mini(name=name))
+    plan, run, text = api.prepare(recipe, run_dir=folder / "runs" / name)
+    run.write_recipe(text, plan.recipe, plan)
+    return run.path
+
+
+def test_a_run_folder_from_elsewhere_is_not_resumed_without_its_name(tmp_path: Path, spa_here: Any) -> None:
+    foreign = start(tmp_path, "foreign")
+    (foreign / own.MARK).unlink()
+    line = one_error(spa_here("resume"), 2)
+    assert line.startswith("no unfinished run in runs was started by you")
+    assert line.endswith("name it: foreign")
+    assert not list(foreign.glob("stages/*"))
+
+
+def test_a_newer_run_from_elsewhere_does_not_go_before_ones_own(tmp_path: Path) -> None:
+    mine = start(tmp_path, "mine")
+    foreign = start(tmp_path, "foreign")
+    (foreign / own.MARK).unlink()
+    (foreign / "events.jsonl").touch()
+    assert api.prepare_resume(None, tmp_path / "runs").run.path == mine
+    assert api.prepare_resume("foreign", tmp_path / "runs").run.path == foreign
+
+
+def test_a_run_from_elsewhere_that_was_gone_on_with_is_still_from_elsewhere(tmp_path: Path) -> None:
+    foreign = start(tmp_path, "foreign")
+    (foreign / own.MARK).unlink()
+    for missing in ("plan.json", "resolved.json"):
+        (foreign / missing).unlink()
+        start(tmp_path, "foreign")
+    assert not own.started_here(foreign)
