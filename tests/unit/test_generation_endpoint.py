@@ -236,8 +236,8 @@ def test_a_server_that_says_nothing_is_try_again() -> None:
         ("nan", 5.0, 5.0),
         ("soon", 5.0, 5.0),
         (None, 5.0, 5.0),
-        (formatdate(time.time() - 1000, usegmt=True), 0.0, 0.0),
-        (formatdate(time.time() + 1e6, usegmt=True), 60.0, 60.0),
+        pytest.param(formatdate(time.time() - 1000, usegmt=True), 0.0, 0.0, id="a date in the past"),
+        pytest.param(formatdate(time.time() + 1e6, usegmt=True), 60.0, 60.0, id="a date in the future"),
     ],
 )
 def test_the_pause_that_the_server_wants(header: str | None, least: float, most: float) -> None:
