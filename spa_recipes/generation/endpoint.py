@@ -3,14 +3,13 @@
 Each call reads the key from the environment and sends it in the request's header; nothing else gets it.
 """
 
+import asyncio
 import email.utils
 import json
 import os
 import random
-import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 import openai
@@ -18,12 +17,15 @@ import openai
 from spa_recipes.data.rows import Message
 from spa_recipes.errors import DataError, RecipeError, SpaError, TryAgainError
 from spa_recipes.generation.api_key import api_key, name_of
+from spa_recipes.generation.bounded_client import BoundedClient
 from spa_recipes.recipe.schema import Endpoint
 
 FIRST_PAUSE_SECONDS = 1.0
 """The pause before the second try; it doubles before each further one."""
 LONGEST_PAUSE_SECONDS = 60.0
 _CONNECT_SECONDS = 10.0
+MAX_ANSWER_BYTES = 16 * 1024 * 1024
+"""No answer of a language model is larger, with all that a server wraps around it."""
 _SHOWN = 200
 """The most characters of a server's own words that an error shows."""
 
@@ -39,16 +41,17 @@ def complete(
 ) -> list[str]:
     """Return the assistant's next message in each conversation, in the order of the conversations.
 
-    A lost connection, a status of 408, 429 or 5xx, and an answer that is no chat completion are tried again up to
-    `endpoint.max_retries` times. The pause before a try is the one that the server asks for (`Retry-After`), or else a
-    growing one. The first question that fails for good, or gets any other status, ends the whole call. A message
-    without text, such as a refusal, counts as the empty string.
+    A lost connection, an answer that takes longer than `endpoint.timeout_seconds`, a status of 408, 429 or 5xx, and an
+    answer that is no chat completion (or too large for one) are tried again up to `endpoint.max_retries` times. The
+    pause before a try is the one that the server asks for (`Retry-After`), or else a growing one. The first question
+    that fails for good, or gets any other status, ends the whole call. A message without text, such as a refusal,
+    counts as the empty string. Half a surrogate pair in a message becomes U+FFFD.
 
     Args:
         max_tokens: the most new tokens per answer.
         temperature: 0 is as greedy as the server can be; a `reasoning_model` is not sent any.
         seed: sent as it is; what it promises depends on the server.
-        on_progress: called in this thread with the number of answers so far.
+        on_progress: called with the number of answers so far.
 
     Raises:
         RecipeError: there is no key, the server refuses it (401, 403), or it knows no such address or model (404).
@@ -64,29 +67,41 @@ def complete(
         fields |= {"max_tokens": max_tokens, "temperature": temperature}
     if seed is not None:
         fields["seed"] = seed
-    stopped = threading.Event()
-    with (
-        _client(endpoint) as client,
-        ThreadPoolExecutor(min(endpoint.max_concurrency, len(conversations))) as pool,
-    ):
-        futures = [
-            pool.submit(_ask, client, endpoint, {**fields, "messages": messages}, stopped) for messages in conversations
-        ]
-        try:
-            for done, future in enumerate(as_completed(futures), start=1):
-                future.result()
-                if on_progress is not None:
-                    on_progress(done)
-        except BaseException:
-            # No further question is asked. The pool waits for the requests under way, but for no pause.
-            stopped.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-        return [future.result() for future in futures]
+    return asyncio.run(_answers(endpoint, conversations, fields, on_progress))
 
 
-def _client(endpoint: Endpoint) -> openai.OpenAI:
-    """Return a client that never tries again by itself: its pauses cannot be interrupted, and it tries in fewer cases.
+async def _answers(
+    endpoint: Endpoint,
+    conversations: Sequence[list[Message]],
+    fields: dict[str, Any],
+    on_progress: Callable[[int], None] | None,
+) -> list[str]:
+    """Ask all questions, `max_concurrency` of them at a time. The first error ends those that are under way."""
+    answers = [""] * len(conversations)
+    open_questions = enumerate(conversations)
+    done = 0
+
+    async def ask_one_after_another(client: openai.AsyncOpenAI) -> None:
+        nonlocal done
+        for number, messages in open_questions:
+            answers[number] = await _ask(client, endpoint, {**fields, "messages": messages})
+            done += 1
+            if on_progress is not None:
+                on_progress(done)
+
+    try:
+        async with _client(endpoint) as client, asyncio.TaskGroup() as group:
+            for _ in range(min(endpoint.max_concurrency, len(conversations))):
+                group.create_task(ask_one_after_another(client))
+    except BaseExceptionGroup as errors:
+        first = errors.exceptions[0]
+    else:
+        return answers
+    raise first
+
+
+def _client(endpoint: Endpoint) -> openai.AsyncOpenAI:
+    """Return a client that never tries again by itself: it would try in fewer cases than we do.
 
     Raises:
         RecipeError: there is no key, or the address or a proxy's variable cannot be read.
@@ -94,13 +109,12 @@ def _client(endpoint: Endpoint) -> openai.OpenAI:
     key = api_key(endpoint)
     timeout = openai.Timeout(endpoint.timeout_seconds, connect=min(_CONNECT_SECONDS, endpoint.timeout_seconds))
     try:
-        return openai.OpenAI(
+        return openai.AsyncOpenAI(
             api_key=key or "none",  # without one, the package would take OPENAI_API_KEY
             base_url=endpoint.base_url,
             max_retries=0,
             timeout=timeout,
-            # A redirect is reported and not followed: the recipe does not name the place that it leads to.
-            http_client=openai.DefaultHttpxClient(timeout=timeout, follow_redirects=False),
+            http_client=BoundedClient(timeout, endpoint.timeout_seconds, MAX_ANSWER_BYTES),
         )
     except Exception as error:  # of the HTTP library below, whose types are not part of openai
         what = f"{name_of(endpoint)} cannot be asked: {_without_key(endpoint, str(error))}"
@@ -113,24 +127,28 @@ def _headers(endpoint: Endpoint) -> dict[str, str | openai.Omit]:
     return dict.fromkeys(unsent, openai.omit)
 
 
-def _ask(client: openai.OpenAI, endpoint: Endpoint, fields: dict[str, Any], stopped: threading.Event) -> str:
+async def _ask(client: openai.AsyncOpenAI, endpoint: Endpoint, fields: dict[str, Any]) -> str:
     """Return the answer to one question, after as many tries as are allowed."""
     create = client.chat.completions.with_raw_response.create
     for attempt in range(endpoint.max_retries + 1):
         pause, passes = _growing_pause(attempt), True
         # A problem is raised outside of the `except` blocks: the errors caught there may show the key.
         try:
-            return _content(create(**fields, extra_headers=_headers(endpoint)).text)
+            reply = await create(**fields, extra_headers=_headers(endpoint))
+            return _content(reply.text)
+        except (TimeoutError, openai.APITimeoutError):
+            problem: SpaError = _too_slow(endpoint)
         except openai.APIConnectionError as error:
-            problem: SpaError = _unreachable(endpoint, error)
+            problem = _unreachable(endpoint, error)
         except openai.APIStatusError as error:
             problem = _refusal(endpoint, error)
             passes = _passes(error.status_code) and not _out_of_quota(error)
             pause = _wished_pause(error.response.headers.get("Retry-After"), pause)
         except ValueError as error:
             problem = _no_completion(endpoint, str(error))
-        if not passes or attempt == endpoint.max_retries or stopped.wait(pause):
+        if not passes or attempt == endpoint.max_retries:
             raise problem
+        await asyncio.sleep(pause)
     raise AssertionError("unreachable")
 
 
@@ -149,7 +167,7 @@ def _content(text: str) -> str:
         return ""
     if not isinstance(content, str):
         raise ValueError(f"a message whose content is a {type(content).__name__}")
-    return content
+    return _whole_characters(content)
 
 
 # --- pauses
@@ -187,11 +205,15 @@ def _out_of_quota(error: openai.APIStatusError) -> bool:
     return "insufficient_quota" in error.response.text
 
 
+def _too_slow(endpoint: Endpoint) -> SpaError:
+    return TryAgainError(
+        f"{name_of(endpoint)} does not answer within {endpoint.timeout_seconds:g} s",
+        fix="run the same command again, or raise timeout_seconds or lower max_concurrency",
+    )
+
+
 def _unreachable(endpoint: Endpoint, error: openai.APIConnectionError) -> SpaError:
     cause = error.__cause__ or error
-    if isinstance(error, openai.APITimeoutError):
-        fix = "run the same command again, or raise timeout_seconds or lower max_concurrency"
-        return TryAgainError(f"{name_of(endpoint)} does not answer in time ({type(cause).__name__})", fix=fix)
     reason = _without_key(endpoint, str(cause) or type(cause).__name__)
     fix = "check base_url and the network, and run the same command again"
     return TryAgainError(f"{name_of(endpoint)} cannot be reached ({reason})", fix=fix)
@@ -230,10 +252,15 @@ def _words(text: str) -> str:
     """Return what a server says about an error: its message, or else its whole answer."""
     try:
         message = json.loads(text)["error"]["message"]
-        text = message if isinstance(message, str) else text
+        text = _whole_characters(message) if isinstance(message, str) else text
     except (ValueError, LookupError, TypeError, RecursionError):
         pass
     return " ".join(text.split())
+
+
+def _whole_characters(text: str) -> str:
+    """Return a text from JSON, which may escape half a surrogate pair, as one that UTF-8 can write."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _without_key(endpoint: Endpoint, text: str) -> str:

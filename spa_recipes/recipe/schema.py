@@ -343,7 +343,7 @@ class Endpoint(Section):
         8, description="Number of requests that wait for an answer at the same time.", json_schema_extra=RUNTIME
     )
     timeout_seconds: Annotated[float, Field(gt=0)] = Field(
-        120.0, description="Longest wait for data from the server.", json_schema_extra=RUNTIME
+        120.0, description="Longest time for one answer, up to its last byte.", json_schema_extra=RUNTIME
     )
     max_retries: Annotated[int, Field(ge=0)] = Field(
         6,

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import MappingProxyType, TracebackType
@@ -10,12 +11,16 @@ from typing import Any, NamedTuple
 
 
 class Reply(NamedTuple):
-    """What the server sends instead of a chat completion; `drop` ends the connection without a word."""
+    """What the server sends instead of a chat completion.
+
+    `drop` ends the connection without a word; `pause` is the time in seconds before each byte of the body.
+    """
 
     status: int = 200
-    body: str = ""
+    body: str | bytes = ""
     headers: Mapping[str, str] = MappingProxyType({})
     drop: bool = False
+    pause: float = 0.0
 
 
 Answer = Callable[[dict[str, Any]], str | Reply | None]
@@ -93,14 +98,16 @@ class EndpointServer:
                 if reply.drop:
                     self.close_connection = True
                     return
-                content = reply.body.encode()
+                content = reply.body.encode() if isinstance(reply.body, str) else reply.body
                 self.send_response(reply.status)
                 for name, value in {"Content-Type": "application/json", **reply.headers}.items():
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(content)))
                 with contextlib.suppress(ConnectionError):  # the other side may have gone meanwhile
                     self.end_headers()
-                    self.wfile.write(content)
+                    for part in [content] if not reply.pause else [content[i : i + 1] for i in range(len(content))]:
+                        time.sleep(reply.pause)
+                        self.wfile.write(part)
 
             def log_message(self, format: str, *args: Any) -> None:
                 """Say nothing."""
