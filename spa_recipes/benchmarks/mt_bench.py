@@ -5,6 +5,7 @@ The questions and the judge prompts are files that the user gives; they are not 
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
@@ -30,7 +31,12 @@ WITH_REFERENCE = frozenset({"math", "reasoning", "coding"})
 NO_RATING = -1
 """FastChat's score for a judgment without a rating; averages leave it out."""
 
-_RATINGS = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))
+# The digits are limited, so that the search takes linear time.
+_RATINGS = (
+    re.compile(r"\[\[([0-9]{1,2}(?:\.[0-9]{0,9})?)\]\]"),
+    re.compile(r"\[([0-9]{1,2}(?:\.[0-9]{0,9})?)\]"),
+)
+_LOWEST, _HIGHEST = 1, 10
 _FIELD = re.compile(r"\{(\w+)\}")
 
 
@@ -76,12 +82,12 @@ def read_questions(path: Path) -> list[Question]:
     questions = []
     for where, row in _rows(path):
         turns = row.get("turns")
-        if "question_id" not in row or not _texts(turns):
+        if not _is_id(row.get("question_id")) or not _texts(turns):
             raise DataError("no question_id, or no texts in turns", where=where, fix="give FastChat's question.jsonl")
         questions.append(Question(row["question_id"], str(row.get("category", "")), tuple(turns)))
-    twice = [q.id for i, q in enumerate(questions) if q.id in [other.id for other in questions[:i]]]
-    if twice or not questions:
-        what = f"question_id {twice[0]} occurs twice" if twice else "no questions"
+    name, count = Counter(question.id for question in questions).most_common(1)[0] if questions else (None, 0)
+    if count != 1:
+        what = f"question_id {name} occurs twice" if questions else "no questions"
         raise DataError(what, where=str(path), fix="give FastChat's question.jsonl")
     return questions
 
@@ -99,7 +105,7 @@ def read_answers(path: Path) -> dict[int | str, list[str]]:
             known = row["question_id"]
         except (LookupError, TypeError):
             turns = known = None
-        if known is None or not _texts(turns, empty=True):
+        if not _is_id(known) or not _texts(turns, empty=True):
             raise DataError("no question_id, or no turns in choices", where=where, fix="give FastChat's answer file")
         answers[known] = list(turns)
     return answers
@@ -152,6 +158,10 @@ def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
         if line.value is not None:
             rows.append((f"{path}:{line.number}", line.value))
     return rows
+
+
+def _is_id(value: Any) -> TypeGuard[int | str]:
+    return isinstance(value, int | str)
 
 
 def _texts(value: Any, *, empty: bool = False) -> TypeGuard[list[str]]:
@@ -232,11 +242,15 @@ def _filled(prompt: JudgePrompt, fields: Mapping[str, str]) -> str:
 
 
 def rating(judgment: str) -> float | int:
-    """The first rating in double brackets, else in single ones; NO_RATING where there is none."""
+    """The last rating from 1 to 10 in double brackets, else the last in single ones; NO_RATING where there is none.
+
+    A grader may quote the answer first, in which a rating may stand; its own verdict comes after that. FastChat takes
+    the first rating, of any size.
+    """
     for pattern in _RATINGS:
-        if found := pattern.search(judgment):
-            text = found.group(1)
-            return int(text) if text.isdecimal() else float(text)
+        found = [text for text in pattern.findall(judgment) if _LOWEST <= float(text) <= _HIGHEST]
+        if found:
+            return int(found[-1]) if found[-1].isdecimal() else float(found[-1])
     return NO_RATING
 
 

@@ -275,6 +275,7 @@ KINDS: dict[str, Kind] = {
     ),
     "mt_bench_grades": Kind(
         "mt_bench_grades",
+        version=2,
         settings={"endpoint": Endpoint, "judge_max_tokens": int, "name": str},
         reads={"questions": "file", "answers": "rows", "judge_prompts": "file"},
         may_read={"reference_answers": "file"},

@@ -277,8 +277,8 @@ def test_the_judge_is_asked_what_the_published_prompts_say(tmp_path: Path) -> No
     ("judgment", "score"),
     [
         ("Rating: [[7]]", 7),
-        ("[[7.5]] and [[2]]", 7.5),
-        ("I say [8] of [9]", 8),
+        ("[[7.5]] and [[2]]", 2),
+        ("I say [8] of [9]", 9),
         ("[3] or rather [[4]]", 4),
         ("[[10]]", 10),
         ("ten out of ten", -1),
@@ -286,7 +286,7 @@ def test_the_judge_is_asked_what_the_published_prompts_say(tmp_path: Path) -> No
         ("[[rating]]", -1),
     ],
 )
-def test_ratings_are_read_as_fastchat_reads_them(judgment: str, score: float) -> None:
+def test_the_last_rating_of_a_judgment_counts(judgment: str, score: float) -> None:
     assert mt_bench.rating(judgment) == score
 
 
