@@ -1,4 +1,4 @@
-"""De-coupled noise detection: README "The method", 3. Refine (SPA, arXiv 2406.04412).
+"""De-coupled noise detection: the method in spa_recipes/README.md, 3. Refine (SPA, arXiv 2406.04412).
 
 h~ = (1 + lambda)*h_theta - lambda*h_ref are logits; log-softmax of h~ at each response token, summed, is log pi~(y|x).
 """

@@ -1,4 +1,4 @@
-"""Direct preference judgment: README "The method", 2. Judge (SPA, arXiv 2406.04412).
+"""Direct preference judgment: the method in spa_recipes/README.md, 2. Judge (SPA, arXiv 2406.04412).
 
 p(y_1 > y_2 | x) = sigmoid(beta*[log pi(y_1|x) - log pi_ref(y_1|x)] - beta*[log pi(y_2|x) - log pi_ref(y_2|x)])
 """

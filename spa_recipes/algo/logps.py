@@ -1,4 +1,4 @@
-"""Log-probabilities of responses: README "The method" (SPA, arXiv 2406.04412).
+"""Log-probabilities of responses: the method in spa_recipes/README.md (SPA, arXiv 2406.04412).
 
 log pi(y|x) is the sum over the response tokens, the end-of-turn token included and the prompt excluded.
 """

@@ -1,4 +1,4 @@
-"""DPO and self-refinement: README "The method", 0. Seed and 3. Refine (SPA, arXiv 2406.04412)."""
+"""DPO and self-refinement: the method in spa_recipes/README.md, 0. Seed and 3. Refine (SPA, arXiv 2406.04412)."""
 
 from collections import deque
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""Win rates: README "What is measured"."""
+"""Win rates: a share of comparisons won, its interval, and the rate at equal length."""
 
 import math
 from collections.abc import Sequence

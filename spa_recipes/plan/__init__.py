@@ -2,7 +2,7 @@
 
 from spa_recipes.plan.benchmarks import ALPACA_EVAL_PROMPTS, compile_benchmark_plan, is_of_benchmark
 from spa_recipes.plan.gates import gates
-from spa_recipes.plan.judge import compile_judge_plan
+from spa_recipes.plan.judge_job import compile_judge_plan
 from spa_recipes.plan.kinds import ADAPTER, KINDS, MODEL, Content, Kind
 from spa_recipes.plan.recipe import compile_plan
 from spa_recipes.plan.stages import CARD, RECIPE_FILE, External, Input, Plan, Stage, StageOutput

@@ -51,7 +51,7 @@ class TrainEnv:
 
 @dataclass(frozen=True)
 class Refinement:
-    """How doubtful labels are discounted: README "The method", 3. Refine.
+    """How doubtful labels are discounted: the method in spa_recipes/README.md, 3. Refine.
 
     Attributes:
         alpha: weight of the flipped label of a flagged pair.

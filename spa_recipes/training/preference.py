@@ -1,4 +1,4 @@
-"""DPO and self-refinement on TRL's DPOTrainer: README "The method", 0. Seed and 3. Refine (SPA, arXiv 2406.04412)."""
+"""DPO and self-refinement on TRL's DPOTrainer: 0. Seed and 3. Refine of the method (spa_recipes/README.md)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +13,7 @@ from trl.trainer.utils import use_adapter
 
 from spa_recipes.algo.decoupled import DecoupledLogps
 from spa_recipes.algo.refine import ThresholdWindow, detection_margin, dpo_loss, dpo_margin, flag_noisy, refined_loss
+from spa_recipes.data.stage_rows import TraceRow
 from spa_recipes.recipe.schema import FixedThreshold
 from spa_recipes.training.env import Refinement
 from spa_recipes.training.order import column_lengths
@@ -20,23 +21,6 @@ from spa_recipes.training.response_logps import IGNORED, Reference, add_response
 from spa_recipes.training.token_rows import TrainsTokenRows
 
 REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
-
-
-class PairRecord(NamedTuple):
-    """One pair as it was seen in training.
-
-    Attributes:
-        row: index in the given rows; step: 1-based optimizer step.
-        p_detect: p~ of the pair, before the step.
-        margin: beta times the difference of log-ratios, before the step.
-        flagged: 1 where the loss used the softened label.
-    """
-
-    row: int
-    step: int
-    p_detect: float
-    margin: float
-    flagged: int
 
 
 class _SeenPairs(NamedTuple):
@@ -62,7 +46,7 @@ class NoiseDetector:
 
     settings: Refinement
     warmup_steps: int
-    trace: list[PairRecord] = field(default_factory=list)
+    trace: list[TraceRow] = field(default_factory=list)
     window: ThresholdWindow | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -89,29 +73,33 @@ class NoiseDetector:
         """The threshold, or None while alpha = 0."""
         return None if done_steps < self.warmup_steps else self.tau()
 
-    def see(self, records: Sequence[PairRecord]) -> None:
+    def see(self, records: Sequence[TraceRow]) -> None:
         """Record the pairs of a finished step, in an order that does not depend on the micro-batches."""
         self.trace.extend(records)
         if self.window is not None:
-            self.window.push(record.p_detect for record in records)
+            self.window.push(record["p_detect"] for record in records)
 
     def flagged_share(self) -> float:
         """Share of flagged pairs after the warm-up; 0 without any."""
-        flags = [record.flagged for record in self.trace if record.step > self.warmup_steps]
+        flags = [record["flagged"] for record in self.trace if record["step"] > self.warmup_steps]
         return sum(flags) / len(flags) if flags else 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able state."""
         return {
             "window": None if self.window is None else self.window.state_dict(),
-            "trace": [list(record) for record in self.trace],
+            "trace": [list(record.values()) for record in self.trace],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state."""
         if self.window is not None and state["window"] is not None:
             self.window.load_state_dict(state["window"])
-        self.trace = [PairRecord(*record) for record in state["trace"]]
+        self.trace = [_record(*values) for values in state["trace"]]
+
+
+def _record(row: int, step: int, p_detect: float, margin: float, flagged: int) -> TraceRow:
+    return {"row": row, "step": step, "p_detect": p_detect, "margin": margin, "flagged": flagged}
 
 
 class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
@@ -253,7 +241,7 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
                 self._metrics["train"]["spa/tau"].append(tau)
             self.detector.see(
                 [
-                    PairRecord(int(row), step, p, margin, int(flag))
+                    _record(int(row), step, p, margin, int(flag))
                     for row, p, margin, flag in zip(
                         *(part.tolist() for part in (judged.row, judged.p_detect, judged.margin, judged.flagged)),
                         strict=True,

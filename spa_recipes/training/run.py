@@ -152,7 +152,7 @@ def _train(
         load_source=lambda: load_causal_lm(policy_path, env.model, torch.float32),
     )
     if detector is not None and trainer.is_world_process_zero():
-        common.write_lines(env.output_dir / PAIRS_TRACE, [record._asdict() for record in detector.trace])
+        common.write_lines(env.output_dir / PAIRS_TRACE, detector.trace)
     result = common.finish(trainer, env, resumed_from, row_count, tokens)
     if detector is not None:
         result.metrics["spa/flagged"] = detector.flagged_share()
