@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
-from spa_recipes.errors import RecipeError
+from spa_recipes.errors import DataError, RecipeError
 from spa_recipes.plan import MODEL, External, Plan, Stage, compile_judge_plan, compile_plan
 from spa_recipes.recipe.load import load_recipe
 from spa_recipes.recipe.rules import conflicts_in
@@ -43,12 +43,14 @@ def prepare(recipe_path: Path, *, overrides: Sequence[str] = (), run_dir: Path |
     """Read a recipe and plan it. Nothing runs, and only the memo of digests is written.
 
     Raises:
-        RecipeError: the recipe is wrong. DataError: a local file or model is missing.
+        RecipeError: the recipe is wrong. DataError: a local file or model is missing, or the run's folder has links.
     """
     loaded = load_recipe(recipe_path, overrides)
     recipe = loaded.recipe
-    folder = run_dir if run_dir is not None else Path(recipe.storage.runs_dir) / recipe.name
-    return Prepared(compile_plan(recipe, _memo(folder)), RunDir(folder), loaded.text)
+    run = RunDir(run_dir if run_dir is not None else Path(recipe.storage.runs_dir) / recipe.name)
+    if owned.kind_of(run.path) is not None:
+        run.check()
+    return Prepared(compile_plan(recipe, _memo(run.path)), run, loaded.text)
 
 
 def run_recipe(
@@ -107,7 +109,9 @@ def find_run(run: str, runs_dir: Path) -> RunDir:
     """
     for path in (runs_dir / run, Path(run)):
         if (path / "resolved.json").is_file():
-            return RunDir(path)
+            found = RunDir(path)
+            found.check()
+            return found
     names = ", ".join(found.name for found in all_runs(runs_dir)) or "none"
     raise RecipeError(f"no run {run!r} in {runs_dir}", fix=f"runs there: {names}")
 
@@ -121,8 +125,9 @@ def _newest_unfinished(runs_dir: Path) -> RunDir:
             others.append(run.name)
             continue
         try:
+            run.check()
             recipe = run.recipe()
-        except RecipeError:
+        except (RecipeError, DataError):
             continue
         if recipe is not None and unfinished(compile_plan(recipe, _memo(run.path)), run):
             return run

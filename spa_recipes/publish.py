@@ -1,6 +1,7 @@
 """Uploads the final model of a run with its card and its recipe to the Hub, in one commit (`spa push`)."""
 
 import fnmatch
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,15 +13,17 @@ import yaml
 from spa_recipes import __version__
 from spa_recipes.data.hub import is_network_error
 from spa_recipes.errors import DataError, RecipeError, SpaError, TryAgainError
-from spa_recipes.plan import CARD, KINDS, MODEL
-from spa_recipes.run.final import EDITED
+from spa_recipes.plan import CARD, KINDS, MODEL, RECIPE_FILE
 from spa_recipes.run.overview import next_stage
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.state.digests import file_digest, files_below
 from spa_recipes.state.stagedir import FileRecord, StageDir
 
-OF_THE_RUN = ("*.jsonl", f"*{EDITED}")
-"""Files of the final folder that are not uploaded: logs of the training, and texts that were replaced."""
+LOGS = ("*.jsonl",)
+"""Files of the model's stage that are not uploaded: logs of the training."""
+
+TEXTS = (CARD, RECIPE_FILE)
+"""Files beside the model that are uploaded, with what a person changed in them; others in the folder are not."""
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 """Files that are deleted from the Hub if the new model has none of that name: loading would mix the two models."""
@@ -46,10 +49,17 @@ class Upload(NamedTuple):
 
 
 class Shipment(NamedTuple):
-    """What is uploaded: the stage whose model it is, and the files, sorted by name."""
+    """What is uploaded.
+
+    Attributes:
+        stage: the stage whose model it is.
+        files: what goes, sorted by name.
+        left: names of files in the final folder that the run did not write, and that therefore stay here.
+    """
 
     stage: str
     files: list[Upload]
+    left: list[str]
 
     @property
     def size(self) -> int:
@@ -113,12 +123,18 @@ def collect(run: RunDir) -> Shipment:
         problem = _problem(run.final / name, record)
         if problem:
             raise DataError(problem, where=str(run.final / name), fix=f"{again} makes it again")
-    files = [
-        Upload(path.resolve(), name, path.stat().st_size)
-        for path in files_below(run.final)
-        if not _matches(name := path.relative_to(run.final).as_posix(), OF_THE_RUN)
-    ]
-    return Shipment(stage, files)
+    there = [name for name in TEXTS if os.path.lexists(run.final / name)]
+    for name in there:
+        if (run.final / name).is_symlink():
+            raise DataError(
+                f"this is a link to {(run.final / name).readlink()}, which the run did not make",
+                where=str(run.final / name),
+                fix=f"put the file itself there, or delete it: {again} writes it",
+            )
+    names = sorted([*there, *(name for name in records if not _matches(name, LOGS))])
+    files = [Upload((run.final / name).resolve(), name, (run.final / name).stat().st_size) for name in names]
+    found = [path.relative_to(run.final).as_posix() for path in files_below(run.final)]
+    return Shipment(stage, files, [name for name in found if name not in names and name not in records])
 
 
 def _final_stage(run: RunDir) -> tuple[str, dict[str, FileRecord]]:

@@ -32,6 +32,8 @@ def push_and_print(name: str, runs_dir: Path, target: Target, *, dry_run: bool) 
 def _print_shipment(shipment: Shipment, target: Target) -> None:
     for file in shipment.files:
         say(f"  {human_bytes(file.size):>8}  {file.name}")
+    if shipment.left:
+        say(f"not uploaded, as the run did not write it: {', '.join(shipment.left)}")
     private = "private, " if target.private else ""
     say(
         f"{len(shipment.files)} files, {human_bytes(shipment.size)}: the model of {shipment.stage} -> "

@@ -57,9 +57,13 @@ def show(run: RunDir, model: Path, texts: Mapping[str, str]) -> None:
 
 
 def model_shown(folder: Path) -> Path:
-    """The model that a `final` folder shows, which is where its links lead; the folder itself if it has none."""
+    """The model that a `final` folder shows, which is where its links lead; the folder itself if it has none.
+
+    Links that lead out of the run's stages are a person's.
+    """
+    stages = folder.resolve().parent / "stages"
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.is_symlink():
+        if path.is_symlink() and path.resolve().is_relative_to(stages):
             return path.resolve().parent
     return folder.resolve()
 

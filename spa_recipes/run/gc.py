@@ -99,12 +99,17 @@ def _look(run: RunDir, models: bool) -> Found | str:
     if holder is not None:
         return f"in use by {holder}"
     try:
+        run.check()
         return find(run, models=models)
-    except RecipeError as error:
+    except (RecipeError, DataError) as error:
         return str(error)
 
 
 def _sweep(run: RunDir, models: bool) -> Sweep:
+    try:
+        run.check()
+    except DataError as error:
+        return Sweep(run, [], [], str(error))
     try:
         with run.locked():
             found = find(run, models=models)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from spa_recipes.errors import RecipeError
+from spa_recipes.errors import DataError, RecipeError
 from spa_recipes.run.rundir import Planned, RunDir, all_runs, last_touched
 from spa_recipes.state.stagedir import Manifest
 from spa_recipes.state.usage import inodes
@@ -59,8 +59,9 @@ def next_stage(run: RunDir) -> str | None:
 def _overview(run: RunDir) -> Overview:
     touched, content = last_touched(run), inodes(run.path)
     try:
+        run.check()
         planned = run.planned()
-    except RecipeError as error:
+    except (RecipeError, DataError) as error:
         return Overview(run.name, "?", "unreadable", str(error), None, touched, content)
     done = run.done(planned)
     state, note, win_rate = _state(run, planned, done)

@@ -49,7 +49,7 @@ def check_inputs(plan: Plan, run: RunDir, until: str | None = None) -> None:
         RecipeError: a model does not go with the recipe's settings.
         TryAgainError: the network failed.
     """
-    _refuse_links(run)
+    run.check()
     left = [stage for stage in plan.until(until) if not run.is_done(stage, plan)]
     recipe = plan.recipe
     check_vllm(left, recipe.compute, IN_A_JOB if isinstance(recipe, BenchmarkJob) else IN_A_RECIPE)
@@ -65,18 +65,6 @@ def check_inputs(plan: Plan, run: RunDir, until: str | None = None) -> None:
     _check_vocabularies(recipe, _models([stage for stage in left if not is_of_benchmark(stage)]))
     for stage in left:
         _check_benchmark(stage)
-
-
-def _refuse_links(run: RunDir) -> None:
-    """A link below `stages/` would lead a stage's output out of the run."""
-    stages = run.path / "stages"
-    for path in (stages, *sorted(stages.glob("*")), *sorted(stages.glob("*/*"))):
-        if path.is_symlink():
-            raise DataError(
-                f"this is a link to {path.readlink()}, and a run writes into its own folder only",
-                where=str(path),
-                fix="put the folder itself there, or choose another --run-dir",
-            )
 
 
 # --- what is read

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from spa_recipes.errors import DataError, LockedError, RecipeError
-from spa_recipes.state import atomic, own, owned
+from spa_recipes.state import atomic, inside, own, owned
 from spa_recipes.state.stagedir import MANIFEST, Manifest, StageDir
 
 if TYPE_CHECKING:  # the list of runs reads no recipe, so it does without the schema
@@ -187,10 +188,27 @@ class RunDir:
         line = json.dumps({"time": round(time.time(), 3), "event": event, **facts}, ensure_ascii=False)
         atomic.append_line(self.path / "events.jsonl", line)
 
+    def check(self) -> None:
+        """Refuse a folder in which a link leads elsewhere; `final` shows the model by links, which nothing writes to.
+
+        Raises:
+            DataError: there is a link, a pipe or a device in the place of a file.
+        """
+        inside.check(self.path, may_be_linked=lambda name: name == "final" or name.startswith(".final."))
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `check` has nothing against the folder."""
+        with suppress(DataError):
+            self.check()
+            return True
+        return False
+
     def holder(self) -> str | None:
         """`host pid` of the process that holds the run, None if it is free."""
         try:
-            lock = os.open(self.path / ".lock", os.O_RDONLY)  # a run can be looked at where nobody may write
+            # A run can be looked at where nobody may write.
+            lock = os.open(self.path / ".lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
             return None
         try:
@@ -221,12 +239,14 @@ class RunDir:
         Raises:
             LockedError: another process holds it.
             RecipeError: something else is in the folder.
-            DataError: the folder cannot be written.
+            DataError: the folder cannot be written, or a link in it leads elsewhere.
         """
         from filelock import FileLock, Timeout
 
         from spa_recipes.run.disk import is_full
 
+        owned.refuse_foreign(self.path, self.kind)
+        self.check()
         try:
             owned.claim(self.path, self.kind)
             lock = FileLock(self.path / ".lock", mode=0o666 & ~atomic.umask())
@@ -266,13 +286,20 @@ def _read_plan(entries: list[dict[str, Any]]) -> list[Planned]:
         raise ValueError("a key was altered")
     return [
         Planned(
-            entry["id"],
+            _stage_id(entry["id"]),
             entry["kind"],
             entry["key"],
             frozenset(source for value in entry["inputs"].values() if (source := value.split("/")[0]) in ids),
         )
         for entry in entries
     ]
+
+
+def _stage_id(value: object) -> str:
+    """A stage's id as this package gives them, which names its folder; ValueError for anything else."""
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_]+(-[A-Za-z0-9_]+)*", value):
+        raise ValueError("not the id of a stage")
+    return value
 
 
 def plan_json(plan: Plan) -> list[dict[str, Any]]:
@@ -316,8 +343,9 @@ def find_reusable(runs_dir: Path, stage: Stage, besides: RunDir, *, deep: bool =
     if not runs_dir.is_dir():
         return None
     for manifest in sorted(runs_dir.glob(f"*/stages/*-{stage.key[:SHORT_KEY]}/{MANIFEST}")):
-        run = manifest.parents[2]
-        folder = StageDir(manifest.parent)
-        if run.resolve() != besides.path.resolve() and folder.has_all(stage.key) and not folder.problems(deep=deep):
+        run, folder = RunDir(manifest.parents[2]), StageDir(manifest.parent)
+        if run.path.resolve() == besides.path.resolve() or not run.is_closed:
+            continue
+        if folder.has_all(stage.key) and not folder.problems(deep=deep):
             return run.name, folder
     return None

@@ -2,10 +2,13 @@
 
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from spa_recipes.state import inside
 
 
 def fsync_dir(folder: Path) -> None:
@@ -19,15 +22,19 @@ def fsync_dir(folder: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name to write under that becomes `path` at the end; after an error the file is gone and its room free again.
+    """A new file to write that becomes `path` at the end; after an error it is gone and its room free again.
+
+    Its name is a new one, so that nobody's file or link is in its place.
 
     Raises:
         OSError: as it came, with the name of the file where the system gave none.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.randbelow(10**12)}.tmp")
     try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
         yield temporary
         temporary.replace(path)
+        fsync_dir(path.parent)
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -42,7 +49,6 @@ def write_bytes(path: Path, content: bytes) -> None:
         handle.write(content)
         handle.flush()
         os.fsync(handle.fileno())
-    fsync_dir(path.parent)
 
 
 def write_text(path: Path, content: str) -> None:
@@ -57,7 +63,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def append_line(path: Path, line: str) -> None:
     """Append a line to a text file; one that a power loss cut off before it stays on a line of its own."""
-    with path.open("ab+") as handle:
+    with open(path, "ab+", opener=inside.no_link) as handle:
         if handle.tell():
             handle.seek(-1, os.SEEK_END)
             line = line if handle.read(1) == b"\n" else "\n" + line

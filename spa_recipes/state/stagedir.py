@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from spa_recipes.state import atomic
+from spa_recipes.state import atomic, inside
 from spa_recipes.state.digests import file_digest, files_below
 
 MANIFEST = "manifest.json"
@@ -62,8 +62,10 @@ class Manifest:
         value = json.loads(text)
         if value.pop("sha256") != _fields_digest(value):
             raise ValueError("the manifest was altered")
-        value["files"] = {name: FileRecord(**record) for name, record in value["files"].items()}
+        value["files"] = {inside.plain(name): FileRecord(**record) for name, record in value["files"].items()}
         value["pruned"] = tuple(value.get("pruned", ()))
+        if not value["files"].keys() >= set(value["pruned"]):
+            raise ValueError("files were deleted that the stage never had")
         return cls(**value)
 
     def to_json(self) -> dict[str, Any]:
@@ -100,7 +102,8 @@ class StageDir:
     def attempts(self) -> list[Path]:
         """Folders of all attempts, oldest first."""
         folder = self.path / "attempts"
-        return sorted(folder.iterdir(), key=lambda path: int(path.name)) if folder.is_dir() else []
+        found = [path for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
+        return sorted(found, key=lambda path: int(path.name))
 
     def new_attempt(self) -> Path:
         """Make the next attempt's folder; logs of earlier attempts stay as they are."""

@@ -10,7 +10,7 @@ from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from spa_recipes.state import atomic
+from spa_recipes.state import atomic, inside
 from spa_recipes.state.digests import file_digest
 from spa_recipes.training.env import CHECKPOINT_MARKER as MARKER
 
@@ -65,7 +65,8 @@ def is_complete(checkpoint: Path) -> bool:
     try:
         files = json.loads((checkpoint / MARKER).read_text())["files"]
         return all(
-            (checkpoint / name).stat().st_size == facts["size"] and file_digest(checkpoint / name) == facts["sha256"]
+            (path := checkpoint / inside.plain(name)).stat().st_size == facts["size"]
+            and file_digest(path) == facts["sha256"]
             for name, facts in files.items()
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
