@@ -63,11 +63,11 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as found:
             return list(found)
-    except FileNotFoundError:  # not there, or deleted at this very moment
+    except (FileNotFoundError, NotADirectoryError):  # no folder is there, or not any more
         return []
     except OSError as error:
         raise DataError(
-            f"cannot be read ({error.strerror})", where=str(folder), fix="make the folder readable for yourself"
+            f"cannot be read ({error.strerror})", where=str(folder), fix="make the folder readable for yourself, or choose another --run-dir"
         ) from None
 
 
