@@ -67,7 +67,9 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         return []
     except OSError as error:
         raise DataError(
-            f"cannot be read ({error.strerror})", where=str(folder), fix="make the folder readable for yourself, or choose another --run-dir"
+            f"cannot be read ({error.strerror})",
+            where=str(folder),
+            fix="make the folder readable for yourself, or choose another --run-dir",
         ) from None
 
 
