@@ -1,7 +1,8 @@
 """Errors that a user can cause or cure: one line each, with a documented exit code.
 
 Exit codes: 0 ok; 1 a stage failed; 2 usage or recipe; 3 data; 4 the run is locked by another process;
-5 the recipe changed under a resume; 75 try again (out of memory, network, disk full); 130/143 on Ctrl-C/SIGTERM.
+5 the recipe changed under a resume; 75 try again (out of memory, network, disk full); 129, 130 or 143 when the command
+was stopped by a closed terminal (SIGHUP), Ctrl-C or SIGTERM.
 """
 
 from collections.abc import Iterator

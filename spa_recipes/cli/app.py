@@ -4,6 +4,7 @@ import gc as garbage
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
@@ -204,14 +205,14 @@ def validate(
 
     Every problem is named with its file, line and remedy.
     """
-    from spa_recipes.cli.terminal import print_errors
+    from spa_recipes.cli.terminal import print_errors, say
     from spa_recipes.recipe.load import load_recipe
 
     failed = False
     for path in recipes:
         try:
             recipe = load_recipe(path, set_ or []).recipe
-            typer.echo(f"{path}: ok ({recipe.name}, {recipe.iterations} iterations)")
+            say(f"{path}: ok ({recipe.name}, {recipe.iterations} iterations)")
         except RecipeError as error:
             failed = True
             print_errors(error)
@@ -318,12 +319,13 @@ def report(
     It is one file with the figures, charts, doubted pairs and sample answers.
     """
     from spa_recipes import api
+    from spa_recipes.cli.terminal import say
     from spa_recipes.report.page import write_report
 
     prepared = api.prepare_resume(run, runs_dir)
     path = out or prepared.run.path / "report.html"
     write_report(prepared.plan, prepared.run, prepared.run.manifests(prepared.plan), path)
-    typer.echo(f"report: {path}")
+    say(f"report: {path}")
 
 
 @app.command(
@@ -377,12 +379,11 @@ def schema(
 
     An editor that knows it completes and checks recipes.
     """
-    import json
-
+    from spa_recipes.cli.terminal import say_json
     from spa_recipes.recipe.job import job_schema
     from spa_recipes.recipe.load import recipe_schema
 
-    typer.echo(json.dumps(job_schema() if job else recipe_schema(), indent=2))
+    say_json(job_schema() if job else recipe_schema())
 
 
 @app.command(epilog=examples("spa init my.yaml  # then edit it", "spa validate my.yaml", "spa run my.yaml"))
@@ -390,6 +391,7 @@ def init(
     path: Annotated[Path, typer.Argument(help="Where to write the recipe.")] = Path("recipe.yaml"),
 ) -> None:
     """Write a commented starter recipe."""
+    from spa_recipes.cli.terminal import say
     from spa_recipes.recipe.starter import starter_recipe
     from spa_recipes.state import atomic
 
@@ -398,7 +400,7 @@ def init(
     if not path.parent.is_dir():
         raise RecipeError("no such folder", where=str(path.parent), fix="make it first")
     atomic.write_text(path, starter_recipe())
-    typer.echo(f"wrote {path}; next: edit it, then `spa validate {path}` and `spa plan {path}`")
+    say(f"wrote {path}; next: edit it, then `spa validate {path}` and `spa plan {path}`")
 
 
 @app.command(epilog=examples("spa doctor"))
@@ -413,8 +415,16 @@ def doctor() -> None:
 
 
 def _stop(signum: int, frame: FrameType | None) -> NoReturn:
-    """Turn Ctrl-C and SIGTERM into an exit that unwinds the stack, which ends the stage processes on its way."""
+    """Turn a signal into an exit that unwinds the stack, which ends the stage processes on its way."""
     raise SystemExit(128 + signum)
+
+
+def _stop_on_signals() -> None:
+    """Ctrl-C, SIGTERM and a terminal that is closed stop a command in order; `nohup` lets it outlive its terminal."""
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _stop)
 
 
 def _start_fast() -> None:
@@ -426,27 +436,26 @@ def _start_fast() -> None:
 
 def main() -> None:
     """Run the command; an error prints one line and gives its exit code, and `--debug` anywhere shows the traceback."""
+    from spa_recipes.cli.terminal import open_closed_streams, print_errors, say
+
     _start_fast()
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGINT, _stop)
+    _stop_on_signals()
+    open_closed_streams()
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
         app()
     except SystemExit as leaving:
-        if leaving.code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-            typer.echo("stopped; finished work is kept: `spa resume`, or the same command again, continues", err=True)
+        if leaving.code in (128 + signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGHUP):
+            say("stopped; finished work is kept: `spa resume`, or the same command again, continues", err=True)
         raise
-    except SpaError as error:
-        if debug:
-            raise
-        from spa_recipes.cli.terminal import print_errors
-
-        print_errors(error)
-        sys.exit(error.exit_code)
     except Exception as error:
         if debug:
-            raise
+            say(*traceback.format_exc().splitlines(), err=True)
+            sys.exit(1)
+        if isinstance(error, SpaError):
+            print_errors(error)
+            sys.exit(error.exit_code)
         reason = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-        typer.echo(f"error: {' '.join(reason.split())}; --debug shows where", err=True)
+        say(f"error: {' '.join(reason.split())}; --debug shows where", err=True)
         sys.exit(1)

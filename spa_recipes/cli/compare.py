@@ -1,12 +1,10 @@
 """What `spa compare` prints: runs side by side."""
 
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from spa_recipes import api
-from spa_recipes.cli.terminal import say, table
+from spa_recipes.cli.terminal import say, say_json, table
 from spa_recipes.errors import RecipeError
 from spa_recipes.report.policies import Line, as_table, lines
 
@@ -23,10 +21,10 @@ def print_comparison(names: Sequence[str], runs_dir: Path, *, as_json: bool) -> 
             "nothing is evaluated in " + ", ".join(names), fix="set data.heldout above 0, or let the run get further"
         )
     if as_json:
-        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+        say_json(found)
         return
     headings, rows = as_table(found, with_run=True)
-    say(table(headings, rows, right=headings[2:], wrap=False))
+    say(*table(headings, rows, right=headings[2:], wrap=False))
 
 
 def _of_run(name: str, runs_dir: Path) -> list[Line]:

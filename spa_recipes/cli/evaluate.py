@@ -51,7 +51,7 @@ def _print_result(job: BenchmarkJob, done: BenchmarkResult) -> None:
             say(f"{name}: {manifest.rows} prompts answered, {figures.line(manifest)}")
     for line in benchmark_lines(done.manifests):
         say(bold(line))
-    say(f"\nresult: {done.out}")
+    say("", f"result: {done.out}")
     for path in files_below(done.out):
         say(f"        {path.relative_to(done.out)}")
     say(f"next:   {_next(job, done.out)}")

@@ -1,10 +1,7 @@
 """What `spa plan` prints."""
 
-import json
-import sys
-
 from spa_recipes import api
-from spa_recipes.cli.terminal import bold, cyan, green, say, yellow
+from spa_recipes.cli.terminal import bold, cyan, green, is_shown_as_it_is, say, say_document, say_json, yellow
 from spa_recipes.estimates import Need, needs
 from spa_recipes.run.disk import free_bytes
 from spa_recipes.units import human_bytes, human_count
@@ -26,15 +23,16 @@ def print_plan(prepared: api.Prepared, *, diff: bool) -> None:
             disk, scratch = disk + (need.disk or 0), max(scratch, need.scratch or 0)
         _print_stage(view, need, why=diff or view.why != "never run")
     say(
-        f"\ndisk:   {human_bytes(disk)} for results and up to {human_bytes(scratch)} for checkpoints while a stage "
-        f"trains; {human_bytes(free_bytes(run.path.absolute()))} are free"
+        "",
+        f"disk:   {human_bytes(disk)} for results and up to {human_bytes(scratch)} for checkpoints while a stage "
+        f"trains; {human_bytes(free_bytes(run.path.absolute()))} are free",
     )
     say("memory: weights, gradients, optimizer over all devices; activations come on top")
 
 
 def _print_stage(view: api.StageView, need: Need, *, why: bool) -> None:
     stage = view.stage
-    say(f"\n{MARKS.get(view.state, cyan('='))} {bold(stage.id)}  {stage.role}")
+    say("", f"{MARKS.get(view.state, cyan('='))} {bold(stage.id)}  {stage.role}")
     for name, value in stage.inputs.items():
         say(f"    {name:<16} {value}")
     if stage.after:
@@ -58,7 +56,10 @@ def print_recipe(prepared: api.Prepared) -> None:
     import yaml
 
     whole = prepared.plan.recipe.model_dump(mode="json")
-    sys.stdout.write(yaml.safe_dump(whole, sort_keys=False, allow_unicode=True, width=110))
+    text = yaml.safe_dump(whole, sort_keys=False, allow_unicode=True, width=110)
+    if not is_shown_as_it_is(text):
+        text = yaml.safe_dump(whole, sort_keys=False, allow_unicode=False, width=110)
+    say_document(text)
 
 
 def print_plan_json(prepared: api.Prepared) -> None:
@@ -77,4 +78,4 @@ def print_plan_json(prepared: api.Prepared) -> None:
         }
         for view in api.plan_view(prepared)
     ]
-    sys.stdout.write(json.dumps(stages, indent=2, ensure_ascii=False) + "\n")
+    say_json(stages)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
 from spa_recipes import api
-from spa_recipes.cli.terminal import bold, cyan, green, say, yellow
+from spa_recipes.cli.terminal import Output, bold, coloured, cyan, green, lost_output, say, visible, yellow
 from spa_recipes.plan import Stage
 from spa_recipes.report import figures
 from spa_recipes.run.schedule import unfinished
@@ -45,13 +45,18 @@ class PlainReporter:
         return self._tasks[stage.id]
 
     def say(self, text: str) -> None:
-        """Print a line that stays."""
+        """Print a line that stays.
+
+        Raises:
+            OSError: nobody reads the output (see `Reporter`).
+        """
         if self._bar is None:
             say(text)
         else:
             from rich.text import Text
 
-            self._bar.console.print(Text.from_ansi(text), soft_wrap=True)
+            self._bar.console.print(Text.from_ansi(coloured(text)), soft_wrap=True)
+        _raise_if_lost()
 
     def reused(self, stage: Stage, manifest: Manifest, *, adopted: bool) -> None:
         """See `Reporter`."""
@@ -68,7 +73,7 @@ class PlainReporter:
         if self._bar is None:
             self.say(f"  > {stage.id:<18} {stage.role}{note}")
         else:
-            self._bar.update(self._task(self._bar, stage), description=f"{stage.id}{note}")
+            self._bar.update(self._task(self._bar, stage), description=visible(f"{stage.id}{note}"))
 
     def noticed(self, stage: Stage, text: str) -> None:
         """See `Reporter`."""
@@ -77,7 +82,9 @@ class PlainReporter:
     def progress(self, stage: Stage, done: int, total: int, unit: str, note: str) -> None:
         """See `Reporter`."""
         if self._bar is not None:
-            self._bar.update(self._task(self._bar, stage), completed=done, total=total, unit=unit, note=note)
+            task = self._task(self._bar, stage)
+            self._bar.update(task, completed=done, total=total, unit=unit, note=visible(note))
+            _raise_if_lost()
 
     def finished(self, stage: Stage, manifest: Manifest) -> None:
         """See `Reporter`."""
@@ -95,20 +102,27 @@ class RunReporter(PlainReporter):
         left = len(unfinished(prepared.plan, prepared.run))
         total = len(prepared.plan.stages)
         begun = "" if left == total else f", {total - left} of {total} stages done before"
-        self.say(f"{bold(prepared.plan.recipe.name)} in {prepared.run.path}{begun}")
+        say(f"{bold(prepared.plan.recipe.name)} in {prepared.run.path}{begun}")
+
+
+def _raise_if_lost() -> None:
+    if (error := lost_output()) is not None:
+        raise error
 
 
 def _new_bar() -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+    output = Output()
     return Progress(
-        SpinnerColumn(),
+        SpinnerColumn("dots" if output.encoding.startswith("utf") else "line"),
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[unit]} {task.fields[note]}", markup=False),
         TimeElapsedColumn(),
-        console=Console(highlight=False),
+        console=Console(file=cast(IO[str], output), highlight=False, markup=False, emoji=False),
         transient=True,
+        redirect_stdout=False,  # all that a run prints on it goes through the bar's console
     )

@@ -17,7 +17,7 @@ def print_runs(runs_dir: Path) -> None:
         say(f"no runs in {runs_dir}; start one with `spa run RECIPE`")
         return
     headings = ("run", "stages", "state", "size", "last touched", "")
-    say(table(headings, [_cells(run) for run in runs]))
+    say(*table(headings, [_cells(run) for run in runs]))
     say(f"{human_bytes(disk_usage(runs))} in all; files that runs share count once")
 
 

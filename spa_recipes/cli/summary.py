@@ -31,7 +31,7 @@ JUDGES = (
 
 def print_summary(prepared: api.Prepared, outcome: Outcome) -> None:
     """Print the stages with their figures, the audit of the judge, sample answers, and where everything is."""
-    say(f"\n{prepared.run.name}: {human_seconds(outcome.seconds)}")
+    say("", f"{prepared.run.name}: {human_seconds(outcome.seconds)}")
     rows = [
         (
             name,
@@ -42,7 +42,7 @@ def print_summary(prepared: api.Prepared, outcome: Outcome) -> None:
         )
         for name, manifest in outcome.manifests.items()
     ]
-    say(table(("stage", "rows", "tokens", "time", "figures"), rows, right=("rows", "tokens", "time")))
+    say(*table(("stage", "rows", "tokens", "time", "figures"), rows, right=("rows", "tokens", "time")))
     print_results(outcome.manifests)
     if outcome.decay is not None:
         say(yellow(str(outcome.decay)))
@@ -53,7 +53,7 @@ def print_summary(prepared: api.Prepared, outcome: Outcome) -> None:
 def print_results(manifests: Mapping[str, Manifest]) -> None:
     """Print the win rates, the accuracy of the judge with a warning where it falls, and the benchmarks."""
     if wins := figures.series(manifests, WINS):
-        say(f"\n{WINS.label}: {_listing(wins)}")
+        say("", f"{WINS.label}: {_listing(wins)}")
     for judge in JUDGES:
         accuracies = figures.series(manifests, judge)
         if not accuracies:
@@ -84,7 +84,7 @@ def _print_samples(plan: Plan, run: RunDir) -> None:
         if len(shown) == count or old["prompt_id"] in shown:
             continue
         shown.add(old["prompt_id"])
-        say(f"\n{bold(_short(old['prompt'][-1]['content']))}")
+        say("", bold(_short(old["prompt"][-1]["content"])))
         for name, sample in ((done[0].id, old), (done[-1].id, new)):
             reward = f" (reward {sample['reward']:+.2f})" if sample["reward"] is not None else ""
             symbol = "pi_" + name.removeprefix("evaluate-")

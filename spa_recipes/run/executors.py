@@ -18,6 +18,8 @@ from spa_recipes.stages.context import RANK, WORLD_SIZE
 
 WORKER = "spa_recipes.run.worker"
 GRACE_SECONDS = 10.0
+LOG_ENCODING = {"PYTHONIOENCODING": "utf-8:backslashreplace"}
+"""Environment of a process whose output goes to a log: no text that it prints ends it."""
 
 
 class Running(Protocol):
@@ -142,7 +144,7 @@ class Worker:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, **(environment or {})},
+                env={**os.environ, **LOG_ENCODING, **(environment or {})},
             )
         self._swept = False
 
@@ -194,7 +196,7 @@ class ForkServer:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 start_new_session=True,
-                env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+                env={**os.environ, **LOG_ENCODING, "CUDA_VISIBLE_DEVICES": ""},
             )
         self._exit_code: int | None = None
 

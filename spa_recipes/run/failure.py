@@ -56,7 +56,7 @@ def _signal_name(number: int) -> str:
 def last_lines(log: Path) -> str:
     """The end of a log on one line."""
     try:
-        lines = log.read_text(errors="replace").splitlines()
+        lines = log.read_text("utf-8", errors="replace").splitlines()
     except OSError:
         return "(no log)"
     shown = [line.strip() for line in lines if line.strip()][-LOG_LINES_SHOWN:]

@@ -10,7 +10,7 @@ from spa_recipes.state.stagedir import Manifest
 
 
 class Reporter(Protocol):
-    """Who is told what happens."""
+    """Who is told what happens. One that raises OSError reaches nobody any more: it is told nothing after that."""
 
     def reused(self, stage: Stage, manifest: Manifest, *, adopted: bool) -> None:
         """A finished stage of this run, or (`adopted`) of another run, is used again."""
@@ -36,10 +36,11 @@ class PlanOrder:
     """A reporter that passes messages on in the order of the plan, whichever of several running stages is faster.
 
     The messages of a stage stay together. They wait until the stages before it have ended; only `progress` never waits.
+    Where the reporter reaches nobody, `unheard` is told why, once, and the run goes on.
     """
 
-    def __init__(self, reporter: Reporter, stages: Sequence[Stage]) -> None:
-        self._reporter = reporter
+    def __init__(self, reporter: Reporter, stages: Sequence[Stage], unheard: Callable[[OSError], None]) -> None:
+        self._reporter, self._unheard, self._is_heard = reporter, unheard, True
         self._waiting: dict[str, list[Callable[[], None]]] = {stage.id: [] for stage in stages}
         self._ended: set[str] = set()
 
@@ -61,7 +62,7 @@ class PlanOrder:
 
     def progress(self, stage: Stage, done: int, total: int, unit: str, note: str) -> None:
         """See `Reporter`."""
-        self._reporter.progress(stage, done, total, unit, note)
+        self._pass_on([partial(self._reporter.progress, stage, done, total, unit, note)])
 
     def finished(self, stage: Stage, manifest: Manifest) -> None:
         """See `Reporter`."""
@@ -70,7 +71,7 @@ class PlanOrder:
     def flush(self) -> None:
         """Pass on what still waits; for the end of a run, when some stages have not ended and will not."""
         for messages in self._waiting.values():
-            _pass_on(messages)
+            self._pass_on(messages)
 
     def _tell(self, stage: Stage, message: Callable[[], None], *, last: bool = False) -> None:
         self._waiting[stage.id].append(message)
@@ -78,12 +79,18 @@ class PlanOrder:
             self._ended.add(stage.id)
         while self._waiting:
             first = next(iter(self._waiting))
-            _pass_on(self._waiting[first])
+            self._pass_on(self._waiting[first])
             if first not in self._ended:
                 return
             del self._waiting[first]
 
-
-def _pass_on(messages: list[Callable[[], None]]) -> None:
-    while messages:
-        messages.pop(0)()
+    def _pass_on(self, messages: list[Callable[[], None]]) -> None:
+        while messages:
+            message = messages.pop(0)
+            if not self._is_heard:
+                continue
+            try:
+                message()
+            except OSError as error:
+                self._is_heard = False
+                self._unheard(error)

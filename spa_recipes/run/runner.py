@@ -72,7 +72,8 @@ def execute(
     stages = plan.until(until)
     if run.is_read_only:
         refuse_changes(plan, run)
-        manifests = do_stages(plan, stages, lambda stage, _: finished(plan, run, reporter, stage), room=1)
+        told = PlanOrder(reporter, stages, unheard=lambda error: None)
+        manifests = do_stages(plan, stages, lambda stage, _: finished(plan, run, told, stage), room=1)
     else:
         starts = executors or Executors(plan.recipe.compute.executor)
         try:
@@ -103,7 +104,7 @@ def _go_on(
     """Do the stages of a run that this process holds; show the final model if that completes the run."""
     run.write_recipe(recipe_text, plan.recipe, plan)
     run.log_event("run started", stages=[stage.id for stage in stages])
-    in_order = PlanOrder(reporter, stages)
+    in_order = PlanOrder(reporter, stages, unheard=partial(_note_unheard, run))
     begin = partial(_begin, plan, run, executors, in_order)
     try:
         manifests = do_stages(plan, stages, begin, room=executors.room)
@@ -123,6 +124,11 @@ def _go_on(
     decay = judge_decay(plan.recipe, wanted)
     run.log_event("run finished", **({"reason": str(decay)} if decay else {}))
     return manifests
+
+
+def _note_unheard(run: RunDir, error: OSError) -> None:
+    with contextlib.suppress(OSError):
+        run.log_event("nobody reads the output", reason=error.strerror or str(error))
 
 
 def _begin(

@@ -194,7 +194,7 @@ def test_messages_come_in_the_order_of_the_plan_whichever_stage_is_faster() -> N
     plan = plan_of()
     first, second, third = (plan.stage(name) for name in ("data", "base", "sft"))
     told = Told()
-    reporter = PlanOrder(told, plan.stages)
+    reporter = PlanOrder(told, plan.stages, unheard=lambda error: None)
     reporter.started(first, 1)
     reporter.started(second, 1)
     reporter.progress(second, 1, 2, "rows", "")  # at once: bars may move in any order
@@ -209,9 +209,28 @@ def test_messages_come_in_the_order_of_the_plan_whichever_stage_is_faster() -> N
 
 def test_what_waits_is_told_when_the_run_ends() -> None:
     plan, told = plan_of(), Told()
-    reporter = PlanOrder(told, plan.stages)
+    reporter = PlanOrder(told, plan.stages, unheard=lambda error: None)
     reporter.started(plan.stage("data"), 1)
     reporter.started(plan.stage("base"), 1)
     reporter.finished(plan.stage("base"), manifest_of("base"))
     reporter.flush()
     assert told.lines == [("started", "data"), ("started", "base"), ("finished", "base")]
+
+
+def test_a_reporter_that_reaches_nobody_is_told_nothing_more_and_that_is_noted_once() -> None:
+    plan, told, notes = plan_of(), Told(), list[OSError]()
+
+    class Unheard(Told):
+        def __getattr__(self, name: str) -> Any:
+            def tell(stage: Any, *arguments: Any, **facts: Any) -> None:
+                told.lines.append((name, stage.id))
+                raise BrokenPipeError(32, "Broken pipe")
+
+            return tell
+
+    reporter = PlanOrder(Unheard(), plan.stages, unheard=notes.append)
+    reporter.started(plan.stage("data"), 1)
+    reporter.progress(plan.stage("data"), 1, 2, "rows", "")
+    reporter.finished(plan.stage("data"), manifest_of("data"))
+    assert told.lines == [("started", "data")]
+    assert [str(note) for note in notes] == ["[Errno 32] Broken pipe"]
