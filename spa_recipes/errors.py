@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
+from spa_recipes.redaction import redacted
+
 
 class SpaError(Exception):
-    """Something went wrong that the user can understand: what, where, and what to do.
+    """Something went wrong that the user can understand: what, where, and what to do. It shows no secret.
 
     Args:
         what: the fact, without a final full stop.
@@ -22,6 +24,7 @@ class SpaError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        what, where, fix = redacted(what), redacted(where), redacted(fix)
         self.what, self.where, self.fix = what, where, fix
         line = f"{where}: {what}" if where else what
         super().__init__(" ".join(f"{line}; {fix}".split()) if fix else " ".join(line.split()))

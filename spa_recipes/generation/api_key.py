@@ -4,10 +4,11 @@ import os
 
 from spa_recipes.errors import RecipeError
 from spa_recipes.recipe.schema import Endpoint
+from spa_recipes.redaction import keep_secret
 
 
 def api_key(endpoint: Endpoint) -> str | None:
-    """Return the key of an endpoint; None where the recipe says that it needs none.
+    """Return the key of an endpoint, and keep it out of all output; None where the recipe says that it needs none.
 
     Raises:
         RecipeError: the environment variable is not set, or an HTTP header cannot hold its value.
@@ -27,6 +28,7 @@ def api_key(endpoint: Endpoint) -> str | None:
             f"the environment variable {name} is no key: it holds white space or characters beyond ASCII",
             fix=f"set {name} to the key alone",
         )
+    keep_secret(key)
     return key
 
 

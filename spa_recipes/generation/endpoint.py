@@ -6,7 +6,6 @@ Each call reads the key from the environment and sends it in the request's heade
 import asyncio
 import email.utils
 import json
-import os
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from spa_recipes.errors import DataError, RecipeError, SpaError, TryAgainError
 from spa_recipes.generation.api_key import api_key, name_of
 from spa_recipes.generation.bounded_client import BoundedClient
 from spa_recipes.recipe.schema import Endpoint
+from spa_recipes.redaction import redacted
 
 FIRST_PAUSE_SECONDS = 1.0
 """The pause before the second try; it doubles before each further one."""
@@ -117,7 +117,7 @@ def _client(endpoint: Endpoint) -> openai.AsyncOpenAI:
             http_client=BoundedClient(timeout, endpoint.timeout_seconds, MAX_ANSWER_BYTES),
         )
     except Exception as error:  # of the HTTP library below, whose types are not part of openai
-        what = f"{name_of(endpoint)} cannot be asked: {_without_key(endpoint, str(error))}"
+        what = f"{name_of(endpoint)} cannot be asked: {_shown(str(error))}"
     raise RecipeError(what, fix="check base_url, and the proxy variables of the environment if there are any")
 
 
@@ -167,7 +167,7 @@ def _content(text: str) -> str:
         return ""
     if not isinstance(content, str):
         raise ValueError(f"a message whose content is a {type(content).__name__}")
-    return _whole_characters(content)
+    return redacted(_whole_characters(content))
 
 
 # --- pauses
@@ -214,14 +214,14 @@ def _too_slow(endpoint: Endpoint) -> SpaError:
 
 def _unreachable(endpoint: Endpoint, error: openai.APIConnectionError) -> SpaError:
     cause = error.__cause__ or error
-    reason = _without_key(endpoint, str(cause) or type(cause).__name__)
+    reason = _shown(str(cause) or type(cause).__name__)
     fix = "check base_url and the network, and run the same command again"
     return TryAgainError(f"{name_of(endpoint)} cannot be reached ({reason})", fix=fix)
 
 
 def _no_completion(endpoint: Endpoint, what: str) -> SpaError:
     return DataError(
-        f"{name_of(endpoint)} gives no chat completion but {_without_key(endpoint, what)}",
+        f"{name_of(endpoint)} gives no chat completion but {_shown(what)}",
         fix="check base_url, which ends before /chat/completions, e.g. https://api.openai.com/v1",
     )
 
@@ -229,7 +229,7 @@ def _no_completion(endpoint: Endpoint, what: str) -> SpaError:
 def _refusal(endpoint: Endpoint, error: openai.APIStatusError) -> SpaError:
     """Return the error for a status that is not a success."""
     status = error.status_code
-    words = _without_key(endpoint, _words(error.response.text))
+    words = _shown(_words(error.response.text))
     what = f"{name_of(endpoint)} answers {status}" + (f": {words}" if words else "")
     variable = endpoint.api_key_env
     if status == 401:  # its words tend to show part of the key
@@ -263,7 +263,6 @@ def _whole_characters(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _without_key(endpoint: Endpoint, text: str) -> str:
-    """Return the beginning of a text, with *** for the key in case the server repeats it."""
-    key = os.environ.get(endpoint.api_key_env, "") if endpoint.api_key_env else ""
-    return (text.replace(key, "***") if key else text)[:_SHOWN]
+def _shown(text: str) -> str:
+    """Return the beginning of a server's own words, with *** for the key in case it repeats it."""
+    return redacted(text)[:_SHOWN]

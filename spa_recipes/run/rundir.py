@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from spa_recipes.errors import DataError, LockedError, RecipeError
+from spa_recipes.redaction import redacted
 from spa_recipes.state import atomic, inside, own, owned
 from spa_recipes.state.stagedir import MANIFEST, Manifest, StageDir
 
@@ -184,9 +185,9 @@ class RunDir:
         return self.path / "final"
 
     def log_event(self, event: str, **facts: Any) -> None:
-        """Append a line to `events.jsonl`."""
+        """Append a line to `events.jsonl`, without secrets."""
         line = json.dumps({"time": round(time.time(), 3), "event": event, **facts}, ensure_ascii=False)
-        atomic.append_line(self.path / "events.jsonl", line)
+        atomic.append_line(self.path / "events.jsonl", redacted(line))
 
     def check(self) -> None:
         """Refuse a folder in which a link leads elsewhere; `final` shows the model by links, which nothing writes to.

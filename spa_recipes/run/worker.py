@@ -24,6 +24,7 @@ from pathlib import Path
 from spa_recipes.errors import SpaError, StageError, TryAgainError
 from spa_recipes.models.memory import is_out_of_memory
 from spa_recipes.plan import KINDS
+from spa_recipes.redaction import redacted_output
 from spa_recipes.run.disk import full_disk, is_full
 from spa_recipes.run.memory import smaller
 from spa_recipes.stages.context import Context, StageSpec
@@ -34,6 +35,11 @@ VERSIONED = ("spa-recipes", "torch", "transformers", "trl", "datasets", "acceler
 
 def run_stage(spec: StageSpec) -> int:
     """Run and commit a stage in this process; returns the exit code and leaves `error.json` for the runner."""
+    with redacted_output():
+        return _run_stage(spec)
+
+
+def _run_stage(spec: StageSpec) -> int:
     context = Context.from_environment(spec)
     started = time.monotonic()
     try:

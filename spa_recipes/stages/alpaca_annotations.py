@@ -3,8 +3,10 @@
 from spa_recipes.benchmarks import alpaca_eval
 from spa_recipes.data.files import read_raw
 from spa_recipes.recipe.schema import DatasetSource
+from spa_recipes.redaction import redacted
 from spa_recipes.stages.answers import instructions_file
 from spa_recipes.stages.context import Context, Result
+from spa_recipes.state import atomic
 
 
 def run(context: Context) -> Result:
@@ -19,6 +21,7 @@ def run(context: Context) -> Result:
         folder=context.draft,
         cache=context.work / "annotated.json",
     )
+    atomic.write_text(path, redacted(path.read_text()))  # it has the service's own words
     annotations = alpaca_eval.read_annotations(path)
     missing = sum(row["preference"] is None for row in annotations)
     return Result(len(annotations), 0, {"without_preference": missing})

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from spa_recipes.redaction import redacted
 from spa_recipes.state import atomic
 from spa_recipes.state.stagedir import StageDir
 
@@ -127,7 +128,7 @@ class Context:
 
     def _tell(self, line: dict[str, Any]) -> None:
         with (self.attempt_dir / "progress.jsonl").open("a") as handle:
-            handle.write(json.dumps(line) + "\n")
+            handle.write(redacted(json.dumps(line)) + "\n")
 
     @classmethod
     def from_environment(cls, spec: StageSpec) -> "Context":

@@ -13,7 +13,8 @@ from tests.kit.recipes import mini, write_recipe
 
 PACKAGE = Path(__file__).parents[2] / "spa_recipes"
 ALLOWED: dict[str, set[str]] = {
-    "errors": set(),
+    "redaction": set(),
+    "errors": {"redaction"},
     "units": set(),
     "state": {"errors"},
     "recipe": {"errors"},
@@ -24,10 +25,11 @@ ALLOWED: dict[str, set[str]] = {
     "plan": {"errors", "recipe", "data", "state"},
     "models": {"errors", "recipe", "algo", "data", "state"},
     "estimates": {"plan", "recipe", "models"},
-    "generation": {"errors", "recipe", "algo", "data", "models"},
+    "generation": {"errors", "redaction", "recipe", "algo", "data", "models"},
     "training": {"errors", "recipe", "algo", "data", "state", "models"},
     "stages": {
         "errors",
+        "redaction",
         "recipe",
         "plan",
         "state",
@@ -41,6 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "run": {
         "errors",
+        "redaction",
         "units",
         "recipe",
         "plan",
