@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from tests.kit.benchmark_world import make_world
 from tests.kit.cli import run_fresh, umask
 from tests.kit.recipes import KEEPING, write_recipe
 
@@ -34,3 +35,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def home(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of that folder for a file's tests, far from it."""
     return Path(shutil.copytree(finished, tmp_path_factory.mktemp("home"), symlinks=True, dirs_exist_ok=True))
+
+
+@pytest.fixture(scope="session")
+def benchmark_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny models and prompts for the tests of benchmarks; `here` copies them."""
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def here(benchmark_world: Path, tmp_path: Path) -> Path:
+    """A folder of the test's own with these models and prompts in it."""
+    shutil.copytree(benchmark_world, tmp_path, dirs_exist_ok=True)
+    return tmp_path
