@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
+from typer.models import CommandInfo
 
 from spa_recipes import __version__
 from spa_recipes.cli.examples import EVALUATE, examples
@@ -432,6 +433,16 @@ def _start_fast() -> None:
     garbage.set_threshold(50_000)  # imports make objects that stay: to look for garbage among them finds nothing
     # pydantic would read the metadata of every installed package to look for plugins, which nothing here has a use for.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    # typer works out the options of every command that it knows, of which this call needs those of one.
+    named = [command for command in _COMMANDS if _name(command) in sys.argv[1:2]]
+    app.registered_commands = named or [*_COMMANDS]
+
+
+_COMMANDS = tuple(app.registered_commands)
+
+
+def _name(command: CommandInfo) -> str:
+    return str(command.name or getattr(command.callback, "__name__", ""))
 
 
 def main() -> None:

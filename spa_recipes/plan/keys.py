@@ -11,6 +11,7 @@ inputs, the content of external data and models, and the version of its kind. It
 
 import hashlib
 import json
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
@@ -28,11 +29,10 @@ def semantic(value: Any) -> Any:
     A section is `{}` where everything has its default, but for the `type` that says which of several sections it is.
     """
     if isinstance(value, BaseModel):
-        fields = type(value).model_fields
         return {
             name: form
-            for name, field in fields.items()
-            if is_semantic(field) and ((form := semantic(getattr(value, name))) != _default(field) or name == "type")
+            for name, default in _defaults(type(value)).items()
+            if (form := semantic(getattr(value, name))) != default or name == "type"
         }
     if isinstance(value, list | tuple):
         return [semantic(item) for item in value]
@@ -47,9 +47,14 @@ def is_semantic(field: FieldInfo) -> bool:
     return not (isinstance(marks, dict) and (marks.get("runtime") or marks.get("input")))
 
 
-def _default(field: FieldInfo) -> Any:
-    """The JSON form of a field's default; what no value is equal to where it has none."""
-    return _ABSENT if field.is_required() else semantic(field.get_default(call_default_factory=True))
+@cache
+def _defaults(section: type[BaseModel]) -> dict[str, Any]:
+    """The JSON forms of the defaults of the fields that belong into keys; one that no value has where there is none."""
+    return {
+        name: _ABSENT if field.is_required() else semantic(field.get_default(call_default_factory=True))
+        for name, field in section.model_fields.items()
+        if is_semantic(field)
+    }
 
 
 def key_material(kind: str, version: int, settings: dict[str, Any], inputs: dict[str, str]) -> dict[str, Any]:

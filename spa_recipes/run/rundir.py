@@ -68,9 +68,9 @@ class RunDir:
 
     def existing(self, stage: Planned) -> StageDir | None:
         """The stage's folder if there is one. Its number is for people; in a changed plan it may be another one."""
-        for path in sorted((self.path / "stages").glob(f"[0-9][0-9]-{stage.name}")):
-            return StageDir(path)
-        return None
+        stages = self.path / "stages"
+        found = sorted(stages.glob(f"[0-9][0-9]-{stage.name}")) if stages.is_dir() else []
+        return StageDir(found[0]) if found else None
 
     def input_path(self, value: Input, plan: Plan) -> str:
         """Where a stage finds an input; a Hub id stays as it is."""
