@@ -133,7 +133,7 @@ class RunDir:
         A run that begins here is noted as one that this user started; one that is there already stays what it is.
         """
         if not any(os.path.lexists(self.path / name) for name in ("stages", "plan.json", "resolved.json")):
-            self.path.mkdir(parents=True, exist_ok=True)
+            atomic.make_folder(self.path)
             own.note_run(self.path)
         (self.path / "stages").mkdir(parents=True, exist_ok=True)
         atomic.write_text(self.path / "recipe.yaml", text)

@@ -86,7 +86,7 @@ class Shards:
     def __init__(self, context: Context, name: str, total: int, size: int, schema: pa.Schema) -> None:
         self._context, self._schema = context, schema
         self._folder = context.work / "shards" / name
-        self._folder.mkdir(parents=True, exist_ok=True)
+        atomic.make_folder(self._folder)
         self._ranges = [(start, min(start + size, total)) for start in range(0, total, size)]
 
     def missing(self) -> list[tuple[int, int]]:

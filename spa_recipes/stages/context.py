@@ -97,7 +97,7 @@ class Context:
     def work(self) -> Path:
         """The folder for progress from which another attempt can continue."""
         folder = self.folder.work
-        folder.mkdir(parents=True, exist_ok=True)
+        atomic.make_folder(folder)
         return folder
 
     @property

@@ -20,6 +20,15 @@ def fsync_dir(folder: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it that are not there, each so that it survives a power loss."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    fsync_dir(folder.parent)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A new file to write that becomes `path` at the end; after an error it is gone and its room free again.

@@ -96,7 +96,7 @@ def claim(folder: Path, kind: Kind) -> None:
         OSError: it cannot be made or marked.
     """
     refuse_foreign(folder, kind)
-    folder.mkdir(parents=True, exist_ok=True)
+    atomic.make_folder(folder)
     if kind_of(folder) != kind:
         mark(folder, kind)
     elif not (folder / MARKER).is_file():

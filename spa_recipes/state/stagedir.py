@@ -109,7 +109,8 @@ class StageDir:
         """Make the next attempt's folder; logs of earlier attempts stay as they are."""
         past = self.attempts()
         attempt = self.path / "attempts" / str(int(past[-1].name) + 1 if past else 1)
-        attempt.mkdir(parents=True)
+        atomic.make_folder(attempt.parent)
+        attempt.mkdir()
         return attempt
 
     def manifest(self) -> Manifest | None:
@@ -180,7 +181,7 @@ def adopt(source: StageDir, target: StageDir, run_name: str) -> None:
     manifest = source.manifest()
     assert manifest is not None
     shutil.rmtree(target.path, ignore_errors=True)
-    target.draft.mkdir(parents=True)
+    atomic.make_folder(target.draft)
     for name in manifest.files:
         destination = target.draft / name
         destination.parent.mkdir(parents=True, exist_ok=True)
@@ -188,5 +189,7 @@ def adopt(source: StageDir, target: StageDir, run_name: str) -> None:
             os.link(source.output / name, destination)
         except OSError:
             shutil.copyfile(source.output / name, destination)
+    atomic.fsync_tree(target.draft)
     target.draft.rename(target.output)
+    atomic.fsync_dir(target.path)
     atomic.write_json(target.path / MANIFEST, replace(manifest, reused_from=run_name).to_json())

@@ -136,6 +136,7 @@ def _write_marker(checkpoint: Path) -> None:
     }
     atomic.fsync_tree(checkpoint)
     atomic.write_json(checkpoint / MARKER, {"files": files})
+    atomic.fsync_dir(checkpoint.parent)
 
 
 def _drop_old(folder: Path, step: int, keep: int) -> None:
