@@ -16,7 +16,7 @@ from spa_recipes.recipe.load import load_recipe
 from spa_recipes.recipe.rules import conflicts_in
 from spa_recipes.recipe.schema import Compute, DatasetSource, ForkExecutor, ImplicitRewardJudge, JudgeJob, Model
 from spa_recipes.run.changes import plan_changes
-from spa_recipes.run.rundir import RunDir, all_runs, find_reusable
+from spa_recipes.run.rundir import RunDir, all_runs, find_reusable, owned_by_others
 from spa_recipes.run.schedule import unfinished
 from spa_recipes.state import atomic, own, owned
 from spa_recipes.state.digests import DigestMemo
@@ -164,13 +164,16 @@ def plan_view(prepared: Prepared) -> list[StageView]:
         if run.is_done(stage, plan):
             views.append(StageView(stage, "done", ""))
             continue
-        other = find_reusable(run.path.parent, stage, besides=run, deep=False)  # a plan reads no weights
+        whose = plan.recipe.storage.reuse
+        other = find_reusable(run.path.parent, stage, run, whose, deep=False)  # a plan reads no weights
         if other is not None:
             views.append(StageView(stage, f"in {other[0]}", ""))
             continue
         stale.add(stage.id)
         upstream = [str(v).split("/")[0] for v in stage.inputs.values() if not isinstance(v, External)]
         reasons = changes.get(stage.id, []) or sorted({f"needs {name}" for name in upstream if name in stale})
+        if (others := owned_by_others(run.path.parent, stage, run)) is not None:
+            reasons = [*reasons, f"run {others}, which you did not start, has it (storage.reuse)"]
         views.append(StageView(stage, "to do", "; ".join(reasons) or "never run"))
     return views
 

@@ -742,6 +742,11 @@ class Storage(Section):
         description="Folder of all runs. Runs in the same runs_dir share finished stages.",
         json_schema_extra=LOCATION,
     )
+    reuse: Literal["own", "all"] = Field(
+        "own",
+        description="Whose finished stages are taken over from other runs in runs_dir: `own` takes those of runs that "
+        "you started, `all` also those of other people. A model and figures of theirs are then used as they are.",
+    )
     checkpoints_while_training: PositiveInt = Field(
         2,
         description="Complete checkpoints kept while a stage trains. The next checkpoint is written before the oldest "

@@ -1,9 +1,11 @@
 """Stages that need not run: their results are in this run, or in another run of the same runs_dir."""
 
+from collections.abc import Sequence
+
 from spa_recipes.errors import DataError
 from spa_recipes.plan import Plan, Stage
 from spa_recipes.run.reporter import Reporter
-from spa_recipes.run.rundir import RunDir, find_reusable
+from spa_recipes.run.rundir import RunDir, find_reusable, owned_by_others
 from spa_recipes.state.stagedir import Manifest, adopt
 
 
@@ -33,7 +35,7 @@ def reuse(plan: Plan, run: RunDir, reporter: Reporter, stage: Stage) -> Manifest
         aside = folder.set_aside()
         run.log_event("stage damaged", stage=stage.id, problems=problems, aside=aside.name)
         reporter.damaged(stage, problems, aside)
-    found = find_reusable(run.path.parent, stage, besides=run)
+    found = find_reusable(run.path.parent, stage, run, plan.recipe.storage.reuse)
     if found is None or folder.path.exists():
         return None
     name, source = found
@@ -43,6 +45,28 @@ def reuse(plan: Plan, run: RunDir, reporter: Reporter, stage: Stage) -> Manifest
     run.log_event("stage adopted", stage=stage.id, source=name)
     reporter.reused(stage, adopted, adopted=True)
     return adopted
+
+
+def say_what_others_have(plan: Plan, run: RunDir, reporter: Reporter, stages: Sequence[Stage]) -> None:
+    """Say in one line that runs which this user did not start have some of the stages that are done again here."""
+    if plan.recipe.storage.reuse == "all":
+        return
+    runs_dir = run.path.parent
+    found = [
+        (stage, name)
+        for stage in stages
+        if not run.is_done(stage, plan)
+        and (name := owned_by_others(runs_dir, stage, run)) is not None
+        and find_reusable(runs_dir, stage, run, "own", deep=False) is None
+    ]
+    if found:
+        text = (
+            f"run {', '.join(sorted({name for _, name in found}))}, which you did not start, has {len(found)} of the "
+            "stages: they are done again (storage.reuse: all takes them over)"
+        )
+        first = found[0][0]
+        run.log_event("notice", stage=first.id, text=text)
+        reporter.noticed(first, text)
 
 
 def _missed(plan: Plan, run: RunDir, stage: Stage) -> list[str]:

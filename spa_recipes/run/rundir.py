@@ -336,17 +336,32 @@ def last_touched(run: RunDir) -> float:
         return 0.0
 
 
-def find_reusable(runs_dir: Path, stage: Stage, besides: RunDir, *, deep: bool = True) -> tuple[str, StageDir] | None:
+Whose = Literal["own", "all"]
+
+
+def find_reusable(
+    runs_dir: Path, stage: Stage, besides: RunDir, whose: Whose, *, deep: bool = True
+) -> tuple[str, StageDir] | None:
     """A finished stage with the same key and its whole output, in another run of the same runs_dir.
 
-    `deep` also compares digests.
+    Args:
+        whose: `own` takes only runs that this user started, as anybody can write a folder that looks like a run.
+        deep: also compares digests.
     """
-    if not runs_dir.is_dir():
-        return None
-    for manifest in sorted(runs_dir.glob(f"*/stages/*-{stage.key[:SHORT_KEY]}/{MANIFEST}")):
-        run, folder = RunDir(manifest.parents[2]), StageDir(manifest.parent)
-        if run.path.resolve() == besides.path.resolve() or not run.is_closed:
-            continue
-        if folder.has_all(stage.key) and not folder.problems(deep=deep):
+    for run, folder in _finished_elsewhere(runs_dir, stage, besides):
+        if (whose == "all" or own.started_here(run.path)) and not folder.problems(deep=deep):
             return run.name, folder
     return None
+
+
+def owned_by_others(runs_dir: Path, stage: Stage, besides: RunDir) -> str | None:
+    """The name of a run that has the finished stage and that this user did not start; None if there is none."""
+    found = _finished_elsewhere(runs_dir, stage, besides)
+    return next((run.name for run, _ in found if not own.started_here(run.path)), None)
+
+
+def _finished_elsewhere(runs_dir: Path, stage: Stage, besides: RunDir) -> Iterator[tuple[RunDir, StageDir]]:
+    for manifest in sorted(runs_dir.glob(f"*/stages/*-{stage.key[:SHORT_KEY]}/{MANIFEST}")):
+        run, folder = RunDir(manifest.parents[2]), StageDir(manifest.parent)
+        if run.path.resolve() != besides.path.resolve() and run.is_closed and folder.has_all(stage.key):
+            yield run, folder

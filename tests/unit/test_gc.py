@@ -247,8 +247,8 @@ def test_models_before_the_final_one_lose_their_weights_only(tmp_path: Path) -> 
     assert all(run.is_done(stage, plan) for stage in plan.stages)
     assert all(not folder_of(run, plan, stage.id).problems(deep=True) for stage in plan.stages)
     other = RunDir(tmp_path / "other")
-    assert find_reusable(tmp_path, plan.stage("seed"), besides=other) is None
-    assert find_reusable(tmp_path, plan.stage("judge-1"), besides=other) is not None
+    assert find_reusable(tmp_path, plan.stage("seed"), besides=other, whose="all") is None
+    assert find_reusable(tmp_path, plan.stage("judge-1"), besides=other, whose="all") is not None
     assert gc.look([run], models=True)[0].items == []
 
 

@@ -105,7 +105,10 @@ def test_a_stage_that_would_write_elsewhere_is_not_taken_over(tmp_path: Path, pl
     manifest = folder.manifest()
     assert manifest is not None
     forge(folder, files={**manifest.files, "a/b/../../../../../../../thesis/x": FileRecord(1, "0" * 64)})
-    assert find_reusable(tmp_path / "runs", plan.stage("judge-1"), besides=RunDir(tmp_path / "runs" / "b")) is None
+    assert (
+        find_reusable(tmp_path / "runs", plan.stage("judge-1"), besides=RunDir(tmp_path / "runs" / "b"), whose="all")
+        is None
+    )
     assert is_untouched(victim)
 
 
@@ -193,7 +196,7 @@ def test_a_link_leads_nothing_out_of_the_run(
     refuse(run, plan, path, spa_here)
     assert is_untouched(victim)
     second = RunDir(tmp_path / "runs" / "second")
-    assert find_reusable(tmp_path / "runs", plan.stage("judge-1"), besides=second) is None
+    assert find_reusable(tmp_path / "runs", plan.stage("judge-1"), besides=second, whose="all") is None
 
 
 @pytest.mark.parametrize("place", ["plan.json", "events.jsonl", ".lock", "stages/{judge}/manifest.json"])

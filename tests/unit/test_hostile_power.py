@@ -11,7 +11,8 @@ from spa_recipes.stages.common import Shards
 from spa_recipes.stages.context import Context, StageSpec
 from spa_recipes.state import atomic
 from spa_recipes.state.stagedir import MANIFEST, StageDir, adopt
-from spa_recipes.training.checkpoints import MARKER, _write_marker
+from spa_recipes.training.checkpoints import _write_marker
+from spa_recipes.training.env import CHECKPOINT_MARKER
 from tests.kit.plans import plan_of
 from tests.kit.state import FIELDS
 from tests.kit.synced import Call, can_be_lost, noted
@@ -80,7 +81,7 @@ def test_a_checkpoint_keeps_its_name_before_an_older_one_goes(tmp_path: Path) ->
         checkpoint.mkdir()
         (checkpoint / "model.safetensors").write_text("weights")
         _write_marker(checkpoint)
-    assert can_be_lost(calls, checkpoint / MARKER) == []
+    assert can_be_lost(calls, checkpoint / CHECKPOINT_MARKER) == []
 
 
 def test_a_run_keeps_its_recipe_and_its_folders(tmp_path: Path) -> None:

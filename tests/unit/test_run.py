@@ -84,12 +84,12 @@ def test_only_whole_stages_of_other_runs_are_reused(tmp_path: Path) -> None:
     plan, first, second = plan_of(), RunDir(tmp_path / "first"), RunDir(tmp_path / "second")
     stage = plan.stage("seed")
     commit(first, plan, "seed")
-    assert find_reusable(tmp_path, stage, besides=first) is None
-    found = find_reusable(tmp_path, stage, besides=second)
+    assert find_reusable(tmp_path, stage, besides=first, whose="all") is None
+    found = find_reusable(tmp_path, stage, besides=second, whose="all")
     assert found is not None
     assert found[0] == "first"
     (first.stage_dir(stage, plan).output / "model" / "config.json").write_text("{}")
-    assert find_reusable(tmp_path, stage, besides=second) is None
+    assert find_reusable(tmp_path, stage, besides=second, whose="all") is None
 
 
 def test_the_newest_run_comes_first(tmp_path: Path) -> None:
