@@ -9,9 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spa_recipes.data.files import read_raw
 from spa_recipes.data.hub import hub_error
 from spa_recipes.data.places import existing_path
+from spa_recipes.data.raw import read_raw
 from spa_recipes.data.rows import Message
 from spa_recipes.errors import DataError, RecipeError, SpaError
 from spa_recipes.recipe.schema import DatasetSource

@@ -1,4 +1,4 @@
-"""From a source to raw rows: files of several kinds, dataset folders and Hub ids. Heavy imports are in functions."""
+"""Rows of a file, as they stand in it: JSON lines, JSON, CSV and Parquet. Heavy imports are in functions."""
 
 from __future__ import annotations
 
@@ -12,13 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from spa_recipes.data.forms.form import kind_of
-from spa_recipes.data.hub import hub_error
-from spa_recipes.data.places import JSONL_SUFFIXES, PARQUET_SUFFIXES, existing_path
+from spa_recipes.data.places import JSONL_SUFFIXES, PARQUET_SUFFIXES
 from spa_recipes.data.rows import BOM, not_utf8, read_lines
 from spa_recipes.errors import DataError, SpaError, TryAgainError
-from spa_recipes.recipe.schema import DatasetSource
 
-DEFAULT_SPLITS = ("train_prefs", "train_sft", "train")
 # Columns that hold lists of strings; elsewhere, a text that happens to be JSON stays a text.
 _LIST_COLUMNS = {"output", "responses", "history"}
 
@@ -32,19 +29,12 @@ class RawRow(NamedTuple):
     error: DataError | None = None
 
 
-def read_raw(source: DatasetSource) -> Iterator[RawRow]:
-    """Go through the rows of a source; a malformed row is an item with its error.
+def read_file(path: Path) -> Iterator[RawRow]:
+    """Go through the rows of a file; a malformed row is an item with its error.
 
     Raises:
-        DataError: the source is missing, of an unknown kind, or unreadable as a whole.
-        TryAgainError: the network failed.
+        DataError: the file is of an unknown kind, or unreadable as a whole.
     """
-    path = existing_path(source.source)
-    if path is None:
-        return _read_hub(source)
-    if path.is_dir():
-        return _read_folder(path, source)
-    _check_file_settings(source)
     suffix = path.suffix.lower()
     if suffix in JSONL_SUFFIXES:
         return _read_jsonl(path)
@@ -59,13 +49,6 @@ def read_raw(source: DatasetSource) -> Iterator[RawRow]:
         where=str(path),
         fix="give a .jsonl, .json, .parquet or .csv file, a dataset folder, or a Hub id",
     )
-
-
-def _check_file_settings(source: DatasetSource) -> None:
-    if source.split not in (None, "train") or source.config_name is not None or source.revision is not None:
-        raise DataError(
-            "a single file has no split, config_name or revision", where=source.source, fix="leave these keys out"
-        )
 
 
 def _read_jsonl(path: Path) -> Iterator[RawRow]:
@@ -101,19 +84,17 @@ def _read_json(path: Path) -> Iterator[RawRow]:
 
 
 def _read_parquet(path: Path) -> Iterator[RawRow]:
-    import pyarrow.parquet as pq
+    from spa_recipes.data.parquet import parquet_rows
 
     number = 0
     try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1000):
-                for value in batch.to_pylist():
-                    number += 1
-                    yield RawRow(number, f"{path}, row {number}", value)
-    except GeneratorExit:
+        for value in parquet_rows(path):
+            number += 1
+            yield RawRow(number, f"{path}, row {number}", value)
+    except DataError:
         raise
     except Exception as error:  # pyarrow raises its own kinds, OSError and UnicodeDecodeError
-        raise _unreadable(path, f"not a Parquet file, or damaged or cut off after row {number}", error) from error
+        raise unreadable(path, f"not a Parquet file, or damaged or cut off after row {number}", error) from error
 
 
 def _read_csv(path: Path) -> Iterator[RawRow]:
@@ -173,77 +154,6 @@ def _decode_cells(raw: RawRow, columns: set[str]) -> RawRow:
     return raw
 
 
-def _read_folder(path: Path, source: DatasetSource) -> Iterator[RawRow]:
-    import datasets
-
-    if source.revision is not None:
-        raise DataError("a local folder has no revision", where=source.source, fix="leave revision out")
-    try:
-        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-            data = datasets.load_from_disk(str(path))
-        else:
-            data = datasets.load_dataset(str(path), name=source.config_name)
-    except Exception as error:  # datasets raises nearly every kind
-        raise _unreadable(path, "not a dataset folder (save_to_disk, or data files), or damaged", error) from error
-    return _rows_of(data, source)
-
-
-def _read_hub(source: DatasetSource) -> Iterator[RawRow]:
-    import datasets
-
-    try:
-        data = datasets.load_dataset(source.source, name=source.config_name, revision=source.revision)
-    except Exception as error:  # datasets, the Hub client and the network raise nearly every kind
-        if isinstance(error, MemoryError):
-            raise
-        raise _hub_error(source, error) from error
-    return _rows_of(data, source)
-
-
-def _rows_of(data: Any, source: DatasetSource) -> Iterator[RawRow]:
-    """Rows of a `datasets` Dataset, or of the split of a DatasetDict that the source means."""
-    name = source.source
-    if isinstance(data, dict):
-        split = _choose_split([str(key) for key in data], source)
-        data, name = data[split], f"{name}, split {split}"
-    elif source.split not in (None, str(data.split)):
-        raise DataError(f"the folder holds one dataset without split {source.split}", where=name, fix="leave split out")
-    return _iterate(data, name)
-
-
-def _iterate(data: Any, name: str) -> Iterator[RawRow]:
-    number = 0
-    # A saved dataset may carry a format (torch, numpy); plain Python values are wanted.
-    for batch in data.with_format(None).iter(batch_size=1000):
-        for values in zip(*batch.values(), strict=True):
-            number += 1
-            yield RawRow(number, f"{name}, row {number}", dict(zip(batch, values, strict=True)))
-
-
-def _choose_split(splits: list[str], source: DatasetSource) -> str:
-    listed = ", ".join(splits)
-    if source.split is not None:
-        if source.split in splits:
-            return source.split
-        raise DataError(f"no split {source.split}", where=source.source, fix=f"set split to one of: {listed}")
-    if len(splits) == 1:
-        return splits[0]
-    for split in DEFAULT_SPLITS:
-        if split in splits:
-            return split
-    raise DataError("several splits and none is the usual", where=source.source, fix=f"set split to one of: {listed}")
-
-
-def _hub_error(source: DatasetSource, error: Exception) -> SpaError:
-    text = str(error)
-    if isinstance(error, ValueError) and "onfig" in text:
-        listed = re.search(r"\[.*?\]", text, re.DOTALL)
-        fix = f"set config_name to one of: {listed.group(0).strip('[]')}" if listed else "check config_name"
-        what = f"no configuration {source.config_name}" if source.config_name else "there are several configurations"
-        return DataError(what, where=source.source, fix=fix)
-    return hub_error("dataset", source.source, error)
-
-
 def _read_text(path: Path) -> str:
     try:
         raw = path.read_bytes()
@@ -256,7 +166,8 @@ def _read_text(path: Path) -> str:
         raise not_utf8(error, offset, str(path)) from error
 
 
-def _unreadable(path: Path, what: str, error: Exception) -> SpaError:
+def unreadable(path: Path, what: str, error: Exception) -> SpaError:
+    """What a library says of a file or folder as an error of ours."""
     if isinstance(error, MemoryError):
         return TryAgainError("out of memory while reading the data", where=str(path))
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -31,11 +31,16 @@ def existing_path(source: str) -> Path | None:
     """`local_path`, which must exist.
 
     Raises:
-        DataError: there is no such file or folder.
+        DataError: there is no such file or folder, or it is a pipe or a device, which gives its content once or for
+            ever.
     """
     path = local_path(source)
-    if path is None or _exists(path):
-        return path
+    if path is None:
+        return None
+    if _exists(path):
+        if path.is_file() or path.is_dir():
+            return path
+        raise DataError("neither a file nor a folder but a pipe or a device", where=source, fix="name a file")
     import difflib
 
     close = difflib.get_close_matches(path.name, _siblings(path), n=1)

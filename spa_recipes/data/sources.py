@@ -12,12 +12,13 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from spa_recipes.data.files import RawRow, read_raw
+from spa_recipes.data.files import RawRow
 from spa_recipes.data.forms.candidates import CANDIDATE_FORMS, LABEL_COLUMNS, candidates_row, read_labels
 from spa_recipes.data.forms.conversations import CONVERSATION_FORMS, conversation_row
 from spa_recipes.data.forms.form import BadRowError, Form, Raw, describe, detect, rename
 from spa_recipes.data.forms.pairs import PAIR_FORMS, pair_row
 from spa_recipes.data.forms.prompts import PROMPT_FORMS, prompt_row
+from spa_recipes.data.raw import read_raw
 from spa_recipes.data.rows import CandidatesRow, ConversationRow, PairRow, PromptRow
 from spa_recipes.errors import DataError
 from spa_recipes.recipe.schema import Columns, DatasetSource, SandboxSource

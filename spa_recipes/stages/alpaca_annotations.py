@@ -1,7 +1,7 @@
 """AlpacaEval's annotator on a model's answers. This stage pays a service, so it does nothing else."""
 
 from spa_recipes.benchmarks import alpaca_eval
-from spa_recipes.data.files import read_raw
+from spa_recipes.data.raw import read_raw
 from spa_recipes.recipe.schema import DatasetSource
 from spa_recipes.redaction import redacted
 from spa_recipes.stages.answers import instructions_file

@@ -96,14 +96,14 @@ def test_what_looks_local(name: str, local: bool, tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     assert (local_path(name) is not None) == local
     if local:
-        monkeypatch.setattr(datasets, "load_dataset", None)  # never asked
+        monkeypatch.setattr(datasets, "load_dataset_builder", None)  # never asked
         assert error_of(read_pairs, name).what == "no such file or folder"
 
 
 def test_an_existing_folder_is_never_looked_up_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     save_to_disk(tmp_path, [GOOD]).rename(tmp_path / "squad")
-    monkeypatch.setattr(datasets, "load_dataset", None)
+    monkeypatch.setattr(datasets, "load_dataset_builder", None)
     assert len(read_pairs(source("squad")).rows) == 1
 
 

@@ -1,5 +1,6 @@
 """What the Hub raises, and what it is asked for."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -47,12 +48,12 @@ HUB_ERRORS = [
 def test_what_the_hub_raises(
     raised: Exception, kind: type[SpaError], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load_dataset(*_: Any, **__: Any) -> None:
+    def load_dataset_builder(*_: Any, **__: Any) -> None:
         raise raised
 
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
     error = error_of(read_pairs, "o/n")
     assert type(error) is kind
     assert message in str(error)
@@ -61,11 +62,20 @@ def test_what_the_hub_raises(
 def test_a_hub_dataset_is_asked_for_as_the_source_says(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
-    def load_dataset(path: str, **settings: Any) -> Any:
-        asked.append((path, settings))
-        return datasets.DatasetDict({"train": datasets.Dataset.from_list([ultrafeedback([user("q")], "a", "b")])})
+    class Builder:
+        config = SimpleNamespace(data_files={"train": ["hf://datasets/o/n@r/data/train.parquet"]})
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        def download_and_prepare(self) -> None:
+            asked.append("prepare")
+
+        def as_dataset(self) -> Any:
+            return datasets.DatasetDict({"train": datasets.Dataset.from_list([ultrafeedback([user("q")], "a", "b")])})
+
+    def load_dataset_builder(path: str, **settings: Any) -> Any:
+        asked.append((path, settings))
+        return Builder()
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
     loaded = read_pairs(source("o/n", config_name="c", revision="r"))
     assert loaded.rows == [canonical([user("q")], "a", "b", row=1)]
-    assert asked == [("o/n", {"name": "c", "revision": "r"})]
+    assert asked == [("o/n", {"name": "c", "revision": "r"}), "prepare"]
