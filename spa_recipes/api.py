@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
-from spa_recipes.errors import DataError, RecipeError
+from spa_recipes.errors import DAMAGE, DataError, RecipeError
 from spa_recipes.plan import MODEL, External, Plan, Stage, compile_judge_plan, compile_plan
 from spa_recipes.recipe.load import load_recipe
 from spa_recipes.recipe.rules import conflicts_in
 from spa_recipes.recipe.schema import Compute, DatasetSource, ForkExecutor, ImplicitRewardJudge, JudgeJob, Model
 from spa_recipes.run.changes import plan_changes
 from spa_recipes.run.rundir import RunDir, all_runs, find_reusable, owned_by_others
-from spa_recipes.run.schedule import unfinished
 from spa_recipes.state import atomic, own, owned
 from spa_recipes.state.digests import DigestMemo
 from spa_recipes.state.stagedir import Manifest
@@ -118,23 +117,29 @@ def find_run(run: str, runs_dir: Path) -> RunDir:
 
 def _newest_unfinished(runs_dir: Path) -> RunDir:
     """The newest run that is not finished, of those that this user started: nobody looked at another one's recipe."""
+    from spa_recipes.run.overview import next_stage
+
     runs = all_runs(runs_dir)
-    others = []
+    others, unreadable = [], []
     for run in runs:
         if not own.started_here(run.path):
             others.append(run.name)
             continue
         try:
             run.check()
-            recipe = run.recipe()
-        except (RecipeError, DataError):
-            continue
-        if recipe is not None and unfinished(compile_plan(recipe, _memo(run.path)), run):
-            return run
+            if next_stage(run) is not None and run.recipe() is not None:
+                return run
+        except (RecipeError, DataError, *DAMAGE):
+            unreadable.append(run.name)
     if others:
         raise RecipeError(
             f"no unfinished run in {runs_dir} was started by you with this version",
             fix=f"to go on with one of the others, look at `spa status NAME` and name it: {', '.join(others)}",
+        )
+    if unreadable:
+        raise RecipeError(
+            f"every run in {runs_dir} that can be read is finished",
+            fix=f"`spa status` says what is wrong with the others: {', '.join(unreadable)}",
         )
     if runs:
         raise RecipeError(
@@ -303,7 +308,7 @@ def collect_garbage(run: str | None, runs_dir: Path, *, models: bool = False, de
     With `models`, a finished run does not need the weights of the policies before the final one.
 
     Raises:
-        RecipeError: there is no such run. DataError: something cannot be deleted.
+        RecipeError: there is no such run.
     """
     from spa_recipes.run import gc
 

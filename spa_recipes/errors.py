@@ -87,6 +87,9 @@ def setting(key: str) -> Iterator[None]:
         raise type(error)(error.what, where=where, fix=error.fix) from error
 
 
+DAMAGE = (OSError, ValueError, TypeError, KeyError, AttributeError)
+"""What code that reads a folder of a run raises where a file has another form than it was written in."""
+
 EXIT_CODES: dict[int, type[SpaError]] = {
     kind.exit_code: kind
     for kind in (StageError, RecipeError, DataError, LockedError, RecipeChangedError, TryAgainError)

@@ -305,6 +305,8 @@ def gc(
     sweeps = api.collect_garbage(run, runs_dir, models=models, delete=yes)
     again = shlex.join(["spa", *sys.argv[1:], "--yes"])
     print_sweeps(sweeps, runs_dir, deleted=yes, again=again)
+    for failure in (sweep.failed for sweep in sweeps if sweep.failed is not None):
+        raise failure
 
 
 @app.command(epilog=examples("spa report quickstart", "spa report runs/my-run --out my-run.html"))

@@ -34,7 +34,7 @@ def _print_sweep(sweep: Sweep) -> None:
     if sweep.skipped:
         say(f"{bold(sweep.run.name)}: skipped, {sweep.skipped}")
         return
-    if not sweep.items and not sweep.kept:
+    if not sweep.items and not sweep.kept and sweep.failed is None:
         return
     say(f"{bold(sweep.run.name)} in {sweep.run.path}")
     for item, size in sweep.items:

@@ -1,12 +1,12 @@
 """What changed between the plan that a run was started with and the plan of today."""
 
-import json
 from typing import Any
 
 from spa_recipes.errors import RecipeChangedError
 from spa_recipes.plan import External, Plan, Stage
 from spa_recipes.plan.keys import SCHEME, differences, with_defaults
 from spa_recipes.run.rundir import RunDir
+from spa_recipes.state.reading import read_json
 
 
 def refuse_changes(plan: Plan, run: RunDir) -> None:
@@ -34,7 +34,7 @@ def refuse_changes(plan: Plan, run: RunDir) -> None:
 def plan_changes(plan: Plan, run: RunDir) -> list[str]:
     """`stage: field: old -> new` for each stage whose own settings or data differ from the stored plan of the run."""
     try:
-        stored = {entry["id"]: entry for entry in json.loads((run.path / "plan.json").read_text())}
+        stored = {entry["id"]: entry for entry in read_json(run.path / "plan.json")}
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -63,7 +63,7 @@ def _readable(material: dict[str, Any], stage: Stage) -> dict[str, Any]:
 def _has_other_keys(run: RunDir) -> bool:
     """Whether the stored plan was made in another scheme of keys; False where it cannot be read."""
     try:
-        stored = json.loads((run.path / "plan.json").read_text())
+        stored = read_json(run.path / "plan.json")
         return any(entry["material"].get("scheme") != SCHEME for entry in stored)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False

@@ -5,7 +5,6 @@ folder is garbage, unless another run needs it. All of this is read from the dis
 consistent run: the file that makes a stage count as done goes before the other files of the stage.
 """
 
-import json
 import re
 import shutil
 from collections import Counter
@@ -14,11 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spa_recipes.errors import DataError, LockedError, RecipeError
+from spa_recipes.errors import DAMAGE, DataError, LockedError, RecipeError
 from spa_recipes.plan import KINDS, MODEL
 from spa_recipes.recipe.locations import locations
 from spa_recipes.run import final
 from spa_recipes.run.rundir import Planned, RunDir, all_runs
+from spa_recipes.state.reading import read_json
 from spa_recipes.state.stagedir import MANIFEST, StageDir
 from spa_recipes.state.usage import File, files
 from spa_recipes.training.env import CHECKPOINT_MARKER
@@ -64,12 +64,18 @@ class Size(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """What was found or deleted in a run; `skipped` says why the run was left alone."""
+    """What was found or deleted in a run.
+
+    Attributes:
+        skipped: why the run was left alone.
+        failed: why it could be cleared in part only, or not at all.
+    """
 
     run: RunDir
     items: list[tuple[Item, Size]]
     kept: list[Kept]
     skipped: str = ""
+    failed: DataError | None = None
 
 
 def look(runs: Sequence[RunDir], *, models: bool) -> list[Sweep]:
@@ -86,23 +92,24 @@ def look(runs: Sequence[RunDir], *, models: bool) -> list[Sweep]:
 
 
 def sweep(runs: Sequence[RunDir], *, models: bool) -> list[Sweep]:
-    """Delete the garbage of every run that no process holds, and return it.
-
-    Raises:
-        DataError: something cannot be deleted.
-    """
+    """Delete the garbage of every run that no process holds, and return it. One run does not stop the others."""
     return [_sweep(run, models) for run in runs]
 
 
 def _look(run: RunDir, models: bool) -> Found | str:
     holder = run.holder()
-    if holder is not None:
-        return f"in use by {holder}"
+    return f"in use by {holder}" if holder is not None else _look_held(run, models)
+
+
+def _look_held(run: RunDir, models: bool) -> Found | str:
+    """What is garbage in a run that nobody else works on, or why nobody can tell."""
     try:
         run.check()
         return find(run, models=models)
     except (RecipeError, DataError) as error:
         return str(error)
+    except DAMAGE as error:
+        return f"it cannot be read ({' '.join(str(error).split())})"
 
 
 def _sweep(run: RunDir, models: bool) -> Sweep:
@@ -112,10 +119,24 @@ def _sweep(run: RunDir, models: bool) -> Sweep:
         return Sweep(run, [], [], str(error))
     try:
         with run.locked():
-            found = find(run, models=models)
-            return Sweep(run, [(item, free(item)) for item in found.items], found.kept)
-    except (LockedError, RecipeError) as error:
-        return Sweep(run, [], [], error.what if isinstance(error, LockedError) else str(error))
+            found = _look_held(run, models)
+            return Sweep(run, [], [], found) if isinstance(found, str) else _free_all(run, found)
+    except LockedError as error:
+        return Sweep(run, [], [], error.what)
+    except RecipeError as error:
+        return Sweep(run, [], [], str(error))
+    except DataError as error:
+        return Sweep(run, [], [], str(error), error)
+
+
+def _free_all(run: RunDir, found: Found) -> Sweep:
+    freed: list[tuple[Item, Size]] = []
+    try:
+        for item in found.items:
+            freed.append((item, free(item)))
+    except DataError as error:
+        return Sweep(run, freed, found.kept, failed=error)
+    return Sweep(run, freed, found.kept)
 
 
 def find(run: RunDir, *, models: bool) -> Found:
@@ -286,7 +307,7 @@ def _uses(run: RunDir) -> _Uses:
     wanted: dict[str, str] = {}
     named: list[tuple[Path, str]] = []
     for other in all_runs(run.path.parent):
-        with suppress(RecipeError):  # a run without a plan cannot take anything over
+        with suppress(RecipeError, *DAMAGE):  # a run without a plan cannot take anything over
             named += [(path, other.name) for path in _named_paths(_resolved(other), other)]
             if not other.path.samefile(run.path):
                 planned = other.planned()
@@ -316,7 +337,7 @@ def _progress_to_keep(run: RunDir) -> set[str]:
 def _resolved(run: RunDir) -> dict[str, Any]:
     path = run.path / "resolved.json"
     try:
-        value = json.loads(path.read_text())
+        value = read_json(path)
     except (OSError, ValueError):
         value = None
     if not isinstance(value, dict):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from spa_recipes.errors import DataError, RecipeError
+from spa_recipes.errors import DAMAGE, DataError, RecipeError
 from spa_recipes.run.rundir import Planned, RunDir, all_runs, last_touched
 from spa_recipes.state.stagedir import Manifest
 from spa_recipes.state.usage import inodes
@@ -61,10 +61,10 @@ def _overview(run: RunDir) -> Overview:
     try:
         run.check()
         planned = run.planned()
-    except (RecipeError, DataError) as error:
-        return Overview(run.name, "?", "unreadable", str(error), None, touched, content)
-    done = run.done(planned)
-    state, note, win_rate = _state(run, planned, done)
+        done = run.done(planned)
+        state, note, win_rate = _state(run, planned, done)
+    except (RecipeError, DataError, *DAMAGE) as error:  # whatever is in one run's folder, the other runs are listed
+        return Overview(run.name, "?", "unreadable", " ".join(str(error).split()), None, touched, content)
     return Overview(run.name, f"{len(done)}/{len(planned)}", state, note, win_rate, touched, content)
 
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from spa_recipes.errors import DataError, LockedError, RecipeError
+from spa_recipes.errors import DAMAGE, DataError, LockedError, RecipeError
 from spa_recipes.redaction import redacted
 from spa_recipes.state import atomic, inside, own, owned
+from spa_recipes.state.reading import is_file, read_json
 from spa_recipes.state.stagedir import MANIFEST, Manifest, StageDir
 
 if TYPE_CHECKING:  # the list of runs reads no recipe, so it does without the schema
@@ -149,11 +150,9 @@ class RunDir:
         from spa_recipes.recipe.schema import Recipe
 
         try:
-            text = (self.path / "resolved.json").read_text()
+            return Recipe.model_validate(read_json(self.path / "resolved.json"))
         except OSError:
             return None
-        try:
-            return Recipe.model_validate(json.loads(text))
         except ValueError as error:
             first = str(error).splitlines()[0]
             raise RecipeError(
@@ -170,8 +169,8 @@ class RunDir:
         """
         path = self.path / "plan.json"
         try:
-            stages = _read_plan(json.loads(path.read_text()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            stages = _read_plan(read_json(path))
+        except DAMAGE:
             stages = []
         if not stages:
             raise RecipeError(
@@ -280,11 +279,14 @@ def _planned(stage: Stage) -> Planned:
 
 def _read_plan(entries: list[dict[str, Any]]) -> list[Planned]:
     """Stages from `plan_json`; ValueError, KeyError, TypeError or AttributeError if it is not as it was written."""
+    from spa_recipes.plan import KINDS
     from spa_recipes.plan.keys import stage_key
 
     ids = {entry["id"] for entry in entries}
     if any(stage_key(entry["material"]) != entry["key"] for entry in entries):
         raise ValueError("a key was altered")
+    if any(entry["kind"] not in KINDS for entry in entries):
+        raise ValueError("a kind of stage that this version does not have")
     return [
         Planned(
             _stage_id(entry["id"]),
@@ -324,7 +326,7 @@ def all_runs(runs_dir: Path) -> list[RunDir]:
     """The runs in a folder, most recently touched first."""
     if not runs_dir.is_dir():
         return []
-    found = [RunDir(path) for path in runs_dir.iterdir() if (path / "resolved.json").is_file()]
+    found = [RunDir(path) for path in runs_dir.iterdir() if is_file(path / "resolved.json")]
     return sorted(found, key=lambda run: (last_touched(run), run.name), reverse=True)
 
 

@@ -28,6 +28,14 @@ def read_text(path: Path, *, limit: int = MAX_BYTES) -> str:
     return content.decode()
 
 
+def is_file(path: Path) -> bool:
+    """Whether a file is there that can be found; in a folder that nobody may enter there is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def read_json(path: Path, *, limit: int = MAX_BYTES) -> Any:
     """A small JSON file.
 

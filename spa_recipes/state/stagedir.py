@@ -12,8 +12,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from spa_recipes.errors import DAMAGE
 from spa_recipes.state import atomic, inside
 from spa_recipes.state.digests import file_digest, files_below
+from spa_recipes.state.reading import read_text
 
 MANIFEST = "manifest.json"
 
@@ -66,7 +68,28 @@ class Manifest:
         value["pruned"] = tuple(value.get("pruned", ()))
         if not value["files"].keys() >= set(value["pruned"]):
             raise ValueError("files were deleted that the stage never had")
-        return cls(**value)
+        manifest = cls(**value)
+        if not manifest.is_typed():
+            raise TypeError("a field of the manifest has another type")
+        return manifest
+
+    def is_typed(self) -> bool:
+        """Whether every field that other code relies on has its type."""
+        numbers = (self.rows, self.tokens, self.seconds, self.attempt, *(record.size for record in self.files.values()))
+        texts = (
+            self.id,
+            self.kind,
+            self.key,
+            self.finished_at,
+            self.reused_from,
+            *self.pruned,
+            *self.versions.values(),
+        )
+        return (
+            all(isinstance(value, dict) for value in (self.material, self.metrics, self.versions))
+            and all(isinstance(value, int | float) and not isinstance(value, bool) for value in numbers)
+            and all(isinstance(value, str) for value in (*texts, *(record.sha256 for record in self.files.values())))
+        )
 
     def to_json(self) -> dict[str, Any]:
         """JSON form, in the order of the fields; the last one is the digest of the others."""
@@ -116,8 +139,8 @@ class StageDir:
     def manifest(self) -> Manifest | None:
         """The manifest, or None if there is none or it cannot be read."""
         try:
-            return Manifest.from_json((self.path / MANIFEST).read_text())
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return Manifest.from_json(read_text(self.path / MANIFEST))
+        except (*DAMAGE, RecursionError):
             return None
 
     def problems(self, *, deep: bool) -> list[str]:

@@ -22,12 +22,12 @@ class File(NamedTuple):
 
 
 def files(path: Path) -> Iterator[File]:
-    """`path` itself, or the files below it, hidden ones too; links are not followed, and what vanishes is left out."""
+    """`path` itself, or all files below it. Links are not followed; what cannot be seen is left out."""
     found = [path] if not path.is_dir() or path.is_symlink() else _below(path)
     for file in found:
         try:
             facts = file.lstat()
-        except FileNotFoundError:
+        except OSError:
             continue
         yield File(file, (facts.st_dev, facts.st_ino), facts.st_size, facts.st_nlink)
 
