@@ -17,6 +17,7 @@ from spa_recipes.recipe.schema import AccelerateExecutor, Compute, Executor, For
 from spa_recipes.stages.context import RANK, WORLD_SIZE
 
 WORKER = "spa_recipes.run.worker"
+LAUNCH = "spa_recipes.run.launch"
 GRACE_SECONDS = 10.0
 LOG_ENCODING = {"PYTHONIOENCODING": "utf-8:backslashreplace"}
 """Environment of a process whose output goes to a log: no text that it prints ends it."""
@@ -96,7 +97,7 @@ def _command(settings: Executor, kind: str, spec: Path) -> list[str]:
     """The command line of a stage's process."""
     if not isinstance(settings, AccelerateExecutor) or not KINDS[kind].loads_model:
         return [sys.executable, "-m", WORKER, str(spec)]
-    command = [sys.executable, "-m", "accelerate.commands.launch", f"--num_processes={settings.num_processes}"]
+    command = [sys.executable, "-m", LAUNCH, f"--num_processes={settings.num_processes}"]
     if settings.config_file is not None:
         command.append(f"--config_file={settings.config_file}")
     elif settings.num_processes > 1:
@@ -133,6 +134,19 @@ def has_nvidia_driver() -> bool:
     return Path("/proc/driver/nvidia/version").exists()
 
 
+def process_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of a Python process that is started here: it imports nothing from the current folder.
+
+    Python would import from there whatever has the name of a module, and a recipe may lie among any files. What the
+    user names in PYTHONPATH stays; an empty part of it, as `export PYTHONPATH=lib:$PYTHONPATH` leaves behind, would
+    mean the current folder, too.
+    """
+    environment = {**os.environ, **(more or {}), "PYTHONSAFEPATH": "1"}
+    if "PYTHONPATH" in environment:
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, environment["PYTHONPATH"].split(os.pathsep)))
+    return environment
+
+
 class Worker:
     """A process group of its own, tied to this process by a pipe."""
 
@@ -144,7 +158,7 @@ class Worker:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, **LOG_ENCODING, **(environment or {})},
+                env=process_environment({**LOG_ENCODING, **(environment or {})}),
             )
         self._swept = False
 
@@ -196,7 +210,7 @@ class ForkServer:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 start_new_session=True,
-                env={**os.environ, **LOG_ENCODING, "CUDA_VISIBLE_DEVICES": ""},
+                env=process_environment({**LOG_ENCODING, "CUDA_VISIBLE_DEVICES": ""}),
             )
         self._exit_code: int | None = None
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from spa_recipes.errors import RecipeError
 from spa_recipes.plan import Stage
 from spa_recipes.recipe.schema import Compute
-from spa_recipes.run.executors import visible_gpus, vllm_processes_of
+from spa_recipes.run.executors import process_environment, visible_gpus, vllm_processes_of
 
 _LOOK = """
 import importlib.metadata as metadata, importlib.util as util, json
@@ -78,7 +78,12 @@ def _check_python(python: str, key: str) -> None:
         raise RecipeError(f"no such program: {python}", where=key, fix=_NAME_ONE)
     try:
         answer = subprocess.run(
-            [python, "-c", _LOOK], capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=True
+            [python, "-c", _LOOK],
+            env=process_environment(),
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE_SECONDS,
+            check=True,
         )
         found = json.loads(answer.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:

@@ -39,6 +39,9 @@ def load_libraries() -> None:
         importlib.import_module(f"spa_recipes.stages.{kind.module}")
 
 
+LAUNCH = "spa_recipes.run.launch"
+
+
 class ForkingPopen(subprocess.Popen):  # type: ignore[type-arg]
     """`subprocess.Popen` that runs `python -m MODULE ARGUMENTS` of this package in a fork of this process.
 
@@ -47,7 +50,8 @@ class ForkingPopen(subprocess.Popen):  # type: ignore[type-arg]
     """
 
     def __init__(self, command: Sequence[str], *, env: Any = None, **options: Any) -> None:
-        self.forked = len(command) > 2 and command[1] == "-m" and command[2].startswith("spa_recipes.run.")
+        module = command[2] if len(command) > 2 and command[1] == "-m" else ""
+        self.forked = module.startswith("spa_recipes.run.") and module != LAUNCH  # it starts processes itself
         if not self.forked:
             super().__init__(command, env=env, **options)
             return

@@ -65,7 +65,7 @@ def test_two_processes_train_like_one(policy: Path, tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(DDP.format(root=root))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": root}
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launch = ["-m", "spa_recipes.run.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     for name, how in (("one", []), ("two", launch)):
         command = [sys.executable, *how, str(script), str(policy), str(reference), str(tmp_path / name)]

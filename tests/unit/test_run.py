@@ -31,7 +31,7 @@ def test_commands_of_the_executors(monkeypatch: pytest.MonkeyPatch) -> None:
     assert executors._command(four, "judge", spec) == local  # loads no model
     monkeypatch.setattr(executors, "has_nvidia_driver", lambda: True)
     command = executors._command(four, "refine", spec)
-    launch = "accelerate.commands.launch --num_processes=4 --multi_gpu --module spa_recipes.run.worker spec.json"
+    launch = "spa_recipes.run.launch --num_processes=4 --multi_gpu --module spa_recipes.run.worker spec.json"
     assert command[2:] == launch.split()
     with_config = AccelerateExecutor(type="accelerate", num_processes=8, config_file="fsdp.yaml")
     assert "--config_file=fsdp.yaml" in executors._command(with_config, "refine", spec)
