@@ -64,7 +64,7 @@ DAMAGES: dict[str, Damage] = {
 }
 
 
-@pytest.fixture(params=DAMAGES.values(), ids=DAMAGES.keys())
+@pytest.fixture(params=DAMAGES.values(), ids=list(DAMAGES))
 def runs(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A good run with garbage, and a bad one that was touched later."""
     folder = tmp_path / "runs"
