@@ -38,8 +38,12 @@ class Prepared(NamedTuple):
     text: str
 
 
-def prepare(recipe_path: Path, *, overrides: Sequence[str] = (), run_dir: Path | None = None) -> Prepared:
+def prepare(
+    recipe_path: Path, *, overrides: Sequence[str] = (), run_dir: Path | None = None, afresh: bool = False
+) -> Prepared:
     """Read a recipe and plan it. Nothing runs, and only the memo of digests is written.
+
+    With `afresh`, data and models are read again rather than taken for unchanged by their sizes and times.
 
     Raises:
         RecipeError: the recipe is wrong. DataError: a local file or model is missing, or the run's folder has links.
@@ -49,7 +53,7 @@ def prepare(recipe_path: Path, *, overrides: Sequence[str] = (), run_dir: Path |
     run = RunDir(run_dir if run_dir is not None else Path(recipe.storage.runs_dir) / recipe.name)
     if owned.kind_of(run.path) is not None:
         run.check()
-    return Prepared(compile_plan(recipe, _memo(run.path)), run, loaded.text)
+    return Prepared(compile_plan(recipe, _memo(run.path, afresh=afresh)), run, loaded.text)
 
 
 def run_recipe(
@@ -85,10 +89,11 @@ def run_recipe(
     )
 
 
-def prepare_resume(run: str | None, runs_dir: Path) -> Prepared:
+def prepare_resume(run: str | None, runs_dir: Path, *, afresh: bool = False) -> Prepared:
     """Read the stored recipe of a run and plan it.
 
     `run` is a name below `runs_dir`, a folder, or None for the newest unfinished run that this user started.
+    With `afresh`, data and models are read again rather than taken for unchanged by their sizes and times.
 
     Raises:
         RecipeError: there is no such run, or nothing to resume.
@@ -97,7 +102,8 @@ def prepare_resume(run: str | None, runs_dir: Path) -> Prepared:
     recipe = folder.recipe()
     if recipe is None:
         raise RecipeError("no run is there", where=str(folder.path), fix="see `spa status`")
-    return Prepared(compile_plan(recipe, _memo(folder.path)), folder, (folder.path / "recipe.yaml").read_text())
+    plan = compile_plan(recipe, _memo(folder.path, afresh=afresh))
+    return Prepared(plan, folder, (folder.path / "recipe.yaml").read_text())
 
 
 def find_run(run: str, runs_dir: Path) -> RunDir:
@@ -228,7 +234,7 @@ def judge_pairs(request: JudgeRequest, reporter: Reporter) -> Manifest:
     if not request.out.parent.is_dir():
         raise RecipeError("no such folder", where=str(request.out.parent), fix="make it first")
     job = _judge_job(request)
-    plan = compile_judge_plan(job, DigestMemo(run.path / DIGEST_MEMO))
+    plan = compile_judge_plan(job, DigestMemo(run.path / DIGEST_MEMO, afresh=True))
     check_inputs(plan, run)
     text = json.dumps(job.model_dump(mode="json"), indent=2)
     outcome = execute(plan, run, text, until=None, accept=True, reporter=reporter)
@@ -316,5 +322,5 @@ def collect_garbage(run: str | None, runs_dir: Path, *, models: bool = False, de
     return gc.sweep(runs, models=models) if delete else gc.look(runs, models=models)
 
 
-def _memo(run_folder: Path) -> DigestMemo:
-    return DigestMemo(run_folder.parent / DIGEST_MEMO)
+def _memo(run_folder: Path, *, afresh: bool = False) -> DigestMemo:
+    return DigestMemo(run_folder.parent / DIGEST_MEMO, afresh=afresh)

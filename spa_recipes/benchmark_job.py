@@ -57,7 +57,7 @@ def run_benchmark(job: BenchmarkJob, reporter: Reporter, executors: Executors | 
         _refuse_to_replace(out)
     if job.out is not None and not out.absolute().parent.is_dir():
         raise RecipeError("no such folder", where=f"out: {out.parent}", fix="make it first")
-    plan = compile_benchmark_plan(job, DigestMemo(run.path / DIGEST_MEMO))
+    plan = compile_benchmark_plan(job, DigestMemo(run.path / DIGEST_MEMO, afresh=True))
     check_inputs(plan, run)
     out.absolute().parent.mkdir(exist_ok=True)
     text = json.dumps(job.model_dump(mode="json"), indent=2)

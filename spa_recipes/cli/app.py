@@ -63,7 +63,7 @@ def run(
     from spa_recipes.cli.progress import RunReporter
     from spa_recipes.cli.summary import print_summary
 
-    prepared = api.prepare(recipe, overrides=set_ or [], run_dir=run_dir)
+    prepared = api.prepare(recipe, overrides=set_ or [], run_dir=run_dir, afresh=True)
     with RunReporter(prepared) as reporter:
         outcome = api.run_recipe(prepared, reporter, until=until, accept=accept)
     print_summary(prepared, outcome)
@@ -84,7 +84,7 @@ def resume(
     from spa_recipes.cli.progress import RunReporter
     from spa_recipes.cli.summary import print_summary
 
-    prepared = api.prepare_resume(run, runs_dir)
+    prepared = api.prepare_resume(run, runs_dir, afresh=True)
     with RunReporter(prepared) as reporter:
         outcome = api.run_recipe(prepared, reporter, until=until, accept=accept)
     print_summary(prepared, outcome)

@@ -160,8 +160,13 @@ def find(run: RunDir, *, models: bool) -> Found:
             found.items.extend(_leftovers(StageDir(folder), needed[match["name"]], keep))
         else:
             optional.append((StageDir(folder), Item(folder, "not in the run's plan any more")))
-    if models:
-        optional += _earlier_models(run, planned)
+    if models and (weights := list(_earlier_models(run, planned))):
+        damage = _damage(run, planned, weights)
+        if damage:
+            why = f"{damage}, which may have to be made from it: `spa resume {run.path}` first"
+            found.kept.extend(Kept(item.path, why) for _, item in weights)
+        else:
+            optional += weights
     uses = _uses(run)
     for stage_dir, item in optional:
         why = uses.of(stage_dir, item.path)
@@ -267,6 +272,16 @@ def _earlier_models(run: RunDir, planned: Sequence[Planned]) -> Iterator[tuple[S
         read = all(other.id in done for other in planned if stage.id in other.reads)
         if stage.kind != "sft" and read and weights:
             yield folders[stage.id], Item(model, "weights of a policy before the final one", weights)
+
+
+def _damage(run: RunDir, planned: Sequence[Planned], weights: Sequence[tuple[StageDir, Item]]) -> str:
+    """Return what is damaged among the results that stay when these weights go; empty if nothing is."""
+    going = {folder.path: {f"{MODEL}/{path.name}" for path in item.weights} for folder, item in weights}
+    for stage in planned:
+        folder = run.existing(stage)
+        if folder is not None and (problems := folder.problems(deep=True, besides=going.get(folder.path, ()))):
+            return f"{stage.id} is damaged ({problems[0]})"
+    return ""
 
 
 def _temporary_files(run: RunDir, items: Sequence[Item]) -> list[Item]:

@@ -19,6 +19,7 @@ from spa_recipes.data.places import local_path
 from spa_recipes.errors import DataError, RecipeError, TryAgainError, setting
 from spa_recipes.plan import ALPACA_EVAL_PROMPTS, KINDS, Content, External, Plan, Stage, is_of_benchmark
 from spa_recipes.recipe.schema import AnyRecipe, BenchmarkJob, Endpoint, JudgeJob
+from spa_recipes.run.intact import check_made_model
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.run.vllm_preflight import IN_A_JOB, IN_A_RECIPE, check_vllm
 
@@ -60,6 +61,7 @@ def check_inputs(plan: Plan, run: RunDir, until: str | None = None) -> None:
     _policy_as_judge(left, uses, recipe)
     for model, use in uses.items():
         with _named(recipe, model):
+            check_made_model(model.location)
             _check_model(ModelFiles(model.location, model.revision), use, recipe)
     # A benchmark's models each have their own tokens; those of its judge are compared by the stage that makes them.
     _check_vocabularies(recipe, _models([stage for stage in left if not is_of_benchmark(stage)]))

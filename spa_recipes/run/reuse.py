@@ -6,7 +6,7 @@ from spa_recipes.errors import DataError
 from spa_recipes.plan import Plan, Stage
 from spa_recipes.run.reporter import Reporter
 from spa_recipes.run.rundir import RunDir, find_reusable, owned_by_others
-from spa_recipes.state.stagedir import Manifest, adopt
+from spa_recipes.state.stagedir import Manifest, StageDir, adopt
 
 
 def finished(plan: Plan, run: RunDir, reporter: Reporter, stage: Stage) -> Manifest:
@@ -32,9 +32,7 @@ def reuse(plan: Plan, run: RunDir, reporter: Reporter, stage: Stage) -> Manifest
         if manifest is not None and manifest.key == stage.key and not problems:
             reporter.reused(stage, manifest, adopted=False)
             return manifest
-        aside = folder.set_aside()
-        run.log_event("stage damaged", stage=stage.id, problems=problems, aside=aside.name)
-        reporter.damaged(stage, problems, aside)
+        _set_aside(folder, run, reporter, stage, problems)
     found = find_reusable(run.path.parent, stage, run, plan.recipe.storage.reuse)
     if found is None or folder.path.exists():
         return None
@@ -45,6 +43,26 @@ def reuse(plan: Plan, run: RunDir, reporter: Reporter, stage: Stage) -> Manifest
     run.log_event("stage adopted", stage=stage.id, source=name)
     reporter.reused(stage, adopted, adopted=True)
     return adopted
+
+
+def set_damaged_aside(plan: Plan, run: RunDir, reporter: Reporter, stages: Sequence[Stage]) -> None:
+    """Where weights were freed, look at all stages before the first one begins.
+
+    A freed model has to be made again if something that was made from it is damaged, and it comes first in the plan.
+    """
+    manifests = [run.stage_dir(stage, plan).manifest() for stage in stages]
+    if not any(manifest is not None and manifest.pruned for manifest in manifests):
+        return
+    for stage, manifest in zip(stages, manifests, strict=True):
+        folder = run.stage_dir(stage, plan)
+        if manifest is not None and (problems := folder.problems(deep=True)):
+            _set_aside(folder, run, reporter, stage, problems)
+
+
+def _set_aside(folder: StageDir, run: RunDir, reporter: Reporter, stage: Stage, problems: list[str]) -> None:
+    aside = folder.set_aside()
+    run.log_event("stage damaged", stage=stage.id, problems=problems, aside=aside.name)
+    reporter.damaged(stage, problems, aside)
 
 
 def say_what_others_have(plan: Plan, run: RunDir, reporter: Reporter, stages: Sequence[Stage]) -> None:

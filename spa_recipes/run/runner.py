@@ -15,7 +15,7 @@ from spa_recipes.run.disk import full_disk, is_full, room_needed, still_to_write
 from spa_recipes.run.executors import Executors
 from spa_recipes.run.job import StageJob
 from spa_recipes.run.reporter import PlanOrder, Reporter
-from spa_recipes.run.reuse import finished, reuse, say_what_others_have
+from spa_recipes.run.reuse import finished, reuse, say_what_others_have, set_damaged_aside
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.run.schedule import do_stages, unfinished, wanted_manifests
 from spa_recipes.state.stagedir import Manifest
@@ -107,6 +107,7 @@ def _go_on(
     in_order = PlanOrder(reporter, stages, unheard=partial(_note_unheard, run))
     begin = partial(_begin, plan, run, executors, in_order)
     try:
+        set_damaged_aside(plan, run, in_order, stages)
         say_what_others_have(plan, run, in_order, stages)
         manifests = do_stages(plan, stages, begin, room=executors.room)
     except BaseException as error:

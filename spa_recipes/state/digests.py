@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Container
+from contextlib import suppress
 from pathlib import Path
 
 from spa_recipes.state import atomic
@@ -27,16 +28,17 @@ class DigestMemo:
     """Digests of local folders and files, remembered by path, size and modification time.
 
     The memo is a cache in the true sense: deleting it only costs time. It is written by `save`, and only where its
-    folder exists already, so that a look at a plan leaves no trace.
+    folder exists already, so that a look at a plan leaves no trace. With `afresh`, each file is read once more: a run
+    goes on from what is there, and content can change without its size and time.
     """
 
-    def __init__(self, memo_file: Path) -> None:
+    def __init__(self, memo_file: Path, *, afresh: bool = False) -> None:
         self._file = memo_file
         self._fresh = False
-        try:
-            self._known: dict[str, str] = json.loads(memo_file.read_text())
-        except (OSError, ValueError):
-            self._known = {}
+        self._before: dict[str, str] = {}
+        with suppress(OSError, ValueError):
+            self._before = json.loads(memo_file.read_text())
+        self._known = {} if afresh else dict(self._before)
 
     def of(self, path: Path, *, leave_out: Container[str] = ()) -> str:
         """sha256 over names and contents of a folder, but for the files `leave_out` at its top, or of one file."""
@@ -53,7 +55,7 @@ class DigestMemo:
         """Keep what was learned; a folder that cannot be written is no error."""
         if self._fresh and self._file.parent.is_dir():
             try:
-                atomic.write_text(self._file, json.dumps(self._known))
+                atomic.write_text(self._file, json.dumps(self._before | self._known))
             except OSError:
                 return
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -143,21 +143,35 @@ class StageDir:
         except (*DAMAGE, RecursionError):
             return None
 
-    def problems(self, *, deep: bool) -> list[str]:
-        """What is wrong with a stage that has a manifest: missing or resized files, with `deep` also altered ones."""
+    def problems(self, *, deep: bool, besides: Container[str] = ()) -> list[str]:
+        """What is wrong with a stage that has a manifest: missing or resized files, with `deep` also altered ones.
+
+        The files `besides` are not looked at.
+        """
+        return self._problems(lambda name: name not in besides, lambda file: deep)
+
+    def changed(self, below: str) -> list[str]:
+        """`problems` of the output below a folder; contents are compared where a file is newer than the manifest."""
+        written = (self.path / MANIFEST).stat().st_mtime_ns
+        return self._problems(
+            lambda name: below == "." or name == below or name.startswith(f"{below}/"),
+            lambda file: file.stat().st_mtime_ns > written,
+        )
+
+    def _problems(self, is_meant: Callable[[str], bool], is_read: Callable[[Path], bool]) -> list[str]:
         manifest = self.manifest()
         if manifest is None:
             return [f"{MANIFEST} was altered or cannot be read"]
         found = []
         for name, record in manifest.files.items():
             file = self.output / name
-            if name in manifest.pruned:
+            if name in manifest.pruned or not is_meant(name):
                 continue
             if not file.is_file():
                 found.append(f"output/{name} is missing")
             elif file.stat().st_size != record.size:
                 found.append(f"output/{name} has {file.stat().st_size} bytes instead of {record.size}")
-            elif deep and file_digest(file) != record.sha256:
+            elif is_read(file) and file_digest(file) != record.sha256:
                 found.append(f"output/{name} was altered")
         return found
 
@@ -180,7 +194,9 @@ class StageDir:
         manifest = self.manifest()
         assert manifest is not None
         pruned = tuple(sorted({*manifest.pruned, *names}))
+        facts = (self.path / MANIFEST).stat()
         atomic.write_json(self.path / MANIFEST, replace(manifest, pruned=pruned).to_json())
+        os.utime(self.path / MANIFEST, ns=(facts.st_atime_ns, facts.st_mtime_ns))  # see `changed`
 
     def commit(self, manifest_fields: dict[str, Any]) -> Manifest:
         """Turn the draft into the output and write the manifest, in that order."""

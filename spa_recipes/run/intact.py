@@ -1,0 +1,33 @@
+"""Whether what a run made is still as its stage left it, looked at before somebody uses it."""
+
+from pathlib import Path
+
+from spa_recipes.errors import DataError
+from spa_recipes.run.final import model_shown
+from spa_recipes.state.stagedir import MANIFEST, StageDir
+
+
+def check_made_model(location: str) -> None:
+    """Refuse a model that a stage of a run made and that was changed afterwards; any other location is fine.
+
+    Sizes are compared, and contents where a file is newer than the stage's manifest: that takes no time where nothing
+    was touched.
+
+    Raises:
+        DataError: a file is missing or was altered.
+    """
+    folder = Path(location).expanduser()
+    if not folder.is_dir():
+        return
+    model = model_shown(folder).resolve()
+    for output in (model, *model.parents):
+        stage = StageDir(output.parent)
+        if output.name == "output" and (stage.path / MANIFEST).is_file():
+            problems = stage.changed(model.relative_to(output).as_posix())
+            if problems:
+                raise DataError(
+                    f"{problems[0]}, since {stage.path.name} made it",
+                    where=location,
+                    fix=f"`spa resume {stage.path.parent.parent}` makes it again",
+                )
+            return
