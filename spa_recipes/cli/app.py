@@ -1,6 +1,7 @@
 """The `spa` command. Commands import what they need when they run, so that `--help` answers at once."""
 
 import gc as garbage
+import importlib.util
 import os
 import signal
 import sys
@@ -435,9 +436,23 @@ def _start_fast() -> None:
     garbage.set_threshold(50_000)  # imports make objects that stay: to look for garbage among them finds nothing
     # pydantic would read the metadata of every installed package to look for plugins, which nothing here has a use for.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    _import_when_used("importlib.metadata")  # pydantic imports it for those plugins
     # typer works out the options of every command that it knows, of which this call needs those of one.
     named = [command for command in _COMMANDS if _name(command) in sys.argv[1:2]]
     app.registered_commands = named or [*_COMMANDS]
+
+
+def _import_when_used(name: str) -> None:
+    """Let a module of the standard library be executed when something of it is used first, and not when imported."""
+    spec = importlib.util.find_spec(name)
+    if name in sys.modules or spec is None or spec.loader is None:
+        return
+    spec.loader = importlib.util.LazyLoader(spec.loader)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    package, _, attribute = name.rpartition(".")
+    setattr(sys.modules[package], attribute, module)
 
 
 _COMMANDS = tuple(app.registered_commands)
