@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from spa_recipes.data.rows import Message
+from spa_recipes.data.template import MAX_FILE_BYTES, render
 from spa_recipes.errors import DataError, SpaError, TryAgainError
+from spa_recipes.state.reading import read_text
 
 _PROBE = "SPAPROBE"
 
@@ -192,18 +194,17 @@ def conversation_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
 
 def _apply_template(tokenizer: Any, messages: Sequence[Message], generation_prompt: bool = True) -> str:
     try:
-        text: str = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=generation_prompt
+        return render(
+            lambda: tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=generation_prompt
+            )
         )
-    except MemoryError:
-        raise
     except Exception as error:  # a template is a program: it can fail in any way
         roles = ", ".join(message["role"] for message in messages)
         raise DataError(
             f"the chat template fails on a conversation of {roles}: {str(error) or type(error).__name__}",
             fix="change the data or the template",
         ) from error
-    return text
 
 
 def _tokenise(tokenizer: Any, text: str) -> list[int]:
@@ -242,8 +243,8 @@ def is_path(name: str) -> bool:
 
 def _read_template(path: str) -> str:
     try:
-        return Path(path).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(Path(path).expanduser(), limit=MAX_FILE_BYTES)
+    except (OSError, ValueError) as error:
         raise DataError(
             f"the chat template cannot be read ({error})", where=path, fix="check model.chat_template"
         ) from error

@@ -94,7 +94,7 @@ def _unpacked_bytes(values: pa.Array) -> int:
     kind = values.type
     if pa.types.is_dictionary(kind):
         if not (pa.types.is_large_unicode(kind.value_type) or pa.types.is_unicode(kind.value_type)):
-            return own + values.dictionary.nbytes
+            return own + int(values.dictionary.nbytes)
         lengths = pc.binary_length(values.dictionary).cast(pa.int64())
         return own + int(pc.sum(lengths.take(values.indices)).as_py() or 0)
     if pa.types.is_map(kind):

@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from spa_recipes.data.rows import Message
+from spa_recipes.data.template import MAX_FILE_BYTES, render
 from spa_recipes.errors import DataError, RecipeError
+from spa_recipes.state.reading import read_text
 
 SHIPPED_QUESTION = Path(__file__).with_name("question.jinja")
 """The template that is used where the recipe names none; it lists the variables."""
@@ -27,22 +29,27 @@ def load_question(path: Path) -> Question:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     where = f"judge.prompt: {path}"
-    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = ImmutableSandboxedEnvironment(
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        optimized=False,  # or parts would be computed here, without limits
+    )
     try:
-        template = environment.from_string(path.read_text(encoding="utf-8"))
+        template = environment.from_string(read_text(path, limit=MAX_FILE_BYTES))
     except TemplateSyntaxError as error:
         raise RecipeError(f"line {error.lineno}: {error.message}", where=where, fix="correct the template") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RecipeError(f"the file cannot be read ({error})", where=where, fix="name a Jinja file") from error
 
     def question(conversation: Sequence[Message], answer_a: str, answer_b: str) -> str:
         messages = [dict(message) for message in conversation]
         try:
-            return template.render(
-                conversation=messages, prompt=messages[-1]["content"], answer_a=answer_a, answer_b=answer_b
+            return render(
+                lambda: template.render(
+                    conversation=messages, prompt=messages[-1]["content"], answer_a=answer_a, answer_b=answer_b
+                )
             )
-        except MemoryError:
-            raise
         except Exception as error:  # a template is a program: it can fail in any way
             reason = str(error) or type(error).__name__
             raise DataError(f"the template fails: {reason}", where=where, fix="correct the template") from error

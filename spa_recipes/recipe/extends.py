@@ -15,6 +15,7 @@ from spa_recipes.recipe.text import STARTER, Keys, Place, Values, parse, read_te
 
 EXTENDS = "extends"
 MAX_CHAIN = 8
+_SUFFIXES = {".yaml", ".yml"}
 
 
 def read_values(path: Path) -> tuple[Values, str]:
@@ -92,6 +93,15 @@ def _base_of(path: Path, values: Values) -> Path | None:
 
 
 def _read_base(base: Path, where: str) -> Values:
+    """The values of a recipe that another one names: not the user does, so it has to be a recipe by its name, too.
+
+    Errors quote lines of a recipe. Of other files, nothing is to be read and quoted.
+    """
+    file = base.resolve()
+    if file.exists() and not file.is_dir() and not (file.is_file() and file.suffix.lower() in _SUFFIXES):
+        raise RecipeError(
+            f"{base}: not a file named .yaml or .yml", where=f"{where}: {EXTENDS}", fix="name a recipe, in its own file"
+        )
     try:
         return read_mapping(base)[0]
     except RecipeError as error:
