@@ -37,6 +37,7 @@ def print_run_status(name: str, runs_dir: Path) -> None:
     from spa_recipes.cli.summary import print_results
     from spa_recipes.run.decay import judge_decay
     from spa_recipes.run.schedule import unfinished
+    from spa_recipes.run.stall import stalled
     from spa_recipes.state import usage
 
     run = api.find_run(name, runs_dir)
@@ -54,9 +55,12 @@ def print_run_status(name: str, runs_dir: Path) -> None:
         seconds = human_seconds(manifest.seconds) if manifest else ""
         size = human_bytes(used) if (used := usage.size(run.stage_dir(stage, prepared.plan).path)) else ""
         say(f"  {stage.id:<18} {state:<12} {seconds:>10} {size:>8}  {facts}")
-        if state == "failed":
-            log = run.stage_dir(stage, prepared.plan).attempts()[-1] / "worker.log"
-            say(f"  {'':<18} log: {log}")
+        if state in ("failed", "running"):
+            attempt = run.stage_dir(stage, prepared.plan).attempts()[-1]
+            if state == "failed":
+                say(f"  {'':<18} log: {attempt / 'worker.log'}")
+            elif stall := stalled(attempt, prepared.plan.recipe.compute.stall_minutes):
+                say(yellow(f"  {'':<18} {stall}"))
     print_results(manifests)
     decay = judge_decay(prepared.plan.recipe, manifests)
     if decay is not None:

@@ -731,6 +731,14 @@ class Compute(Section):
         description="Let oneDNN multiply float32 matrices when log-probs or rewards are scored on a CPU with AVX-512, "
         "where it is faster than torch's own choice; false leaves every product to torch.",
     )
+    stall_minutes: Annotated[float, Field(gt=0)] | None = Field(
+        10.0,
+        description="Minutes without progress after which a stage is said to stall, with its last step and the calls "
+        "that its process is in; null: never.",
+    )
+    end_stalled: bool = Field(
+        False, description="End a stage that stalls, instead of only saying so: the run stops with exit code 75."
+    )
 
 
 class Storage(Section):

@@ -1,15 +1,14 @@
 """One stage at work: its attempt, its process, its progress."""
 
-import json
-from pathlib import Path
-from typing import Any
-
+from spa_recipes.errors import TryAgainError
 from spa_recipes.plan import Plan, Stage
 from spa_recipes.run.executors import Executors, vllm_processes_of
 from spa_recipes.run.failure import stage_failure
+from spa_recipes.run.progressfile import ProgressFile
 from spa_recipes.run.reporter import Reporter
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.run.spec import stage_spec
+from spa_recipes.run.stall import Stall
 from spa_recipes.state.stagedir import Manifest
 
 
@@ -37,6 +36,8 @@ class StageJob:
         run.log_event("stage started", stage=stage.id, attempt=number)
         reporter.started(stage, number)
         self._progress = ProgressFile(self._attempt / "progress.jsonl")
+        self._stall = Stall(self._attempt, plan.recipe.compute.stall_minutes)
+        self._end_stalled = plan.recipe.compute.end_stalled
         log = self._attempt / "worker.log"
         self._process = executors.start(stage.kind, spec, log, vllm_processes_of(stage, plan.recipe.compute))
 
@@ -45,6 +46,7 @@ class StageJob:
         code = self._process.poll()
         self._report()
         if code is None:
+            self._look_for_stall()
             return None
         manifest = self._folder.manifest()
         if code != 0 or manifest is None or manifest.key != self.stage.key:
@@ -57,39 +59,28 @@ class StageJob:
         """See `Job`."""
         self._process.stop()
 
+    def _look_for_stall(self) -> None:
+        """Say once that the stage makes no progress; end it if the recipe asks for that."""
+        what = self._stall.news()
+        if what is None:
+            return
+        self._run.log_event("no progress", stage=self.stage.id, text=what)
+        self._reporter.noticed(self.stage, what)
+        if self._end_stalled:
+            self._process.stop()
+            raise TryAgainError(
+                f"{what}; it was ended, as compute.end_stalled asks",
+                where=self.stage.id,
+                fix="the same command goes on from its last checkpoint or shard",
+            )
+
     def _report(self) -> None:
         """Pass on every notice and the newest progress."""
         lines = self._progress.new_lines()
+        if lines:
+            self._stall.over()
         for notice in (line["notice"] for line in lines if "notice" in line):
             self._run.log_event("notice", stage=self.stage.id, text=notice)
             self._reporter.noticed(self.stage, notice)
         for line in [line for line in lines if "notice" not in line][-1:]:
             self._reporter.progress(self.stage, line["done"], line["total"], line["unit"], line["note"])
-
-
-class ProgressFile:
-    """Reads the lines that a stage appends."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._position = path, 0
-
-    def new_lines(self) -> list[dict[str, Any]]:
-        """Complete lines since the last call."""
-        try:
-            with self._path.open("rb") as handle:
-                handle.seek(self._position)
-                content = handle.read()
-        except OSError:
-            return []
-        complete = content[: content.rfind(b"\n") + 1]
-        self._position += len(complete)
-        return [line for text in complete.splitlines() if (line := _parsed(text)) is not None]
-
-
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    """A line of progress; None for one that a full disk cut off."""
-    try:
-        value: dict[str, Any] = json.loads(line)
-        return value
-    except ValueError:
-        return None

@@ -29,6 +29,7 @@ from spa_recipes.run.disk import full_disk, is_full
 from spa_recipes.run.memory import smaller
 from spa_recipes.stages.context import Context, StageSpec
 from spa_recipes.state import atomic
+from spa_recipes.state.watchdog import Watchdog
 
 VERSIONED = ("spa-recipes", "torch", "transformers", "trl", "datasets", "accelerate", "peft", "vllm")
 
@@ -47,6 +48,7 @@ def _run_stage(spec: StageSpec) -> int:
             shutil.rmtree(context.draft, ignore_errors=True)
             context.draft.mkdir(parents=True)
         _limit_threads(spec)
+        context.watchdog = _watchdog(context)
         result = importlib.import_module(f"spa_recipes.stages.{KINDS[spec.kind].module}").run(context)
         if context.rank == 0:
             context.folder.commit(
@@ -74,7 +76,15 @@ def _run_stage(spec: StageSpec) -> int:
         with contextlib.suppress(OSError):
             traceback.print_exc()
         return _fail(context, failure)
+    finally:
+        if context.watchdog is not None:
+            context.watchdog.end()
     return 0
+
+
+def _watchdog(context: Context) -> Watchdog | None:
+    minutes = context.spec.runtime["compute"]["stall_minutes"]
+    return None if minutes is None else Watchdog(context.attempt_dir, context.rank, minutes * 60)
 
 
 def _explained(context: Context, error: Exception) -> SpaError:

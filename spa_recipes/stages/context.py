@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from spa_recipes.redaction import redacted
 from spa_recipes.state import atomic
 from spa_recipes.state.stagedir import StageDir
+from spa_recipes.state.watchdog import Watchdog
 
 _ABOVE = f"..{os.sep}"
 
@@ -81,6 +82,7 @@ class Context:
     spec: StageSpec
     rank: int = 0
     world_size: int = 1
+    watchdog: Watchdog | None = None
     _last_report: float = field(default=0.0, repr=False)
 
     @property
@@ -116,14 +118,19 @@ class Context:
     def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
         """Tell the runner how far the stage is; at most ten lines a second are written to the file."""
         now = time.monotonic()
-        if self.rank != 0 or (now - self._last_report < 0.1 and done < total):
+        if now - self._last_report < 0.1 and done < total:
             return
         self._last_report = now
-        self._tell({"done": done, "total": total, "unit": unit, "note": note})
+        if self.watchdog is not None:
+            self.watchdog.feed()
+        if self.rank == 0:
+            self._tell({"done": done, "total": total, "unit": unit, "note": note})
 
     def notice(self, text: str) -> None:
         """Tell a person something: in the stage's log, on the console and in the run's events."""
         print(text, flush=True)
+        if self.watchdog is not None:
+            self.watchdog.feed()
         self._tell({"notice": text})
 
     def _tell(self, line: dict[str, Any]) -> None:

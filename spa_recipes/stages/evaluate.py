@@ -25,7 +25,8 @@ def run(context: Context) -> Result:
     logps = _score_heldout(context, sampler, pairs)
     if logps is None:
         return NO_RESULT
-    context = Context(context.spec)  # the first process continues alone and waits for no shards of others
+    # The first process continues alone and waits for no shards of others.
+    context = Context(context.spec, watchdog=context.watchdog)
     samples = _samples(context, sampler, pairs)
     write_jsonl(context.draft / "samples.jsonl", samples)
     write_jsonl(context.draft / "heldout.jsonl", logps)

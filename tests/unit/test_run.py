@@ -14,7 +14,7 @@ from spa_recipes.recipe.schema import AccelerateExecutor, LocalExecutor
 from spa_recipes.run import executors
 from spa_recipes.run.changes import plan_changes, refuse_changes
 from spa_recipes.run.failure import stage_failure
-from spa_recipes.run.job import ProgressFile
+from spa_recipes.run.progressfile import ProgressFile
 from spa_recipes.run.rundir import RunDir, all_runs, find_reusable
 from spa_recipes.state import atomic, owned
 from tests.kit.finished_runs import commit
