@@ -323,12 +323,15 @@ def report(
     It is one file with the figures, charts, doubted pairs and sample answers.
     """
     from spa_recipes import api
-    from spa_recipes.cli.terminal import say
+    from spa_recipes.cli.terminal import say, yellow
     from spa_recipes.report.page import write_report
+    from spa_recipes.run.intact import remarks
 
     prepared = api.prepare_resume(run, runs_dir)
     path = out or prepared.run.path / "report.html"
     write_report(prepared.plan, prepared.run, prepared.run.manifests(prepared.plan), path)
+    for line in remarks(prepared.run):
+        say(yellow(line))
     say(f"report: {path}")
 
 

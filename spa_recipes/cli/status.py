@@ -36,6 +36,7 @@ def print_run_status(name: str, runs_dir: Path) -> None:
     from spa_recipes import api
     from spa_recipes.cli.summary import print_results
     from spa_recipes.run.decay import judge_decay
+    from spa_recipes.run.intact import remarks
     from spa_recipes.run.schedule import unfinished
     from spa_recipes.run.stall import stalled
     from spa_recipes.state import usage
@@ -65,6 +66,8 @@ def print_run_status(name: str, runs_dir: Path) -> None:
     decay = judge_decay(prepared.plan.recipe, manifests)
     if decay is not None:
         say(yellow(str(decay)))
+    for line in remarks(run):
+        say(yellow(line))
     left = unfinished(prepared.plan, run)
     if left:
         say(f"next:    `spa resume {run.path}` continues with {left[0].id}")

@@ -68,6 +68,12 @@ def model_shown(folder: Path) -> Path:
     return folder.resolve()
 
 
+def texts_written(run: RunDir) -> dict[str, str]:
+    """The digests of the texts beside the final model, by name, as the run wrote them."""
+    texts = (_record(run.final) or {"texts": {}})["texts"]
+    return {name: digest for name, digest in texts.items() if "/" not in name}
+
+
 def leftovers(run: RunDir) -> list[Path]:
     """What an interrupted `show` left behind and nothing needs any more."""
     old = [_old(run)] if os.path.lexists(run.final) else []

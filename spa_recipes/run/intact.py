@@ -3,8 +3,24 @@
 from pathlib import Path
 
 from spa_recipes.errors import DataError
-from spa_recipes.run.final import model_shown
+from spa_recipes.run.final import model_shown, texts_written
+from spa_recipes.run.rundir import RunDir
+from spa_recipes.state.digests import file_digest
 from spa_recipes.state.stagedir import MANIFEST, StageDir
+
+
+def remarks(run: RunDir) -> list[str]:
+    """What of a run's final folder is not as the run left it, a line each: a damaged model, a changed text."""
+    found = []
+    try:
+        check_made_model(str(run.final))
+    except DataError as error:
+        found.append(str(error))
+    for name, digest in texts_written(run).items():
+        file = run.final / name
+        if file.is_file() and file_digest(file) != digest:
+            found.append(f"{file} was changed since the run wrote it; delete it, and `spa resume` writes it again")
+    return found
 
 
 def check_made_model(location: str) -> None:

@@ -9,10 +9,11 @@ import pytest
 from spa_recipes.errors import DataError
 from spa_recipes.plan import Plan
 from spa_recipes.run import gc
-from spa_recipes.run.intact import check_made_model
+from spa_recipes.run.intact import check_made_model, remarks
 from spa_recipes.run.reuse import reuse, set_damaged_aside
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.state.digests import DigestMemo, file_digest
+from tests.kit.finished_runs import make_run as make_whole_run
 from tests.kit.garbage import folder_of, make_run
 from tests.kit.plans import plan_of
 from tests.unit.test_hostile_reuse import Heard
@@ -127,3 +128,15 @@ def test_a_changed_input_of_the_same_size_and_time_is_seen_where_a_run_goes_on(t
     again.save()
     assert DigestMemo(memo).of(file) == file_digest(file)
     assert str(other) in memo.read_text()  # what was not asked for is not forgotten
+
+
+def test_status_and_report_say_what_is_not_as_the_run_left_it(tmp_path: Path, plan: Plan, spa_here: Any) -> None:
+    run = make_whole_run(tmp_path / "runs" / "mini", plan)
+    assert remarks(run) == []
+    (run.final / "README.md").write_text("cut")
+    alter(weights(run, plan))
+    model, card = remarks(run)
+    assert "model.safetensors was altered, since" in model
+    assert card.startswith(f"{run.final / 'README.md'} was changed since the run wrote it")
+    done = spa_here("status", "mini")
+    assert (done.code, "README.md was changed" in done.out, "was altered, since" in done.out) == (0, True, True)
