@@ -22,6 +22,7 @@ from spa_recipes.state.digests import DigestMemo
 from spa_recipes.state.stagedir import Manifest
 
 if TYPE_CHECKING:
+    from spa_recipes.run.consent import Consent
     from spa_recipes.run.executors import Executors
     from spa_recipes.run.gc import Sweep
     from spa_recipes.run.reporter import Reporter
@@ -63,19 +64,23 @@ def run_recipe(
     until: str | None = None,
     accept: bool = False,
     executors: Executors | None = None,
+    consent: Consent | None = None,
 ) -> Outcome:
     """Do what is not done yet: the whole plan, or the stage `until` and all stages that it needs.
 
     With `executors` of its own, a caller that does several runs imports the libraries once; it closes them itself.
+    `consent` is the user's to what the recipe may do; without it, only what was agreed to before is done.
 
     Raises:
         SpaError: with the exit code of what went wrong; before anything starts for what is wrong with the inputs.
     """
     from spa_recipes.report.card import final_texts
+    from spa_recipes.run.consent import require
     from spa_recipes.run.preflight import check_inputs
     from spa_recipes.run.runner import execute
 
     owned.refuse_foreign(prepared.run.path, prepared.run.kind)
+    (consent or require)(prepared.plan, prepared.run)
     check_inputs(prepared.plan, prepared.run, until)
     return execute(
         prepared.plan,

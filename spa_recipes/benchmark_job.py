@@ -12,6 +12,7 @@ from spa_recipes.benchmarks import alpaca_eval
 from spa_recipes.errors import RecipeError
 from spa_recipes.plan import KINDS, Plan, compile_benchmark_plan
 from spa_recipes.recipe.schema import BenchmarkJob, ForkExecutor, Pairwise
+from spa_recipes.run.consent import Consent, require
 from spa_recipes.run.executors import Executors, has_nvidia_driver
 from spa_recipes.run.final import model_shown
 from spa_recipes.run.preflight import check_inputs
@@ -34,12 +35,14 @@ class BenchmarkResult(NamedTuple):
     manifests: dict[str, Manifest]
 
 
-def run_benchmark(job: BenchmarkJob, reporter: Reporter, executors: Executors | None = None) -> BenchmarkResult:
+def run_benchmark(
+    job: BenchmarkJob, reporter: Reporter, executors: Executors | None = None, *, consent: Consent = require
+) -> BenchmarkResult:
     """Run a benchmark for a model.
 
     Work in progress lives in `OUT.spa/` beside the output until that is there, so a stopped job goes on where it was
     when it is run again. `executors` of one's own spare several jobs in a row the import of the libraries; the caller
-    closes them.
+    closes them. `consent` is the user's to what the job may do.
 
     Raises:
         SpaError: with the exit code of what went wrong.
@@ -58,6 +61,7 @@ def run_benchmark(job: BenchmarkJob, reporter: Reporter, executors: Executors | 
     if job.out is not None and not out.absolute().parent.is_dir():
         raise RecipeError("no such folder", where=f"out: {out.parent}", fix="make it first")
     plan = compile_benchmark_plan(job, DigestMemo(run.path / DIGEST_MEMO, afresh=True))
+    consent(plan, run)
     check_inputs(plan, run)
     out.absolute().parent.mkdir(exist_ok=True)
     text = json.dumps(job.model_dump(mode="json"), indent=2)

@@ -15,7 +15,7 @@ from typer.models import CommandInfo
 
 from spa_recipes import __version__
 from spa_recipes.cli.examples import EVALUATE, examples
-from spa_recipes.cli.options import Accept, MaybeRun, RecipeArgument, RunDirOption, RunName, RunsDir, Set, Until
+from spa_recipes.cli.options import Accept, MaybeRun, RecipeArgument, RunDirOption, RunName, RunsDir, Set, Trust, Until
 from spa_recipes.errors import RecipeError, SpaError
 
 app = typer.Typer(
@@ -55,18 +55,21 @@ def run(
     set_: Set = None,
     until: Until = None,
     accept: Accept = False,
+    trust: Trust = False,
 ) -> None:
     """Run a recipe, or continue a run that stopped.
 
     A run trains on the seed labels; then each iteration generates answers, judges them and refines the model.
     """
     from spa_recipes import api
+    from spa_recipes.cli.consent import consent_of
     from spa_recipes.cli.progress import RunReporter
     from spa_recipes.cli.summary import print_summary
 
     prepared = api.prepare(recipe, overrides=set_ or [], run_dir=run_dir, afresh=True)
     with RunReporter(prepared) as reporter:
-        outcome = api.run_recipe(prepared, reporter, until=until, accept=accept)
+        consent = consent_of(reporter, trust=trust)
+        outcome = api.run_recipe(prepared, reporter, until=until, accept=accept, consent=consent)
     print_summary(prepared, outcome)
 
 
@@ -76,18 +79,21 @@ def resume(
     runs_dir: RunsDir = Path("runs"),
     until: Until = None,
     accept: Accept = False,
+    trust: Trust = False,
 ) -> None:
     """Continue a run from what is on disk.
 
     Finished stages are reused, and an unfinished stage continues from its last checkpoint or shard.
     """
     from spa_recipes import api
+    from spa_recipes.cli.consent import consent_of
     from spa_recipes.cli.progress import RunReporter
     from spa_recipes.cli.summary import print_summary
 
     prepared = api.prepare_resume(run, runs_dir, afresh=True)
     with RunReporter(prepared) as reporter:
-        outcome = api.run_recipe(prepared, reporter, until=until, accept=accept)
+        consent = consent_of(reporter, trust=trust)
+        outcome = api.run_recipe(prepared, reporter, until=until, accept=accept, consent=consent)
     print_summary(prepared, outcome)
 
 
@@ -184,6 +190,7 @@ def evaluate(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Set any key of the job, e.g. `--set model.max_length=2048`."),
     ] = None,
+    trust: Trust = False,
 ) -> None:
     """Run AlpacaEval 2.0, MT-Bench or a win rate for a model.
 
@@ -195,7 +202,7 @@ def evaluate(
     if annotations is not None:
         print_scores(annotations, subject, options, set_ or [])
     else:
-        run_job(subject, options, set_ or [])
+        run_job(subject, options, set_ or [], trust=trust)
 
 
 @app.command(epilog=examples("spa validate recipes/*.yaml"))

@@ -4,22 +4,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from spa_recipes.benchmark_job import BenchmarkResult, run_benchmark, score_annotations
+from spa_recipes.cli.consent import consent_of, users_own_words
 from spa_recipes.cli.progress import PlainReporter
 from spa_recipes.cli.terminal import bold, say, yellow
 from spa_recipes.errors import RecipeError
-from spa_recipes.recipe.job import load_job
+from spa_recipes.recipe.job import is_file_of_job, load_job
 from spa_recipes.recipe.schema import AlpacaEval, BenchmarkJob, MtBench
 from spa_recipes.report import figures
 from spa_recipes.report.benchmarks import benchmark_lines
 from spa_recipes.state.digests import files_below
 
 
-def run_job(subject: str | None, options: Mapping[str, str | None], overrides: Sequence[str]) -> None:
+def run_job(
+    subject: str | None, options: Mapping[str, str | None], overrides: Sequence[str], *, trust: bool = False
+) -> None:
     """Run a benchmark for a model or a job file, and print the result."""
     given = {name: value for name, value in options.items() if value is not None}
     job = load_job(subject, given, overrides)
     with PlainReporter() as reporter:
-        done = run_benchmark(job, reporter)
+        of_file = subject is not None and is_file_of_job(subject)
+        consent = consent_of(reporter, trust=trust) if of_file else users_own_words
+        done = run_benchmark(job, reporter, consent=consent)
     _print_result(job, done)
 
 

@@ -16,6 +16,10 @@ Accept = Annotated[
     bool,
     typer.Option("--accept", help="The recipe changed since the run started: do the affected stages again."),
 ]
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="Agree to the code that the recipe runs and the keys that it sends (see `spa plan`)."),
+]
 Until = Annotated[
     str | None,
     typer.Option(

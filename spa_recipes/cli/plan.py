@@ -1,6 +1,7 @@
 """What `spa plan` prints."""
 
 from spa_recipes import api
+from spa_recipes.cli.consent import print_powers
 from spa_recipes.cli.terminal import bold, cyan, green, is_shown_as_it_is, say, say_document, say_json, yellow
 from spa_recipes.estimates import Need, needs
 from spa_recipes.run.disk import free_bytes
@@ -14,8 +15,6 @@ def print_plan(prepared: api.Prepared, *, diff: bool) -> None:
     """Print every stage with its inputs, key, state and needs; with `diff`, say of every stage why it is stale."""
     plan, run = prepared.plan, prepared.run
     say(f"{bold(plan.recipe.name)} in {run.path}: {len(plan.stages)} stages")
-    if plan.recipe.model.trust_remote_code:
-        say(yellow("runs Python code that comes with the model (model.trust_remote_code)"))
     disk, scratch = 0, 0
     for view in api.plan_view(prepared):
         need = needs(view.stage, plan)
@@ -28,6 +27,7 @@ def print_plan(prepared: api.Prepared, *, diff: bool) -> None:
         f"trains; {human_bytes(free_bytes(run.path.absolute()))} are free",
     )
     say("memory: weights, gradients, optimizer over all devices; activations come on top")
+    print_powers(plan, run.path)
 
 
 def _print_stage(view: api.StageView, need: Need, *, why: bool) -> None:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError
 
+from spa_recipes.recipe import hosts
+
 if TYPE_CHECKING:
     from spa_recipes.recipe import schema
 
@@ -103,6 +105,18 @@ def batch_splits(training: schema.Training) -> Conflicts:
 def base_url_is_the_base(endpoint: schema.Endpoint) -> Conflicts:
     if endpoint.base_url.rstrip("/").endswith("/completions"):
         yield Conflict(("base_url",), "must end before /chat/completions", "e.g. https://api.openai.com/v1")
+
+
+def key_goes_where_it_may(endpoint: schema.Endpoint) -> Conflicts:
+    name = endpoint.api_key_env
+    if name is None:
+        return
+    if hosts.is_never_sent(name):
+        what = f"{name} is never sent to an endpoint"
+        yield Conflict(("api_key_env",), what, "name the variable of the endpoint's own key, or set null")
+    elif not hosts.is_encrypted(endpoint.base_url):
+        what = f"would get the key in {name} over plain http, where others can read it"
+        yield Conflict(("base_url",), what, "use https, or set api_key_env: null")
 
 
 def reward_model_is_trained_or_given(judge: schema.RewardModelJudge) -> Conflicts:

@@ -323,7 +323,7 @@ class Sampling(Section):
 class Endpoint(Section):
     """A server with OpenAI's chat completions API: a provider's, or your own, such as `vllm serve`."""
 
-    RULES: ClassVar[rules.Rules] = (rules.base_url_is_the_base,)
+    RULES: ClassVar[rules.Rules] = (rules.base_url_is_the_base, rules.key_goes_where_it_may)
 
     base_url: str = Field(
         pattern=r"^https?://[^\s/?#@]+(/[^\s?#@]*)?$", description="Address of the API, e.g. https://api.openai.com/v1."
@@ -332,7 +332,8 @@ class Endpoint(Section):
     api_key_env: str | None = Field(
         "OPENAI_API_KEY",
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
-        description="Environment variable that holds the API key; null sends no key. The key is never stored.",
+        description="Environment variable that holds the API key; null sends no key. The key is never stored. "
+        "spa asks you before it sends a key to another server than its own service's.",
     )
     reasoning_model: bool = Field(
         False,

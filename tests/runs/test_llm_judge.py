@@ -71,7 +71,7 @@ def test_a_run_with_a_server_is_killed_and_goes_on_and_pays_once(home: Path) -> 
     with EndpointServer(answer, key=KEY) as server:
         words = {"type": "llm", "prompt": "question.jinja", "endpoint": server.endpoint(api_key_env="SPA_TEST_KEY")}
         write_recipe(home / "served.yaml", mini(**RUN, name="served", judge=words))
-        missing = run_spa(home, "run", "served.yaml")
+        missing = run_spa(home, "run", "served.yaml", "--trust")  # the key goes to a server of ours
         assert missing.returncode == 2
         assert "SPA_TEST_KEY is not set" in missing.stderr
         running = start(home, "run", "served.yaml", SPA_TEST_KEY=KEY)

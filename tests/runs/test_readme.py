@@ -21,6 +21,7 @@ DOCUMENTS = [
         "spa_recipes/README.md",
         "tests/benchmarks/README.md",
         ".github/CONTRIBUTING.md",
+        ".github/SECURITY.md",
     )
 ]
 GUIDE = (ROOT / "recipes" / "README.md").read_text()

@@ -181,7 +181,7 @@ def test_killed_in_the_middle_it_goes_on_and_with_two_engines(
     prompts, shard = 480, int(str(ENGINE["shard_size"]))  # more than the engine has at once
     data = {"pairs": {"type": "sandbox", "rows": 700}, "prompts_per_iteration": [prompts]}
     write_recipe(home / "r.yaml", recipe(vllm_python, data=data))
-    run = started("run", "r.yaml", "--until", "generate-1")
+    run = started("run", "r.yaml", "--trust", "--until", "generate-1")
     shards = "runs/mini/stages/*-generate-1-*/work/shards/completions/*.parquet"
     wait_for(lambda: list(home.glob(shards)) or run.poll() is not None, 400)
     # A small model answers all in a second or two: the kill is to meet it where it stands.
@@ -199,7 +199,7 @@ def test_killed_in_the_middle_it_goes_on_and_with_two_engines(
     assert not list(home.glob("runs/mini/stages/*-generate-1-*/output"))
 
     keep = ["--set", "storage.keep_shards=true", "--set", "sampling.backend.data_parallel_size=2"]
-    done = run_spa(home, "run", "r.yaml", "--until", "generate-1", *keep)
+    done = run_spa(home, "run", "r.yaml", "--trust", "--until", "generate-1", *keep)
     assert done.returncode == 0, done.stderr
     assert {path.name: path.read_bytes() for path in home.glob(shards) if path.name in made} == made
     assert not engines_at_work(home)
@@ -228,7 +228,7 @@ def test_an_adapter_beside_its_base_samples_like_the_merged_model(vllm_python: s
         sampling={"backend": {**ENGINE, "lora": "adapter"}},
     )
     write_recipe(home / "r.yaml", lora)
-    done = run_spa(home, "run", "r.yaml", "--until", "generate-1")
+    done = run_spa(home, "run", "r.yaml", "--trust", "--until", "generate-1")
     assert done.returncode == 0, done.stderr
     assert metrics(home, "generate-1")["logp_difference_max"] < TOLERANCE
     adapter = json.loads(output(home, "seed", "adapter/adapter_config.json").read_text())
@@ -239,7 +239,7 @@ def test_an_adapter_beside_its_base_samples_like_the_merged_model(vllm_python: s
 
 def test_an_evaluation_samples_with_vllm_too(vllm_python: str, home: Path) -> None:
     write_recipe(home / "r.yaml", recipe(vllm_python, evaluation={"enabled": True, "max_prompts": 6}))
-    done = run_spa(home, "run", "r.yaml", "--until", "evaluate-init")
+    done = run_spa(home, "run", "r.yaml", "--trust", "--until", "evaluate-init")
     assert done.returncode == 0, done.stderr
     samples = read_jsonl(output(home, "evaluate-init", "samples.jsonl"))
     assert len(samples) == 6
@@ -272,7 +272,7 @@ def test_a_model_on_two_devices(vllm_python: str, home: Path) -> None:
     two["sampling"]["backend"]["tensor_parallel_size"] = 2
     write_recipe(home / "r.yaml", two)
     cores = {"VLLM_CPU_OMP_THREADS_BIND": "0|1" if (os.cpu_count() or 1) > 1 else "0|0"}
-    done = run_spa(home, "run", "r.yaml", "--until", "generate-1", **cores)
+    done = run_spa(home, "run", "r.yaml", "--trust", "--until", "generate-1", **cores)
     assert done.returncode == 0, done.stderr
     assert metrics(home, "generate-1")["logp_difference_max"] < TOLERANCE
     assert pq.read_table(output(home, "generate-1", "completions.parquet")).num_rows == 32
@@ -287,7 +287,7 @@ def cannot_serve(python: str, home: Path, **backend: Any) -> tuple[int, str]:
     short["judge"] = {"reference": "model"}
     short["sampling"]["backend"] |= backend
     write_recipe(home / "r.yaml", short)
-    done = run_spa(home, "run", "r.yaml", "--until", "generate-1")
+    done = run_spa(home, "run", "r.yaml", "--trust", "--until", "generate-1")
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: generate-1: ")]
     return done.returncode, line
 

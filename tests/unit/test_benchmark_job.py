@@ -26,7 +26,7 @@ benchmark:
   questions: q.jsonl
   judge_prompts: p.jsonl
   reference_answers: r.jsonl
-  endpoint: {base_url: "http://server/v1", model: grader}
+  endpoint: {base_url: "https://server/v1", model: grader}
 """
 BASES = {
     "alpaca_eval": ["one", "--benchmark", "alpaca_eval", "--set", "name=base"],
@@ -51,8 +51,8 @@ SPELLINGS: list[tuple[str, str, list[str], str, Any]] = [
     ("mt_bench", "--judge-prompts p", ["--set", "benchmark.judge_prompts=p"], "benchmark.judge_prompts", "p"),
     ("mt_bench", "--reference-answers r", ["--set", "benchmark.reference_answers=r"],
      "benchmark.reference_answers", "r"),
-    ("mt_bench", "--endpoint-url u", ["--set", "benchmark.endpoint.base_url=http://u"], "benchmark.endpoint.base_url",
-     "http://u"),
+    ("mt_bench", "--endpoint-url u", ["--set", "benchmark.endpoint.base_url=https://u"], "benchmark.endpoint.base_url",
+     "https://u"),
     ("mt_bench", "--endpoint-model m", ["--set", "benchmark.endpoint.model=m"], "benchmark.endpoint.model", "m"),
     ("mt_bench", "--endpoint-key-env none", ["--set", "benchmark.endpoint.api_key_env=null"],
      "benchmark.endpoint.api_key_env", None),
@@ -107,7 +107,7 @@ def job_of(spa_here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Jo
     (tmp_path / "mt.yaml").write_text(MT_BENCH)
     jobs: list[BenchmarkJob] = []
 
-    def note(job: BenchmarkJob, reporter: object) -> None:
+    def note(job: BenchmarkJob, reporter: object, *, consent: object) -> None:
         jobs.append(benchmark_job.settled(job))
         raise SystemExit(0)
 

@@ -101,7 +101,7 @@ def test_the_hub_can_read_it(tmp_path: Path) -> None:
             "by asking `org/judge` in words",
         ),
         (
-            {"judge": {"type": "llm", "endpoint": {"base_url": "http://gpu-7:80/v1", "model": "big"}}},
+            {"judge": {"type": "llm", "endpoint": {"base_url": "https://gpu-7:80/v1", "model": "big"}}},
             "base_url: http://localhost:8000/v1",
         ),
         ({"evaluation": {"benchmarks": [{"type": "pairwise", "max_tokens": 16}]}}, "Benchmarks of this model:"),

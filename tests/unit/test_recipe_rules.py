@@ -23,7 +23,7 @@ model:
 data:
   pairs: {type: dataset, source: a.jsonl}
 """
-ENDPOINT = "endpoint: {base_url: http://h/v1, model: m}"
+ENDPOINT = "endpoint: {base_url: https://h/v1, model: m}"
 NO_LABELS = "  seed_labels: 0\n"
 
 # Text that follows BASE, so that it begins in line 6, and the one line that it gets.
@@ -53,8 +53,14 @@ CASES = {
         "8: judge.chat_template: needs model_name_or_path; add it, or remove chat_template",
     f"judge:\n  type: llm\n  {ENDPOINT}\n  max_length: 9":
         "9: judge.max_length: has no effect on an endpoint, whose server has its own limit; remove it",
-    "judge:\n  type: llm\n  endpoint:\n    model: m\n    base_url: http://h/v1/chat/completions":
+    "judge:\n  type: llm\n  endpoint:\n    model: m\n    base_url: https://h/v1/chat/completions":
         "10: judge.endpoint.base_url: must end before /chat/completions; e.g. https://api.openai.com/v1",
+    "judge:\n  type: llm\n  endpoint:\n    model: m\n    base_url: http://h/v1":
+        "10: judge.endpoint.base_url: would get the key in OPENAI_API_KEY over plain http, where others can read it; "
+        "use https, or set api_key_env: null",
+    "judge:\n  type: llm\n  endpoint:\n    model: m\n    base_url: https://h/v1\n    api_key_env: HF_TOKEN":
+        "11: judge.endpoint.api_key_env: HF_TOKEN is never sent to an endpoint; name the variable of the endpoint's "
+        "own key, or set null",
     "evaluation:\n  reward: implicit_reward":
         "7: evaluation.reward: implicit_reward needs reward_policy and reward_reference; add reward_policy and "
         "reward_reference",
