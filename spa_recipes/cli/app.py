@@ -17,6 +17,7 @@ from spa_recipes import __version__
 from spa_recipes.cli.examples import EVALUATE, examples
 from spa_recipes.cli.options import Accept, MaybeRun, RecipeArgument, RunDirOption, RunName, RunsDir, Set, Trust, Until
 from spa_recipes.errors import RecipeError, SpaError
+from spa_recipes.redaction import redacted
 
 app = typer.Typer(
     name="spa",
@@ -489,11 +490,11 @@ def main() -> None:
         raise
     except Exception as error:
         if debug:
-            say(*traceback.format_exc().splitlines(), err=True)
+            say(*redacted(traceback.format_exc()).splitlines(), err=True)
             sys.exit(1)
         if isinstance(error, SpaError):
             print_errors(error)
             sys.exit(error.exit_code)
         reason = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-        say(f"error: {' '.join(reason.split())}; --debug shows where", err=True)
+        say(f"error: {' '.join(redacted(reason).split())}; --debug shows where", err=True)
         sys.exit(1)

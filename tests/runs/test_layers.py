@@ -62,6 +62,7 @@ ALLOWED: dict[str, set[str]] = {
     "benchmark_job": {"errors", "recipe", "plan", "state", "run", "api", "benchmarks"},
     "cli": {
         "errors",
+        "redaction",
         "units",
         "recipe",
         "plan",

@@ -59,14 +59,17 @@ def test_the_page_of_a_run_tells_how_the_judge_judged(home: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_a_run_with_a_server_is_killed_and_goes_on_and_pays_once(home: Path) -> None:
-    """SIGKILL in the second shard; the server prefers longer answers, so every label can be checked."""
+    """SIGKILL in the second shard; the server prefers longer answers, so every label can be checked.
+
+    It repeats the key in each answer, and no file of the run and no line has it.
+    """
     release = threading.Event()
     shards = "runs/served/stages/*llm-judge-1*/work/shards/replies/*.parquet"
 
     def answer(body: dict[str, Any]) -> str:
         if list(home.glob(shards)):
             release.wait(120)  # until the run is dead
-        return longer(body)
+        return f"your key is {KEY}: {longer(body)}"
 
     with EndpointServer(answer, key=KEY) as server:
         words = {"type": "llm", "prompt": "question.jinja", "endpoint": server.endpoint(api_key_env="SPA_TEST_KEY")}

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,3 +66,18 @@ def test_the_events_of_a_run_show_no_secret(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setenv("A_TOKEN", KEY)
     RunDir(tmp_path).log_event("run stopped", reason=f"ValueError: {KEY}")
     assert json.loads((tmp_path / "events.jsonl").read_text())["reason"] == f"ValueError: {HIDDEN}"
+
+
+@pytest.mark.parametrize("debug", [[], ["--debug"]])
+def test_an_error_that_nobody_foresaw_shows_no_secret(
+    debug: list[str], monkeypatch: pytest.MonkeyPatch, spa_here: Any
+) -> None:
+    def fails(*arguments: object) -> None:
+        raise ValueError(f"the server says {KEY}")
+
+    monkeypatch.setenv("A_TOKEN", KEY)
+    monkeypatch.setattr("spa_recipes.cli.status.print_runs", fails)
+    answer = spa_here("status", *debug)
+    assert answer.code == 1
+    assert f"the server says {HIDDEN}" in answer.err
+    assert KEY not in answer.err + answer.out
