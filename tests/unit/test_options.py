@@ -1,9 +1,10 @@
 """The options of every command, frozen: what a command can be asked belongs in its recipe or job file."""
 
+import pytest
 import typer
 from typer.core import TyperArgument
 
-from spa_recipes.cli.app import app
+from spa_recipes.cli.app import _COMMANDS, app
 
 OPTIONS = {
     "": {"--debug", "--version"},
@@ -36,7 +37,8 @@ def options_of(command: typer.main.Typer | object) -> set[str]:
     return names - {"--help", "--install-completion", "--show-completion"}
 
 
-def test_no_command_has_another_option() -> None:
+def test_no_command_has_another_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "registered_commands", list(_COMMANDS))  # a call in this process leaves its own only
     group = typer.main.get_command(app)
     commands = {"": group, **getattr(group, "commands", {})}
     assert {name: options_of(command) for name, command in commands.items()} == OPTIONS
