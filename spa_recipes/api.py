@@ -172,7 +172,11 @@ def plan_view(prepared: Prepared) -> list[StageView]:
 
     plan, run, _ = prepared
     changes: dict[str, list[str]] = {}
-    for line in plan_changes(plan, run):
+    try:
+        lines = plan_changes(plan, run)
+    except ValueError:  # the stored plan was damaged, and says nothing
+        lines = []
+    for line in lines:
         name, _, change = line.partition(": ")
         changes.setdefault(name, []).append(change)
     views, stale = [], set[str]()

@@ -5,10 +5,13 @@ Exit codes: 0 ok; 1 a stage failed; 2 usage or recipe; 3 data; 4 the run is lock
 was stopped by a closed terminal (SIGHUP), Ctrl-C or SIGTERM.
 """
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
+from spa_recipes import __version__
 from spa_recipes.redaction import redacted
 
 
@@ -55,6 +58,10 @@ class DataError(SpaError):
     exit_code = 3
 
 
+class NewerVersionError(DataError):
+    """A newer version of this package wrote a run; nothing in it is touched."""
+
+
 class LockedError(SpaError):
     """Another process holds the run."""
 
@@ -71,6 +78,67 @@ class TryAgainError(SpaError):
     """Memory or disk ran out, or the network failed: the same command may work later or with other settings."""
 
     exit_code = 75
+
+
+_AGAIN = "run the same command again"
+_DRIVE = f"see that the disk or the network drive works (`dmesg` may say more), then {_AGAIN}"
+_PATH = "check the path"
+_SYSTEM: dict[int, tuple[type[SpaError], str]] = {
+    errno.ENOSPC: (TryAgainError, f"make room on the disk, then {_AGAIN}"),
+    errno.EDQUOT: (TryAgainError, f"your quota is used up: delete something or ask for more, then {_AGAIN}"),
+    errno.EFBIG: (DataError, "no file of that size is allowed there: raise `ulimit -f`, or use another disk"),
+    errno.EMFILE: (TryAgainError, f"raise `ulimit -n`, then {_AGAIN}"),
+    errno.ENFILE: (TryAgainError, f"close other programs, then {_AGAIN}"),
+    errno.ENOMEM: (TryAgainError, f"close other programs, then {_AGAIN}"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), (DataError, "change its permissions, or choose another place")),
+    errno.EROFS: (DataError, "choose a place that can be written"),
+    **dict.fromkeys(
+        (
+            errno.ENOENT,
+            errno.ENOTDIR,
+            errno.EISDIR,
+            errno.EEXIST,
+            errno.ENOTEMPTY,
+            errno.ELOOP,
+            errno.ENAMETOOLONG,
+            errno.EINVAL,
+        ),
+        (DataError, _PATH),
+    ),
+}
+"""What to do about an error of the system, and whether it is the user's to mend (3) or may pass (75)."""
+
+
+def system_error(error: OSError, *, where: str = "", place: str = "", fix: str = "") -> SpaError:
+    """An error of the operating system in one line: the file, what the system says, and what to do.
+
+    Args:
+        where: stands in front of the file, such as the id of a stage.
+        place: named where the error names no file.
+        fix: what to do where it is the user's to mend; by default what fits the number of the error.
+    """
+    files = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    kind, remedy = _SYSTEM.get(error.errno or 0, (TryAgainError, _DRIVE))
+    return kind(
+        error.strerror or str(error).strip() or type(error).__name__,
+        where=": ".join(part for part in (where, " -> ".join(files) or place) if part),
+        fix=fix if fix and kind is DataError else remedy,
+    )
+
+
+def newer_version(field: str, where: str, version: str = "") -> NewerVersionError:
+    """The error for a file of a run with a field that this version does not know.
+
+    Args:
+        version: that wrote the file, where that is known.
+    """
+    named = f" ({version})" if version else ""
+    return NewerVersionError(
+        f"a newer version of spa-recipes{named} made this run, and {__version__} does not know `{field}`; "
+        "nothing was changed",
+        where=where,
+        fix="update spa-recipes, or choose another --run-dir",
+    )
 
 
 @contextmanager

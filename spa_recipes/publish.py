@@ -84,7 +84,7 @@ def push(run: RunDir, target: Target, *, announce: Callable[[Shipment], None], d
         return None if dry_run else _upload(run, shipment, target)
 
 
-def _held(run: RunDir) -> AbstractContextManager[None]:
+def _held(run: RunDir) -> AbstractContextManager[object]:
     return nullcontext() if run.is_read_only else run.locked()
 
 

@@ -16,7 +16,7 @@ from typer.models import CommandInfo
 from spa_recipes import __version__
 from spa_recipes.cli.examples import EVALUATE, examples
 from spa_recipes.cli.options import Accept, MaybeRun, RecipeArgument, RunDirOption, RunName, RunsDir, Set, Trust, Until
-from spa_recipes.errors import RecipeError, SpaError
+from spa_recipes.errors import RecipeError, SpaError, system_error
 from spa_recipes.redaction import redacted
 
 app = typer.Typer(
@@ -492,6 +492,8 @@ def main() -> None:
         if debug:
             say(*redacted(traceback.format_exc()).splitlines(), err=True)
             sys.exit(1)
+        if isinstance(error, OSError) and error.errno is not None:
+            error = system_error(error)
         if isinstance(error, SpaError):
             print_errors(error)
             sys.exit(error.exit_code)

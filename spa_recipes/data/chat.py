@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any, NamedTuple
 
 from spa_recipes.data.rows import Message
 from spa_recipes.data.template import MAX_FILE_BYTES, render
-from spa_recipes.errors import DataError, SpaError, TryAgainError
+from spa_recipes.errors import DataError, SpaError, TryAgainError, system_error
+from spa_recipes.state.patience import NOT_THERE
 from spa_recipes.state.reading import read_text
 
 _PROBE = "SPAPROBE"
@@ -163,7 +165,7 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     name = str(Path(path).expanduser()) if str(path).startswith("~") else str(path)
-    local = Path(name).is_dir()
+    local = is_model_folder(name)
     if not local and is_path(name):
         raise DataError("no such model folder", where=name, fix="check model.model_name_or_path")
     try:
@@ -234,6 +236,26 @@ def _find_end_of_turn(tokenizer: Any) -> int:
         )
     eos: int = tokenizer.eos_token_id
     return eos
+
+
+def is_model_folder(name: str) -> bool:
+    """Whether a name is that of a folder on this disk, whose files can be opened.
+
+    Raises:
+        DataError: it is one, and they cannot be; libraries would take it for a Hub id. TryAgainError: the disk fails.
+    """
+    try:
+        with os.scandir(name) as entries:
+            for path in [Path(entry.path) for entry in entries if entry.is_file()]:
+                path.open("rb").close()
+    except ValueError:  # a NUL is in it
+        return False
+    except OSError as error:
+        if error.errno in NOT_THERE:
+            return False
+        fix = "make the folder and its files readable for yourself"
+        raise system_error(error, place=name, fix=fix) from None
+    return True
 
 
 def is_path(name: str) -> bool:

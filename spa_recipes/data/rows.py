@@ -5,12 +5,11 @@ The rows that stages hand to each other are in `stage_rows` (JSONL) and `tables`
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NotRequired, TypedDict, TypeVar
 
-from spa_recipes.errors import DataError
+from spa_recipes.errors import DataError, TryAgainError, system_error
 from spa_recipes.state import atomic
 
 RowT = TypeVar("RowT", bound=Mapping[str, Any])
@@ -89,7 +88,7 @@ def write_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> int:
         for count, row in enumerate(rows, start=1):
             file.write(_encode(row, f"{path}, row {count}"))
         file.flush()
-        os.fsync(file.fileno())
+        atomic.fsync(file.fileno())
     return count
 
 
@@ -134,12 +133,15 @@ def read_lines(path: Path | str) -> Iterator[Line]:
     Only `\\n` ends a line, as JSON text may hold U+2028 and its like. A BOM and CRLF are accepted.
 
     Raises:
-        DataError: the file cannot be opened.
+        DataError: there is no such file. TryAgainError: the disk fails.
     """
     path = Path(path)
     try:
         file = path.open("rb")
     except OSError as error:
+        told = system_error(error, place=str(path))
+        if isinstance(told, TryAgainError):
+            raise told from error
         raise DataError(f"cannot be opened ({error.strerror or error})", where=str(path)) from error
     with file:
         offset = 0

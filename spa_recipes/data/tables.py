@@ -1,6 +1,5 @@
 """Parquet files that stages hand to each other: the type of a row and the schema of each file, reading and writing."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
@@ -10,6 +9,7 @@ import pyarrow.parquet as pq
 
 from spa_recipes.errors import DataError
 from spa_recipes.state import atomic
+from spa_recipes.state.patience import patiently
 
 
 class CompletionRow(TypedDict):
@@ -63,17 +63,17 @@ def write_synced(path: Path, table: pa.Table) -> None:
     """Write Parquet under this very name, down to the disk."""
     pq.write_table(table, path)
     with path.open("rb") as handle:
-        os.fsync(handle.fileno())
+        atomic.fsync(handle.fileno())
 
 
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     """Read the columns of a schema from a Parquet file that a stage wrote.
 
     Raises:
-        DataError: the file cannot be read, or lacks a column.
+        DataError: the file is damaged, or lacks a column. TryAgainError: it cannot be read.
     """
     try:
-        return pq.read_table(path, columns=schema.names).cast(schema)
+        return patiently(lambda path: pq.read_table(path, columns=schema.names).cast(schema), path)
     except (OSError, ValueError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise DataError(

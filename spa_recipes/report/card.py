@@ -93,7 +93,7 @@ def _card(plan: Plan, found: Mapping[str, Manifest], public: Mapping[str, Any], 
         policies=policies,
         rounds=_rounds(found),
         caveats=_caveats(plan, found),
-        versions=_versions(found),
+        versions=versions(found),
         benchmarks=benchmark_lines(found),
         local=_local(plan, public),
         recipe_text=recipe_text.rstrip("\n"),
@@ -261,15 +261,16 @@ def _falls(accuracies: Sequence[float]) -> list[str]:
     return [f"The label accuracy fell {fall}: later labels are less to be trusted."]
 
 
-def _versions(found: Mapping[str, Manifest]) -> list[tuple[str, str]]:
-    """Every library with its version; where stages differ, with the stages of each."""
+def versions(found: Mapping[str, Manifest]) -> list[tuple[str, str]]:
+    """Every library with its version; where stages differ, or were begun under another, with the stages of each."""
     names = list(dict.fromkeys(name for manifest in found.values() for name in manifest.versions))
     result = []
     for name in names:
         stages: dict[str, list[str]] = {}
         for stage, manifest in found.items():
             if name in manifest.versions:
-                stages.setdefault(manifest.versions[name], []).append(stage)
+                begun = f", begun under {manifest.begun_with[name]}" if name in manifest.begun_with else ""
+                stages.setdefault(manifest.versions[name] + begun, []).append(stage)
         one = len(stages) == 1
         words = [version if one else f"{version} ({', '.join(users)})" for version, users in stages.items()]
         result.append((name, "; ".join(words)))

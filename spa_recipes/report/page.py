@@ -16,6 +16,7 @@ from spa_recipes.errors import RecipeError
 from spa_recipes.plan import MODEL, Plan, Stage
 from spa_recipes.recipe.schema import Recipe
 from spa_recipes.report.benchmarks import benchmark_lines
+from spa_recipes.report.card import versions
 from spa_recipes.report.charts import Series, histogram, line_chart
 from spa_recipes.report.figures import CHARTS, CURVES, LARGE_COUNT, PERCENT, iterations, series
 from spa_recipes.report.policies import Line, as_table, lines
@@ -98,7 +99,7 @@ def render(plan: Plan, run: RunDir, found: Mapping[str, Manifest]) -> str:
         iterations=_iterations(files),
         samples=_samples(files),
         recipe_text=yaml.safe_dump(plan.recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
-        versions=next(iter(found.values())).versions,
+        versions=versions(found),
         version=__version__,
     )
 

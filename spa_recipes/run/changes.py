@@ -1,12 +1,31 @@
 """What changed between the plan that a run was started with and the plan of today."""
 
+from contextlib import suppress
 from typing import Any
 
-from spa_recipes.errors import RecipeChangedError
+from spa_recipes.errors import RecipeChangedError, RecipeError
 from spa_recipes.plan import External, Plan, Stage
 from spa_recipes.plan.keys import SCHEME, differences, with_defaults
 from spa_recipes.run.rundir import RunDir
+from spa_recipes.state.patience import patiently
 from spa_recipes.state.reading import read_json
+from spa_recipes.state.stagedir import MANIFEST, StageDir
+
+
+def refuse_newer(plan: Plan, run: RunDir) -> None:
+    """Refuse a run that a newer version of this package worked on: to go on would lose what only that one knows.
+
+    Raises:
+        NewerVersionError: a manifest, the plan or the recipe has a field that this version does not know.
+        TryAgainError: one of them cannot be read.
+    """
+    with suppress(RecipeError):
+        run.planned()
+    if not _has_other_keys(run):
+        with suppress(RecipeError):
+            run.resolved(type(plan.recipe))
+    for manifest in sorted((run.path / "stages").glob(f"*/{MANIFEST}")):
+        StageDir(manifest.parent).manifest()
 
 
 def refuse_changes(plan: Plan, run: RunDir) -> None:
@@ -22,7 +41,14 @@ def refuse_changes(plan: Plan, run: RunDir) -> None:
             where=str(run.path),
             fix="finish it with that version, do all stages again with --accept, or choose another name or --run-dir",
         )
-    changes = plan_changes(plan, run)
+    try:
+        changes = plan_changes(plan, run)
+    except ValueError as error:
+        raise RecipeChangedError(
+            f"the run's plan was damaged ({error}), so nobody can tell whether the recipe is still the same",
+            where=str(run.path / "plan.json"),
+            fix="write it again from this recipe with --accept, which uses every finished stage that still fits",
+        ) from None
     if changes:
         raise RecipeChangedError(
             "the recipe, its data or its model changed since the run was started: " + "; ".join(changes[:5]),
@@ -32,13 +58,14 @@ def refuse_changes(plan: Plan, run: RunDir) -> None:
 
 
 def plan_changes(plan: Plan, run: RunDir) -> list[str]:
-    """`stage: field: old -> new` for each stage whose own settings or data differ from the stored plan of the run."""
-    try:
-        stored = {entry["id"]: entry for entry in read_json(run.path / "plan.json")}
-    except FileNotFoundError:
+    """`stage: field: old -> new` for each stage whose own settings or data differ from the stored plan of the run.
+
+    Raises:
+        ValueError: the stored plan was damaged. TryAgainError: it cannot be read.
+    """
+    stored = _stored(run)
+    if stored is None:
         return []
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return [f"plan.json, to compare with, cannot be read ({error})"]
     if all(stored.get(stage.id, {}).get("key") == stage.key for stage in plan.stages) and len(stored) == len(
         plan.stages
     ):
@@ -63,10 +90,23 @@ def _readable(material: dict[str, Any], stage: Stage) -> dict[str, Any]:
 def _has_other_keys(run: RunDir) -> bool:
     """Whether the stored plan was made in another scheme of keys; False where it cannot be read."""
     try:
-        stored = read_json(run.path / "plan.json")
-        return any(entry["material"].get("scheme") != SCHEME for entry in stored)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return any(entry["material"].get("scheme") != SCHEME for entry in (_stored(run) or {}).values())
+    except ValueError:
         return False
+
+
+def _stored(run: RunDir) -> dict[str, dict[str, Any]] | None:
+    """The entries of the stored plan by id, None if there is no plan; the errors of `plan_changes`."""
+    try:
+        entries = patiently(read_json, run.path / "plan.json")
+        stored = {entry["id"]: entry for entry in entries}
+        if all(isinstance(entry["material"]["settings"], dict) and entry["key"] for entry in entries):
+            return stored
+    except OSError:
+        return None
+    except (KeyError, TypeError, AttributeError):
+        pass
+    raise ValueError("it is not as it was written")
 
 
 def _is_upstream(line: str, stage: Stage) -> bool:

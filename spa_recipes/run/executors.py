@@ -21,6 +21,8 @@ LAUNCH = "spa_recipes.run.launch"
 GRACE_SECONDS = 10.0
 LOG_ENCODING = {"PYTHONIOENCODING": "utf-8:backslashreplace"}
 """Environment of a process whose output goes to a log: no text that it prints ends it."""
+SERVER_LOG = "forkserver.log"
+SERVER_LOG_BYTES = 16 * 1024
 
 
 class Running(Protocol):
@@ -200,10 +202,15 @@ class Workers:
 
 
 class ForkServer:
-    """Client of `spa_recipes.run.forkserver`."""
+    """Client of `spa_recipes.run.forkserver`.
+
+    Args:
+        log: of the first stage; the server's own log stands beside it.
+    """
 
     def __init__(self, log: Path) -> None:
-        with log.open("ab") as errors:
+        self._own_log, self._log = log.with_name(SERVER_LOG), log
+        with self._own_log.open("ab") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "spa_recipes.run.forkserver"],
                 stdin=subprocess.PIPE,
@@ -220,7 +227,7 @@ class ForkServer:
 
     def start(self, spec: Path, log: Path) -> Running:
         """Ask for a stage; the server takes one at a time."""
-        self._exit_code = None
+        self._exit_code, self._log = None, log
         with contextlib.suppress(BrokenPipeError):
             pipe = _pipe(self._process.stdin)
             pipe.write(json.dumps({"spec": str(spec), "log": str(log)}).encode() + b"\n")
@@ -228,14 +235,25 @@ class ForkServer:
         return self
 
     def poll(self) -> int | None:
-        """Return the exit code of the current stage: None while it runs, 1 if the server itself died."""
+        """Return the exit code of the current stage: None while it runs. If the server itself died, it is its own."""
         if self._exit_code is not None:
             return self._exit_code
         output = _pipe(self._process.stdout)
         if select.select([output], [], [], 0)[0]:
             answer = output.readline()  # the server writes one line per stage, so the buffer hides none
-            self._exit_code = int(json.loads(answer)["exit"]) if answer else 1
+            self._exit_code = int(json.loads(answer)["exit"]) if answer else self._own_end()
         return self._exit_code
+
+    def _own_end(self) -> int:
+        """The exit code of the server, which is no more; the stage's log gets the end of the server's."""
+        with contextlib.suppress(OSError):
+            content = self._own_log.read_bytes()[-SERVER_LOG_BYTES:]
+            with self._log.open("ab") as log:
+                log.write(content)
+        try:
+            return self._process.wait(GRACE_SECONDS) or 1
+        except subprocess.TimeoutExpired:
+            return 1
 
     def stop(self) -> None:
         """End the server and its child."""

@@ -1,7 +1,9 @@
 """How a failed stage is explained: by the error that it left behind, or by its exit code and the end of its log."""
 
 import json
+import re
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 from spa_recipes.errors import EXIT_CODES, SpaError, StageError, TryAgainError
@@ -11,6 +13,12 @@ from spa_recipes.run.memory import smaller
 from spa_recipes.run.spec import json_settings
 
 LOG_LINES_SHOWN, LOG_LINE_LENGTH = 8, 200
+_TRACEBACK = "Traceback (most recent call last):"
+_ERROR = re.compile(r"fatal\b|segmentation fault|killed\b|[\w.]*(error|exception)\b", re.IGNORECASE)
+_RANK = re.compile(r"^\[rank\d+\]: ?")
+"""What torch's launcher puts in front of a line."""
+_BAR = re.compile(r"\d+%\||\d+(\.\d+)?(it|s|B|ex|examples|tokens|batch)/(s|it)\b")
+"""A bar of progress, as transformers and datasets draw them."""
 NO_ROOM_FOR_AN_ERROR = 64 * 1024
 """Free bytes below which a worker cannot be expected to have written down what happened."""
 
@@ -26,7 +34,7 @@ def stage_failure(stage: Stage, code: int, attempt: Path) -> SpaError:
         )
         fix = record["fix"] or f"see {log}"
         return kind(record["what"], where=where, fix=fix)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return _crash(stage, code, log)
 
 
@@ -34,8 +42,9 @@ def _crash(stage: Stage, code: int, log: Path) -> SpaError:
     """What can be said of a process that left no error of its own."""
     if free_bytes(log) < NO_ROOM_FOR_AN_ERROR:
         return full_disk(None, log.parent, where=stage.id)
-    tail = last_lines(log)
-    end = f"last lines of its log: {tail}"
+    lines = _lines(log)
+    tail = " | ".join(_cut(line) for line in lines[-LOG_LINES_SHOWN:])
+    end = f"last lines of its log: {tail}" if tail else "it left nothing in its log"
     if code == -signal.SIGKILL or "SIGKILL" in tail:  # of a launcher's child, only the log tells
         return TryAgainError(
             f"its process was killed (SIGKILL), as the kernel does when memory runs out; {end}",
@@ -43,7 +52,8 @@ def _crash(stage: Stage, code: int, log: Path) -> SpaError:
             fix=f"see {log}, and if it was the memory, {smaller(stage.kind, json_settings(stage))}",
         )
     how = f"was killed by signal {-code} ({_signal_name(-code)})" if code < 0 else f"ended with exit code {code}"
-    return StageError(f"its process {how}; {end}", where=stage.id, fix=f"see {log}")
+    cause = f": {_cut(cause)}" if (cause := first_error(lines)) else ""
+    return StageError(f"its process {how}{cause}; {end}", where=stage.id, fix=f"see {log}")
 
 
 def _signal_name(number: int) -> str:
@@ -53,13 +63,24 @@ def _signal_name(number: int) -> str:
         return "unknown"
 
 
-def last_lines(log: Path) -> str:
-    """The end of a log on one line."""
+def _lines(log: Path) -> list[str]:
+    """Lines of a log without the empty ones and without bars of progress; none where there is no log."""
     try:
-        lines = log.read_text("utf-8", errors="replace").splitlines()
+        text = log.read_text("utf-8", errors="replace")
     except OSError:
-        return "(no log)"
-    shown = [line.strip() for line in lines if line.strip()][-LOG_LINES_SHOWN:]
-    return " | ".join(line if len(line) <= LOG_LINE_LENGTH else line[:LOG_LINE_LENGTH] + "..." for line in shown) or (
-        "(empty)"
-    )
+        return []
+    lines = (_RANK.sub("", line).rstrip() for line in re.split(r"[\r\n]+", text))
+    return [line for line in lines if line and not _BAR.search(line)]
+
+
+def first_error(lines: Sequence[str]) -> str:
+    """The first real error of a log: what its first traceback ends with, else the first line that tells one."""
+    if _TRACEBACK in lines:
+        after = lines[lines.index(_TRACEBACK) + 1 :]
+        return next((line for line in after if not line.startswith((" ", "\t"))), "")
+    return next((line.strip() for line in lines if _ERROR.match(line.strip())), "")
+
+
+def _cut(line: str) -> str:
+    line = line.strip()
+    return line if len(line) <= LOG_LINE_LENGTH else line[:LOG_LINE_LENGTH] + "..."

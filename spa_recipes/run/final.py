@@ -1,7 +1,8 @@
 """The folder `final` of a run: the model of its last stage by links, and texts that describe it as files.
 
 The folder is built under another name and comes to its place as a whole; `show` first puts right what an interruption
-in between left behind. Links are relative, so a run can be moved.
+in between left behind. Links are relative, so a run can be moved. Where the file system has no symbolic links, the
+folder holds copies of the model's files, and a record of them.
 """
 
 import json
@@ -15,9 +16,11 @@ from typing import Any
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.state import atomic
 from spa_recipes.state.digests import file_digest
+from spa_recipes.state.offers import NOT_OFFERED
 
 RECORD = ".shown.json"
-"""What the folder shows: the model, and the digests of the texts as they were written."""
+"""What the folder shows: the model, the digests of the texts as they were written, and where files of the model had to
+be copied, the digest of each and the time of its original."""
 
 EDITED = ".edited"
 """Suffix of a text that a person edited and that does not fit the results any more."""
@@ -39,9 +42,12 @@ def show(run: RunDir, model: Path, texts: Mapping[str, str]) -> None:
         "model": model.relative_to(run.path).as_posix(),
         "texts": {name: sha256(text.encode()).hexdigest() for name, text in texts.items()},
     }
-    if _record(run.final) == record and _is_whole(run.final, model, texts):
+    shown = _record(run.final) or {}
+    copies = shown.pop("copies", {})
+    if shown == record and _is_whole(run.final, model, texts, copies):
         return
-    _link(model, fresh)
+    if copies := _link(model, fresh):
+        record["copies"] = copies
     for name, text in texts.items():
         (fresh / name).write_text(text, encoding="utf-8")
     (fresh / RECORD).write_text(json.dumps(record, indent=2) + "\n")
@@ -57,7 +63,7 @@ def show(run: RunDir, model: Path, texts: Mapping[str, str]) -> None:
 
 
 def model_shown(folder: Path) -> Path:
-    """The model that a `final` folder shows, which is where its links lead; the folder itself if it has none.
+    """The model that a `final` folder shows: where its links lead, or what it holds a copy of; else the folder itself.
 
     Links that lead out of the run's stages are a person's.
     """
@@ -65,6 +71,11 @@ def model_shown(folder: Path) -> Path:
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.is_symlink() and path.resolve().is_relative_to(stages):
             return path.resolve().parent
+    record = _record(folder) or {}
+    if record.get("copies"):
+        model = (stages.parent / str(record.get("model"))).resolve()
+        if model.is_relative_to(stages) and model.is_dir():
+            return model
     return folder.resolve()
 
 
@@ -100,25 +111,50 @@ def _record(folder: Path) -> dict[str, Any] | None:
         value: dict[str, Any] = json.loads((folder / RECORD).read_text())
     except (OSError, ValueError):
         return None
-    return value if isinstance(value, dict) and isinstance(value.get("texts"), dict) else None
+    if not isinstance(value, dict) or not isinstance(value.get("texts"), dict):
+        return None
+    copies = value.get("copies", {})
+    return value if isinstance(copies, dict) and all(isinstance(copy, dict) for copy in copies.values()) else None
 
 
-def _is_whole(folder: Path, model: Path, texts: Mapping[str, str]) -> bool:
+def _is_whole(folder: Path, model: Path, texts: Mapping[str, str], copies: Mapping[str, Any]) -> bool:
     """Whether every file of the model is shown and no text is missing."""
-    shown = all((folder / name).resolve() == (model / name).resolve() for name in _files(model))
+    shown = all(
+        (folder / name).resolve() == (model / name).resolve()
+        or _is_copy(folder / name, model / name, copies.get(name.as_posix()))
+        for name in _files(model)
+    )
     return shown and all((folder / name).is_file() for name in texts)
 
 
-def _link(model: Path, folder: Path) -> None:
-    """A relative link to every file of the model, in folders of the same names.
+def _is_copy(path: Path, original: Path, recorded: Mapping[str, Any] | None) -> bool:
+    """Whether a file is the copy that was recorded, and the original has not been made again since."""
+    if recorded is None or not path.is_file():
+        return False
+    facts = original.stat()
+    return facts.st_mtime_ns == recorded.get("mtime_ns") and facts.st_size == path.stat().st_size
+
+
+def _link(model: Path, folder: Path) -> dict[str, dict[str, Any]]:
+    """A relative link to every file of the model, in folders of the same names; a copy where links are refused.
 
     `folder` will stand beside the model's run folder under another name, which changes no relative path.
+
+    Returns the record of the copies, by name.
     """
     folder.mkdir()
+    copies: dict[str, dict[str, Any]] = {}
     for name in _files(model):
-        link = folder / name
+        link, original = folder / name, model / name
         link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(os.path.relpath(model / name, link.parent))
+        try:
+            link.symlink_to(os.path.relpath(original, link.parent))
+        except OSError as error:
+            if error.errno not in NOT_OFFERED:
+                raise
+            shutil.copyfile(original, link)
+            copies[name.as_posix()] = {"sha256": file_digest(link), "mtime_ns": original.stat().st_mtime_ns}
+    return copies
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -129,7 +165,8 @@ def _keep_what_is_a_persons(run: RunDir, fresh: Path) -> None:
     """Copy what `show` did not write, or what was edited since it did, into the folder that becomes `final`."""
     if run.final.is_symlink():  # as earlier versions made it: what it leads to stays where it is
         return
-    texts = (_record(run.final) or {"texts": {}})["texts"]
+    record = _record(run.final) or {"texts": {}}
+    ours = {name: copy.get("sha256") for name, copy in record.get("copies", {}).items()} | record["texts"]
     stages = (run.path / "stages").resolve()
     for path in sorted(run.final.rglob("*")):
         name = path.relative_to(run.final)
@@ -137,7 +174,7 @@ def _keep_what_is_a_persons(run: RunDir, fresh: Path) -> None:
             if not path.resolve().is_relative_to(stages):
                 _free(fresh / name).symlink_to(path.readlink())
         elif path.is_file() and name.name != RECORD:
-            written, digest = texts.get(name.as_posix()), file_digest(path)
+            written, digest = ours.get(name.as_posix()), file_digest(path)
             target = fresh / (name.with_name(name.name + EDITED) if written else name)
             if digest != written and not _is_same(target, digest):
                 shutil.copyfile(path, _free(target))

@@ -59,11 +59,10 @@ def fork_stage(spec: Path, log: Path, lifeline: tuple[int, int]) -> int:
         os.dup2(output, 1)
         os.dup2(output, 2)
         faulthandler.enable()
-        from spa_recipes.run.worker import die_with_runner, run_stage
-        from spa_recipes.stages.context import StageSpec
+        from spa_recipes.run.worker import die_with_runner, run_spec
 
         threading.Thread(target=die_with_runner, daemon=True).start()
-        code = run_stage(StageSpec.read(spec))
+        code = run_spec(spec)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spa_recipes.errors import DAMAGE, DataError, LockedError, RecipeError
+from spa_recipes.errors import DAMAGE, DataError, LockedError, NewerVersionError, RecipeError, TryAgainError
 from spa_recipes.plan import KINDS, MODEL
 from spa_recipes.recipe.locations import locations
 from spa_recipes.run import final
@@ -106,7 +106,7 @@ def _look_held(run: RunDir, models: bool) -> Found | str:
     try:
         run.check()
         return find(run, models=models)
-    except (RecipeError, DataError) as error:
+    except (RecipeError, DataError, TryAgainError) as error:
         return str(error)
     except DAMAGE as error:
         return f"it cannot be read ({' '.join(str(error).split())})"
@@ -123,7 +123,7 @@ def _sweep(run: RunDir, models: bool) -> Sweep:
             return Sweep(run, [], [], found) if isinstance(found, str) else _free_all(run, found)
     except LockedError as error:
         return Sweep(run, [], [], error.what)
-    except RecipeError as error:
+    except (RecipeError, TryAgainError) as error:
         return Sweep(run, [], [], str(error))
     except DataError as error:
         return Sweep(run, [], [], str(error), error)
@@ -146,9 +146,12 @@ def find(run: RunDir, *, models: bool) -> Found:
     stage that reads them is done.
 
     Raises:
-        RecipeError: the run's plan or settings cannot be read, so nobody knows what is garbage.
+        RecipeError: the run's plan or settings are damaged, so nobody knows what is garbage.
+        NewerVersionError: a newer version wrote them. TryAgainError: they cannot be read.
     """
     planned = run.planned()
+    with suppress(RecipeError):  # of an older version; a newer one may name places that this one does not know
+        run.recipe()
     needed = {stage.name: stage for stage in planned}
     keep = _progress_to_keep(run)
     found = Found([], [])
@@ -322,7 +325,7 @@ def _uses(run: RunDir) -> _Uses:
     wanted: dict[str, str] = {}
     named: list[tuple[Path, str]] = []
     for other in all_runs(run.path.parent):
-        with suppress(RecipeError, *DAMAGE):  # a run without a plan cannot take anything over
+        with suppress(RecipeError, NewerVersionError, *DAMAGE):  # a run without a plan cannot take anything over
             named += [(path, other.name) for path in _named_paths(_resolved(other), other)]
             if not other.path.samefile(run.path):
                 planned = other.planned()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from spa_recipes.errors import DAMAGE, DataError, RecipeError
+from spa_recipes.errors import DAMAGE, SpaError
 from spa_recipes.run.rundir import Planned, RunDir, all_runs, last_touched
 from spa_recipes.state.stagedir import Manifest
 from spa_recipes.state.usage import inodes
@@ -63,7 +63,7 @@ def _overview(run: RunDir) -> Overview:
         planned = run.planned()
         done = run.done(planned)
         state, note, win_rate = _state(run, planned, done)
-    except (RecipeError, DataError, *DAMAGE) as error:  # whatever is in one run's folder, the other runs are listed
+    except (SpaError, *DAMAGE) as error:  # whatever is in one run's folder, the other runs are listed
         return Overview(run.name, "?", "unreadable", " ".join(str(error).split()), None, touched, content)
     return Overview(run.name, f"{len(done)}/{len(planned)}", state, note, win_rate, touched, content)
 
@@ -91,7 +91,7 @@ def _stopped_early(run: RunDir, manifests: dict[str, Manifest]) -> bool:
 
     try:
         recipe = run.recipe()
-    except RecipeError:  # of another version, or altered: `spa resume` says so
+    except SpaError:  # of another version, or altered: `spa resume` says so
         return False
     return recipe is not None and judge_decay(recipe, manifests) is not None
 

@@ -1,12 +1,16 @@
 """Stages that need not run: their results are in this run, or in another run of the same runs_dir."""
 
+import sys
 from collections.abc import Sequence
 
 from spa_recipes.errors import DataError
 from spa_recipes.plan import Plan, Stage
+from spa_recipes.run.executors import vllm_processes_of
 from spa_recipes.run.reporter import Reporter
 from spa_recipes.run.rundir import RunDir, find_reusable, owned_by_others
-from spa_recipes.state.stagedir import Manifest, StageDir, adopt
+from spa_recipes.state.patience import size_of
+from spa_recipes.state.stagedir import MANIFEST, Manifest, StageDir, adopt
+from spa_recipes.state.versions import in_words, library_versions, others
 
 
 def finished(plan: Plan, run: RunDir, reporter: Reporter, stage: Stage) -> Manifest:
@@ -24,10 +28,14 @@ def finished(plan: Plan, run: RunDir, reporter: Reporter, stage: Stage) -> Manif
 
 
 def reuse(plan: Plan, run: RunDir, reporter: Reporter, stage: Stage) -> Manifest | None:
-    """The stage's manifest if it need not run: done in this run, or in another run of the same runs_dir."""
+    """The stage's manifest if it need not run: done in this run, or in another run of the same runs_dir.
+
+    Raises:
+        TryAgainError: what is there cannot be read; only what was read and is different counts as damaged.
+    """
     folder = run.stage_dir(stage, plan)
     manifest = folder.manifest()
-    if manifest is not None or (folder.path / "manifest.json").exists():
+    if manifest is not None or size_of(folder.path / MANIFEST) is not None:
         problems = folder.problems(deep=True) or _missed(plan, run, stage)
         if manifest is not None and manifest.key == stage.key and not problems:
             reporter.reused(stage, manifest, adopted=False)
@@ -42,6 +50,9 @@ def reuse(plan: Plan, run: RunDir, reporter: Reporter, stage: Stage) -> Manifest
     assert adopted is not None
     run.log_event("stage adopted", stage=stage.id, source=name)
     reporter.reused(stage, adopted, adopted=True)
+    if (note := _other_libraries(plan, stage, adopted)) is not None:
+        run.log_event("notice", stage=stage.id, text=note)
+        reporter.noticed(stage, note)
     return adopted
 
 
@@ -85,6 +96,19 @@ def say_what_others_have(plan: Plan, run: RunDir, reporter: Reporter, stages: Se
         first = found[0][0]
         run.log_event("notice", stage=first.id, text=text)
         reporter.noticed(first, text)
+
+
+def _other_libraries(plan: Plan, stage: Stage, manifest: Manifest) -> str | None:
+    """What to say of a stage that was made with other libraries than the installed ones."""
+    vllm = vllm_processes_of(stage, plan.recipe.compute)
+    if vllm is not None and vllm.python != sys.executable:
+        return None  # it runs in an environment of its own
+    now = library_versions()
+    found = others(manifest.versions, now)
+    if not found:
+        return None
+    installed = in_words({name: now.get(name, "(none)") for name in found})
+    return f"it was made with {in_words(found)}, and the other stages run with {installed}"
 
 
 def _missed(plan: Plan, run: RunDir, stage: Stage) -> list[str]:

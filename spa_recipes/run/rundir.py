@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
 import socket
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
-from spa_recipes.errors import DAMAGE, DataError, LockedError, RecipeError
+from spa_recipes.errors import DAMAGE, DataError, LockedError, RecipeError, SpaError, newer_version, system_error
 from spa_recipes.redaction import redacted
-from spa_recipes.state import atomic, inside, own, owned
+from spa_recipes.state import atomic, inside, lock, own, owned
+from spa_recipes.state.patience import patiently
 from spa_recipes.state.reading import is_file, read_json
 from spa_recipes.state.stagedir import MANIFEST, Manifest, StageDir
 
 if TYPE_CHECKING:  # the list of runs reads no recipe, so it does without the schema
+    from pydantic import BaseModel
+
     from spa_recipes.plan import Input, Plan, Stage
     from spa_recipes.recipe.schema import AnyRecipe, Recipe
 
 Status = Literal["done", "running", "failed", "interrupted", "waiting"]
 SHORT_KEY = 8
+RecipeT = TypeVar("RecipeT", bound="BaseModel")
+_ADDED_LATER = {"extra_forbidden", "union_tag_invalid"}
+"""Kinds of errors of pydantic about a field, or a value of `type`, that this version does not have."""
 
 
 class Planned(NamedTuple):
@@ -146,30 +152,44 @@ class RunDir:
 
         Raises:
             RecipeError: `resolved.json` was altered into something that is no recipe.
+            NewerVersionError: a newer version wrote it. TryAgainError: it cannot be read.
         """
         from spa_recipes.recipe.schema import Recipe
 
+        return self.resolved(Recipe)
+
+    def resolved(self, kind: type[RecipeT]) -> RecipeT | None:
+        """`resolved.json` as a recipe of this kind, with the errors of `recipe`."""
+        from pydantic import ValidationError
+
+        path = self.path / "resolved.json"
         try:
-            return Recipe.model_validate(read_json(self.path / "resolved.json"))
+            return kind.model_validate(patiently(read_json, path))
         except OSError:
             return None
+        except ValidationError as error:
+            wrong = [(each["type"], ".".join(map(str, each["loc"]))) for each in error.errors()]
+            if all(what in _ADDED_LATER for what, _ in wrong):
+                raise newer_version(wrong[0][1], str(path)) from None
+            reason = f"{wrong[0][1]}: {error.errors()[0]['msg']}"
         except ValueError as error:
-            first = str(error).splitlines()[0]
-            raise RecipeError(
-                f"not a recipe of this version: {first}",
-                where=str(self.path / "resolved.json"),
-                fix="start again from the recipe with `spa run`",
-            ) from None
+            reason = str(error).splitlines()[0]
+        raise RecipeError(
+            f"not a recipe of this version: {reason}",
+            where=str(path),
+            fix="start again from the recipe with `spa run`",
+        )
 
     def planned(self) -> list[Planned]:
         """The stages of the stored plan, whichever version wrote it.
 
         Raises:
             RecipeError: `plan.json` is missing, damaged or altered.
+            NewerVersionError: a newer version wrote it. TryAgainError: it cannot be read.
         """
         path = self.path / "plan.json"
         try:
-            stages = _read_plan(read_json(path))
+            stages = _read_plan(patiently(read_json, path), str(path))
         except DAMAGE:
             stages = []
         if not stages:
@@ -206,20 +226,7 @@ class RunDir:
 
     def holder(self) -> str | None:
         """`host pid` of the process that holds the run, None if it is free."""
-        try:
-            # A run can be looked at where nobody may write.
-            lock = os.open(self.path / ".lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except OSError:
-            return None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return None
-        except BlockingIOError:
-            return self._holder_note()
-        except OSError:  # no locks on this file system
-            return None
-        finally:
-            os.close(lock)
+        return self._holder_note() if lock.is_held(self.path) else None
 
     def _holder_note(self) -> str:
         try:
@@ -233,41 +240,53 @@ class RunDir:
         return self.path.is_dir() and not os.access(self.path, os.W_OK)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the run; its folder is made and marked. If the process dies, however it dies, the system frees the run.
+    def locked(self) -> Iterator[Callable[[], None]]:
+        """Hold the run; its folder is made and marked. If the process dies, however it dies, the run becomes free.
+
+        Yields a check, to be called now and then: it raises LockedError if the run was lost to another process.
 
         Raises:
             LockedError: another process holds it.
             RecipeError: something else is in the folder.
             DataError: the folder cannot be written, or a link in it leads elsewhere.
+            TryAgainError: the disk is full or broken.
         """
-        from filelock import FileLock, Timeout
-
-        from spa_recipes.run.disk import is_full
-
         owned.refuse_foreign(self.path, self.kind)
         self.check()
-        try:
-            owned.claim(self.path, self.kind)
-            lock = FileLock(self.path / ".lock", mode=0o666 & ~atomic.umask())
-            lock.acquire(timeout=0.5)  # `holder` of another process takes it for a moment
-        except Timeout:
-            raise LockedError(
-                f"the run is in use by {self._holder_note()}", where=str(self.path), fix="wait for it, or stop it first"
-            ) from None
-        except OSError as error:
-            if is_full(error):
-                raise
-            raise DataError(
-                f"cannot write there ({error.strerror})", where=str(self.path), fix="choose another --run-dir"
-            ) from None
-        try:
+        with ExitStack() as stack:
+            try:
+                owned.claim(self.path, self.kind)
+                check = stack.enter_context(lock.hold(self.path))
+            except lock.TakenError:
+                raise self._in_use("the run is in use by") from None
+            except OSError as error:
+                raise _refused(error, self.path) from error
+            stack.callback(self._remove_note)
             with suppress(OSError):  # a note for people; `spa gc` has to work where the disk is full
                 atomic.write_text(self.path / ".holder", f"{socket.gethostname()} pid {os.getpid()}\n")
-            yield
-        finally:
+            yield partial(self._check, check)
+
+    def _check(self, check: Callable[[], None]) -> None:
+        try:
+            check()
+        except lock.TakenError:
+            raise self._in_use("this process slept too long, and the run was taken over by") from None
+
+    def _in_use(self, what: str) -> LockedError:
+        return LockedError(f"{what} {self._holder_note()}", where=str(self.path), fix="wait for it, or stop it first")
+
+    def _remove_note(self) -> None:
+        with suppress(OSError):  # what went wrong before counts
             (self.path / ".holder").unlink(missing_ok=True)
-            lock.release()
+
+
+def _refused(error: OSError, folder: Path) -> SpaError:
+    """Why a run's folder cannot be made or held."""
+    from spa_recipes.run.disk import full_disk, is_full
+
+    if is_full(error):
+        return full_disk(error, folder, where=folder.name)
+    return system_error(error, place=str(folder), fix="choose another --run-dir")
 
 
 def _planned(stage: Stage) -> Planned:
@@ -277,11 +296,16 @@ def _planned(stage: Stage) -> Planned:
     return Planned(stage.id, stage.kind, stage.key, reads)
 
 
-def _read_plan(entries: list[dict[str, Any]]) -> list[Planned]:
+def _read_plan(entries: list[dict[str, Any]], where: str) -> list[Planned]:
     """Stages from `plan_json`; ValueError, KeyError, TypeError or AttributeError if it is not as it was written."""
     from spa_recipes.plan import KINDS
-    from spa_recipes.plan.keys import stage_key
+    from spa_recipes.plan.keys import SCHEME, stage_key
 
+    for entry in entries:
+        if unknown := entry.keys() - _PLANNED:
+            raise newer_version(min(unknown), where)
+        if entry["material"].get("scheme", 0) > SCHEME:
+            raise newer_version(f"scheme {entry['material']['scheme']}", where)
     ids = {entry["id"] for entry in entries}
     if any(stage_key(entry["material"]) != entry["key"] for entry in entries):
         raise ValueError("a key was altered")
@@ -303,6 +327,10 @@ def _stage_id(value: object) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_]+(-[A-Za-z0-9_]+)*", value):
         raise ValueError("not the id of a stage")
     return value
+
+
+_PLANNED = {"id", "kind", "role", "key", "inputs", "waits_for", "rows", "material"}
+"""What `plan_json` writes of a stage."""
 
 
 def plan_json(plan: Plan) -> list[dict[str, Any]]:
@@ -351,8 +379,10 @@ def find_reusable(
         deep: also compares digests.
     """
     for run, folder in _finished_elsewhere(runs_dir, stage, besides):
-        if (whose == "all" or own.started_here(run.path)) and not folder.problems(deep=deep):
-            return run.name, folder
+        if whose == "all" or own.started_here(run.path):
+            with suppress(SpaError):  # it cannot be read
+                if not folder.problems(deep=deep):
+                    return run.name, folder
     return None
 
 
@@ -365,5 +395,8 @@ def owned_by_others(runs_dir: Path, stage: Stage, besides: RunDir) -> str | None
 def _finished_elsewhere(runs_dir: Path, stage: Stage, besides: RunDir) -> Iterator[tuple[RunDir, StageDir]]:
     for manifest in sorted(runs_dir.glob(f"*/stages/*-{stage.key[:SHORT_KEY]}/{MANIFEST}")):
         run, folder = RunDir(manifest.parents[2]), StageDir(manifest.parent)
-        if run.path.resolve() != besides.path.resolve() and run.is_closed and folder.has_all(stage.key):
-            yield run, folder
+        if run.path.resolve() == besides.path.resolve() or not run.is_closed:
+            continue
+        with suppress(SpaError):  # it cannot be read, or a newer version wrote it
+            if folder.has_all(stage.key):
+                yield run, folder

@@ -9,15 +9,16 @@ from typing import NamedTuple
 from spa_recipes.errors import TryAgainError
 from spa_recipes.plan import MODEL, Plan, Stage
 from spa_recipes.run import final
-from spa_recipes.run.changes import refuse_changes
+from spa_recipes.run.changes import refuse_changes, refuse_newer
 from spa_recipes.run.decay import Decay, judge_decay
-from spa_recipes.run.disk import full_disk, is_full, room_needed, still_to_write
+from spa_recipes.run.disk import disk_error, room_needed, still_to_write
 from spa_recipes.run.executors import Executors
 from spa_recipes.run.job import StageJob
 from spa_recipes.run.reporter import PlanOrder, Reporter
 from spa_recipes.run.reuse import finished, reuse, say_what_others_have, set_damaged_aside
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.run.schedule import do_stages, unfinished, wanted_manifests
+from spa_recipes.state import offers
 from spa_recipes.state.stagedir import Manifest
 
 Describe = Callable[[Plan, Mapping[str, Manifest]], dict[str, str]]
@@ -64,12 +65,15 @@ def execute(
 
     Raises:
         LockedError: another process holds the run.
+        NewerVersionError: a newer version of this package worked on it.
         RecipeChangedError: the run was started with another recipe and `accept` is False.
-        TryAgainError: the disk is full or too small; DataError: nothing can be written, and something is to be done.
+        TryAgainError: the disk is full, too small or broken; DataError: nothing can be written, and something is to be
+            done.
         SpaError: a stage failed; its class gives the exit code.
     """
     begin = time.monotonic()
     stages = plan.until(until)
+    refuse_newer(plan, run)
     if run.is_read_only:
         refuse_changes(plan, run)
         told = PlanOrder(reporter, stages, unheard=lambda error: None)
@@ -77,14 +81,15 @@ def execute(
     else:
         starts = executors or Executors(plan.recipe.compute.executor)
         try:
-            with run.locked():
+            with run.locked() as still_ours:
                 if not accept:
                     refuse_changes(plan, run)
-                manifests = _go_on(plan, run, recipe_text, stages, starts, reporter, describe)
+                manifests = _go_on(plan, run, recipe_text, stages, starts, reporter, describe, still_ours)
         except OSError as error:
-            if is_full(error):
-                raise full_disk(error, run.path, where=run.name) from error
-            raise
+            explained = disk_error(error, run.path, where=run.name)
+            if explained is None:
+                raise
+            raise explained from error
         finally:
             if executors is None:
                 starts.close()
@@ -100,16 +105,21 @@ def _go_on(
     executors: Executors,
     reporter: Reporter,
     describe: Describe | None,
+    still_ours: Callable[[], None],
 ) -> dict[str, Manifest]:
     """Do the stages of a run that this process holds; show the final model if that completes the run."""
     run.write_recipe(recipe_text, plan.recipe, plan)
     run.log_event("run started", stages=[stage.id for stage in stages])
     in_order = PlanOrder(reporter, stages, unheard=partial(_note_unheard, run))
+    if missing := offers.missing(run.path):
+        note = f"this file system has {'; '.join(missing)}"
+        run.log_event("file system", text=note)
+        in_order.noticed(stages[0], note)
     begin = partial(_begin, plan, run, executors, in_order)
     try:
         set_damaged_aside(plan, run, in_order, stages)
         say_what_others_have(plan, run, in_order, stages)
-        manifests = do_stages(plan, stages, begin, room=executors.room)
+        manifests = do_stages(plan, stages, begin, room=executors.room, still_ours=still_ours)
     except BaseException as error:
         with contextlib.suppress(OSError):  # what stopped the run counts, not that the disk has no room to note it
             run.log_event("run stopped", reason=f"{type(error).__name__}: {error}".splitlines()[0])

@@ -30,7 +30,14 @@ Begin = Callable[[Stage, Sequence[Stage]], Manifest | Job | None]
 it cannot begin beside them, and is to be tried again when one of them has ended."""
 
 
-def do_stages(plan: Plan, stages: Sequence[Stage], begin: Begin, *, room: int) -> dict[str, Manifest]:
+def do_stages(
+    plan: Plan,
+    stages: Sequence[Stage],
+    begin: Begin,
+    *,
+    room: int,
+    still_ours: Callable[[], None] = lambda: None,
+) -> dict[str, Manifest]:
     """Do stages as they become ready, at most `room` at a time; returns their manifests in the order of the plan.
 
     Of the stages that are ready, the first in the plan begins first, so with room for one they are done in the order of
@@ -38,6 +45,7 @@ def do_stages(plan: Plan, stages: Sequence[Stage], begin: Begin, *, room: int) -
 
     Args:
         stages: some of the plan's, with all that they wait for, in the order of the plan.
+        still_ours: called again and again while stages run; an error that it raises ends them.
 
     Raises:
         SpaError: a stage failed; of several that failed at a time, the first in the plan. The others were stopped.
@@ -47,6 +55,7 @@ def do_stages(plan: Plan, stages: Sequence[Stage], begin: Begin, *, room: int) -
         schedule.begin_what_fits()
         while schedule.running:
             time.sleep(POLL_SECONDS)
+            still_ours()
             schedule.poll()
             schedule.begin_what_fits()
     except BaseException:

@@ -18,20 +18,32 @@ import threading
 import time
 import traceback
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from spa_recipes.data.hub import is_network_error
 from spa_recipes.errors import SpaError, StageError, TryAgainError
 from spa_recipes.models.memory import is_out_of_memory
 from spa_recipes.plan import KINDS
 from spa_recipes.redaction import redacted_output
-from spa_recipes.run.disk import full_disk, is_full
+from spa_recipes.run.disk import disk_error, is_full
 from spa_recipes.run.memory import smaller
 from spa_recipes.stages.context import Context, StageSpec
 from spa_recipes.state import atomic
+from spa_recipes.state.reading import read_json
+from spa_recipes.state.versions import in_words, library_versions, others
 from spa_recipes.state.watchdog import Watchdog
 
-VERSIONED = ("spa-recipes", "torch", "transformers", "trl", "datasets", "accelerate", "peft", "vllm")
+VERSIONS = "versions.json"
+"""In the folder of an attempt: the libraries that it worked with."""
+
+
+def run_spec(path: Path) -> int:
+    """`run_stage` of the spec in a file."""
+    try:
+        spec = StageSpec.read(path)
+    except SpaError as error:
+        return _fail(path.parent, error)
+    return run_stage(spec)
 
 
 def run_stage(spec: StageSpec) -> int:
@@ -47,6 +59,7 @@ def _run_stage(spec: StageSpec) -> int:
         if context.rank == 0:
             shutil.rmtree(context.draft, ignore_errors=True)
             context.draft.mkdir(parents=True)
+        begun_with = _begun_with(context) if context.rank == 0 else {}
         _limit_threads(spec)
         context.watchdog = _watchdog(context)
         result = importlib.import_module(f"spa_recipes.stages.{KINDS[spec.kind].module}").run(context)
@@ -64,18 +77,19 @@ def _run_stage(spec: StageSpec) -> int:
                     "versions": library_versions(),
                     "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
                     "attempt": spec.attempt,
+                    "begun_with": begun_with,
                 }
             )
             _clean_up(context)
     except SpaError as error:
-        return _fail(context, error)
+        return _fail(context.attempt_dir, error)
     except Exception as error:
         failure = _explained(context, error)  # before anything is deleted: it says how much is free
         if is_full(error) and context.rank == 0:
             shutil.rmtree(context.draft, ignore_errors=True)  # nobody needs it, and what happened must be written down
         with contextlib.suppress(OSError):
             traceback.print_exc()
-        return _fail(context, failure)
+        return _fail(context.attempt_dir, failure)
     finally:
         if context.watchdog is not None:
             context.watchdog.end()
@@ -90,21 +104,31 @@ def _watchdog(context: Context) -> Watchdog | None:
 def _explained(context: Context, error: Exception) -> SpaError:
     """An error of a library or of the system as one of ours."""
     spec = context.spec
-    if is_full(error):
-        return full_disk(error, context.folder.path, where=spec.id, needed=spec.runtime.get("disk_needed"))
     if is_out_of_memory(error):
         return TryAgainError("out of memory", where=spec.id, fix=smaller(spec.kind, spec.settings))
-    if isinstance(error, OSError):
-        return StageError(f"{error.strerror or error}: {error.filename or ''}", where=spec.id)
+    if is_network_error(error) and getattr(error, "filename", None) is None:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return TryAgainError(
+            f"the network failed ({reason})", where=spec.id, fix="check it, then run the same command again"
+        )
+    needed = spec.runtime.get("disk_needed")
+    if (found := disk_error(error, context.folder.path, where=spec.id, needed=needed)) is not None:
+        return found
     return StageError(f"{type(error).__name__}: {error}", where=spec.id)
 
 
-def library_versions() -> dict[str, str]:
-    """Versions of the libraries that can change a result."""
-    found = {}
-    for name in VERSIONED:
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
+def _begun_with(context: Context) -> dict[str, str]:
+    """Note the versions of this attempt; those of earlier ones that worked on what this one goes on with, if others."""
+    now = library_versions()
+    found: dict[str, str] = {}
+    goes_on = context.folder.work.is_dir() and any(context.folder.work.iterdir())
+    for attempt in context.folder.attempts() if goes_on else ():
+        with contextlib.suppress(OSError, ValueError):
+            found |= others(read_json(attempt / VERSIONS), now)
+    atomic.write_json(context.attempt_dir / VERSIONS, now)
+    if found:
+        installed = in_words({name: now.get(name, "(none)") for name in found})
+        context.notice(f"goes on under {installed} with what was begun under {in_words(found)}")
     return found
 
 
@@ -126,12 +150,12 @@ def _clean_up(context: Context) -> None:
         context.folder.work.rmdir()  # only if it is empty
 
 
-def _fail(context: Context, error: SpaError) -> int:
+def _fail(attempt: Path, error: SpaError) -> int:
     with contextlib.suppress(OSError):
         print(f"error: {error}", file=sys.stderr, flush=True)
     record = {"exit_code": error.exit_code, "what": error.what, "where": error.where, "fix": error.fix}
     with contextlib.suppress(OSError):
-        atomic.write_text(context.attempt_dir / "error.json", json.dumps(record))
+        atomic.write_text(attempt / "error.json", json.dumps(record))
     return error.exit_code
 
 
@@ -149,7 +173,7 @@ def main() -> None:
     """Entry of the stage process."""
     faulthandler.enable()  # a crash says in the log where it was
     threading.Thread(target=die_with_runner, daemon=True).start()
-    sys.exit(run_stage(StageSpec.read(Path(sys.argv[1]))))
+    sys.exit(run_spec(Path(sys.argv[1])))
 
 
 if __name__ == "__main__":

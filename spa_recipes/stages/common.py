@@ -17,6 +17,8 @@ from spa_recipes.recipe.schema import Model
 from spa_recipes.stages.context import Context
 from spa_recipes.state import atomic
 from spa_recipes.state.digests import file_digest
+from spa_recipes.state.patience import patiently, size_of
+from spa_recipes.state.reading import read_text
 
 Compute = Callable[[int, int], pa.Table]
 """Makes the rows [start, end) of a table."""
@@ -105,7 +107,7 @@ class Shards:
             return None
         paths = [self._path(rows) for rows in self._ranges]
         _wait_for([path for i, path in enumerate(paths) if i % world_size != rank])
-        tables = [pq.read_table(path, schema=self._schema) for path in paths]
+        tables = [patiently(lambda path: pq.read_table(path, schema=self._schema), path) for path in paths]
         return pa.concat_tables(tables) if tables else self._schema.empty_table()
 
     def _path(self, rows: tuple[int, int]) -> Path:
@@ -164,7 +166,7 @@ def _digest_of(shard: Path) -> Path:
 
 def _is_there(context: Context, path: Path) -> bool:
     """Whether a shard of an earlier attempt can be used; a damaged one is moved away with a notice."""
-    if not path.exists():
+    if size_of(path) is None:
         return False
     if _is_whole(path):
         return True
@@ -174,10 +176,14 @@ def _is_there(context: Context, path: Path) -> bool:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a shard has the content that was written."""
+    """Whether a shard has the content that was written.
+
+    Raises:
+        TryAgainError: it cannot be read.
+    """
     try:
-        return _digest_of(path).read_text().split()[:1] == [file_digest(path)]
-    except OSError:
+        return patiently(read_text, _digest_of(path)).split()[:1] == [file_digest(path)]
+    except (OSError, ValueError):
         return False
 
 

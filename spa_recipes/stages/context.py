@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from spa_recipes.redaction import redacted
 from spa_recipes.state import atomic
+from spa_recipes.state.patience import patiently
+from spa_recipes.state.reading import read_json
 from spa_recipes.state.stagedir import StageDir
 from spa_recipes.state.watchdog import Watchdog
 
@@ -56,8 +58,12 @@ class StageSpec:
 
     @classmethod
     def read(cls, path: Path) -> "StageSpec":
-        """Read a spec file: `attempts/<n>/spec.json` of a stage."""
-        value = json.loads(path.read_text())
+        """Read a spec file: `attempts/<n>/spec.json` of a stage.
+
+        Raises:
+            TryAgainError: it cannot be read.
+        """
+        value = patiently(read_json, path)
         stage_dir = path.absolute().parents[2]
         inputs = {
             name: os.path.normpath(stage_dir / place) if place.startswith(_ABOVE) else place

@@ -9,13 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from spa_recipes.state import inside
+from spa_recipes.state.offers import where_offered
+
+
+def fsync(descriptor: int) -> None:
+    """Flush a file to the disk, where the file system offers that."""
+    with where_offered():
+        os.fsync(descriptor)
 
 
 def fsync_dir(folder: Path) -> None:
     """Make renames inside `folder` survive a power loss."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -57,7 +64,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     with replacing(path) as temporary, temporary.open("wb") as handle:
         handle.write(content)
         handle.flush()
-        os.fsync(handle.fileno())
+        fsync(handle.fileno())
 
 
 def write_text(path: Path, content: str) -> None:
@@ -84,7 +91,7 @@ def fsync_tree(folder: Path) -> None:
     for root, _, files in os.walk(folder):
         for name in files:
             with (Path(root) / name).open("rb") as handle:
-                os.fsync(handle.fileno())
+                fsync(handle.fileno())
         fsync_dir(Path(root))
 
 
@@ -113,4 +120,5 @@ def apply_umask(folder: Path) -> None:
     mode = 0o666 & ~umask()
     for root, _, files in os.walk(folder):
         for name in files:
-            (Path(root) / name).chmod(mode)
+            with where_offered():
+                (Path(root) / name).chmod(mode)

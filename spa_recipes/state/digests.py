@@ -7,10 +7,19 @@ from contextlib import suppress
 from pathlib import Path
 
 from spa_recipes.state import atomic
+from spa_recipes.state.patience import patiently
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file, as hex."""
+    """sha256 of a file, as hex.
+
+    Raises:
+        OSError, TryAgainError: as `patiently`.
+    """
+    return patiently(_digest, path)
+
+
+def _digest(path: Path) -> str:
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 

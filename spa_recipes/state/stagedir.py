@@ -8,13 +8,14 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Container, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from spa_recipes.errors import DAMAGE
+from spa_recipes.errors import DAMAGE, newer_version
 from spa_recipes.state import atomic, inside
 from spa_recipes.state.digests import file_digest, files_below
+from spa_recipes.state.patience import patiently, size_of
 from spa_recipes.state.reading import read_text
 
 MANIFEST = "manifest.json"
@@ -41,6 +42,7 @@ class Manifest:
         reused_from: run that the stage was taken over from, empty if it was computed here.
         pruned: files of `files` that were deleted to free their room. The stage counts as done as long as nothing has
             to read them, and no other run can take it over.
+        begun_with: versions of libraries under which an earlier attempt worked on it, where those were others.
     """
 
     id: str
@@ -57,13 +59,23 @@ class Manifest:
     attempt: int
     reused_from: str = ""
     pruned: tuple[str, ...] = ()
+    begun_with: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def from_json(cls, text: str) -> "Manifest":
-        """Parse; ValueError, TypeError or KeyError if it is not a manifest, or not as it was written."""
+    def from_json(cls, text: str, where: str = MANIFEST) -> "Manifest":
+        """Parse; ValueError, TypeError or KeyError if it is not a manifest, or not as it was written.
+
+        Raises:
+            NewerVersionError: it is as it was written, by a version that knows more.
+        """
         value = json.loads(text)
         if value.pop("sha256") != _fields_digest(value):
             raise ValueError("the manifest was altered")
+        unknown = value.keys() - _names(cls)
+        for record in value["files"].values():
+            unknown |= record.keys() - _names(FileRecord)
+        if unknown:
+            raise newer_version(min(unknown), where, value["versions"].get("spa-recipes", ""))
         value["files"] = {inside.plain(name): FileRecord(**record) for name, record in value["files"].items()}
         value["pruned"] = tuple(value.get("pruned", ()))
         if not value["files"].keys() >= set(value["pruned"]):
@@ -94,7 +106,13 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """JSON form, in the order of the fields; the last one is the digest of the others."""
         value: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        if not self.begun_with:
+            del value["begun_with"]
         return {**value, "sha256": _fields_digest(value)}
+
+
+def _names(kind: type[Manifest] | type[FileRecord]) -> set[str]:
+    return {each.name for each in fields(kind)}
 
 
 def _fields_digest(value: dict[str, Any]) -> str:
@@ -137,9 +155,14 @@ class StageDir:
         return attempt
 
     def manifest(self) -> Manifest | None:
-        """The manifest, or None if there is none or it cannot be read."""
+        """The manifest; None if there is none, or what is there was not written as a manifest.
+
+        Raises:
+            TryAgainError: it cannot be read. NewerVersionError: a newer version wrote it.
+        """
+        path = self.path / MANIFEST
         try:
-            return Manifest.from_json(read_text(self.path / MANIFEST))
+            return Manifest.from_json(patiently(read_text, path), str(path))
         except (*DAMAGE, RecursionError):
             return None
 
@@ -147,6 +170,9 @@ class StageDir:
         """What is wrong with a stage that has a manifest: missing or resized files, with `deep` also altered ones.
 
         The files `besides` are not looked at.
+
+        Raises:
+            TryAgainError: a file cannot be read. NewerVersionError: a newer version wrote the manifest.
         """
         return self._problems(lambda name: name not in besides, lambda file: deep)
 
@@ -161,16 +187,17 @@ class StageDir:
     def _problems(self, is_meant: Callable[[str], bool], is_read: Callable[[Path], bool]) -> list[str]:
         manifest = self.manifest()
         if manifest is None:
-            return [f"{MANIFEST} was altered or cannot be read"]
+            return [f"{MANIFEST} was altered"]
         found = []
         for name, record in manifest.files.items():
             file = self.output / name
             if name in manifest.pruned or not is_meant(name):
                 continue
-            if not file.is_file():
+            size = size_of(file)
+            if size is None:
                 found.append(f"output/{name} is missing")
-            elif file.stat().st_size != record.size:
-                found.append(f"output/{name} has {file.stat().st_size} bytes instead of {record.size}")
+            elif size != record.size:
+                found.append(f"output/{name} has {size} bytes instead of {record.size}")
             elif is_read(file) and file_digest(file) != record.sha256:
                 found.append(f"output/{name} was altered")
         return found

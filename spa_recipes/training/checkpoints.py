@@ -12,6 +12,8 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from spa_recipes.state import atomic, inside
 from spa_recipes.state.digests import file_digest
+from spa_recipes.state.patience import patiently, size_of
+from spa_recipes.state.reading import read_text
 from spa_recipes.training.env import CHECKPOINT_MARKER as MARKER
 
 STATE = "spa_state.json"
@@ -44,7 +46,7 @@ def resume_point(folder: Path, say: Callable[[str], None]) -> Path | None:
     found = newest_complete_checkpoint(folder)
     then = "training starts again" if found.path is None else f"going on from {found.path.name}"
     for checkpoint in (folder / name for name in found.skipped):
-        if (checkpoint / MARKER).exists():
+        if size_of(checkpoint / MARKER) is not None:
             aside = atomic.move_aside(checkpoint, folder.parent / "damaged")
             say(f"{checkpoint.name} was altered or cut off: kept as {aside.name}, {then}")
         else:
@@ -61,12 +63,15 @@ def drop_unfinished(folder: Path) -> None:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether the marker exists and every file that it names is unchanged."""
+    """Whether the marker exists and every file that it names is unchanged.
+
+    Raises:
+        TryAgainError: a file cannot be read.
+    """
     try:
-        files = json.loads((checkpoint / MARKER).read_text())["files"]
+        files = json.loads(patiently(read_text, checkpoint / MARKER))["files"]
         return all(
-            (path := checkpoint / inside.plain(name)).stat().st_size == facts["size"]
-            and file_digest(path) == facts["sha256"]
+            size_of(path := checkpoint / inside.plain(name)) == facts["size"] and file_digest(path) == facts["sha256"]
             for name, facts in files.items()
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -75,7 +80,7 @@ def is_complete(checkpoint: Path) -> bool:
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """The state that `CheckpointCallback` wrote."""
-    state: dict[str, Any] = json.loads((checkpoint / STATE).read_text())
+    state: dict[str, Any] = json.loads(patiently(read_text, checkpoint / STATE))
     return state
 
 

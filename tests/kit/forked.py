@@ -20,6 +20,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from tests.kit import refused_calls
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -135,6 +137,7 @@ def _be_spa(files: list[int], folder: str, arguments: list[str], environment: di
         os.closerange(3, 1024)
         os.environ.clear()
         os.environ.update(environment)
+        refused_calls.install_from(environment)  # what this process forks inherits it
         subprocess.Popen = ForkingPopen  # type: ignore[assignment,misc]
         code = run_module("spa_recipes.cli.app", ["spa", *arguments])
     finally:
