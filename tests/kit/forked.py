@@ -52,7 +52,8 @@ class ForkingPopen(subprocess.Popen):  # type: ignore[type-arg]
     """
 
     def __init__(self, command: Sequence[str], *, env: Any = None, **options: Any) -> None:
-        module = command[2] if len(command) > 2 and command[1] == "-m" else ""
+        ours = len(command) > 2 and command[:2] == [sys.executable, "-m"]  # another Python has other libraries
+        module = command[2] if ours else ""
         self.forked = module.startswith("spa_recipes.run.") and module != LAUNCH  # it starts processes itself
         if not self.forked:
             super().__init__(command, env=env, **options)
