@@ -127,7 +127,8 @@ def test_plan_says_what_a_stage_needs(spa: Spa, tmp_path: Path) -> None:
     for expected in ("pi_init, the judge's reference", "reference pi_0", "memory", "disk", "to do", "rows 96"):
         assert expected in text
     assert not (tmp_path / "runs").exists()
-    risky = spa("plan", "mini.yaml", "--set", "model.trust_remote_code=true").stdout
+    outside = ("--set", "model.model_name_or_path=org/model", "--set", "model.trust_remote_code=true")
+    risky = spa("plan", "mini.yaml", *outside).stdout
     assert "trust_remote_code" in risky
 
 
