@@ -114,8 +114,7 @@ def test_only_the_worker_and_the_fork_server_import_stages_at_work() -> None:
 SLOW_TO_START = (*HEAVY, "numpy", "pandas", "pyarrow", "asyncio", "httpx", "huggingface_hub", "jinja2", "rich")
 """What no light command imports."""
 
-NO_LOCK = ("filelock",)
-NO_PLAN = (*NO_LOCK, "spa_recipes.run", "spa_recipes.plan")
+NO_PLAN = ("spa_recipes.run", "spa_recipes.plan")
 NO_RECIPE = (*NO_PLAN, "spa_recipes.recipe", "yaml")
 
 
@@ -127,10 +126,10 @@ NO_RECIPE = (*NO_PLAN, "spa_recipes.recipe", "yaml")
         (["evaluate", "--help"], NO_RECIPE),
         (["validate", "R"], NO_PLAN),
         (["schema"], NO_PLAN),
-        (["plan", "R"], (*NO_LOCK, "spa_recipes.run.preflight")),
-        (["status", "--runs-dir", "."], (*NO_LOCK, "spa_recipes.plan", "spa_recipes.recipe", "yaml")),
-        (["status"], NO_LOCK),
-        (["status", "mini"], (*NO_LOCK, "spa_recipes.run.preflight")),
+        (["plan", "R"], ("spa_recipes.run.preflight")),
+        (["status", "--runs-dir", "."], ("spa_recipes.plan", "spa_recipes.recipe", "yaml")),
+        (["status"], ()),
+        (["status", "mini"], ("spa_recipes.run.preflight")),
         (["gc", "--models", "--yes"], ()),
         (["init", "new.yaml"], NO_PLAN),
     ],
