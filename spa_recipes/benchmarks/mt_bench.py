@@ -37,6 +37,20 @@ _RATINGS = (
     re.compile(r"\[([0-9]{1,2}(?:\.[0-9]{0,9})?)\]"),
 )
 _LOWEST, _HIGHEST = 1, 10
+
+# No part can give back what it took, so that the search takes linear time. An apostrophe opens and closes nothing.
+_QUOTED = re.compile(
+    r"""
+    (?<!`)(`++)[^`]++\1(?!`)
+    | (?<!\w)"(?=\S)[^"]++"(?!\w)
+    | (?<!\w)'(?=\S)(?:[^'\n]|(?<=\w)'(?=\w))++'(?!\w)
+    | “[^“”]++”
+    | \u2018(?:[^\u2018\u2019\n]|(?<=\w)\u2019(?=\w))++\u2019(?!\w)
+    | «[^«»]++»
+    """,
+    re.VERBOSE,
+)
+_FENCE = re.compile(r"[ \t]*+(`{3,}+|~{3,}+)([^\n]*+)")
 _FIELD = re.compile(r"\{(\w+)\}")
 
 
@@ -244,14 +258,32 @@ def _filled(prompt: JudgePrompt, fields: Mapping[str, str]) -> str:
 def rating(judgment: str) -> float | int:
     """The last rating from 1 to 10 in double brackets, else the last in single ones; NO_RATING where there is none.
 
-    A grader may quote the answer first, in which a rating may stand; its own verdict comes after that. FastChat takes
-    the first rating, of any size.
+    A grader may quote the answer, in which a rating may stand: what is in quotation marks, in backquotes, in a code
+    block or in a block quote is not its own verdict. FastChat takes the first rating, wherever it stands, of any size.
     """
+    own = _QUOTED.sub(" ", _without_blocks(judgment))
     for pattern in _RATINGS:
-        found = [text for text in pattern.findall(judgment) if _LOWEST <= float(text) <= _HIGHEST]
+        found = [text for text in pattern.findall(own) if _LOWEST <= float(text) <= _HIGHEST]
         if found:
             return int(found[-1]) if found[-1].isdecimal() else float(found[-1])
     return NO_RATING
+
+
+def _without_blocks(markdown: str) -> str:
+    """A text without its fenced code blocks and block quotes. A block that is not closed goes to the end."""
+    kept, fence = [], ""
+    for line in markdown.split("\n"):
+        found = _FENCE.match(line)
+        if fence:
+            if found and found[1].startswith(fence) and not found[2].strip():
+                fence = ""
+        elif found and not ("`" in found[1] and "`" in found[2]):
+            fence = found[1]
+        elif not line.lstrip().startswith(">"):
+            kept.append(line)
+            continue
+        kept.append("")
+    return "\n".join(kept)
 
 
 def judgment_row(match: Match, model: str, grader: str, judgment: str, tstamp: float) -> dict[str, Any]:
