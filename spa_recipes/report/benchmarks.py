@@ -3,17 +3,28 @@
 from collections.abc import Mapping
 from typing import Any
 
-from spa_recipes.state.stagedir import Manifest
+from spa_recipes.errors import DataError
+from spa_recipes.state.stagedir import MANIFEST, Manifest
 
 
 def benchmark_lines(found: Mapping[str, Manifest]) -> list[str]:
-    """What the finished benchmarks among these stages came to."""
-    written = {"alpaca_score": _alpaca_eval, "mt_bench_grades": _mt_bench, "win_rate": _pairwise}
-    return [
-        f"{name}: {written[manifest.kind](manifest.metrics, manifest.rows)}"
-        for name, manifest in found.items()
-        if manifest.kind in written
-    ]
+    """What the finished benchmarks among these stages came to.
+
+    Raises:
+        DataError: the figures of one are not as its stage wrote them.
+    """
+    return [f"{name}: {_line(manifest)}" for name, manifest in found.items() if manifest.kind in _WRITTEN]
+
+
+def _line(manifest: Manifest) -> str:
+    try:
+        return _WRITTEN[manifest.kind](manifest.metrics, manifest.rows)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"the benchmark's figures were altered ({type(error).__name__}: {error})",
+            where=f"{MANIFEST} of {manifest.id}",
+            fix="move that stage's folder away, and `spa resume` makes it again",
+        ) from None
 
 
 def _alpaca_eval(figures: Mapping[str, Any], rows: int) -> str:
@@ -46,3 +57,6 @@ def _pairwise(figures: Mapping[str, Any], rows: int) -> str:
         f"{figures['pairwise_high']:.1%}), at equal length {figures['pairwise_length_controlled']:.1%}; "
         f"{figures['wins']} won, {figures['losses']} lost, {figures['draws']} drawn{order}"
     )
+
+
+_WRITTEN = {"alpaca_score": _alpaca_eval, "mt_bench_grades": _mt_bench, "win_rate": _pairwise}

@@ -276,9 +276,9 @@ def line(manifest: Manifest) -> str:
     """The key figures of a stage on one line."""
     parts = [f"read as {manifest.metrics['form']}"] if "form" in manifest.metrics else []
     for figure in FIGURES:
-        value = manifest.metrics.get(figure.name)
-        if figure.line is None or manifest.kind not in figure.kinds or value is None:
+        if figure.line is None or manifest.kind not in figure.kinds or manifest.metrics.get(figure.name) is None:
             continue
+        value = manifest.number(figure.name)
         if value or not figure.silent_at_zero:
             parts.append(phrase(figure.name, value))
     return ", ".join(parts)
@@ -295,7 +295,7 @@ def _facts(stages: Sequence[Manifest]) -> dict[str, str]:
     facts = {}
     for manifest in sorted(stages, key=lambda stage: stage.kind != "judge"):
         shown = [
-            (figure.iteration, manifest.metrics[figure.name])
+            (figure.iteration, manifest.number(figure.name))
             for figure in FIGURES
             if figure.iteration and manifest.kind in figure.kinds and manifest.metrics.get(figure.name) is not None
         ]
@@ -313,7 +313,7 @@ def columns() -> dict[str, tuple[Figure, Shown]]:
 def series(found: Mapping[str, Manifest], trend: Trend) -> list[tuple[int, float]]:
     """(i, value) of a figure over the policies pi_i, in the order of the stages; pi_init is none of them."""
     return [
-        (int(name.removeprefix(f"{trend.kind}-")) - trend.shift, float(manifest.metrics[trend.name]))
+        (int(name.removeprefix(f"{trend.kind}-")) - trend.shift, manifest.number(trend.name))
         for name, manifest in found.items()
         if _is_numbered(name, trend.kind) and trend.name in manifest.metrics
     ]

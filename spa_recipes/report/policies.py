@@ -40,7 +40,7 @@ def lines(plan: Plan, name: str, found: Mapping[str, Manifest]) -> list[Line]:
             "run": name,
             "policy": f"pi_{policy}",
             "labels": 0 if seed is None else seed.rows,
-            "steps": sum(int(stage.metrics["steps"]) for stage in trained),
+            "steps": sum(int(stage.number("steps")) for stage in trained),
         }
         line |= {key: _value(figure, evaluation, rounds) for key, (figure, _) in columns().items()}
         result.append(line)
@@ -50,10 +50,10 @@ def lines(plan: Plan, name: str, found: Mapping[str, Manifest]) -> list[Line]:
 def _value(figure: Figure, evaluation: Manifest, rounds: Sequence[Manifest]) -> float | None:
     """A policy's figure: that of its evaluation, or the mean over the rows of the iterations that led to it."""
     if evaluation.kind in figure.kinds:
-        return evaluation.metrics.get(figure.name)
+        return None if evaluation.metrics.get(figure.name) is None else evaluation.number(figure.name)
     known = [stage for stage in rounds if stage.kind in figure.kinds and stage.metrics.get(figure.name) is not None]
     rows = sum(stage.rows for stage in known)
-    return sum(float(stage.metrics[figure.name]) * stage.rows for stage in known) / rows if rows else None
+    return sum(stage.number(figure.name) * stage.rows for stage in known) / rows if rows else None
 
 
 class PolicyTable(NamedTuple):

@@ -42,7 +42,7 @@ def judge_decay(recipe: AnyRecipe, manifests: Mapping[str, Manifest]) -> Decay |
         evaluation = manifests.get(name)
         if evaluation is None:  # zero labels: pi_0 is pi_init, whose implicit reward is no judge
             continue
-        now = float(evaluation.metrics["heldout_accuracy"])
+        now = evaluation.number("heldout_accuracy")
         best = max(best, now)
         if now < best - limit:
             return Decay(stage, best, now, limit)

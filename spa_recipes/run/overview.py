@@ -98,5 +98,6 @@ def _stopped_early(run: RunDir, manifests: dict[str, Manifest]) -> bool:
 
 def _win_rate(manifests: dict[str, Manifest]) -> float | None:
     """The newest policy's, if the evaluations measured one."""
-    rates = [float(value) for m in manifests.values() if (value := m.metrics.get("win_rate_vs_init")) is not None]
+    name = "win_rate_vs_init"
+    rates = [manifest.number(name) for manifest in manifests.values() if manifest.metrics.get(name) is not None]
     return rates[-1] if rates else None

@@ -9,10 +9,11 @@ import os
 import shutil
 from collections.abc import Callable, Container, Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from spa_recipes.errors import DAMAGE, newer_version
+from spa_recipes.errors import DAMAGE, DataError, newer_version
 from spa_recipes.state import atomic, inside
 from spa_recipes.state.digests import file_digest, files_below
 from spa_recipes.state.patience import patiently, size_of
@@ -83,6 +84,7 @@ class Manifest:
         manifest = cls(**value)
         if not manifest.is_typed():
             raise TypeError("a field of the manifest has another type")
+        datetime.fromisoformat(manifest.finished_at)
         return manifest
 
     def is_typed(self) -> bool:
@@ -102,6 +104,21 @@ class Manifest:
             and all(isinstance(value, int | float) and not isinstance(value, bool) for value in numbers)
             and all(isinstance(value, str) for value in (*texts, *(record.sha256 for record in self.files.values())))
         )
+
+    def number(self, name: str) -> float:
+        """A figure that is one number.
+
+        Raises:
+            DataError: it is missing, or something else.
+        """
+        value = self.metrics.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise DataError(
+                f"{name} is not a number, so the file was altered",
+                where=f"{MANIFEST} of {self.id}",
+                fix="move that stage's folder away, and `spa resume` makes it again",
+            )
+        return value
 
     def to_json(self) -> dict[str, Any]:
         """JSON form, in the order of the fields; the last one is the digest of the others."""

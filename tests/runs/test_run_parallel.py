@@ -40,7 +40,8 @@ exec(json.loads(sys.argv[2]).get(spec.id, ""))
 (context.draft / "model").mkdir(parents=True, exist_ok=True)
 (context.draft / "model" / "weights").write_text(spec.id)
 context.folder.commit({"id": spec.id, "kind": spec.kind, "key": spec.key, "material": spec.material, "rows": 1,
-    "tokens": 0, "seconds": 0.0, "metrics": {}, "versions": {}, "finished_at": "", "attempt": spec.attempt})
+    "tokens": 0, "seconds": 0.0, "metrics": {}, "versions": {}, "finished_at": "2026-01-01T00:00:00+00:00",
+    "attempt": spec.attempt})
 """
 """A stage that does what the test says and leaves one file."""
 

@@ -60,6 +60,7 @@ DAMAGES: dict[str, Damage] = {
     "metrics that are a list": lambda run: forged(run, metrics=[1]),
     "a win rate that is a text": lambda run: forged(run, metrics={"win_rate_vs_init": "high"}),
     "a size that is a text": lambda run: forged(run, files={"x": {"size": "1", "sha256": "x"}}),
+    "a time that is none": lambda run: forged(run, finished_at="yesterday"),
     "seconds that are a list": lambda run: forged(run, seconds=[]),
 }
 
