@@ -32,11 +32,15 @@ DIGEST_MEMO = ".digests.json"
 
 
 class Prepared(NamedTuple):
-    """A recipe that was read and planned, and the folder it would run in."""
+    """A recipe that was read and planned, and the folder it would run in.
+
+    Attributes:
+        text: the recipe for people; None for a run that is there, whose `recipe.yaml` stays as it is.
+    """
 
     plan: Plan
     run: RunDir
-    text: str
+    text: str | None
 
 
 def prepare(
@@ -95,7 +99,7 @@ def run_recipe(
 
 
 def prepare_resume(run: str | None, runs_dir: Path, *, afresh: bool = False) -> Prepared:
-    """Read the stored recipe of a run and plan it.
+    """Read the stored recipe of a run, which is `resolved.json`, and plan it.
 
     `run` is a name below `runs_dir`, a folder, or None for the newest unfinished run that this user started.
     With `afresh`, data and models are read again rather than taken for unchanged by their sizes and times.
@@ -108,7 +112,7 @@ def prepare_resume(run: str | None, runs_dir: Path, *, afresh: bool = False) -> 
     if recipe is None:
         raise RecipeError("no run is there", where=str(folder.path), fix="see `spa status`")
     plan = compile_plan(recipe, _memo(folder.path, afresh=afresh))
-    return Prepared(plan, folder, (folder.path / "recipe.yaml").read_text())
+    return Prepared(plan, folder, None)
 
 
 def find_run(run: str, runs_dir: Path) -> RunDir:

@@ -15,6 +15,7 @@ from spa_recipes.recipe.schema import Recipe
 from spa_recipes.report import figures
 from spa_recipes.report.benchmarks import benchmark_lines
 from spa_recipes.report.figures import PERCENT, Trend
+from spa_recipes.run.intact import remarks
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.state.stagedir import Manifest
 from spa_recipes.units import human_count, human_seconds
@@ -46,6 +47,8 @@ def print_summary(prepared: api.Prepared, outcome: Outcome) -> None:
     print_results(outcome.manifests)
     if outcome.decay is not None:
         say(yellow(str(outcome.decay)))
+    for line in remarks(prepared.run):
+        say(yellow(line))
     _print_samples(prepared.plan, prepared.run)
     _print_places(prepared, outcome)
 

@@ -20,6 +20,7 @@ from spa_recipes.report.card import versions
 from spa_recipes.report.charts import Series, histogram, line_chart
 from spa_recipes.report.figures import CHARTS, CURVES, LARGE_COUNT, PERCENT, iterations, series
 from spa_recipes.report.policies import Line, as_table, lines
+from spa_recipes.run.intact import remarks
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.state.stagedir import Manifest
 from spa_recipes.units import human_count, human_seconds
@@ -88,6 +89,7 @@ def render(plan: Plan, run: RunDir, found: Mapping[str, Manifest]) -> str:
         finished=datetime.fromisoformat(newest).strftime("%Y-%m-%d %H:%M"),
         state="finished" if len(found) == len(plan.stages) else "unfinished, last stage",
         headline=_headline(policies),
+        remarks=remarks(run),
         policy_headings=headings,
         policies=rows,
         stages=_stage_rows(plan, run, found),

@@ -17,6 +17,7 @@ from spa_recipes.run.rundir import RunDir
 from spa_recipes.state import atomic
 from spa_recipes.state.digests import file_digest
 from spa_recipes.state.offers import NOT_OFFERED
+from spa_recipes.state.reading import read_json
 
 RECORD = ".shown.json"
 """What the folder shows: the model, the digests of the texts as they were written, and where files of the model had to
@@ -65,24 +66,26 @@ def show(run: RunDir, model: Path, texts: Mapping[str, str]) -> None:
 def model_shown(folder: Path) -> Path:
     """The model that a `final` folder shows: where its links lead, or what it holds a copy of; else the folder itself.
 
-    Links that lead out of the run's stages are a person's.
+    A person may have put links of their own beside them: those that lead out of the run's stages, and those that do not
+    lead into the model of the record.
     """
-    stages = folder.resolve().parent / "stages"
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.is_symlink() and path.resolve().is_relative_to(stages):
-            return path.resolve().parent
+    run = folder.resolve().parent
+    links = [path for path in sorted(folder.iterdir()) if path.is_symlink()] if folder.is_dir() else []
+    led_to = [Path(os.path.realpath(path)) for path in links]  # `resolve` would refuse a link to itself
+    models = [file.parent for file in led_to if file.is_relative_to(run / "stages")]
     record = _record(folder) or {}
-    if record.get("copies"):
-        model = (stages.parent / str(record.get("model"))).resolve()
-        if model.is_relative_to(stages) and model.is_dir():
-            return model
-    return folder.resolve()
+    recorded = Path(os.path.realpath(run / record.get("model", "")))
+    if record.get("copies") and recorded.is_relative_to(run / "stages") and recorded.is_dir():
+        return recorded
+    if recorded in models:
+        return recorded
+    return models[0] if models else folder.resolve()
 
 
-def texts_written(run: RunDir) -> dict[str, str]:
-    """The digests of the texts beside the final model, by name, as the run wrote them."""
+def texts_written(run: RunDir) -> dict[Path, str]:
+    """The digests of the texts beside the final model as the run wrote them, by the path of the text."""
     texts = (_record(run.final) or {"texts": {}})["texts"]
-    return {name: digest for name, digest in texts.items() if "/" not in name}
+    return {run.final / name: digest for name, digest in texts.items() if "/" not in name}
 
 
 def leftovers(run: RunDir) -> list[Path]:
@@ -108,10 +111,12 @@ def _remove(path: Path) -> None:
 
 def _record(folder: Path) -> dict[str, Any] | None:
     try:
-        value: dict[str, Any] = json.loads((folder / RECORD).read_text())
+        value: dict[str, Any] = read_json(folder / RECORD)
     except (OSError, ValueError):
         return None
     if not isinstance(value, dict) or not isinstance(value.get("texts"), dict):
+        return None
+    if not isinstance(value.get("model"), str) or "\0" in value["model"]:
         return None
     copies = value.get("copies", {})
     return value if isinstance(copies, dict) and all(isinstance(copy, dict) for copy in copies.values()) else None

@@ -1,5 +1,6 @@
 """Whether what a run made is still as its stage left it, looked at before somebody uses it."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from spa_recipes.errors import DataError
@@ -10,17 +11,30 @@ from spa_recipes.state.stagedir import MANIFEST, StageDir
 
 
 def remarks(run: RunDir) -> list[str]:
-    """What of a run's final folder is not as the run left it, a line each: a damaged model, a changed text."""
+    """What is not as the run left it, a line each: a damaged final model, a changed text beside it, another recipe."""
     found = []
     try:
         check_made_model(str(run.final))
     except DataError as error:
         found.append(str(error))
-    for name, digest in texts_written(run).items():
-        file = run.final / name
-        if file.is_file() and file_digest(file) != digest:
-            found.append(f"{file} was changed since the run wrote it; delete it, and `spa resume` writes it again")
+    found += [
+        f"{file} {change} since the run wrote it; `spa resume {run.path}` writes a text again that is not there"
+        for file, change in _changes(texts_written(run))
+    ]
+    found += [
+        f"{file} {change} since the run wrote it; the run goes on with the recipe in resolved.json as before"
+        for file, change in _changes(run.texts_written())
+    ]
     return found
+
+
+def _changes(digests: Mapping[Path, str]) -> Iterator[tuple[Path, str]]:
+    """The files that have another digest or are gone, each with words for that."""
+    for file, digest in digests.items():
+        if not file.is_file():
+            yield file, "was deleted"
+        elif file_digest(file) != digest:
+            yield file, "was changed"
 
 
 def check_made_model(location: str) -> None:

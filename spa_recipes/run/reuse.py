@@ -14,12 +14,14 @@ from spa_recipes.state.versions import in_words, library_versions, others
 
 
 def finished(plan: Plan, run: RunDir, reporter: Reporter, stage: Stage) -> Manifest:
-    """The manifest of a stage in a run that cannot be written; DataError if the stage would have to run."""
+    """The manifest of a stage in a run that cannot be written; DataError if it is damaged or would have to run."""
     folder = run.stage_dir(stage, plan)
     manifest = folder.manifest()
-    if manifest is None or not run.is_done(stage, plan) or folder.problems(deep=True):
+    problems = folder.problems(deep=True) if size_of(folder.path / MANIFEST) is not None else []
+    if manifest is None or problems or not run.is_done(stage, plan):
+        left = f"is damaged ({problems[0]})" if problems else "is still to be done"
         raise DataError(
-            f"nothing can be written there, and {stage.id} is still to be done",
+            f"{stage.id} {left}, and nothing can be written there",
             where=str(run.path),
             fix="make the folder writable, or copy it to another place",
         )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
@@ -18,7 +19,7 @@ from spa_recipes.errors import DAMAGE, DataError, LockedError, RecipeError, SpaE
 from spa_recipes.redaction import redacted
 from spa_recipes.state import atomic, inside, lock, own, owned
 from spa_recipes.state.patience import patiently
-from spa_recipes.state.reading import is_file, read_json
+from spa_recipes.state.reading import is_file, read_json, read_text
 from spa_recipes.state.stagedir import MANIFEST, Manifest, StageDir
 
 if TYPE_CHECKING:  # the list of runs reads no recipe, so it does without the schema
@@ -32,6 +33,8 @@ SHORT_KEY = 8
 RecipeT = TypeVar("RecipeT", bound="BaseModel")
 _ADDED_LATER = {"extra_forbidden", "union_tag_invalid"}
 """Kinds of errors of pydantic about a field, or a value of `type`, that this version does not have."""
+RECIPE_DIGEST = ".recipe.sha256"
+"""A file in a run's folder with the digest of `recipe.yaml` as the run wrote it."""
 
 
 class Planned(NamedTuple):
@@ -134,18 +137,32 @@ class RunDir:
             return "failed"
         return "running" if self.holder() is not None else "interrupted"
 
-    def write_recipe(self, text: str, recipe: AnyRecipe, plan: Plan) -> None:
+    def write_recipe(self, text: str | None, recipe: AnyRecipe, plan: Plan) -> None:
         """Write the recipe as given, the resolved recipe and the plan, before the first stage starts.
 
         A run that begins here is noted as one that this user started; one that is there already stays what it is.
+
+        Args:
+            text: None leaves `recipe.yaml` as it is.
         """
         if not any(os.path.lexists(self.path / name) for name in ("stages", "plan.json", "resolved.json")):
             atomic.make_folder(self.path)
             own.note_run(self.path)
         (self.path / "stages").mkdir(parents=True, exist_ok=True)
-        atomic.write_text(self.path / "recipe.yaml", text)
+        if text is not None:
+            digest = self.path / RECIPE_DIGEST
+            digest.unlink(missing_ok=True)  # a kill in between leaves no digest of another text
+            atomic.write_text(self.path / "recipe.yaml", text)
+            atomic.write_text(digest, f"{sha256(text.encode()).hexdigest()}\n")
         atomic.write_json(self.path / "plan.json", plan_json(plan))
         atomic.write_json(self.path / "resolved.json", recipe.model_dump(mode="json"))
+
+    def texts_written(self) -> dict[Path, str]:
+        """The digest of `recipe.yaml` as the run wrote it, by its path; empty if an earlier version wrote it."""
+        try:
+            return {self.path / "recipe.yaml": read_text(self.path / RECIPE_DIGEST).strip()}
+        except (OSError, ValueError):
+            return {}
 
     def recipe(self) -> Recipe | None:
         """The resolved recipe of the run, None if the folder holds no run.

@@ -49,7 +49,7 @@ class Outcome(NamedTuple):
 def execute(
     plan: Plan,
     run: RunDir,
-    recipe_text: str,
+    recipe_text: str | None,
     *,
     until: str | None,
     accept: bool,
@@ -60,6 +60,7 @@ def execute(
     """Do what is left of a plan in `run`: all of it, or the stage `until` and what it needs.
 
     Args:
+        recipe_text: for `recipe.yaml`; None leaves the file as it is.
         executors: of a caller that has several runs; it closes them itself.
         describe: writes the texts beside the final model of a run that is complete; None writes none.
 
@@ -100,7 +101,7 @@ def execute(
 def _go_on(
     plan: Plan,
     run: RunDir,
-    recipe_text: str,
+    recipe_text: str | None,
     stages: Sequence[Stage],
     executors: Executors,
     reporter: Reporter,

@@ -1,11 +1,12 @@
-"""`spa resume` without a name goes on with a run that this user started, and with no other."""
+"""`spa resume` without a name goes on with a run that this user started; what was changed in a run's folder it says."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 from spa_recipes import api
 from spa_recipes.state import own
-from tests.kit.cli import one_error
+from tests.kit.cli import one_error, run_spa
 from tests.kit.recipes import mini, write_recipe
 
 
@@ -42,3 +43,20 @@ def test_a_run_from_elsewhere_that_was_gone_on_with_is_still_from_elsewhere(tmp_
         (foreign / missing).unlink()
         start(tmp_path, "foreign")
     assert not own.started_here(foreign)
+
+
+def test_resume_says_which_texts_were_changed_and_leaves_them(finished: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished / "runs" / "mini", tmp_path / "runs" / "mini", symlinks=True))
+    untouched = run_spa(tmp_path, "resume", "mini")
+    assert (untouched.returncode, "since the run wrote it" in untouched.stdout) == (0, False), untouched.stderr
+    changed = {run / "recipe.yaml": "name: another\n", run / "final" / "README.md": "my card\n"}
+    for file, text in changed.items():
+        file.write_text(text)
+    done = run_spa(tmp_path, "resume", "mini")
+    assert done.returncode == 0, done.stderr
+    for file, text in changed.items():
+        assert f"{file.relative_to(tmp_path)} was changed since the run wrote it" in done.stdout
+        assert file.read_text() == text
+    (run / "final" / "README.md").unlink()
+    assert "README.md" not in run_spa(tmp_path, "resume", "mini").stdout
+    assert (run / "final" / "README.md").is_file()
