@@ -1,5 +1,6 @@
 """Fixtures that several files share; all else that they share is in tests/kit."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -14,8 +15,13 @@ from tests.kit.cli import Answer, Spa, run_spa
 
 @pytest.fixture(scope="session", autouse=True)
 def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The user's own state folder, which the tests and their processes do not share with the person who runs them."""
-    folder = tmp_path_factory.mktemp("state")
+    """The user's own state folder, which the tests and their processes do not share with the person who runs them.
+
+    All processes of pytest-xdist share it, as they share the run that is made once.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "state"
+    folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(folder))
         yield folder / "spa-recipes"
