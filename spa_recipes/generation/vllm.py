@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -118,21 +119,24 @@ class _Vllm:
         from vllm.inputs.engine import tokens_input
 
         for place, request in enumerate(requests):
-            self._llm.llm_engine.add_request(
-                f"{number}/{place}",
-                tokens_input(request.prompt_ids),
-                self._params(seed_of(request)),
-                lora_request=self._adapter,
-            )
+            prompt, params = tokens_input(request.prompt_ids), self._params(seed_of(request))
+            with self._telling_why():
+                self._llm.llm_engine.add_request(f"{number}/{place}", prompt, params, lora_request=self._adapter)
 
     def _step(self) -> list[Any]:
         """One step of the engine; the answers that it finished."""
         engine = self._llm.llm_engine
         if not engine.has_unfinished_requests():
             return []
-        try:
+        with self._telling_why():
             return [output for output in engine.step() if output.finished]
-        except Exception as error:  # only the log tells what happened in the engine's process
+
+    @contextmanager
+    def _telling_why(self) -> Iterator[None]:
+        """Say why the engine stopped, whichever call finds it so: only the log tells what happened in its process."""
+        try:
+            yield
+        except Exception as error:
             raise _engine_error(error, self._model, self._log.written_since()) from error
 
     def _params(self, seed: int) -> Any:
