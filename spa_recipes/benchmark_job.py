@@ -100,7 +100,7 @@ def _model(model: str, runs_dir: Path) -> tuple[str, str]:
     if any((path / "resolved.json").is_file() for path in (runs_dir / model, Path(model))):
         run = find_run(model, runs_dir)
         if not run.final.exists():
-            raise RecipeError("the run has no final model yet", where=str(run.path), fix=f"`spa resume {run.path}`")
+            raise RecipeError("the run has no final model yet", where=str(run.path), fix=f"`{run.resume_command}`")
         return str(model_shown(run.final)), run.name
     folder = Path(model).expanduser()
     if not folder.is_dir():

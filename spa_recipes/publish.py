@@ -108,7 +108,7 @@ def collect(run: RunDir) -> Shipment:
     Raises:
         RecipeError: the run is not finished. DataError: a file is missing or was altered.
     """
-    again = f"`spa resume {run.path}`"
+    again = f"`{run.resume_command}`"
     unfinished = next_stage(run)
     if unfinished is not None:
         raise RecipeError(

@@ -70,4 +70,4 @@ def print_run_status(name: str, runs_dir: Path) -> None:
         say(yellow(line))
     left = unfinished(prepared.plan, run)
     if left:
-        say(f"next:    `spa resume {run.path}` continues with {left[0].id}")
+        say(f"next:    `{run.resume_command}` continues with {left[0].id}")

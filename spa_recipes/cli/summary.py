@@ -111,7 +111,7 @@ def _print_places(prepared: api.Prepared, outcome: Outcome) -> None:
     if not outcome.complete:
         ids = [stage.id for stage in outcome.left]
         say(f"left:   {len(ids)} stage{'s' if len(ids) > 1 else ''}: {', '.join(ids)}")
-        say(f"next:   `spa resume {run.path}` continues with {ids[0]}")
+        say(f"next:   `{run.resume_command}` continues with {ids[0]}")
     elif made is not None and plan.initial_policy is not None:
         reference = run.input_path(plan.initial_policy, plan)
         say(

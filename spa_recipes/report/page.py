@@ -59,7 +59,7 @@ def write_report(plan: Plan, run: RunDir, found: Mapping[str, Manifest], path: P
         RecipeError: nothing has run yet, or the file cannot be written.
     """
     if not found:
-        raise RecipeError("nothing is finished yet", where=str(run.path), fix=f"`spa resume {run.path}` first")
+        raise RecipeError("nothing is finished yet", where=str(run.path), fix=f"`{run.resume_command}` first")
     page = render(plan, run, found)
     try:
         path.write_text(page, encoding="utf-8")

@@ -166,7 +166,7 @@ def find(run: RunDir, *, models: bool) -> Found:
     if models and (weights := list(_earlier_models(run, planned))):
         damage = _damage(run, planned, weights)
         if damage:
-            why = f"{damage}, which may have to be made from it: `spa resume {run.path}` first"
+            why = f"{damage}, which may have to be made from it: `{run.resume_command}` first"
             found.kept.extend(Kept(item.path, why) for _, item in weights)
         else:
             optional += weights

@@ -58,6 +58,6 @@ def check_made_model(location: str) -> None:
                 raise DataError(
                     f"{problems[0]}, since {stage.path.name} made it",
                     where=location,
-                    fix=f"`spa resume {stage.path.parent.parent}` makes it again",
+                    fix=f"`{RunDir(stage.path.parents[1]).resume_command}` makes it again",
                 )
             return

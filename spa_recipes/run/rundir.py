@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -64,8 +65,14 @@ class RunDir:
 
     @property
     def name(self) -> str:
-        """The run's name: its folder's name."""
-        return self.path.name
+        """The run's name: its folder's name, with what is not UTF-8 in it as `\\xe9`."""
+        return os.fsencode(self.path.name).decode("utf-8", "backslashreplace")
+
+    @property
+    def resume_command(self) -> str:
+        """The command that goes on with the run, as a shell reads it."""
+        path = str(self.path)
+        return f"spa resume {shlex.quote(f'./{path}' if path.startswith('-') else path)}"
 
     def stage_dir(self, stage: Stage, plan: Plan) -> StageDir:
         """`stages/<nn>-<id>-<key>`."""

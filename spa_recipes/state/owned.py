@@ -61,19 +61,20 @@ def _kind_without_marker(folder: Path) -> Kind | None:
 
 
 def refuse_foreign(folder: Path, kind: Kind) -> None:
-    """Refuse a folder that has something else in it than what is to be made there.
+    """Refuse a folder that has something else in it than what is to be made there, or whose name no file can note.
 
     Raises:
-        RecipeError: it is not empty and not of this kind, or not a folder.
+        RecipeError: it is not empty and not of this kind, not a folder, or its path is not UTF-8.
     """
+    _refuse_other_encodings(folder)
     if not os.path.lexists(folder):
         return
     if not folder.is_dir() or (kind != "run" and folder.is_symlink()):  # what is deleted later has to be the folder
         raise RecipeError("not a folder", where=str(folder), fix=_REMEDY[kind])
-    found = kind_of(folder)
+    names = sorted(path.name for path in folder.iterdir() if not _is_left_by_a_start(path.name))
+    found = kind_of(folder)  # after the names: a process that starts there now makes the marker before all else
     if found == kind:
         return
-    names = sorted(path.name for path in folder.iterdir() if not _is_left_by_a_start(path.name))
     if found is None and not names:
         return
     holds = _WORDS[found] if found else ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
@@ -82,6 +83,18 @@ def refuse_foreign(folder: Path, kind: Kind) -> None:
         where=str(folder),
         fix=_REMEDY[kind],
     )
+
+
+def _refuse_other_encodings(folder: Path) -> None:
+    path = os.fsencode(folder.absolute())
+    try:
+        path.decode("utf-8")
+    except UnicodeDecodeError:
+        raise RecipeError(
+            "the path is not UTF-8, as names from old disks and archives may be, and a run notes it in files that are",
+            where=path.decode("utf-8", "backslashreplace"),
+            fix="rename the folder with the \\x in its name (`mv`, or `convmv` for many), or choose another place",
+        ) from None
 
 
 def _is_left_by_a_start(name: str) -> bool:

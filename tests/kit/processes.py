@@ -27,9 +27,18 @@ def processes_of(folder: Path) -> list[int]:
     return sorted(found)
 
 
+def stopped_in(folder: Path) -> list[int]:
+    """Those that a signal has stopped."""
+    return [pid for pid in processes_of(folder) if _state(pid) == "T"]
+
+
 def alive(pid: int) -> bool:
     """Whether a process runs (Linux)."""
+    return _state(pid) not in ("Z", "")
+
+
+def _state(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
-        return False
+        return ""

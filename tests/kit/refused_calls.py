@@ -12,6 +12,7 @@ import io
 import json
 import os
 import re
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,8 @@ class Refused(NamedTuple):
 
     Attributes:
         call: symlink, link, chmod, fsync, flock, open (for reading), read, write (a file opened for it), stat, unlink.
-        error: name of the error's number, such as `EIO`.
+        error: name of the error's number, such as `EIO`; with `SIGSTOP`, the process is stopped instead, and the call
+            goes through when it goes on.
         path: a regular expression; calls on paths that it finds nothing in go through.
         times: how often it fails in a process before it goes through.
     """
@@ -66,6 +68,9 @@ def _install(refused: Sequence[Refused], replace: Callable[[Any, str, Any], None
             if each.call == call and left[each] > 0 and re.search(each.path, name):
                 left[each] -= 1
                 made.append(f"{call} {name}")
+                if each.error == "SIGSTOP":
+                    os.kill(os.getpid(), signal.SIGSTOP)
+                    continue
                 number = getattr(errno, each.error)
                 raise OSError(number, os.strerror(number), *([name] if call not in ("fsync", "flock", "read") else []))
 
