@@ -64,7 +64,7 @@ def test_modules_beside_the_recipe_are_not_imported(executor: str, policy: Path,
         "HF_HUB_OFFLINE": "1",
     }
     # As the script `spa` starts: without the current folder on its path.
-    command = [sys.executable, "-P", "-m", "spa_recipes.cli", "run", "r.yaml", "--until", "seed"]
+    command = [sys.executable, "-P", "-m", "spa_recipes.cli", "run", "r.yaml", "--trust", "--until", "seed"]
     done = subprocess.run(command, cwd=here, env={**os.environ, **variables}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr + done.stdout
     assert sorted(trace.name for trace in traces.iterdir()) == ["asked", "trusted"]
