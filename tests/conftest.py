@@ -66,3 +66,13 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.kit.training import make_model
 
     return make_model(tmp_path_factory.mktemp("models") / "policy")
+
+
+@pytest.fixture(scope="session")
+def trained(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reward model trained for some steps."""
+    from tests.kit.training import make_env, make_pairs, train_rewards  # torch: not in each process that starts pytest
+
+    folder = tmp_path_factory.mktemp("trained")
+    train_rewards(policy, make_pairs(24, reference=False), make_env(policy, folder))
+    return folder / "out"
