@@ -50,7 +50,9 @@ def remember(kind: List, digest: str, words: str) -> None:
         return
     folder = state_folder()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    atomic.append_line(folder / kind, f"{digest}  {' '.join(words.split())}")
+    # Where this process takes names to be ASCII, the other bytes of a path are surrogates in it.
+    spelled = words.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    atomic.append_line(folder / kind, f"{digest}  {' '.join(spelled.split())}")
 
 
 def knows(kind: List, digest: str) -> bool:
