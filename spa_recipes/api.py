@@ -17,7 +17,7 @@ from spa_recipes.recipe.rules import conflicts_in
 from spa_recipes.recipe.schema import Compute, DatasetSource, ForkExecutor, ImplicitRewardJudge, JudgeJob, Model
 from spa_recipes.run.changes import plan_changes
 from spa_recipes.run.rundir import RunDir, all_runs, find_reusable, owned_by_others
-from spa_recipes.state import atomic, own, owned
+from spa_recipes.state import atomic, marker, user_state
 from spa_recipes.state.digests import DigestMemo
 from spa_recipes.state.stagedir import Manifest
 
@@ -56,7 +56,7 @@ def prepare(
     loaded = load_recipe(recipe_path, overrides)
     recipe = loaded.recipe
     run = RunDir(run_dir if run_dir is not None else Path(recipe.storage.runs_dir) / recipe.name)
-    if owned.kind_of(run.path) is not None:
+    if marker.kind_of(run.path) is not None:
         run.check()
     return Prepared(compile_plan(recipe, _memo(run.path, afresh=afresh)), run, loaded.text)
 
@@ -83,7 +83,7 @@ def run_recipe(
     from spa_recipes.run.preflight import check_inputs
     from spa_recipes.run.runner import execute
 
-    owned.refuse_foreign(prepared.run.path, prepared.run.kind)
+    marker.refuse_foreign(prepared.run.path, prepared.run.kind)
     (consent or require)(prepared.plan, prepared.run)
     check_inputs(prepared.plan, prepared.run, until)
     return execute(
@@ -137,7 +137,7 @@ def _newest_unfinished(runs_dir: Path) -> RunDir:
     runs = all_runs(runs_dir)
     others, unreadable = [], []
     for run in runs:
-        if not own.started_here(run.path):
+        if not user_state.started_here(run.path):
             others.append(run.name)
             continue
         try:
@@ -237,7 +237,7 @@ def judge_pairs(request: JudgeRequest, reporter: Reporter) -> Manifest:
     if request.out.is_dir() or request.out.name in ("", ".."):
         raise RecipeError("it is a folder", where=str(request.out), fix="name the file to write")
     run = RunDir(request.out.with_name(request.out.name + ".spa"), "job")
-    owned.refuse_foreign(run.path, run.kind)
+    marker.refuse_foreign(run.path, run.kind)
     in_the_way = RecipeError(
         "the output file is there already", where=str(request.out), fix="choose another, or --overwrite"
     )
@@ -258,7 +258,7 @@ def judge_pairs(request: JudgeRequest, reporter: Reporter) -> Manifest:
     atomic.write_bytes(finished, content)
     finished.replace(request.out)
     atomic.fsync_dir(request.out.parent)
-    owned.remove(run.path, run.kind)
+    marker.remove(run.path, run.kind)
     return outcome.manifests["judge"]
 
 

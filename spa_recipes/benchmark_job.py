@@ -19,7 +19,7 @@ from spa_recipes.run.preflight import check_inputs
 from spa_recipes.run.reporter import Reporter
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.run.runner import execute
-from spa_recipes.state import atomic, owned
+from spa_recipes.state import atomic, marker
 from spa_recipes.state.digests import DigestMemo
 from spa_recipes.state.stagedir import Manifest
 
@@ -52,7 +52,7 @@ def run_benchmark(
     if out.name in ("", ".."):
         raise RecipeError("no name for a folder of results", where=f"out: {out}", fix="add one to it")
     run = RunDir(out.with_name(out.name + ".spa"), "job")
-    owned.refuse_foreign(run.path, run.kind)
+    marker.refuse_foreign(run.path, run.kind)
     # With work in progress beside it, the folder may be the same job's, which was killed while it cleaned up.
     if out.exists() and not job.overwrite and not run.path.is_dir():
         raise _in_the_way(out)
@@ -68,7 +68,7 @@ def run_benchmark(
     outcome = execute(plan, run, text, until=None, accept=True, reporter=reporter, executors=executors)
     finished = _collect(plan, run)
     _put_in_place(finished, out, overwrite=job.overwrite)
-    owned.remove(run.path, run.kind)
+    marker.remove(run.path, run.kind)
     return BenchmarkResult(out, plan, outcome.manifests)
 
 
@@ -118,7 +118,7 @@ def _collect(plan: Plan, run: RunDir) -> Path:
     finished = run.path / ".finished"
     shutil.rmtree(finished, ignore_errors=True)
     finished.mkdir()
-    owned.mark(finished, "results")
+    marker.mark(finished, "results")
     for stage in plan.stages:
         output = run.stage_dir(stage, plan).output
         for path in (path for pattern in KINDS[stage.kind].delivers for path in output.glob(pattern)):
@@ -149,8 +149,8 @@ def _refuse_to_replace(out: Path) -> None:
     Raises:
         RecipeError: it is one of these.
     """
-    owned.refuse_foreign(out, "results")
-    patterns = (owned.MARKER, *(pattern for kind in KINDS.values() for pattern in kind.delivers))
+    marker.refuse_foreign(out, "results")
+    patterns = (marker.MARKER, *(pattern for kind in KINDS.values() for pattern in kind.delivers))
     results = {path for pattern in patterns for path in out.glob(pattern)}
     others = [path for path in sorted(out.rglob("*")) if path not in results and (path.is_symlink() or path.is_file())]
     if others:

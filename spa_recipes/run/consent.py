@@ -7,7 +7,7 @@ from spa_recipes.errors import RecipeError
 from spa_recipes.plan import Plan
 from spa_recipes.plan.powers import Powers, powers_of
 from spa_recipes.run.rundir import RunDir
-from spa_recipes.state import own
+from spa_recipes.state import user_state
 
 Consent = Callable[[Plan, RunDir], None]
 """Is called before anything of a plan starts; raises a RecipeError where the user does not agree to its powers."""
@@ -30,10 +30,10 @@ def require(plan: Plan, run: RunDir) -> None:
 
 def is_needed(powers: Powers) -> bool:
     """Whether the user still has to agree to something."""
-    return bool(powers.asked) and not own.knows("trusted", powers.digest)
+    return bool(powers.asked) and not user_state.knows("trusted", powers.digest)
 
 
 def remember(powers: Powers) -> None:
     """Remember that the user agreed; where nothing can be remembered, the next call asks again."""
     with suppress(OSError):
-        own.remember("trusted", powers.digest, "; ".join(map(str, powers.asked)))
+        user_state.remember("trusted", powers.digest, "; ".join(map(str, powers.asked)))

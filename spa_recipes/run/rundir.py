@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from spa_recipes.errors import DAMAGE, DataError, LockedError, RecipeError, SpaError, newer_version, system_error
 from spa_recipes.redaction import redacted
-from spa_recipes.state import atomic, inside, lock, own, owned
+from spa_recipes.state import atomic, inside, lock, marker, user_state
 from spa_recipes.state.patience import patiently
 from spa_recipes.state.reading import is_file, read_json, read_text
 from spa_recipes.state.stagedir import MANIFEST, Manifest, StageDir
@@ -61,7 +61,7 @@ class RunDir:
     """
 
     path: Path
-    kind: owned.Kind = "run"
+    kind: marker.Kind = "run"
 
     @property
     def name(self) -> str:
@@ -154,7 +154,7 @@ class RunDir:
         """
         if not any(os.path.lexists(self.path / name) for name in ("stages", "plan.json", "resolved.json")):
             atomic.make_folder(self.path)
-            own.note_run(self.path)
+            user_state.note_run(self.path)
         (self.path / "stages").mkdir(parents=True, exist_ok=True)
         if text is not None:
             digest = self.path / RECIPE_DIGEST
@@ -275,11 +275,11 @@ class RunDir:
             DataError: the folder cannot be written, or a link in it leads elsewhere.
             TryAgainError: the disk is full or broken.
         """
-        owned.refuse_foreign(self.path, self.kind)
+        marker.refuse_foreign(self.path, self.kind)
         self.check()
         with ExitStack() as stack:
             try:
-                owned.claim(self.path, self.kind)
+                marker.claim(self.path, self.kind)
                 check = stack.enter_context(lock.hold(self.path))
             except lock.TakenError:
                 raise self._in_use("the run is in use by") from None
@@ -403,7 +403,7 @@ def find_reusable(
         deep: also compares digests.
     """
     for run, folder in _finished_elsewhere(runs_dir, stage, besides):
-        if whose == "all" or own.started_here(run.path):
+        if whose == "all" or user_state.started_here(run.path):
             with suppress(SpaError):  # it cannot be read
                 if not folder.problems(deep=deep):
                     return run.name, folder
@@ -413,7 +413,7 @@ def find_reusable(
 def owned_by_others(runs_dir: Path, stage: Stage, besides: RunDir) -> str | None:
     """The name of a run that has the finished stage and that this user did not start; None if there is none."""
     found = _finished_elsewhere(runs_dir, stage, besides)
-    return next((run.name for run, _ in found if not own.started_here(run.path)), None)
+    return next((run.name for run, _ in found if not user_state.started_here(run.path)), None)
 
 
 def _finished_elsewhere(runs_dir: Path, stage: Stage, besides: RunDir) -> Iterator[tuple[RunDir, StageDir]]:

@@ -9,7 +9,7 @@ from spa_recipes.plan import KINDS, MODEL, Plan
 from spa_recipes.report.card import final_texts
 from spa_recipes.run import final
 from spa_recipes.run.rundir import RunDir
-from spa_recipes.state import owned
+from spa_recipes.state import marker
 from spa_recipes.state.stagedir import Manifest, StageDir
 from tests.kit.state import FIELDS
 
@@ -93,7 +93,7 @@ def show_final(run: RunDir, plan: Plan) -> None:
 def make_run(folder: Path, plan: Plan, **fields: Any) -> RunDir:
     """A finished run; `fields` are the same in all manifests."""
     run = RunDir(folder)
-    owned.claim(run.path, run.kind)
+    marker.claim(run.path, run.kind)
     for stage in plan.stages:
         commit(run, plan, stage.id, **fields)
     return finish(run, plan)

@@ -7,7 +7,7 @@ from pathlib import Path
 from spa_recipes.plan import Plan
 from spa_recipes.run import final
 from spa_recipes.run.rundir import RunDir
-from spa_recipes.state import owned
+from spa_recipes.state import marker
 from spa_recipes.state.stagedir import StageDir
 from tests.kit.plans import plan_of
 from tests.kit.state import FIELDS
@@ -33,7 +33,7 @@ def commit(run: RunDir, plan: Plan, stage_id: str, **metrics: float) -> StageDir
 def make_run(runs: Path, plan: Plan, *, done: int | None = None) -> RunDir:
     """A run of which the first `done` stages are finished; all of them, with the final link, for None."""
     run = RunDir(runs / plan.recipe.name)
-    owned.claim(run.path, run.kind)
+    marker.claim(run.path, run.kind)
     run.write_recipe("text", plan.recipe, plan)
     run.log_event("x")
     for stage in plan.stages[:done]:

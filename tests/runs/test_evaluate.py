@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from spa_recipes.state.owned import MARKER
+from spa_recipes.state.marker import MARKER
 from tests.kit.benchmark_world import lines_of, read
 from tests.kit.benchmarks import annotations, mt_files, needs_package, write_difficulty, write_lines
 from tests.kit.cli import run_spa

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from spa_recipes.benchmarks import alpaca_eval
-from spa_recipes.state.owned import MARKER
+from spa_recipes.state.marker import MARKER
 from tests.kit.benchmark_world import sets
 from tests.kit.benchmarks import PROMPTS, mt_files, write_lines
 from tests.kit.cli import Answer, one_error

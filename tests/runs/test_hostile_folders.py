@@ -8,7 +8,7 @@ import pytest
 
 from spa_recipes import api, benchmark_job
 from spa_recipes.errors import RecipeError
-from spa_recipes.state import owned
+from spa_recipes.state import marker
 from tests.kit.cli import one_error
 from tests.kit.recipes import mini, write_recipe
 from tests.unit.test_hostile_folders import contents, somebodys_project
@@ -50,7 +50,7 @@ def test_a_run_of_this_tool_goes_on_and_is_marked(tmp_path: Path, spa_here: Any)
     (tmp_path / "empty").mkdir()
     for _ in range(2):
         assert spa_here("run", "r.yaml", "--until", "data", "--run-dir", "empty").code == 0
-    assert (tmp_path / "empty" / owned.MARKER).read_text() == "run\n"
+    assert (tmp_path / "empty" / marker.MARKER).read_text() == "run\n"
 
 
 JUDGE = ("judge", "--policy", "m", "--reference", "m", "--pairs", "p.jsonl", "--out")
@@ -66,7 +66,7 @@ def test_judge_with_somebodys_folder_beside_its_output(tmp_path: Path, spa_here:
 
 
 def test_judge_with_a_run_beside_its_output(tmp_path: Path, spa_here: Any) -> None:
-    owned.claim(tmp_path / "out.spa", "run")
+    marker.claim(tmp_path / "out.spa", "run")
     assert "holds a run" in one_error(spa_here(*JUDGE, "out"), 2)
 
 
@@ -88,12 +88,12 @@ def test_evaluate_replaces_no_folder_of_somebody_else(out: str, tmp_path: Path, 
 
 
 def test_evaluate_replaces_no_run(tmp_path: Path, spa_here: Any) -> None:
-    owned.claim(tmp_path / "proj", "run")
+    marker.claim(tmp_path / "proj", "run")
     assert "holds a run, and not results of spa evaluate" in one_error(spa_here(*EVALUATE, "proj"), 2)
 
 
 def test_evaluate_keeps_a_persons_notes_among_its_results(tmp_path: Path, spa_here: Any) -> None:
-    owned.claim(tmp_path / "done", "results")
+    marker.claim(tmp_path / "done", "results")
     (tmp_path / "done" / "model_outputs.json").write_text("[]")
     (tmp_path / "done" / "notes.md").write_text("my thoughts")
     assert "notes.md in the folder of results is not from spa evaluate" in one_error(spa_here(*EVALUATE, "done"), 2)
@@ -104,7 +104,7 @@ def test_results_are_replaced_by_results_only(tmp_path: Path) -> None:
     """What happens at the end of `spa evaluate`, where the folder may have changed since the start."""
     finished, out = tmp_path / "out.spa" / ".finished", tmp_path / "out"
     for folder, text in ((finished, "new"), (out, "old")):
-        owned.claim(folder, "results")
+        marker.claim(folder, "results")
         (folder / "model_outputs.json").write_text(text)
     (out / "late.md").write_text("x")
     with pytest.raises(RecipeError, match="late"):
@@ -113,7 +113,7 @@ def test_results_are_replaced_by_results_only(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="there already"):
         benchmark_job._put_in_place(finished, out, overwrite=False)
     benchmark_job._put_in_place(finished, out, overwrite=True)
-    assert contents(out) == {owned.MARKER: b"results\n", "model_outputs.json": b"new"}
+    assert contents(out) == {marker.MARKER: b"results\n", "model_outputs.json": b"new"}
 
 
 def test_no_command_deletes_a_folder_but_through_the_marker() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from spa_recipes import api
-from spa_recipes.state import own
+from spa_recipes.state import user_state
 from tests.kit.cli import one_error, run_spa
 from tests.kit.recipes import mini, write_recipe
 
@@ -20,7 +20,7 @@ def start(folder: Path, name: str) -> Path:
 
 def test_a_run_folder_from_elsewhere_is_not_resumed_without_its_name(tmp_path: Path, spa_here: Any) -> None:
     foreign = start(tmp_path, "foreign")
-    (foreign / own.MARK).unlink()
+    (foreign / user_state.MARK).unlink()
     line = one_error(spa_here("resume"), 2)
     assert line.startswith("no unfinished run in runs was started by you")
     assert line.endswith("name it: foreign")
@@ -30,7 +30,7 @@ def test_a_run_folder_from_elsewhere_is_not_resumed_without_its_name(tmp_path: P
 def test_a_newer_run_from_elsewhere_does_not_go_before_ones_own(tmp_path: Path) -> None:
     mine = start(tmp_path, "mine")
     foreign = start(tmp_path, "foreign")
-    (foreign / own.MARK).unlink()
+    (foreign / user_state.MARK).unlink()
     (foreign / "events.jsonl").touch()
     assert api.prepare_resume(None, tmp_path / "runs").run.path == mine
     assert api.prepare_resume("foreign", tmp_path / "runs").run.path == foreign
@@ -38,11 +38,11 @@ def test_a_newer_run_from_elsewhere_does_not_go_before_ones_own(tmp_path: Path) 
 
 def test_a_run_from_elsewhere_that_was_gone_on_with_is_still_from_elsewhere(tmp_path: Path) -> None:
     foreign = start(tmp_path, "foreign")
-    (foreign / own.MARK).unlink()
+    (foreign / user_state.MARK).unlink()
     for missing in ("plan.json", "resolved.json"):
         (foreign / missing).unlink()
         start(tmp_path, "foreign")
-    assert not own.started_here(foreign)
+    assert not user_state.started_here(foreign)
 
 
 def test_resume_says_which_texts_were_changed_and_leaves_them(finished: Path, tmp_path: Path) -> None:

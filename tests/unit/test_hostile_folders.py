@@ -8,8 +8,8 @@ import pytest
 from spa_recipes.errors import RecipeError
 from spa_recipes.run import final
 from spa_recipes.run.rundir import RunDir
-from spa_recipes.state import owned
-from spa_recipes.state.owned import MARKER, Kind
+from spa_recipes.state import marker
+from spa_recipes.state.marker import MARKER, Kind
 from tests.kit.finished_runs import make_run, show_final
 from tests.kit.plans import plan_of
 
@@ -59,7 +59,7 @@ def test_a_folder_with_something_else_in_it_is_refused_and_stays(make: Make, kin
     folder = tmp_path / "proj"
     make(folder)
     before = contents(tmp_path)
-    for refused in (owned.refuse_foreign, owned.claim, owned.remove):
+    for refused in (marker.refuse_foreign, marker.claim, marker.remove):
         with pytest.raises(RecipeError, match=r"nothing in it was changed; .*(choose|move)"):
             refused(folder, kind)
         assert contents(tmp_path) == before
@@ -68,36 +68,36 @@ def test_a_folder_with_something_else_in_it_is_refused_and_stays(make: Make, kin
 def test_a_new_and_an_empty_folder_are_taken_and_marked(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name in ("empty", "new"):
-        owned.claim(tmp_path / name, "run")
+        marker.claim(tmp_path / name, "run")
         (tmp_path / name / "x").touch()
-        owned.claim(tmp_path / name, "run")
-        assert owned.kind_of(tmp_path / name) == "run"
+        marker.claim(tmp_path / name, "run")
+        assert marker.kind_of(tmp_path / name) == "run"
 
 
 def test_a_folder_of_another_kind_is_refused(tmp_path: Path) -> None:
     """`spa judge --out runs/x` must not take the run `x.spa`, which it would delete at the end."""
-    owned.claim(tmp_path / "x.spa", "run")
+    marker.claim(tmp_path / "x.spa", "run")
     with pytest.raises(RecipeError, match="holds a run, and not work in progress of spa judge"):
-        owned.claim(tmp_path / "x.spa", "job")
+        marker.claim(tmp_path / "x.spa", "job")
 
 
 def test_a_link_is_not_deleted_as_work_in_progress(tmp_path: Path) -> None:
-    owned.claim(tmp_path / "real", "job")
+    marker.claim(tmp_path / "real", "job")
     (tmp_path / "out.spa").symlink_to("real")
     with pytest.raises(RecipeError, match="not a folder"):
-        owned.remove(tmp_path / "out.spa", "job")
+        marker.remove(tmp_path / "out.spa", "job")
     assert (tmp_path / "real" / MARKER).exists()
 
 
 def test_a_deletion_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    owned.claim(tmp_path / "out.spa", "job")
+    marker.claim(tmp_path / "out.spa", "job")
     (tmp_path / "out.spa" / "stages").mkdir()
     monkeypatch.setattr(Path, "rmdir", lambda path: (_ for _ in ()).throw(OSError("killed")))
     with pytest.raises(OSError, match="killed"):
-        owned.remove(tmp_path / "out.spa", "job")
+        marker.remove(tmp_path / "out.spa", "job")
     monkeypatch.undo()
-    owned.claim(tmp_path / "out.spa", "job")
-    owned.remove(tmp_path / "out.spa", "job")
+    marker.claim(tmp_path / "out.spa", "job")
+    marker.remove(tmp_path / "out.spa", "job")
     assert not (tmp_path / "out.spa").exists()
 
 
@@ -106,7 +106,7 @@ def test_a_start_that_was_killed_leaves_a_folder_that_can_be_taken(left: list[st
     for name in left:
         (tmp_path / name).touch()
     with RunDir(tmp_path).locked():
-        assert owned.kind_of(tmp_path) == "run"
+        assert marker.kind_of(tmp_path) == "run"
 
 
 @pytest.mark.parametrize("missing", ["", "recipe.yaml", "plan.json", "resolved.json", "events.jsonl"])
@@ -129,10 +129,10 @@ def test_a_run_from_before_the_marker_is_known_where_no_marker_can_be_written(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(owned, "mark", full)
-    owned.claim(run.path, "run")
+    monkeypatch.setattr(marker, "mark", full)
+    marker.claim(run.path, "run")
     with pytest.raises(RecipeError):
-        owned.claim(run.path, "job")
+        marker.claim(run.path, "job")
 
 
 # --- final

@@ -17,7 +17,7 @@ from spa_recipes.run import final, gc
 from spa_recipes.run.overview import overviews
 from spa_recipes.run.preflight import check_inputs
 from spa_recipes.run.rundir import RunDir, find_reusable
-from spa_recipes.state import atomic, inside, owned
+from spa_recipes.state import atomic, inside, marker
 from spa_recipes.state.stagedir import MANIFEST, FileRecord, StageDir
 from spa_recipes.training.checkpoints import is_complete
 from tests.kit.finished_runs import make_run as make_real_run
@@ -269,7 +269,7 @@ def test_a_run_is_planned_in_no_folder_that_leads_elsewhere(tmp_path: Path, vict
     from tests.kit.recipes import mini, write_recipe
 
     recipe = write_recipe(tmp_path / "r.yaml", mini())
-    owned.claim(tmp_path / "proj", "run")
+    marker.claim(tmp_path / "proj", "run")
     (tmp_path / "proj" / "stages").symlink_to(victim)
     with pytest.raises(DataError, match="a run writes into its own folder only"):
         api.prepare(recipe, run_dir=tmp_path / "proj")

@@ -10,7 +10,7 @@ from spa_recipes import api
 from spa_recipes.plan import Plan, Stage
 from spa_recipes.run.reuse import reuse, say_what_others_have
 from spa_recipes.run.rundir import RunDir
-from spa_recipes.state.own import MARK
+from spa_recipes.state.user_state import MARK
 from tests.kit.garbage import make_run
 from tests.kit.plans import plan_of
 

@@ -16,7 +16,7 @@ from spa_recipes.run.changes import plan_changes, refuse_changes
 from spa_recipes.run.failure import stage_failure
 from spa_recipes.run.progressfile import ProgressFile
 from spa_recipes.run.rundir import RunDir, all_runs, find_reusable
-from spa_recipes.state import atomic, owned
+from spa_recipes.state import atomic, marker
 from tests.kit.finished_runs import commit
 from tests.kit.plans import plan_of
 
@@ -44,7 +44,7 @@ def test_commands_of_the_executors(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_status_is_read_from_disk(tmp_path: Path) -> None:
     plan, run = plan_of(), RunDir(tmp_path / "mini")
     stage = plan.stage("seed")
-    owned.claim(run.path, run.kind)
+    marker.claim(run.path, run.kind)
     assert run.status(stage, plan) == "waiting"
     attempt = run.stage_dir(stage, plan).new_attempt()
     assert run.status(stage, plan) == "interrupted"
