@@ -1,7 +1,6 @@
 """The `spa` command. Commands import what they need when they run, so that `--help` answers at once."""
 
 import gc as garbage
-import importlib.util
 import os
 import signal
 import sys
@@ -14,6 +13,7 @@ import typer
 from typer.models import CommandInfo
 
 from spa_recipes import __version__
+from spa_recipes.cli import metadata
 from spa_recipes.cli.examples import EVALUATE, examples
 from spa_recipes.cli.options import Accept, MaybeRun, RecipeArgument, RunDirOption, RunName, RunsDir, Set, Trust, Until
 from spa_recipes.errors import RecipeError, SpaError, system_error
@@ -447,23 +447,10 @@ def _start_fast() -> None:
     garbage.set_threshold(50_000)  # imports make objects that stay: to look for garbage among them finds nothing
     # pydantic would read the metadata of every installed package to look for plugins, which nothing here has a use for.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    _import_when_used("importlib.metadata")  # pydantic imports it for those plugins
+    metadata.read_when_called()  # pydantic imports it for them
     # typer works out the options of every command that it knows, of which this call needs those of one.
     named = [command for command in _COMMANDS if _name(command) in sys.argv[1:2]]
     app.registered_commands = named or [*_COMMANDS]
-
-
-def _import_when_used(name: str) -> None:
-    """Let a module of the standard library be executed when something of it is used first, and not when imported."""
-    spec = importlib.util.find_spec(name)
-    if name in sys.modules or spec is None or spec.loader is None:
-        return
-    spec.loader = importlib.util.LazyLoader(spec.loader)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    package, _, attribute = name.rpartition(".")
-    setattr(sys.modules[package], attribute, module)
 
 
 _COMMANDS = tuple(app.registered_commands)

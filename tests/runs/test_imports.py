@@ -51,3 +51,22 @@ except Exception:
 def test_the_sandbox_needs_the_standard_library_only() -> None:
     code = "from spa_recipes.sandbox import gold, model, rows, words, world; rows.preference_rows(3, 0)"
     assert imported(code, "torch", "transformers", "tokenizers", "numpy", "datasets") == "[]"
+
+
+def test_the_metadata_of_packages_is_read_when_something_of_it_is_used() -> None:
+    """Whoever imports it by any spelling before that has the real thing, too."""
+    code = """
+from spa_recipes.cli import metadata
+metadata.read_when_called()
+import importlib.metadata, importlib.metadata as spelled, sys
+from importlib import metadata as listed
+from importlib.metadata import entry_points
+assert "email" not in sys.modules
+assert {point.name for point in entry_points(group="console_scripts")} >= {"typer"}
+assert "email" in sys.modules
+from importlib.metadata import PackageNotFoundError
+for module in (importlib.metadata, spelled, listed, sys.modules["importlib.metadata"]):
+    assert module.version("typer")
+    assert module.PackageNotFoundError is PackageNotFoundError
+"""
+    assert imported(code) == "[]"

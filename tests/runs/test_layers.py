@@ -111,7 +111,7 @@ def test_only_the_worker_and_the_fork_server_import_stages_at_work() -> None:
             assert "spa_recipes.stages" not in source.replace("spa_recipes.stages.context", "")
 
 
-SLOW_TO_START = (*HEAVY, "numpy", "pandas", "pyarrow", "asyncio", "httpx", "huggingface_hub", "jinja2", "rich")
+SLOW_TO_START = (*HEAVY, "numpy", "pandas", "pyarrow", "asyncio", "httpx", "huggingface_hub", "jinja2", "rich", "email")
 """What no light command imports."""
 
 NO_PLAN = ("spa_recipes.run", "spa_recipes.plan")
