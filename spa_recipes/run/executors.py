@@ -171,8 +171,7 @@ class Worker:
             # A stage that was killed leaves its children, and an engine among them would keep its GPU. Only once:
             # while other workers of the stage go on, the system may give the group's number to somebody else.
             self._swept = True
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            _sweep(self._process)
         return code
 
     def stop(self) -> None:
@@ -254,6 +253,8 @@ class ForkServer:
             return self._process.wait(GRACE_SECONDS) or 1
         except subprocess.TimeoutExpired:
             return 1
+        finally:
+            _sweep(self._process)
 
     def stop(self) -> None:
         """End the server and its child."""
@@ -265,6 +266,16 @@ def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
     return pipe
 
 
+def _sweep(process: subprocess.Popen[bytes]) -> None:
+    """End what a process left that is no more: its group, and with their input the processes of a launcher.
+
+    torch's launcher puts each of them into a group of its own.
+    """
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    _close(process)
+
+
 def _end_group(process: subprocess.Popen[bytes]) -> None:
     for sign, patience in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, GRACE_SECONDS)):
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -272,6 +283,10 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
         end = time.monotonic() + patience
         while time.monotonic() < end and _group_alive(process):
             time.sleep(0.02)
+    _close(process)
+
+
+def _close(process: subprocess.Popen[bytes]) -> None:
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             with contextlib.suppress(OSError):

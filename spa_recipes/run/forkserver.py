@@ -45,8 +45,8 @@ def preload() -> None:
 def fork_stage(spec: Path, log: Path, lifeline: tuple[int, int]) -> int:
     """Fork a child that runs the stage with its output in `log`; returns its process id.
 
-    `lifeline` is a pipe that nobody writes to. The child reads it as its standard input and exits when it ends, so the
-    child does not outlive this process, however this process dies.
+    `lifeline` is a pipe that nobody writes to. The child has it as its standard input and ends with it, so neither the
+    child nor what it started outlives this process, however this process dies.
     """
     child = os.fork()
     if child:
@@ -59,9 +59,10 @@ def fork_stage(spec: Path, log: Path, lifeline: tuple[int, int]) -> int:
         os.dup2(output, 1)
         os.dup2(output, 2)
         faulthandler.enable()
-        from spa_recipes.run.worker import die_with_runner, run_spec
+        from spa_recipes.run.lifeline import end_with_starter
+        from spa_recipes.run.worker import run_spec
 
-        threading.Thread(target=die_with_runner, daemon=True).start()
+        end_with_starter(leader=os.getppid())
         code = run_spec(spec)
     finally:
         sys.stdout.flush()
@@ -70,13 +71,18 @@ def fork_stage(spec: Path, log: Path, lifeline: tuple[int, int]) -> int:
 
 
 def wait_or_stop(child: int) -> int | None:
-    """Return the child's exit code; None, after killing the child, if standard input ends first."""
+    """Return the child's exit code; None, after killing the child, if standard input ends first.
+
+    Where this process leads its group, it ends with that: the child may have started others.
+    """
     while True:
         finished, status = os.waitpid(child, os.WNOHANG)
         if finished:
             return os.waitstatus_to_exitcode(status)
         readable, _, _ = select.select([0], [], [], POLL_SECONDS)
         if readable and not os.read(0, 4096):
+            if os.getpgrp() == os.getpid():
+                os.killpg(0, signal.SIGKILL)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)

@@ -26,6 +26,8 @@ from torch.distributed.elastic.rendezvous import (
     rendezvous_handler_registry,
 )
 
+from spa_recipes.run.lifeline import end_with_starter
+
 LOOPBACK = "127.0.0.1"
 BACKEND = "spa-loopback"
 TIMEOUT = timedelta(minutes=15)
@@ -110,6 +112,7 @@ def stay_on_this_machine(arguments: Namespace) -> None:
 
 def main() -> None:
     """Launch."""
+    end_with_starter()
     rendezvous_handler_registry.register(BACKEND, _rendezvous)
     arguments = launch_command_parser().parse_args()
     if machines(arguments) == 1:

@@ -2,19 +2,15 @@
 
     python -m spa_recipes.run.worker SPEC
 
-Its standard input is a pipe from the runner. When the runner is gone, however it went, the pipe ends and so does the
-worker: no orphan holds a GPU.
+Its standard input is a pipe from the runner, with which it ends (see `lifeline`).
 """
 
 import contextlib
 import faulthandler
 import importlib
 import json
-import os
 import shutil
-import signal
 import sys
-import threading
 import time
 import traceback
 from datetime import UTC, datetime
@@ -26,6 +22,7 @@ from spa_recipes.models.memory import is_out_of_memory
 from spa_recipes.plan import KINDS
 from spa_recipes.redaction import redacted_output
 from spa_recipes.run.disk import disk_error, is_full
+from spa_recipes.run.lifeline import end_with_starter
 from spa_recipes.run.memory import smaller
 from spa_recipes.stages.context import Context, StageSpec
 from spa_recipes.state import atomic
@@ -159,20 +156,10 @@ def _fail(attempt: Path, error: SpaError) -> int:
     return error.exit_code
 
 
-def die_with_runner() -> None:
-    """Block until standard input ends, then end this process (group) at once: everything on disk is atomic."""
-    with contextlib.suppress(OSError):
-        while os.read(0, 1024):
-            pass
-    if os.getpgrp() == os.getpid():
-        os.killpg(0, signal.SIGKILL)
-    os._exit(128 + signal.SIGTERM)
-
-
 def main() -> None:
     """Entry of the stage process."""
     faulthandler.enable()  # a crash says in the log where it was
-    threading.Thread(target=die_with_runner, daemon=True).start()
+    end_with_starter()
     sys.exit(run_spec(Path(sys.argv[1])))
 
 

@@ -1,7 +1,6 @@
 """Processes of a run: they end with their children, with their runner, and one runner holds a run."""
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -32,27 +31,6 @@ def test_stop_ends_the_children_too(tmp_path: Path) -> None:
     worker.stop()
     assert worker.poll() is not None
     wait_for(lambda: not alive(child))
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-def test_a_worker_ends_when_its_runner_is_gone(tmp_path: Path) -> None:
-    code = "import threading, time\nfrom spa_recipes.run.worker import die_with_runner\n\
-threading.Thread(target=die_with_runner, daemon=True).start()\nprint('up', flush=True)\ntime.sleep(99)"
-    runner = f"""
-import time
-from pathlib import Path
-from spa_recipes.run.executors import Worker
-worker = Worker([{sys.executable!r}, "-c", {code!r}], Path({str(tmp_path / "log")!r}))
-print(worker._process.pid, flush=True)
-time.sleep(99)
-"""
-    process = subprocess.Popen([sys.executable, "-c", runner], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    pid = int(process.stdout.readline())
-    wait_for(lambda: (tmp_path / "log").read_text().strip() == "up")
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    wait_for(lambda: not alive(pid))
 
 
 # --- what a run's folder says ---

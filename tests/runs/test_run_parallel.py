@@ -22,11 +22,11 @@ from tests.kit.processes import alive, wait_for
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 
 STAGE = """
-import json, os, sys, threading, time
+import json, os, sys, time
 from pathlib import Path
-from spa_recipes.run.worker import die_with_runner
+from spa_recipes.run.lifeline import end_with_starter
 from spa_recipes.stages.context import Context, StageSpec
-threading.Thread(target=die_with_runner, daemon=True).start()
+end_with_starter()
 spec = StageSpec.read(Path(sys.argv[1]))
 context, marks = Context(spec), Path(spec.stage_dir).parents[1]
 def meet(other):
