@@ -3,7 +3,7 @@
 import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +22,8 @@ HUB_PROMPTS = "alpaca_eval_gpt4_baseline.json"
 and `datasets` no longer runs scripts."""
 HUB_DIFFICULTY = "df_gamed.csv"
 """What the length-controlled rate needs: the difficulty of each instruction, and annotations of gamed answers."""
+ROWS_AT_A_TIME = 32
+"""Annotations that are asked for, and then saved, together. A service answers so many well within a few minutes."""
 _COMPARED = ("output_1", "generator_1", "output_2", "generator_2", "annotator")
 
 
@@ -124,16 +126,24 @@ def annotate(
     *,
     folder: Path,
     cache: Path,
+    on_progress: Callable[[int, int], None],
 ) -> Path:
     """Let the package's annotator compare the answers; returns its `annotations.json` in `folder/annotator`.
 
     Args:
         cache: file in which the package keeps finished annotations, so that nothing is paid for twice.
+        on_progress: is called with the number of finished annotations and of all of them.
 
     Raises:
         RecipeError: the package is not installed.
     """
     package = _package()
+
+    class Annotator(package.annotators.PairwiseAnnotator):  # type: ignore[misc]
+        def save(self, *arguments: Any, **options: Any) -> None:
+            super().save(*arguments, **options)
+            on_progress(min(len(self.df_annotations), len(outputs)), len(outputs))
+
     with _quiet():
         package.evaluate(
             model_outputs=[dict(row) for row in outputs],
@@ -146,6 +156,8 @@ def annotate(
             fn_metric="get_winrate",
             sort_by="win_rate",
             caching_path=cache,
+            annotation_kwargs={"chunksize": ROWS_AT_A_TIME},
+            Annotator=Annotator,
         )
     return folder / annotator / "annotations.json"
 

@@ -60,7 +60,7 @@ def print_run_status(name: str, runs_dir: Path) -> None:
             attempt = run.stage_dir(stage, prepared.plan).attempts()[-1]
             if state == "failed":
                 say(f"  {'':<18} log: {attempt / 'worker.log'}")
-            elif stall := stalled(attempt, prepared.plan.recipe.compute.stall_minutes):
+            elif stall := stalled(attempt):
                 say(yellow(f"  {'':<18} {stall}"))
     print_results(manifests)
     decay = judge_decay(prepared.plan.recipe, manifests)

@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 from spa_recipes.errors import DAMAGE, SpaError
 from spa_recipes.run.rundir import Planned, RunDir, all_runs, last_touched
+from spa_recipes.run.stall import idle_seconds
 from spa_recipes.state.stagedir import Manifest
 from spa_recipes.state.usage import inodes
+from spa_recipes.units import human_seconds
 
 
 class Overview(NamedTuple):
@@ -15,7 +17,7 @@ class Overview(NamedTuple):
 
     Attributes:
         stages: done and all, such as `3/16`; `?` if the plan cannot be read.
-        note: the next stage, or what is wrong with the run; empty if it is finished.
+        note: the next stage, that one makes no progress, or what is wrong with the run; empty if it is finished.
         win_rate: that of its newest policy against pi_init; None if it is not finished, or none was measured.
         touched: time of the newest event, in seconds since the epoch.
         files: bytes by inode, so that files which runs share can be counted once.
@@ -80,9 +82,15 @@ def _state(run: RunDir, planned: Sequence[Planned], done: set[str]) -> tuple[str
     if _stopped_early(run, manifests):
         return "stopped early", "", _win_rate(manifests)
     left = [stage for stage in planned if stage.id not in done]
-    states = [run.status_unfinished(folder) for stage in left if (folder := run.existing(stage)) is not None]
-    state = next((state for state in ("running", "failed", "interrupted") if state in states), "unfinished")
-    return state, f"next: {left[0].id}", None
+    folders = {stage.id: folder for stage in left if (folder := run.existing(stage)) is not None}
+    states = {name: run.status_unfinished(folder) for name, folder in folders.items()}
+    state = next((state for state in ("running", "failed", "interrupted") if state in states.values()), "unfinished")
+    stalled = [
+        f"{name} has made no progress for {human_seconds(seconds)}"
+        for name, folder in folders.items()
+        if states[name] == "running" and (seconds := idle_seconds(folder.attempts()[-1])) is not None
+    ]
+    return state, "; ".join(stalled) or f"next: {left[0].id}", None
 
 
 def _stopped_early(run: RunDir, manifests: dict[str, Manifest]) -> bool:

@@ -34,6 +34,8 @@ SHORT_KEY = 8
 RecipeT = TypeVar("RecipeT", bound="BaseModel")
 _ADDED_LATER = {"extra_forbidden", "union_tag_invalid"}
 """Kinds of errors of pydantic about a field, or a value of `type`, that this version does not have."""
+HOLDER = ".holder"
+"""A file in a run's folder that names the process that holds the run, for people."""
 RECIPE_DIGEST = ".recipe.sha256"
 """A file in a run's folder with the digest of `recipe.yaml` as the run wrote it."""
 
@@ -72,7 +74,7 @@ class RunDir:
     def resume_command(self) -> str:
         """The command that goes on with the run, as a shell reads it."""
         path = str(self.path)
-        return f"spa resume {shlex.quote(f'./{path}' if path.startswith('-') else path)}"
+        return shlex.join(["spa", "resume", f"./{path}" if path.startswith("-") else path])
 
     def stage_dir(self, stage: Stage, plan: Plan) -> StageDir:
         """`stages/<nn>-<id>-<key>`."""
@@ -142,7 +144,14 @@ class RunDir:
             return "waiting"
         if (attempts[-1] / "error.json").exists():
             return "failed"
-        return "running" if self.holder() is not None else "interrupted"
+        return "running" if self.holder() is not None and self._is_newer(attempts[-1]) else "interrupted"
+
+    def _is_newer(self, attempt: Path) -> bool:
+        """Whether an attempt began after a process took the run, which else has not come to the stage yet."""
+        try:
+            return (attempt / "spec.json").stat().st_mtime_ns >= (self.path / HOLDER).stat().st_mtime_ns
+        except OSError:  # one of the two is not written yet, or could not be
+            return True
 
     def write_recipe(self, text: str | None, recipe: AnyRecipe, plan: Plan) -> None:
         """Write the recipe as given, the resolved recipe and the plan, before the first stage starts.
@@ -254,7 +263,7 @@ class RunDir:
 
     def _holder_note(self) -> str:
         try:
-            return (self.path / ".holder").read_text().strip() or "another process"
+            return (self.path / HOLDER).read_text().strip() or "another process"
         except OSError:
             return "another process"
 
@@ -287,7 +296,7 @@ class RunDir:
                 raise _refused(error, self.path) from error
             stack.callback(self._remove_note)
             with suppress(OSError):  # a note for people; `spa gc` has to work where the disk is full
-                atomic.write_text(self.path / ".holder", f"{socket.gethostname()} pid {os.getpid()}\n")
+                atomic.write_text(self.path / HOLDER, f"{socket.gethostname()} pid {os.getpid()}\n")
             yield partial(self._check, check)
 
     def _check(self, check: Callable[[], None]) -> None:
@@ -301,7 +310,7 @@ class RunDir:
 
     def _remove_note(self) -> None:
         with suppress(OSError):  # what went wrong before counts
-            (self.path / ".holder").unlink(missing_ok=True)
+            (self.path / HOLDER).unlink(missing_ok=True)
 
 
 def _refused(error: OSError, folder: Path) -> SpaError:

@@ -2,9 +2,12 @@
 
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 
+from spa_recipes.errors import DAMAGE
 from spa_recipes.run.progressfile import ProgressFile
+from spa_recipes.state.reading import read_json
 from spa_recipes.state.watchdog import STACK
 from spa_recipes.units import human_seconds
 
@@ -43,13 +46,20 @@ class Stall:
         return stall_line(self._attempt, seconds)
 
 
-def stalled(attempt: Path, minutes: float | None) -> str | None:
+def stalled(attempt: Path) -> str | None:
     """What `spa status` says of a running attempt that makes no progress; None if it makes some."""
-    if minutes is None:
-        return None
-    signs = [path for name in ("spec.json", "progress.jsonl") if (path := attempt / name).exists()]
-    seconds = time.time() - max((path.stat().st_mtime for path in signs), default=time.time())
-    return stall_line(attempt, seconds) if seconds >= minutes * 60 else None
+    seconds = idle_seconds(attempt)
+    return None if seconds is None else stall_line(attempt, seconds)
+
+
+def idle_seconds(attempt: Path) -> float | None:
+    """For how long a running attempt has made no progress; None where its recipe expects that, or nobody can tell."""
+    with suppress(*DAMAGE):
+        minutes = read_json(attempt / "spec.json")["runtime"]["compute"]["stall_minutes"]
+        signs = [path for name in ("spec.json", "progress.jsonl") if (path := attempt / name).exists()]
+        seconds = time.time() - max(path.stat().st_mtime for path in signs)
+        return seconds if minutes is not None and seconds >= minutes * 60 else None
+    return None
 
 
 def _stacks(attempt: Path) -> list[Path]:

@@ -20,6 +20,7 @@ def run(context: Context) -> Result:
         context.spec.settings["annotator"],
         folder=context.draft,
         cache=context.work / "annotated.json",
+        on_progress=lambda done, total: context.progress(done, total, "annotations"),
     )
     atomic.write_text(path, redacted(path.read_text()))  # it has the service's own words
     annotations = alpaca_eval.read_annotations(path)

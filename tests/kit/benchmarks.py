@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from spa_recipes.benchmarks import alpaca_eval, mt_bench
+from tests.kit.endpoint_server import Reply
 
 needs_package = pytest.mark.skipif(not alpaca_eval.is_installed(), reason="the extra `eval` is not installed")
 
@@ -34,6 +35,19 @@ def annotations(count: int = 60, seed: int = 0, length_matters: bool = False) ->
             }
         )
     return rows
+
+
+def logprobs(body: dict[str, Any]) -> Reply:
+    """A judge that finds the first answer better with probability 0.9, in the form that the annotator asks for."""
+    tops = [{"token": token, "logprob": math.log(p), "bytes": None} for token, p in (("m", 0.9), ("M", 0.1))]
+    choice = {
+        "index": 0,
+        "finish_reason": "stop",
+        "message": {"role": "assistant", "content": "m"},
+        "logprobs": {"content": [{**tops[0], "top_logprobs": tops}]},
+    }
+    usage = {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6}
+    return Reply(body=json.dumps({"id": "1", "object": "chat.completion", "choices": [choice], "usage": usage}))
 
 
 def write_difficulty(hf_home: Path, count: int, seed: int = 0) -> Path:

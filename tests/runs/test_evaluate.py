@@ -9,7 +9,7 @@ import pytest
 
 from spa_recipes.state.marker import MARKER
 from tests.kit.benchmark_world import lines_of, read
-from tests.kit.benchmarks import annotations, mt_files, needs_package, write_difficulty, write_lines
+from tests.kit.benchmarks import annotations, logprobs, mt_files, needs_package, write_difficulty, write_lines
 from tests.kit.cli import run_spa
 from tests.kit.endpoint_server import EndpointServer, Reply
 from tests.kit.recipes import write_recipe
@@ -18,19 +18,6 @@ SMALL = ("--set", "model.max_length=200", "--set", "benchmark.max_tokens=24")
 
 
 # --- AlpacaEval
-
-
-def logprobs(body: dict[str, Any]) -> Reply:
-    """A judge that finds the first answer better with probability 0.9, in the form that the annotator asks for."""
-    tops = [{"token": token, "logprob": math.log(p), "bytes": None} for token, p in (("m", 0.9), ("M", 0.1))]
-    choice = {
-        "index": 0,
-        "finish_reason": "stop",
-        "message": {"role": "assistant", "content": "m"},
-        "logprobs": {"content": [{**tops[0], "top_logprobs": tops}]},
-    }
-    usage = {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6}
-    return Reply(body=json.dumps({"id": "1", "object": "chat.completion", "choices": [choice], "usage": usage}))
 
 
 @needs_package

@@ -1,6 +1,7 @@
 """A stage that does nothing is mentioned, with its last step and where it stands, and is ended only if asked."""
 
 import json
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from spa_recipes.cli.status import print_run_status
+from spa_recipes.cli.status import print_run_status, print_runs
 from spa_recipes.errors import TryAgainError
 from spa_recipes.plan import Stage, compile_plan
 from spa_recipes.recipe.schema import Recipe
@@ -16,6 +17,8 @@ from spa_recipes.run import stall
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.run.runner import execute
 from spa_recipes.state.digests import DigestMemo
+from spa_recipes.state.marker import MARKER
+from spa_recipes.state.stagedir import StageDir
 from tests.kit.recipes import mini
 from tests.runs.test_bad_ends import LINUX, BadEnd, Silent
 
@@ -71,6 +74,7 @@ def test_a_stage_that_hangs_is_told_once_with_its_last_step_and_its_stack(
 
     def look_and_let_it_go_on() -> None:
         print_run_status("mini", tmp_path / "runs")
+        print_runs(tmp_path / "runs")
         (stage,) = (tmp_path / "runs" / "mini" / "stages").glob("*-data-*")
         threading.Timer(1.0, (stage / "go_on").touch).start()
 
@@ -84,7 +88,9 @@ def test_a_stage_that_hangs_is_told_once_with_its_last_step_and_its_stack(
     assert "stack-0.txt" in notice
     (event,) = events(tmp_path, "no progress")
     assert (event["stage"], event["text"]) == ("data", notice)
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if "no progress" in line]
+    line, listed = [line for line in capsys.readouterr().out.splitlines() if "no progress" in line]
+    assert listed.startswith("mini")
+    assert "data has made no progress for 1." in listed
     assert "3 of 8 steps" in line
     assert "a_collective_that_waits" in line
 
@@ -108,3 +114,15 @@ def test_null_watches_no_stage(tmp_path: Path) -> None:
         run_of(
             tmp_path, "assert context.watchdog is None; raise ValueError('done here')", Listener(), stall_minutes=None
         )
+
+
+def test_an_attempt_from_before_is_not_the_one_that_runs(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "mini")
+    attempt = StageDir(run.path / "stages" / "00-data-12345678").new_attempt()
+    (attempt / "spec.json").write_text("{}")
+    os.utime(attempt / "spec.json", (1e9, 1e9))
+    (run.path / MARKER).write_text("run\n")
+    with run.locked():
+        assert run.status_unfinished(StageDir(attempt.parents[1])) == "interrupted"
+        os.utime(attempt / "spec.json")
+        assert run.status_unfinished(StageDir(attempt.parents[1])) == "running"

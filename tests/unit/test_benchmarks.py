@@ -11,7 +11,17 @@ import pytest
 from spa_recipes.algo.winrate import confidence_interval
 from spa_recipes.benchmarks import alpaca_eval, mt_bench
 from spa_recipes.errors import DataError, RecipeError, SpaError
-from tests.kit.benchmarks import PROMPTS, QUESTIONS, annotations, mt_files, needs_package, write_difficulty, write_lines
+from tests.kit.benchmarks import (
+    PROMPTS,
+    QUESTIONS,
+    annotations,
+    logprobs,
+    mt_files,
+    needs_package,
+    write_difficulty,
+    write_lines,
+)
+from tests.kit.endpoint_server import EndpointServer
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "gpt4_preferences.jsonl"
 
@@ -201,6 +211,27 @@ def test_annotation_files_that_are_none(tmp_path: Path, content: str, words: str
     path.write_text(content)
     with pytest.raises(DataError, match=words):
         alpaca_eval.read_annotations(path)
+
+
+@needs_package
+@needs_package
+def test_annotations_are_saved_and_told_chunk_by_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"question {number}" for number in range(5)]
+    sides = [[{"dataset": "d", "instruction": text, "output": f"{text} {name}", "generator": name} for text in texts]
+             for name in ("mine", "base")]  # fmt: skip
+    monkeypatch.setattr(alpaca_eval, "ROWS_AT_A_TIME", 2)
+    told: list[tuple[int, int]] = []
+    with EndpointServer(logprobs) as server:
+        monkeypatch.setenv("OPENAI_API_KEY", "a-key-of-the-tests")
+        monkeypatch.setenv("OPENAI_API_BASE", server.base_url)
+        alpaca_eval.annotate(
+            *sides,
+            "weighted_alpaca_eval_gpt4_turbo",
+            folder=tmp_path,
+            cache=tmp_path / "cache.json",
+            on_progress=lambda done, total: told.append((done, total)),
+        )
+    assert told == [(2, 5), (4, 5), (5, 5)]
 
 
 @needs_package
