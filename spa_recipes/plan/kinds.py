@@ -23,6 +23,7 @@ from spa_recipes.recipe.schema import (
     RefineTraining,
     Sampling,
     Source,
+    SupervisedTraining,
     Training,
 )
 
@@ -114,7 +115,7 @@ KINDS: dict[str, Kind] = {
     # --- training
     "sft": Kind(
         "sft",
-        settings={**_MODEL, "training": Training, "source": Source, "seed": int},
+        settings={**_MODEL, "training": SupervisedTraining, "source": Source, "seed": int},
         reads={"policy": "policy", "source": "dataset"},
         writes=_TRAINED,
         work=("train",),

@@ -12,7 +12,7 @@ from spa_recipes.plan.gates import with_gates
 from spa_recipes.plan.judges import FRAGMENTS, Iteration, Judging, Label, Models, beside_adapter
 from spa_recipes.plan.kinds import MODEL
 from spa_recipes.plan.stages import Builder, Input, Plan, StageOutput
-from spa_recipes.recipe.schema import Recipe, Training
+from spa_recipes.recipe.schema import Recipe, SupervisedTraining
 from spa_recipes.state.digests import DigestMemo
 
 
@@ -76,7 +76,7 @@ def _initial_policy(recipe: Recipe, build: Builder, model: dict[str, Any], base:
         "pi_init: supervised fine-tuning of the base model",
         settings={
             **model,
-            "training": Training.model_validate(recipe.sft.model_dump(exclude={"data"})),
+            "training": SupervisedTraining.model_validate(recipe.sft.model_dump(exclude={"data"})),
             "source": recipe.sft.data,
             "seed": recipe.seed,
         },

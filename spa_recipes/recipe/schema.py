@@ -214,7 +214,15 @@ class Training(Section):
     )
 
 
-class SftTraining(Training):
+class SupervisedTraining(Training):
+    """Settings of supervised fine-tuning, without its data."""
+
+    dropout: bool = Field(
+        False, description="Train with the dropout that the model's config.json names. All other trainings go without."
+    )
+
+
+class SftTraining(SupervisedTraining):
     """Supervised fine-tuning of the base model. Its result is pi_init."""
 
     data: Source = Field(description="Conversations (`messages`, or `prompt` and `completion`).")

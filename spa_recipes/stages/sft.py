@@ -6,7 +6,7 @@ from pydantic import TypeAdapter
 
 from spa_recipes.data.arrow import rows_of, table_of
 from spa_recipes.data.sources import read_conversations
-from spa_recipes.recipe.schema import DatasetSource, SandboxSource, Source, Training
+from spa_recipes.recipe.schema import DatasetSource, SandboxSource, Source, SupervisedTraining
 from spa_recipes.stages.common import model_section, renderer_of
 from spa_recipes.stages.context import Context, Result
 from spa_recipes.stages.training import stage_result, train_env
@@ -28,7 +28,10 @@ def run(context: Context) -> Result:
     table = table_of(({"input_ids": ids, "response_mask": mask} for ids, mask in rendered if any(mask)), TOKENS)
     cut = len(loaded.table) - len(table)
     print(f"{len(table)} conversations; {cut} without a response within max_length", flush=True)
-    training, env = Training.model_validate(context.spec.settings["training"]), train_env(context, model, renderer)
+    training, env = (
+        SupervisedTraining.model_validate(context.spec.settings["training"]),
+        train_env(context, model, renderer),
+    )
     outcome = stage_result(train_sft(model.model_name_or_path, datasets.Dataset(table), training, env))
     outcome.metrics.update(form=loaded.form, skipped=len(loaded.skipped))
     return outcome

@@ -18,8 +18,10 @@ from spa_recipes.models.loading import load_reward_model
 from spa_recipes.recipe.schema import Training
 from spa_recipes.training import common
 from spa_recipes.training.common import Rows
+from spa_recipes.training.dropout import check_no_dropout, switch_off_dropout
 from spa_recipes.training.env import TrainEnv, TrainResult
 from spa_recipes.training.preference import PairCollator, pair_lengths, pair_tokens
+from spa_recipes.training.response_logps import is_sharded
 from spa_recipes.training.token_rows import TrainsTokenRows
 
 
@@ -56,6 +58,7 @@ def train_reward_model(
         **common.trainer_arguments(settings, env, dtype, len(table)), max_length=None, disable_dropout=False
     )
     model = common.ready_to_train(_load(policy_path, env, torch.float32 if lora is None else dtype), args)
+    switch_off_dropout(model)
     tokenizer = _padding_tokenizer(env.tokenizer, end_ids, model.get_input_embeddings().num_embeddings)
     trainer = SpaRewardTrainer(
         model,
@@ -67,6 +70,10 @@ def train_reward_model(
         **({} if lora is None else {"peft_config": _lora_config(env)}),
     )
     common.train_in_float32(trainer.model)
+    if not is_sharded():
+        with trainer.accelerator.autocast():
+            example = table[0]["prompt_ids"] + table[0]["chosen_ids"]
+            check_no_dropout(trainer.model, example, common.tolerance(dtype))
     resumed_from = common.fit(trainer, env)
     common.save_trained(
         trainer,

@@ -12,9 +12,10 @@ from trl import DPOConfig, SFTConfig
 from spa_recipes.errors import DataError
 from spa_recipes.models.adapters import lora_config
 from spa_recipes.models.loading import load_causal_lm
-from spa_recipes.recipe.schema import PreferenceTraining, Training
+from spa_recipes.recipe.schema import PreferenceTraining, SupervisedTraining
 from spa_recipes.training import common
 from spa_recipes.training.common import Rows
+from spa_recipes.training.dropout import check_no_dropout, switch_off_dropout
 from spa_recipes.training.env import Refinement, TrainEnv, TrainResult
 from spa_recipes.training.order import column_lengths
 from spa_recipes.training.preference import REFERENCE_COLUMNS, NoiseDetector, PairCollator, SpaTrainer, pair_tokens
@@ -22,14 +23,13 @@ from spa_recipes.training.response_logps import check_response_logps, is_sharded
 from spa_recipes.training.sft import SftCollator, SpaSftTrainer
 
 _EXAMPLE = 64  # tokens on which log-probs are compared with the model's own
-_TOLERANCE, _HALF_TOLERANCE = 1e-4, 2e-2
 
 PAIRS_TRACE = "pairs_trace.jsonl"
 
 __all__ = ["PAIRS_TRACE", "Refinement", "TrainEnv", "TrainResult", "train_preference", "train_sft"]
 
 
-def train_sft(model_path: Path | str, rows: Rows, settings: Training, env: TrainEnv) -> TrainResult:
+def train_sft(model_path: Path | str, rows: Rows, settings: SupervisedTraining, env: TrainEnv) -> TrainResult:
     """Fine-tune a model on rows `{"input_ids", "response_mask"}`; the loss is taken only where the mask is 1.
 
     Saves the model, its tokenizer and `training_log.jsonl` in `env.output_dir`. Continues from the newest whole
@@ -45,7 +45,7 @@ def train_sft(model_path: Path | str, rows: Rows, settings: Training, env: Train
     dtype = common.training_dtype(env.model)
     args = SFTConfig(**common.trainer_arguments(settings, env, dtype, len(table)), max_length=None)
     trainer = SpaSftTrainer(
-        _policy(model_path, env, dtype, args),
+        _policy(model_path, env, dtype, args, dropout=settings.dropout),
         args,
         table,
         global_batch_size=settings.global_batch_size,
@@ -55,7 +55,7 @@ def train_sft(model_path: Path | str, rows: Rows, settings: Training, env: Train
     )
     tokens = sum(column_lengths(table, "input_ids")) * settings.num_train_epochs
     example = table[0]["input_ids"][:_EXAMPLE]
-    return _train(trainer, model_path, env, dtype, len(table), tokens, example, detector=None)
+    return _train(trainer, model_path, env, dtype, len(table), tokens, example, detector=None, dropout=settings.dropout)
 
 
 def train_preference(
@@ -136,12 +136,15 @@ def _train(
     example: list[int],
     *,
     detector: NoiseDetector | None,
+    dropout: bool = False,
 ) -> TrainResult:
     """Train, from a checkpoint if there is one, save, and sum up; `example` is a text of some tokens."""
     common.train_in_float32(trainer.model)
     if not is_sharded():
         with trainer.accelerator.autocast():
-            check_response_logps(trainer.model, example, _TOLERANCE if dtype == torch.float32 else _HALF_TOLERANCE)
+            check_response_logps(trainer.model, example, common.tolerance(dtype))
+            if not dropout:
+                check_no_dropout(trainer.model, example, common.tolerance(dtype))
     resumed_from = common.fit(trainer, env, detector)
     common.save_trained(
         trainer,
@@ -159,12 +162,18 @@ def _train(
     return result
 
 
-def _policy(path: Path | str, env: TrainEnv, dtype: torch.dtype, args: TrainingArguments) -> PreTrainedModel:
+def _policy(
+    path: Path | str, env: TrainEnv, dtype: torch.dtype, args: TrainingArguments, *, dropout: bool = False
+) -> PreTrainedModel:
     """The model to train: float32 master weights; with LoRA the frozen weights stay in the compute precision."""
     lora = env.model.lora
     if lora is None:
-        return common.ready_to_train(load_causal_lm(path, env.model, torch.float32), args)
-    return common.ready_to_train(load_causal_lm(path, env.model, dtype, in_4bit=lora.load_in_4bit), args)
+        model = load_causal_lm(path, env.model, torch.float32)
+    else:
+        model = load_causal_lm(path, env.model, dtype, in_4bit=lora.load_in_4bit)
+    if not dropout:
+        switch_off_dropout(model)
+    return common.ready_to_train(model, args)
 
 
 def _adapter(env: TrainEnv) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from spa_recipes.recipe.schema import Model, PercentileThreshold, PreferenceTraining, SandboxSource, SftTraining
+from spa_recipes.recipe.schema import Model, PercentileThreshold, PreferenceTraining, SupervisedTraining
 from spa_recipes.sandbox.model import build_model
 from spa_recipes.training.env import Refinement, TrainEnv, TrainResult, ignore_progress
 from spa_recipes.training.reward import train_reward_model
@@ -51,10 +51,10 @@ def preference(**fields: Any) -> PreferenceTraining:
     return PreferenceTraining(**{**defaults, **fields})
 
 
-def supervised(**fields: Any) -> SftTraining:
+def supervised(**fields: Any) -> SupervisedTraining:
     """Quick settings: global batches of 8."""
     defaults = {"learning_rate": 1e-2, "global_batch_size": 8, "per_device_train_batch_size": 8, "logging_steps": 2}
-    return SftTraining(data=SandboxSource(type="sandbox"), **{**defaults, **fields})
+    return SupervisedTraining(**{**defaults, **fields})
 
 
 def make_pairs(count: int, seed: int = 0, *, reference: bool = True) -> list[dict[str, Any]]:
