@@ -1,6 +1,5 @@
 """The `spa` command. Commands import what they need when they run, so that `--help` answers at once."""
 
-import gc as garbage
 import os
 import signal
 import sys
@@ -444,7 +443,6 @@ def _stop_on_signals() -> None:
 
 def _start_fast() -> None:
     """Leave out work at start that no command needs."""
-    garbage.set_threshold(50_000)  # imports make objects that stay: to look for garbage among them finds nothing
     # pydantic would read the metadata of every installed package to look for plugins, which nothing here has a use for.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     metadata.read_when_called()  # pydantic imports it for them

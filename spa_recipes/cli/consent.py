@@ -1,15 +1,20 @@
 """The question whether the user trusts a recipe, and the section of `spa plan` about what it may do."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from spa_recipes.cli.progress import PlainReporter
 from spa_recipes.cli.terminal import bold, say, yellow
 from spa_recipes.errors import RecipeError
 from spa_recipes.plan import Plan
 from spa_recipes.plan.powers import Power, powers_of
 from spa_recipes.run.consent import Consent, is_needed, remember, require
 from spa_recipes.run.rundir import RunDir
+
+if TYPE_CHECKING:
+    from spa_recipes.cli.progress import PlainReporter
 
 _NONE = {"runs": "no code but its own", "contacts": "no server", "reads": "no files of yours"}
 """What `spa plan` says where a recipe has no power of a kind; it always writes its run."""

@@ -1,7 +1,6 @@
 """`spa evaluate`, and the benchmarks of a recipe: the stages that answer, judge and compare."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from spa_recipes.plan.judges import Models
 from spa_recipes.plan.kinds import MODEL
@@ -30,8 +29,7 @@ def is_of_benchmark(stage: Stage) -> bool:
     return stage.id.startswith(_BENCHMARK_IDS)
 
 
-@dataclass(frozen=True)
-class _Subject:
+class _Subject(NamedTuple):
     """What a benchmark is run on.
 
     Attributes:

@@ -5,7 +5,6 @@ gives the rewards of a prompt's answers. The stage `judge-i` labels by these, wh
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from spa_recipes.plan.kinds import ADAPTER, MODEL
@@ -21,8 +20,7 @@ from spa_recipes.recipe.schema import (
 )
 
 
-@dataclass(frozen=True)
-class Models:
+class Models(NamedTuple):
     """The models of a recipe before its iterations.
 
     Attributes:
@@ -36,8 +34,7 @@ class Models:
     init: Input
 
 
-@dataclass(frozen=True)
-class Iteration:
+class Iteration(NamedTuple):
     """What a judge knows of iteration i.
 
     Attributes:

@@ -6,9 +6,9 @@ module runs it, what it reads and writes, which sections of the recipe set it, a
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 from spa_recipes.recipe.schema import (
     Data,
@@ -45,8 +45,7 @@ Tokens = Literal["text", "pair", "answer", "verdict"]
 """How many tokens a row takes at most: a whole text, two of them, a sampled answer, or a judge's verdict."""
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """A kind of stage.
 
     Attributes:
@@ -67,9 +66,9 @@ class Kind:
 
     module: str
     version: int = 1
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    reads: Mapping[str, Content] = field(default_factory=dict)
-    may_read: Mapping[str, Content] = field(default_factory=dict)
+    settings: Mapping[str, Any] = MappingProxyType({})
+    reads: Mapping[str, Content] = MappingProxyType({})
+    may_read: Mapping[str, Content] = MappingProxyType({})
     writes: tuple[str, ...] = ()
     delivers: tuple[str, ...] = ()
     work: tuple[Work, ...] = ()

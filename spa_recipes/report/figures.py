@@ -4,7 +4,6 @@ A new figure is one entry of `FIGURES`, and a line in the stage that measures it
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from spa_recipes.state.stagedir import Manifest
@@ -31,8 +30,7 @@ class Shown(NamedTuple):
     place: int = 0
 
 
-@dataclass(frozen=True)
-class Figure:
+class Figure(NamedTuple):
     """A key figure of a stage.
 
     Attributes:

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shlex
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -296,7 +295,7 @@ class RunDir:
                 raise _refused(error, self.path) from error
             stack.callback(self._remove_note)
             with suppress(OSError):  # a note for people; `spa gc` has to work where the disk is full
-                atomic.write_text(self.path / HOLDER, f"{socket.gethostname()} pid {os.getpid()}\n")
+                atomic.write_text(self.path / HOLDER, f"{os.uname().nodename} pid {os.getpid()}\n")
             yield partial(self._check, check)
 
     def _check(self, check: Callable[[], None]) -> None:

@@ -9,7 +9,6 @@ import errno
 import fcntl
 import json
 import os
-import socket
 import threading
 import time
 import uuid
@@ -190,7 +189,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _machine() -> str:
     """Names this start of this machine, and the container that has process ids of its own."""
-    parts = [socket.gethostname()]
+    parts = [os.uname().nodename]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
         parts.append(str(Path("/proc/self/ns/pid").readlink()))

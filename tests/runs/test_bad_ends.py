@@ -19,14 +19,14 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="uses system calls of
 
 
 BAD_END = """
-import dataclasses, os, signal, sys, types
+import os, signal, sys, types
 import spa_recipes.run.worker as worker
 from spa_recipes.plan import KINDS
 def run(context):
     print("the last words", flush=True)
     {body}
 sys.modules["spa_recipes.stages.bad"] = types.SimpleNamespace(run=run)
-KINDS["data"] = dataclasses.replace(KINDS["data"], module="bad")
+KINDS["data"] = KINDS["data"]._replace(module="bad")
 worker.main()
 """
 

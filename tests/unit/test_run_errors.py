@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,7 @@ def test_out_of_memory_names_keys_of_the_recipe(tmp_path: Path, monkeypatch: pyt
         raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setitem(sys.modules, "spa_recipes.stages.bad", type("bad", (), {"run": staticmethod(run)}))
-    monkeypatch.setitem(KINDS, kind, replace(KINDS[kind], module="bad"))
+    monkeypatch.setitem(KINDS, kind, KINDS[kind]._replace(module="bad"))
     spec = spec_of(tmp_path / "stages" / "stage", kind, {"sampling": mini()["sampling"]}, {})
     assert worker.run_stage(spec) == 75
     record = json.loads((tmp_path / "stages" / "stage" / "attempts" / "1" / "error.json").read_text())
