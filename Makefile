@@ -17,10 +17,10 @@ VLLM_VENV ?= .venv-vllm
 VLLM_READY := $(VLLM_VENV)/.ready
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: sandbox test test-fast test-slow test-vllm lint format clean
+.PHONY: sandbox test test-fast test-slow test-vllm test-wheel dist lint format clean
 
 sandbox: $(READY)
-	$(VENV)/bin/spa run recipes/quickstart.yaml
+	$(VENV)/bin/spa run quickstart
 
 test: $(READY)
 	$(PYTEST) --dist loadscope
@@ -34,6 +34,14 @@ test-slow: $(READY)
 
 test-vllm: $(READY) $(VLLM_READY)
 	SPA_VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(VENV)/bin/python -m pytest -m vllm
+
+# Builds the package, installs it into an environment without it, and runs it from an empty folder.
+test-wheel: $(READY)
+	$(VENV)/bin/python -m pytest -m wheel
+
+# The packages for PyPI, in dist/.
+dist: $(READY)
+	$(VENV)/bin/python -m hatchling build
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -14,7 +14,19 @@ from typer.models import CommandInfo
 from spa_recipes import __version__
 from spa_recipes.cli import metadata
 from spa_recipes.cli.examples import EVALUATE, examples
-from spa_recipes.cli.options import Accept, MaybeRun, RecipeArgument, RunDirOption, RunName, RunsDir, Set, Trust, Until
+from spa_recipes.cli.options import (
+    Accept,
+    MaybeRun,
+    RecipeArgument,
+    Recipes,
+    RunDirOption,
+    RunName,
+    RunsDir,
+    Set,
+    Trust,
+    Until,
+)
+from spa_recipes.cli.recipes import recipes_app, write_new
 from spa_recipes.errors import RecipeError, SpaError, system_error
 from spa_recipes.redaction import redacted
 
@@ -24,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=True,
     help="Align a language model with about 3 % of the preference labels: one recipe, one command.\n\n"
-    "First time here? `spa run recipes/quickstart.yaml` (two minutes on a laptop, nothing is downloaded).",
+    "First time here? `spa run quickstart` (two minutes on a laptop, nothing is downloaded).",
 )
 
 
@@ -44,8 +56,8 @@ def _options(
 
 @app.command(
     epilog=examples(
-        "spa run recipes/quickstart.yaml",
-        "spa run recipes/ultrafeedback_3p3.yaml --set data.seed_labels=500 --run-dir runs/small-seed",
+        "spa run quickstart",
+        "spa run ultrafeedback_3p3 --set data.seed_labels=500 --run-dir runs/small-seed",
         "spa run my.yaml --until judge-1  # look at the labels before training on them",
     )
 )
@@ -205,9 +217,9 @@ def evaluate(
         run_job(subject, options, set_ or [], trust=trust)
 
 
-@app.command(epilog=examples("spa validate recipes/*.yaml"))
+@app.command(epilog=examples("spa validate my.yaml", "spa validate *.yaml"))
 def validate(
-    recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="Recipe files.", show_default=False)],
+    recipes: Recipes,
     set_: Set = None,
 ) -> None:
     """Check recipes without running anything.
@@ -231,7 +243,7 @@ def validate(
 
 @app.command(
     epilog=examples(
-        "spa plan recipes/ultrafeedback_3p3.yaml",
+        "spa plan ultrafeedback_3p3",
         "spa plan my.yaml --set sampling.n=4 --diff  # which stages would be redone, and why",
         "spa plan my.yaml --resolved > whole.yaml  # one recipe that extends nothing",
     )
@@ -407,13 +419,8 @@ def init(
     """Write a commented starter recipe."""
     from spa_recipes.cli.terminal import say
     from spa_recipes.recipe.starter import starter_recipe
-    from spa_recipes.state import atomic
 
-    if path.exists():
-        raise RecipeError("the file is there already", where=str(path), fix="choose another name")
-    if not path.parent.is_dir():
-        raise RecipeError("no such folder", where=str(path.parent), fix="make it first")
-    atomic.write_text(path, starter_recipe())
+    write_new(path, starter_recipe())
     say(f"wrote {path}; next: edit it, then `spa validate {path}` and `spa plan {path}`")
 
 
@@ -451,6 +458,7 @@ def _start_fast() -> None:
     app.registered_commands = named or [*_COMMANDS]
 
 
+app.add_typer(recipes_app, name="recipes")
 _COMMANDS = tuple(app.registered_commands)
 
 

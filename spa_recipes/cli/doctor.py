@@ -84,4 +84,4 @@ def print_report() -> None:
     for what, value, problem in findings():
         say(f"{red('!') if problem else ' '} {what:<16} {value}" + (f"  {red(problem)}" if problem else ""))
         problems += bool(problem)
-    say("", f"{problems} problems" if problems else "ready: try `spa run recipes/quickstart.yaml`")
+    say("", f"{problems} problems" if problems else "ready: try `spa run quickstart`")

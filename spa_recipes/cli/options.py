@@ -5,13 +5,29 @@ from typing import Annotated
 
 import typer
 
+from spa_recipes.recipe.shipped import shipped_names
+
+
+def complete_recipe(begun: str) -> list[str]:
+    """Names of shipped recipes that begin like this, for the shell, which completes files by itself."""
+    return [name for name in shipped_names() if name.startswith(begun)]
+
+
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. `--set noise.alpha=0`; may be repeated."),
 ]
 RunDirOption = Annotated[Path | None, typer.Option("--run-dir", help="Folder of the run; default: `runs/<name>`.")]
 RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Folder of all runs.")]
-RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file (YAML).", show_default=False)]
+_RECIPE_HELP = "A recipe file (YAML), or the name of a shipped one (`spa recipes`)."
+RecipeArgument = Annotated[
+    Path,
+    typer.Argument(metavar="RECIPE", help=_RECIPE_HELP, show_default=False, autocompletion=complete_recipe),
+]
+Recipes = Annotated[
+    list[Path],
+    typer.Argument(metavar="RECIPE...", help=_RECIPE_HELP, show_default=False, autocompletion=complete_recipe),
+]
 Accept = Annotated[
     bool,
     typer.Option("--accept", help="The recipe changed since the run started: do the affected stages again."),

@@ -17,6 +17,7 @@ from spa_recipes.recipe.schema import (
     Model,
     Source,
 )
+from spa_recipes.recipe.shipped import find_template
 from spa_recipes.state.digests import DigestMemo
 
 CARD, RECIPE_FILE = "README.md", "recipe.yaml"
@@ -188,12 +189,13 @@ class Builder:
         Raises:
             RecipeError: there is no such template.
         """
-        template = section.chat_template
-        if template is None:
+        if section.chat_template is None:
             return {"model": section}
-        if not Path(template).is_file():
+        template = find_template(section.chat_template)
+        if not template.is_file():
             raise RecipeError(f"no file {template}", where=f"{key}.chat_template", fix="name a Jinja file")
-        return {"model": section, "chat_template_sha256": self.memo.of(Path(template))}
+        found = section.model_copy(update={"chat_template": str(template)})
+        return {"model": found, "chat_template_sha256": self.memo.of(template)}
 
     def _check(self, stage_id: str, kind: Kind, settings: dict[str, Any], inputs: dict[str, Input]) -> None:
         problems = kind.wrong_inputs(set(inputs))

@@ -11,6 +11,7 @@ from typing import Any
 
 from spa_recipes.errors import RecipeError
 from spa_recipes.recipe.problems import EXAMPLES
+from spa_recipes.recipe.shipped import shipped_file
 from spa_recipes.recipe.text import STARTER, Keys, Place, Values, parse, read_text
 
 EXTENDS = "extends"
@@ -79,7 +80,7 @@ def read_mapping(
 
 
 def _base_of(path: Path, values: Values) -> Path | None:
-    """The recipe that this one extends; a relative path starts at its folder."""
+    """The recipe that this one extends: a path, which starts at its folder if relative, or a shipped one's name."""
     if EXTENDS not in values.root:
         return None
     named = values.root[EXTENDS]
@@ -89,7 +90,8 @@ def _base_of(path: Path, values: Values) -> Path | None:
             where=f"{values.places[(EXTENDS,)].text}: {EXTENDS}",
             fix=f"e.g. {EXTENDS}: ultrafeedback_3p3.yaml",
         )
-    return path.parent / Path(named).expanduser()
+    base = path.parent / Path(named).expanduser()
+    return base if base.is_file() else shipped_file(Path(named)) or base
 
 
 def _read_base(base: Path, where: str) -> Values:

@@ -17,6 +17,7 @@ from spa_recipes.errors import RecipeError
 from spa_recipes.recipe.extends import EXTENDS, read_values
 from spa_recipes.recipe.problems import MAX_PROBLEMS, InvalidRecipeError, explain
 from spa_recipes.recipe.schema import Recipe
+from spa_recipes.recipe.shipped import find_recipe
 from spa_recipes.recipe.text import MAX_BYTES, MAX_DEPTH, MAX_NODES, Keys, Place, Values, dotted, parse
 
 __all__ = [
@@ -45,7 +46,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     """Read and check a recipe file.
 
     Args:
-        path: the YAML file.
+        path: the YAML file, or the name of a shipped recipe.
         overrides: `key=value` texts as of `--set`, applied in order: the key is a dotted path (`noise.alpha`,
             `noise.lambdas.0`), the value a YAML scalar or flow collection. A section that the recipe leaves out is
             created. `judge.type=gold` changes that key only; `judge={type: gold}` replaces the whole section.
@@ -54,6 +55,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
         RecipeError: the file cannot be read as a recipe.
         InvalidRecipeError: values are wrong. It is about the first problem, its `others` about the remaining ones.
     """
+    path = find_recipe(path)
     values, text = read_values(path)
     override(values, overrides)
     try:

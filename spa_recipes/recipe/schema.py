@@ -851,6 +851,7 @@ class Recipe(Document):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$", description="Name of the run and of its folder.")
     description: str = Field("", description="Free text for readers.")
+    hardware: str = Field("", description="For readers: the hardware that the recipe was written for.")
     seed: Seed = Field(42, description="Seed of sampling, training order and ties.")
     model: Model
     data: Data

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from spa_recipes.errors import RecipeError
+from spa_recipes.recipe.shipped import shipped_names
 
 MAX_BYTES = 1024 * 1024
 MAX_DEPTH = 16
@@ -151,15 +152,21 @@ def read_text(path: Path, what: str = "recipe", starter: str = STARTER) -> str:
 
 def _other_file(path: Path, what: str, starter: str) -> str:
     """The remedy for a path that cannot be read: a file beside it."""
-    try:
-        names = sorted(p.name for p in path.parent.iterdir() if p.suffix in {".yaml", ".yml"})
-    except OSError:
-        return f"the folder {path.parent} cannot be listed; check the path"
     import difflib
 
-    close = difflib.get_close_matches(path.name, names, n=1)
-    if close:
-        return f"did you mean {path.parent / close[0]}?"
+    try:
+        names = sorted(p.name for p in path.parent.iterdir() if p.suffix in {".yaml", ".yml"})
+        close = difflib.get_close_matches(path.name, names, n=1)
+        if close:
+            return f"did you mean {path.parent / close[0]}?"
+        listed = True
+    except OSError:
+        names, listed = [], False
+    shipped = difflib.get_close_matches(path.stem, shipped_names() if what == "recipe" else [], n=1, cutoff=0.8)
+    if shipped:
+        return f"did you mean {shipped[0]}, which is shipped?"
+    if not listed:
+        return f"the folder {path.parent} cannot be listed; check the path"
     if names:
         return f"{what}s in {path.parent}: {', '.join(names[:8])}"
     return f"check the path, or {starter}"

@@ -24,6 +24,7 @@ OPTIONS = {
     "push": {"--repo-id", "--runs-dir", "--private", "--revision", "--commit-message", "--dry-run"},
     "compare": {"--runs-dir", "--json"},
     "schema": {"--job"},
+    "recipes": set(),
     "init": set(),
     "doctor": set(),
 }  # fmt: skip

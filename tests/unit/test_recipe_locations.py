@@ -30,6 +30,7 @@ NO_LOCATIONS = {
     "Model.attn_implementation",
     "Model.revision",
     "Recipe.description",
+    "Recipe.hardware",
     "Recipe.name",
     "RewardModelComparison.revision",
     "RewardModelJudge.revision",

@@ -34,7 +34,7 @@ def test_loads_and_is_named_after_its_file(path: Path) -> None:
 def test_begins_with_a_comment_that_shows_the_command(path: Path) -> None:
     text = path.read_text()
     assert text.startswith("# ")
-    assert f"spa run recipes/{path.name}" in text
+    assert f"spa run {path.stem}" in text
     assert max(len(line) for line in text.splitlines()) <= 120
 
 
@@ -131,7 +131,7 @@ def test_baselines_and_variants() -> None:
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_recipe_says_its_hardware_and_command(path: Path) -> None:
     header = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
-    assert f"spa run recipes/{path.name}" in header
+    assert f"spa run {path.stem}" in header
     assert "GPU" in header or "CPU" in header or "card" in header
 
 
