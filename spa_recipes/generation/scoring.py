@@ -2,9 +2,10 @@
 
 import inspect
 import math
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from itertools import cycle, islice
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel
@@ -30,7 +31,7 @@ from spa_recipes.generation.packing import (
 from spa_recipes.generation.products import fast_products
 from spa_recipes.generation.threads import keep_freed_memory, side_by_side
 
-__all__ = ["Scored", "scoring_pass", "sequence_logps"]
+__all__ = ["Rule", "Scored", "Values", "score", "scoring_pass", "sequence_logps", "tile_size"]
 
 CPU_TOKENS = 1536
 """Tokens per forward pass at most on a CPU: more of them no longer fit its caches, and take longer each."""
@@ -38,8 +39,25 @@ CPU_TOKENS = 1536
 CPU_WORDS = 2048
 """Words of the vocabulary whose logits exist at one time on a CPU; those of a pass take 12 MB then."""
 
-Passes = Generator[tuple[list[Group], list[float]]]
-"""The groups of each pass, and log pi(y|x) of their items."""
+Values = tuple[float, ...]
+"""What one pass gives for an item."""
+
+Passes = Generator[tuple[list[Group], list[Values]]]
+"""The groups of each pass, and the values of their items."""
+
+
+class Rule(NamedTuple):
+    """What a pass computes.
+
+    Attributes:
+        within: entered around each pass, in its thread.
+        token_logps: log-probs (N,) from hidden states (N, D), the output layer and the targets (N,).
+        read: the values of each item from the sums of its token log-probs (B,), in float64.
+    """
+
+    within: Callable[[], AbstractContextManager[object]]
+    token_logps: Callable[[torch.Tensor, LmHead, torch.Tensor], torch.Tensor]
+    read: Callable[[torch.Tensor], list[Values]]
 
 
 def sequence_logps(
@@ -69,6 +87,19 @@ def sequence_logps(
         ValueError: an item has an empty prompt or response.
         StageError: a result is NaN or infinite.
     """
+    rule = Rule(lambda: scoring_pass(model.device, onednn_products), _by_head, lambda sums_B: [*zip(sums_B.tolist())])
+    return [logp for (logp,) in score(model, items, rule, tokens_per_batch, on_progress, first_item)]
+
+
+def score(
+    model: PreTrainedModel,
+    items: Sequence[Scored],
+    rule: Rule,
+    tokens_per_batch: int,
+    on_progress: Progress | None,
+    first_item: int,
+) -> list[Values]:
+    """The values that `rule` gives each item; arguments and errors as in `sequence_logps`."""
     for index, item in enumerate(items):
         if not item.prompt_ids or not item.response_ids:
             raise ValueError(f"item {first_item + index} has an empty {'response' if item.prompt_ids else 'prompt'}")
@@ -76,32 +107,33 @@ def sequence_logps(
         return []
     if model.device.type == "cpu":
         keep_freed_memory()
-    logps = [0.0] * len(items)
+    values: list[Values] = [()] * len(items)
     done = tokens = 0
     head = checked_lm_head(model, items[0].prompt_ids + items[0].response_ids)
     if head is not None and _can_be_packed(model, items):
-        passes = _packed_passes(model, head, items, tokens_per_batch, onednn_products)
+        passes = _packed_passes(model, head, items, tokens_per_batch, rule)
     else:
-        passes = _padded_passes(model, head, items, tokens_per_batch, onednn_products)
+        passes = _padded_passes(model, head, items, tokens_per_batch, rule)
     with closing(passes):
-        for groups, sums in passes:
+        for groups, of_items in passes:
             members = [i for group in groups for i in group.items]
-            for i, value in zip(members, sums, strict=True):
-                if not math.isfinite(value):
-                    raise StageError(
-                        f"the log-probability of item {first_item + i} is {value}",
-                        fix="look for a training stage that diverged, or set model.dtype to float32",
-                    )
-                logps[i] = value
+            for i, value in zip(members, of_items, strict=True):
+                for number in value:
+                    if not math.isfinite(number):
+                        raise StageError(
+                            f"the log-probability of item {first_item + i} is {number}",
+                            fix="look for a training stage that diverged, or set model.dtype to float32",
+                        )
+                values[i] = value
             done += len(members)
             tokens += sum(len(items[i].prompt_ids) + len(items[i].response_ids) for i in members)
             if on_progress is not None:
                 on_progress(done, tokens)
-    return logps
+    return values
 
 
 def _packed_passes(
-    model: PreTrainedModel, head: LmHead, items: Sequence[Scored], tokens_per_batch: int, onednn_products: bool
+    model: PreTrainedModel, head: LmHead, items: Sequence[Scored], tokens_per_batch: int, rule: Rule
 ) -> Passes:
     """All tokens of a pass in one row; on a CPU as many passes at a time as it has threads."""
     on_cpu = model.device.type == "cpu"
@@ -110,30 +142,32 @@ def _packed_passes(
     passes = list(batches(groups_of(items, most), most, padding=not on_cpu))
     with packed_attention(model) as seen_as:
 
-        def sums(groups: list[Group]) -> list[float]:
-            with scoring_pass(model.device, onednn_products):
+        def values(groups: list[Group]) -> list[Values]:
+            with rule.within():
                 batch, spans = packed(groups, model.device)
                 with seen_as(_layout(spans, model.device)):
                     hidden_1TD = hidden_states(model, batch.input_ids, batch.positions)
-                return _by_item(batch, _by_head(hidden_1TD, head, batch))
+                logps_N = rule.token_logps(hidden_1TD.flatten(0, 1)[batch.at], head, batch.targets)
+                return rule.read(_by_item(batch, logps_N))
 
-        yield from zip(passes, side_by_side(sums, passes, at_once), strict=True)
+        yield from zip(passes, side_by_side(values, passes, at_once), strict=True)
 
 
 def _padded_passes(
-    model: PreTrainedModel, head: LmHead | None, items: Sequence[Scored], tokens_per_batch: int, onednn_products: bool
+    model: PreTrainedModel, head: LmHead | None, items: Sequence[Scored], tokens_per_batch: int, rule: Rule
 ) -> Passes:
     """A text per row, for every model; without `head` by the model's own logits."""
     most = min(tokens_per_batch, CPU_TOKENS) if model.device.type == "cpu" else tokens_per_batch
     for groups in batches(alone(items), 1 if _reads_lengths(model) else most, padding=True):
-        with scoring_pass(model.device, onednn_products):
+        with rule.within():
             batch = padded(groups, model.device)
             if head is None:
                 logps_N = _by_forward(model, batch)
             else:
-                logps_N = _by_head(hidden_states(model, batch.input_ids), head, batch)
-            sums = _by_item(batch, logps_N)
-        yield groups, sums
+                hidden_BTD = hidden_states(model, batch.input_ids)
+                logps_N = rule.token_logps(hidden_BTD.flatten(0, 1)[batch.at], head, batch.targets)
+            values = rule.read(_by_item(batch, logps_N))
+        yield groups, values
 
 
 def _layout(spans: Spans, device: torch.device) -> Layout:
@@ -147,17 +181,21 @@ def scoring_pass(device: torch.device, onednn_products: bool) -> Iterator[None]:
         yield
 
 
-def _by_item(batch: Batch, logps_N: torch.Tensor) -> list[float]:
-    """Sums of the token log-probs of each item."""
+def _by_item(batch: Batch, logps_N: torch.Tensor) -> torch.Tensor:
+    """Sums of the token log-probs of each item, in float64."""
     sums_B = torch.zeros(int(batch.item[-1]) + 1, dtype=torch.float64, device=logps_N.device)
-    return sums_B.index_add_(0, batch.item, logps_N.double()).tolist()
+    return sums_B.index_add_(0, batch.item, logps_N.double())
 
 
-def _by_head(hidden_BTD: torch.Tensor, head: LmHead, batch: Batch) -> torch.Tensor:
+def tile_size(head: LmHead) -> tuple[int, int]:
+    """Tokens and words whose logits exist at one time."""
+    return (CPU_TOKENS, CPU_WORDS) if head.weight.device.type == "cpu" else (CHUNK_SIZE, len(head.weight))
+
+
+def _by_head(hidden_ND: torch.Tensor, head: LmHead, targets_N: torch.Tensor) -> torch.Tensor:
     """Token log-probs from hidden states and output layer, logits tile by tile."""
-    hidden_ND = hidden_BTD.flatten(0, 1)[batch.at]
-    tile = (CPU_TOKENS, CPU_WORDS) if hidden_ND.device.type == "cpu" else (CHUNK_SIZE, len(head.weight))
-    return tiled_token_logps(hidden_ND, head, batch.targets, rows=tile[0], columns=tile[1])
+    rows, columns = tile_size(head)
+    return tiled_token_logps(hidden_ND, head, targets_N, rows=rows, columns=columns)
 
 
 def _by_forward(model: PreTrainedModel, batch: Batch) -> torch.Tensor:

@@ -1,0 +1,233 @@
+"""Values and their derivatives along an update, through any Hugging Face model, in one pass.
+
+torch's forward mode carries the derivatives; this module gives weights their direction, and the products and attention
+rules of their own. Everything else is float32 at least: sums of the residual stream, norms, activations.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+from torch.nn.functional import embedding, linear, scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedModel
+
+from spa_recipes.algo.logps import at_least_fp32, logps_dtype
+from spa_recipes.algo.tangents import Dual, Move, Thin, attention, moving_linear
+from spa_recipes.errors import StageError
+
+
+class NoForwardModeError(StageError):
+    """An operation of the model has no derivative in forward mode."""
+
+
+_CONSTANT = {
+    *(torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like, torch.sign, torch.round),
+    *(getattr(torch.Tensor, name) for name in ("new_zeros", "new_ones", "new_full", "new_empty", "sign", "round")),
+    *(torch._make_dual, torch._unpack_dual),
+}
+"""What may give floating-point numbers that do not move with the input."""
+
+
+def make_dual(value: torch.Tensor, tangent: torch.Tensor) -> torch.Tensor:
+    """A tensor that carries its tangent."""
+    dual: torch.Tensor = forward_ad.make_dual(value, tangent)  # type: ignore[no-untyped-call]
+    return dual
+
+
+def unpack(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """A tensor and its tangent; None where it does not move."""
+    value, tangent = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
+    return value, tangent
+
+
+def dual_of(tensor: torch.Tensor) -> Dual:
+    """A tensor and its tangent; zeros where it does not move."""
+    value, tangent = unpack(tensor)
+    return Dual(value, torch.zeros_like(value) if tangent is None else tangent)
+
+
+class Moving:
+    """The weights of a model at one place along an update.
+
+    Args:
+        model: the reference.
+        moves: by the name of a parameter.
+        at: how far along.
+    """
+
+    def __init__(self, model: PreTrainedModel, moves: Mapping[str, Move], at: float) -> None:
+        self.at = at
+        self.dtype: torch.dtype = model.get_input_embeddings().weight.dtype
+        self._moves = {id(weight): moves.get(name) for name, weight in model.named_parameters()}
+        self._still: dict[int, torch.Tensor] = {id(weight): weight.detach() for weight in model.parameters()}
+        self._small: dict[int, torch.Tensor] = {}
+
+    def move(self, weight: torch.Tensor) -> Move:
+        """The direction of a parameter."""
+        return self._moves[id(weight)]
+
+    def still(self, weight: torch.Tensor) -> torch.Tensor:
+        """A parameter as a plain tensor, which the mode leaves alone."""
+        return self._still[id(weight)]
+
+    def others_than(self, weight: torch.Tensor) -> bool:
+        """Whether anything else moves."""
+        return any(move is not None for one, move in self._moves.items() if one != id(weight))
+
+    def knows(self, weight: object) -> bool:
+        """Whether this is a parameter of the model."""
+        return id(weight) in self._moves
+
+    def whole(self, weight: torch.Tensor) -> torch.Tensor:
+        """A parameter with its tangent, in float32 at least, where exact values between the ends of a move exist."""
+        if id(weight) not in self._small:
+            move = self.move(weight)
+            if isinstance(move, Thin):
+                move = move.up @ move.down
+            value = at_least_fp32(weight.detach())
+            if move is not None:
+                move = at_least_fp32(move)
+                value = make_dual(torch.add(value, move, alpha=self.at), move)
+            self._small[id(weight)] = value
+        return self._small[id(weight)]
+
+
+class ForwardMode(TorchFunctionMode):
+    """Gives every operation of a model's forward pass the weights of `moving` and their tangents."""
+
+    def __init__(self, moving: Moving) -> None:
+        super().__init__()
+        self._moving = moving
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        own = self._own_rule(func)
+        if own is not None and self._moving.knows(args[own[0]] if len(args) > own[0] else kwargs.get("weight")):
+            return own[1](*args, **kwargs)
+        if func is _DTYPE and self._moving.knows(args[0]):
+            return logps_dtype(_DTYPE(args[0]))
+        if func not in _ABOUT:
+            args = tuple(map(self._moved, args))
+            kwargs = {name: self._moved(argument) for name, argument in kwargs.items()}
+        if func is scaled_dot_product_attention:
+            return self._attention(*args, **kwargs)
+        try:
+            result = func(*args, **kwargs)
+        except NotImplementedError as error:
+            raise refusal(error, func.__name__) from error
+        if func not in _CONSTANT and func not in _ABOUT:
+            _refuse_a_lost_tangent(func, (*args, *kwargs.values()), result)
+        return result
+
+    def _own_rule(self, func: Callable[..., Any]) -> tuple[int, Callable[..., torch.Tensor]] | None:
+        """Where an operation takes a weight, and the rule for it."""
+        if func is linear:
+            return 1, self._linear
+        if func is embedding:
+            return 1, self._embedding
+        if func is torch.addmm:
+            return 2, self._addmm
+        return (0, self._rows) if func is torch.Tensor.__getitem__ else None
+
+    def _linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        return self._product(x, weight.detach(), self._moving.move(weight), bias)
+
+    def _addmm(self, bias: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """GPT-2 keeps its weights as (I, O)."""
+        move = self._moving.move(weight)
+        move = Thin(move.up.T, move.down.T) if isinstance(move, Thin) else None if move is None else move.T
+        return self._product(x, weight.detach().T, move, bias)
+
+    def _product(self, x: torch.Tensor, weight: torch.Tensor, move: Move, bias: torch.Tensor | None) -> torch.Tensor:
+        value, tangent = dual_of(x)
+        moving = moving_linear(Dual(value.to(weight.dtype), tangent.to(weight.dtype)), weight, move, self._moving.at)
+        product = make_dual(*moving)
+        return product if bias is None else product + self._moved(bias)
+
+    def _embedding(self, ids: torch.Tensor, weight: torch.Tensor, *settings: Any, **more: Any) -> torch.Tensor:
+        value, move = at_least_fp32(embedding(ids, weight.detach())), self._moving.move(weight)
+        if move is None:
+            return value
+        moved = at_least_fp32(linear(move.up[ids], move.down.T) if isinstance(move, Thin) else embedding(ids, move))
+        return make_dual(torch.add(value, moved, alpha=self._moving.at), moved)
+
+    def _rows(self, weight: torch.Tensor, index: Any) -> torch.Tensor:
+        """A part of a weight, such as an expert's; it stays in the precision of products."""
+        move = self._moving.move(weight)
+        value: torch.Tensor = weight.detach()[index]
+        if move is None:
+            return value
+        moved = (move.up @ move.down if isinstance(move, Thin) else move)[index]
+        return make_dual(torch.add(value, moved, alpha=self._moving.at), moved)
+
+    def _attention(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        *,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> torch.Tensor:
+        if attn_mask is not None and _moves(attn_mask):
+            raise refusal(None, "scaled_dot_product_attention with a mask of learned numbers")
+        states = (Dual(*(part.to(self._moving.dtype) for part in dual_of(state))) for state in (query, key, value))
+        return make_dual(*attention(*states, mask=attn_mask, causal=is_causal, scale=scale))
+
+    def _moved(self, argument: Any) -> Any:
+        if isinstance(argument, list | tuple) and any(map(self._moving.knows, argument)):
+            return type(argument)(map(self._moved, argument))
+        return self._moving.whole(argument) if self._moving.knows(argument) else argument
+
+
+_DTYPE = torch.Tensor.dtype.__get__  # type: ignore[attr-defined]
+_ABOUT = {
+    getter.__get__
+    for name in dir(torch.Tensor)
+    if inspect.isgetsetdescriptor(getter := inspect.getattr_static(torch.Tensor, name))
+    and name not in ("T", "H", "mT", "mH", "real", "imag", "data")
+} | {torch.Tensor.size, torch.Tensor.dim, torch.Tensor.numel, torch.Tensor.is_floating_point, torch.is_floating_point}
+"""What tells something about a tensor, and computes nothing."""
+
+
+def _moves(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() and unpack(tensor)[1] is not None
+
+
+def _refuse_a_lost_tangent(func: Callable[..., Any], arguments: Sequence[Any], result: Any) -> None:
+    """Fused kernels compute values and no tangents, without an error."""
+    if any(part.is_floating_point() and not _moves(part) for part in _tensors_of([result])) and any(
+        map(_moves, _tensors_of(arguments))
+    ):
+        raise refusal(None, func.__name__)
+
+
+def _tensors_of(values: Sequence[Any]) -> Iterator[torch.Tensor]:
+    """The tensors among values, and in lists and tuples among them."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors_of(value)
+
+
+def refusal(error: BaseException | None, operation: str) -> NoForwardModeError:
+    """The error about an operation, by the name that torch gives it where it does."""
+    named = re.search(r"forward AD with (\S+)", str(error))
+    return NoForwardModeError(
+        f"{named[1] if named else operation} has no derivative in forward mode",
+        fix="set judge.method to difference and model.dtype to float32",
+    )

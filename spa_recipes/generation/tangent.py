@@ -1,0 +1,150 @@
+"""log pi(y|x) - log pi_ref(y|x) as an integral of derivatives, where a difference of two passes would be noise.
+
+With W(t) = W_ref + t*(W - W_ref), log pi(y|x) - log pi_ref(y|x) is the integral over t in [0, 1] of the derivative of
+log pi(y|x; W(t)). Two log-probs of hundreds of nats each have an error of about a nat in half precision; a derivative
+has one of a few thousandths of itself.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Literal, NamedTuple
+
+import torch
+from torch.autograd import forward_ad
+from transformers import PreTrainedModel
+
+from spa_recipes.algo.logps import LmHead
+from spa_recipes.algo.tangents import Dual, tiled_token_logps
+from spa_recipes.errors import StageError
+from spa_recipes.generation.engines import Progress
+from spa_recipes.generation.forward_mode import ForwardMode, Moving, NoForwardModeError, make_dual, refusal, unpack
+from spa_recipes.generation.products import fast_products
+from spa_recipes.generation.scoring import Rule, Scored, Values, score, tile_size
+from spa_recipes.models.update import Update, difference
+
+__all__ = ["LogRatio", "NoForwardModeError", "sequence_log_ratios"]
+
+NODES: dict[int, tuple[float, ...]] = {1: (0.5,), 2: (0.5 - 12**-0.5, 0.5 + 12**-0.5)}
+"""Places of the Gauss-Legendre rules with equal weights: the midpoint, and two nodes."""
+
+
+class LogRatio(NamedTuple):
+    """What a response's labels are made of.
+
+    Attributes:
+        log_ratio: log pi(y|x) - log pi_ref(y|x), in nats.
+        logp: log-prob of the response between the two models, in the model's precision; labels are not made of it.
+    """
+
+    log_ratio: float
+    logp: float
+
+
+def sequence_log_ratios(
+    policy: PreTrainedModel | Update,
+    reference: PreTrainedModel,
+    items: Sequence[Scored],
+    *,
+    nodes: Literal[1, 2] = 1,
+    tokens_per_batch: int,
+    onednn_products: bool = True,
+    on_progress: Progress | None = None,
+    first_item: int = 0,
+) -> list[LogRatio]:
+    """log pi(y|x) - log pi_ref(y|x) of each item, in the order of the items, by forward-mode derivatives.
+
+    Products run in the precision of the reference's weights, all else in float32 at least. Packed and batched as
+    `scoring.sequence_logps`; a result does not depend on the other items, beyond rounding.
+
+    Args:
+        policy: pi, or what its weights differ by from the reference's, which takes less memory.
+        reference: pi_ref, in evaluation mode.
+        items: prompts and responses as token ids.
+        nodes: 1 is the midpoint, with an error of the third order in the update; 2 are Gauss's, with one of the fifth
+            order, for twice the time. In half precision the weights between are rounded, and no order holds.
+        tokens_per_batch, onednn_products, on_progress, first_item: as in `scoring.sequence_logps`.
+
+    Raises:
+        ValueError: an item has an empty prompt or response.
+        NoForwardModeError: an operation of the model has no derivative in forward mode; raised by the first pass.
+        StageError: the two models do not fit each other or are equal, or a result is NaN, infinite or exactly 0.
+    """
+    update = policy if isinstance(policy, Update) else difference(policy, reference)
+    shares: list[list[Values]] = []
+    for node in NODES[nodes]:
+        progress = None if on_progress is None else partial(_over_nodes, on_progress, len(shares) * len(items), nodes)
+        with forward_ad.dual_level():
+            rule = _rule(reference, update, node, onednn_products)
+            shares.append(score(reference, items, rule, tokens_per_batch, progress, first_item))
+    ratios = [
+        LogRatio(sum(ratio for _, ratio in values) / nodes, sum(logp for logp, _ in values) / nodes)
+        for values in zip(*shares, strict=True)
+    ]
+    for i, (ratio, _) in enumerate(ratios):
+        if ratio == 0.0:
+            raise _no_tangent(f"of item {first_item + i} is exactly 0")
+    return ratios
+
+
+def _over_nodes(report: Progress, before: int, nodes: int, done: int, tokens: int) -> None:
+    """Report progress of one node as progress over all: an item is done when it is at all of them."""
+    report((before + done) // nodes, tokens)
+
+
+def _rule(reference: PreTrainedModel, update: Update, at: float, onednn_products: bool) -> Rule:
+    """The pass that gives log-probs at one place along the update, and their derivatives."""
+    moving = Moving(reference, update.moves, at / update.scale)
+
+    @contextmanager
+    def within() -> Iterator[None]:
+        fast = fast_products(reference.device) if onednn_products else nullcontext()
+        try:
+            with torch.inference_mode(False), torch.no_grad(), fast, ForwardMode(moving):
+                yield
+        except (NotImplementedError, RuntimeError) as error:
+            if "jvp" not in str(error) and "forward AD" not in str(error):
+                raise
+            raise refusal(error, _function_of(error)) from error
+
+    def token_logps(hidden_ND: torch.Tensor, head: LmHead, targets_N: torch.Tensor) -> torch.Tensor:
+        value, tangent = unpack(hidden_ND)
+        if tangent is None and moving.others_than(head.weight):
+            raise _no_tangent("of the hidden states is missing")
+        hidden = Dual(value, torch.zeros_like(value) if tangent is None else tangent)
+        move, still, bias_tangent = moving.move(head.weight), head._replace(weight=moving.still(head.weight)), None
+        if head.bias is not None:
+            bias, bias_tangent = unpack(moving.whole(head.bias))
+            still = still._replace(bias=bias)
+        rows, columns = tile_size(head)
+        logps_N = tiled_token_logps(
+            hidden, still, move, bias_tangent, targets_N, at=moving.at, rows=rows, columns=columns
+        )
+        return make_dual(*logps_N)
+
+    def read(sums_B: torch.Tensor) -> list[Values]:
+        logps_B, tangents_B = unpack(sums_B)
+        if tangents_B is None:
+            raise _no_tangent("of the log-probs is missing")
+        return list(zip(logps_B.tolist(), (tangents_B / update.scale).tolist(), strict=True))
+
+    return Rule(within, token_logps, read)
+
+
+def _function_of(error: BaseException) -> str:
+    """The `torch.autograd.Function` that an error comes from, whose message names none."""
+    trace = error.__traceback__
+    name = "a function of the model"
+    while trace is not None:
+        owner = trace.tb_frame.f_locals.get("cls")
+        name = owner.__name__ if isinstance(owner, type) and issubclass(owner, torch.autograd.Function) else name
+        trace = trace.tb_next
+    return name
+
+
+def _no_tangent(what: str) -> StageError:
+    """An operation that computes values alone gives no error by itself."""
+    return StageError(
+        f"the derivative along the update {what}: the model has an operation that carries none",
+        fix="set judge.method to difference and model.dtype to float32",
+    )

@@ -1,0 +1,206 @@
+"""What a policy's weights differ by from its reference's: the direction that the judge differentiates along."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+
+from spa_recipes.algo.tangents import Move, Thin
+from spa_recipes.errors import DataError, StageError
+
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_LORA = ("lora_A.weight", "lora_B.weight")
+
+
+Read = Callable[[str], torch.Tensor]
+
+
+class Update(NamedTuple):
+    """Policy minus reference.
+
+    Attributes:
+        moves: by the name of a parameter of the reference, for those that differ; times `scale`.
+        scale: a power of two that lifts the differences into float16's range; 1 in other precisions.
+    """
+
+    moves: dict[str, Move]
+    scale: float
+
+
+def difference(policy: PreTrainedModel, reference: PreTrainedModel) -> Update:
+    """The stored difference of two models, computed in float32 at least and kept in the reference's precision.
+
+    The difference of two numbers of one precision is exact in it where they are within a factor of two of each other.
+
+    Raises:
+        StageError: names or shapes of weights differ, or no weight does.
+    """
+    weights = policy.state_dict()
+    return _update(reference, set(weights), weights.__getitem__, "")
+
+
+def stored_difference(folder: Path, reference: PreTrainedModel) -> Update:
+    """`difference` for a policy in a folder (safetensors), which is read tensor by tensor and never whole in memory.
+
+    Raises:
+        DataError: there are no such files, or they cannot be read.
+        StageError: as `difference`.
+    """
+    with ExitStack() as stack:
+        try:
+            found = {
+                name: file
+                for path in _weight_files(folder)
+                for file in [stack.enter_context(safe_open(path, framework="pt"))]
+                for name in file.keys()  # noqa: SIM118
+            }
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise DataError(
+                f"cannot read the policy's weights: {error}", where=str(folder), fix="give a folder with safetensors"
+            ) from error
+        return _update(reference, set(found), lambda name: found[name].get_tensor(name), str(folder))
+
+
+def adapter_update(folder: Path, reference: PreTrainedModel) -> Update:
+    """A peft LoRA adapter over the reference, as thin factors: s*B*A, never multiplied out.
+
+    Raises:
+        DataError: there is no such adapter, or it cannot be read.
+        StageError: it holds more than plain LoRA, or does not fit the reference.
+    """
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        rank, alpha = float(config["r"]), float(config["lora_alpha"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise DataError(
+            f"cannot read the adapter: {error}",
+            where=str(folder),
+            fix="give a folder with adapter_config.json and adapter_model.safetensors",
+        ) from error
+    beyond = [key for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save") if config.get(key)]
+    beyond += [name for name in sorted(tensors) if not name.endswith(_LORA)][:1]
+    if config.get("peft_type") != "LORA" or beyond:
+        what = beyond[0] if beyond else f"peft_type {config.get('peft_type')}"
+        raise StageError(f"the adapter is not plain LoRA: {what}", where=str(folder), fix="merge it into its base")
+    factor = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    parameters = dict(reference.named_parameters())
+    moves: dict[str, Move] = {}
+    for name in sorted(tensors):
+        if not name.endswith(_LORA[0]):
+            continue
+        target = name.removeprefix("base_model.model.").removesuffix(_LORA[0]) + "weight"
+        up, down = tensors[name.removesuffix(_LORA[0]) + _LORA[1]], tensors[name]
+        if config.get("fan_in_fan_out"):  # the weight is stored as (I, O)
+            up, down = down.T, up.T
+        weight = parameters.get(target)
+        if weight is None or (len(up), down.shape[1]) != tuple(weight.shape):
+            raise StageError(
+                f"the adapter does not fit the reference: {target} "
+                + ("is not among its weights" if weight is None else f"has shape {list(weight.shape)}"),
+                where=str(folder),
+                fix="give the base model that the adapter was trained on",
+            )
+        moves[target] = Thin(down.to(weight.device), factor * up.to(weight.device, torch.float32))
+    return _scaled(moves, parameters, str(folder))
+
+
+def _weight_files(folder: Path) -> Iterator[Path]:
+    if (folder / _INDEX).is_file():
+        names = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()
+        yield from (folder / Path(name).name for name in sorted(set(names)))
+    else:
+        yield folder / _WEIGHTS
+
+
+def _update(reference: PreTrainedModel, names: set[str], read: Read, where: str) -> Update:
+    """Policy minus reference, weight by weight; a weight with several names is tied."""
+    aliases: dict[int, list[str]] = {}
+    for name, weight in [*reference.named_parameters(remove_duplicate=False), *reference.named_buffers()]:
+        aliases.setdefault(id(weight), []).append(name)
+    stored = set(reference.state_dict())
+    groups = [[name for name in group if name in stored] for group in aliases.values()]
+    groups = [group for group in groups if group]
+    _refuse_names([group for group in groups if not names & set(group)], names - stored, where)
+    parameters = dict(reference.named_parameters())
+    weights = reference.state_dict()
+    moves: dict[str, Move] = {}
+    for group in groups:
+        moved = [_move(read(name), weights[name], name, where) for name in group if name in names]
+        if any(not torch.equal(moved[0], other) for other in moved[1:]):
+            raise StageError(
+                f"the reference ties {' and '.join(group)}, and the policy does not",
+                where=where,
+                fix="give two models of the same architecture",
+            )
+        if not bool(moved[0].any()):
+            continue
+        if group[0] not in parameters:
+            raise StageError(f"policy and reference differ in {group[0]}, which is no weight", where=where)
+        moves[group[0]] = moved[0]
+    return _scaled(moves, parameters, where)
+
+
+def _refuse_names(missing: list[list[str]], unexpected: set[str], where: str) -> None:
+    for names, whose in ((sorted(group[0] for group in missing), "reference"), (sorted(unexpected), "policy")):
+        if names:
+            raise StageError(
+                f"policy and reference have different weights: only the {whose} has {names[0]}"
+                + (f" and {len(names) - 1} more" if names[1:] else ""),
+                where=where,
+                fix="give two models of the same architecture",
+            )
+
+
+def _move(policy: torch.Tensor, reference: torch.Tensor, name: str, where: str) -> torch.Tensor:
+    if policy.shape != reference.shape:
+        raise StageError(
+            f"policy and reference have different shapes: {name} is {list(policy.shape)} and {list(reference.shape)}",
+            where=where,
+            fix="give two models of the same architecture and vocabulary",
+        )
+    at_least = torch.promote_types(torch.promote_types(policy.dtype, reference.dtype), torch.float32)
+    move = policy.to(reference.device, at_least) - reference.to(at_least)
+    if not bool(move.isfinite().all()):
+        raise StageError(f"a weight of policy or reference is NaN or infinite: {name}", where=where)
+    # The difference of two half-precision numbers is kept in half precision where that is exact, or the best there is.
+    return move
+
+
+def _scaled(moves: dict[str, Move], parameters: dict[str, torch.nn.Parameter], where: str) -> Update:
+    """The moves in the precision of the weights that they move, lifted where that is float16."""
+    if not moves:
+        raise StageError(
+            "policy and reference have equal weights, so all their log-ratios are 0",
+            where=where,
+            fix="give another policy or reference",
+        )
+    exponent = 0
+    if any(parameters[name].dtype == torch.float16 for name in moves):
+        # Tangents are then an eighth of the values in size: float16 holds both, and small differences stay normal.
+        sizes = [(_rms(parameters[name]), _rms(move)) for name, move in moves.items()]
+        exponent = min(math.floor(math.log2(weight / size)) for weight, size in sizes if weight > 0 and size > 0) - 3
+    scale = 2.0**exponent
+    return Update({name: _times(move, scale, parameters[name].dtype) for name, move in moves.items()}, scale)
+
+
+def _rms(move: Move) -> float:
+    """Root mean square of a weight or of a direction; of a thin one, that of independent factors."""
+    if isinstance(move, Thin):
+        return _rms(move.down) * _rms(move.up) * math.sqrt(len(move.down))
+    assert move is not None
+    return float(move.detach().float().square().mean().sqrt())
+
+
+def _times(move: Move, scale: float, dtype: torch.dtype) -> Move:
+    if isinstance(move, Thin):
+        return Thin(move.down.to(dtype), (move.up * scale).to(dtype))
+    assert move is not None
+    return (move * scale).to(dtype)
