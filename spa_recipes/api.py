@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from spa_recipes.errors import DAMAGE, DataError, RecipeError
 from spa_recipes.plan import MODEL, External, Plan, Stage, compile_judge_plan, compile_plan
-from spa_recipes.recipe.load import load_recipe
+from spa_recipes.recipe.load import changed, load_recipe
 from spa_recipes.recipe.rules import conflicts_in
 from spa_recipes.recipe.schema import Compute, DatasetSource, ForkExecutor, ImplicitRewardJudge, JudgeJob, Model
 from spa_recipes.run.changes import plan_changes
@@ -98,10 +98,11 @@ def run_recipe(
     )
 
 
-def prepare_resume(run: str | None, runs_dir: Path, *, afresh: bool = False) -> Prepared:
+def prepare_resume(run: str | None, runs_dir: Path, *, overrides: Sequence[str] = (), afresh: bool = False) -> Prepared:
     """Read the stored recipe of a run, which is `resolved.json`, and plan it.
 
     `run` is a name below `runs_dir`, a folder, or None for the newest unfinished run that this user started.
+    `overrides` are `key=value` texts that change the stored recipe.
     With `afresh`, data and models are read again rather than taken for unchanged by their sizes and times.
 
     Raises:
@@ -111,6 +112,7 @@ def prepare_resume(run: str | None, runs_dir: Path, *, afresh: bool = False) -> 
     recipe = folder.recipe()
     if recipe is None:
         raise RecipeError("no run is there", where=str(folder.path), fix="see `spa status`")
+    recipe = changed(recipe, overrides, folder.path / "resolved.json")
     plan = compile_plan(recipe, _memo(folder.path, afresh=afresh))
     return Prepared(plan, folder, None)
 

@@ -5,8 +5,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from typer.models import CommandInfo
@@ -27,6 +26,7 @@ from spa_recipes.cli.options import (
     Until,
 )
 from spa_recipes.cli.recipes import recipes_app, write_new
+from spa_recipes.cli.signals import stop_on_signals
 from spa_recipes.errors import RecipeError, SpaError, system_error
 from spa_recipes.redaction import redacted
 
@@ -85,24 +85,30 @@ def run(
     print_summary(prepared, outcome)
 
 
-@app.command(epilog=examples("spa resume  # the newest unfinished run", "spa resume quickstart"))
+@app.command(
+    epilog=examples(
+        "spa resume  # the newest unfinished run",
+        "spa resume quickstart --set refine.per_device_train_batch_size=1",
+    )
+)
 def resume(
     run: MaybeRun = None,
     runs_dir: RunsDir = Path("runs"),
+    set_: Set = None,
     until: Until = None,
     accept: Accept = False,
     trust: Trust = False,
 ) -> None:
     """Continue a run from what is on disk.
 
-    Finished stages are reused, and an unfinished stage continues from its last checkpoint or shard.
+    Finished stages are reused; an unfinished one continues. The recipe is that of the run; --set changes it.
     """
     from spa_recipes import api
     from spa_recipes.cli.consent import consent_of
     from spa_recipes.cli.progress import RunReporter
     from spa_recipes.cli.summary import print_summary
 
-    prepared = api.prepare_resume(run, runs_dir, afresh=True)
+    prepared = api.prepare_resume(run, runs_dir, overrides=set_ or [], afresh=True)
     with RunReporter(prepared) as reporter:
         consent = consent_of(reporter, trust=trust)
         outcome = api.run_recipe(prepared, reporter, until=until, accept=accept, consent=consent)
@@ -435,19 +441,6 @@ def doctor() -> None:
     print_report()
 
 
-def _stop(signum: int, frame: FrameType | None) -> NoReturn:
-    """Turn a signal into an exit that unwinds the stack, which ends the stage processes on its way."""
-    raise SystemExit(128 + signum)
-
-
-def _stop_on_signals() -> None:
-    """Ctrl-C, SIGTERM and a terminal that is closed stop a command in order; `nohup` lets it outlive its terminal."""
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGINT, _stop)
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, _stop)
-
-
 def _start_fast() -> None:
     """Leave out work at start that no command needs."""
     # pydantic would read the metadata of every installed package to look for plugins, which nothing here has a use for.
@@ -471,7 +464,7 @@ def main() -> None:
     from spa_recipes.cli.terminal import open_closed_streams, print_errors, say
 
     _start_fast()
-    _stop_on_signals()
+    stop_on_signals()
     open_closed_streams()
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]

@@ -7,6 +7,7 @@ line.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ __all__ = [
     "InvalidRecipeError",
     "Keys",
     "LoadedRecipe",
+    "changed",
     "load_recipe",
     "recipe_schema",
     "resolved",
@@ -60,6 +62,26 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     override(values, overrides)
     try:
         return LoadedRecipe(Recipe.model_validate(values.root), path, text)
+    except ValidationError as error:
+        raise explain(error, values, path, Recipe) from None
+
+
+def changed(recipe: Recipe, overrides: Sequence[str], path: Path) -> Recipe:
+    """A recipe that was read before, with `key=value` texts as of `--set` applied to it.
+
+    Args:
+        recipe: as `resolved` at `path`, which errors name.
+        overrides: as of `load_recipe`.
+
+    Raises:
+        RecipeError, InvalidRecipeError: as `load_recipe`.
+    """
+    if not overrides:
+        return recipe
+    values = parse(json.dumps(resolved(recipe)), lambda _: Place(str(path), 0))
+    override(values, overrides)
+    try:
+        return Recipe.model_validate(values.root)
     except ValidationError as error:
         raise explain(error, values, path, Recipe) from None
 

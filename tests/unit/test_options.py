@@ -9,7 +9,7 @@ from spa_recipes.cli.app import _COMMANDS, app
 OPTIONS = {
     "": {"--debug", "--version"},
     "run": {"--run-dir", "--set", "--until", "--accept", "--trust"},
-    "resume": {"--runs-dir", "--until", "--accept", "--trust"},
+    "resume": {"--runs-dir", "--set", "--until", "--accept", "--trust"},
     "judge": {
         "--policy", "--reference", "--pairs", "--out", "--beta", "--length-penalty", "--dtype", "--max-length",
         "--max-prompt-length", "--split", "--prompt-column", "--chosen-column", "--rejected-column", "--on-bad-row",

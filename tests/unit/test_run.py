@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from spa_recipes.errors import DataError, RecipeChangedError, SpaError, StageError, TryAgainError
+from spa_recipes import api
+from spa_recipes.errors import DataError, RecipeChangedError, RecipeError, SpaError, StageError, TryAgainError
 from spa_recipes.plan import External, StageOutput
 from spa_recipes.recipe.schema import AccelerateExecutor, LocalExecutor
 from spa_recipes.run import executors
@@ -117,8 +118,40 @@ def test_changes_name_the_stage_where_they_arise(tmp_path: Path) -> None:
     fewer = plan_changes(plan_of(data={"prompts_per_iteration": [32]}), run)
     assert "stage refine-2 is gone" in fewer
     (run.path / "plan.json").write_text("[{")
+    refuse_changes(before, run)
+    commit(run, before, "data")
     with pytest.raises(RecipeChangedError, match=r"plan\.json.*--accept"):
         refuse_changes(before, run)
+
+
+def test_a_recipe_may_change_until_a_stage_is_finished(tmp_path: Path) -> None:
+    run, before = RunDir(tmp_path / "mini"), plan_of()
+    run.write_recipe("", before.recipe, before)
+    run.stage_dir(before.stage("data"), before).new_attempt()
+    after = plan_of(seed_training={"beta": 0.5})
+    refuse_changes(after, run)
+    commit(run, before, "data")
+    with pytest.raises(RecipeChangedError, match=r"seed: .*0\.1 -> 0\.5"):
+        refuse_changes(after, run)
+
+
+def test_a_run_goes_on_with_a_setting_changed(tmp_path: Path) -> None:
+    run, before = RunDir(tmp_path / "mini"), plan_of()
+    run.write_recipe("text", before.recipe, before)
+    change = ["refine.beta=0.2", "data.prompts_per_iteration=[32]", "noise.lambdas=[0.5]"]
+    prepared = api.prepare_resume("mini", tmp_path, overrides=change)
+    assert (
+        prepared.plan.recipe
+        == plan_of(refine={"beta": 0.2}, data={"prompts_per_iteration": [32]}, noise={"lambdas": [0.5]}).recipe
+    )
+    assert prepared.text is None
+    assert run.recipe() == before.recipe  # nothing is written before it goes on
+    for wrong, told in (
+        ("refine.bta=0.2", r"^--set refine\.bta: unknown key; allowed here: learning_rate,"),
+        ("noise.lambdas=[0.5]", r"^--set noise\.lambdas: "),
+    ):
+        with pytest.raises(RecipeError, match=told):
+            api.prepare_resume("mini", tmp_path, overrides=[wrong])
 
 
 # --- what a failed stage leaves ---
@@ -168,6 +201,7 @@ def test_a_run_with_keys_of_another_scheme_is_named_as_that(tmp_path: Path) -> N
     run = RunDir(tmp_path / "mini")
     run.write_recipe("", plan.recipe, plan)
     stored = json.loads((run.path / "plan.json").read_text())
+    commit(run, plan, "data")
     for entry in stored:
         del entry["material"]["scheme"]
     (run.path / "plan.json").write_text(json.dumps(stored))
