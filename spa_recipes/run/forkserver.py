@@ -15,6 +15,7 @@ runner's process group and terminal; and it has no public way to be stopped.
 
 import contextlib
 import faulthandler
+import gc
 import json
 import os
 import select
@@ -28,7 +29,12 @@ POLL_SECONDS = 0.02
 
 
 def preload() -> None:
-    """Import what stages need, without creating a thread or touching a device."""
+    """Import what stages need, without creating a thread or touching a device.
+
+    Garbage is neither looked for meanwhile nor later among what is imported here: that takes time, and since it writes
+    to every object, each child would have to copy the memory that it shares with this process.
+    """
+    gc.disable()
     import transformers  # noqa: F401
     import trl.trainer.dpo_trainer
     import trl.trainer.reward_trainer
@@ -40,6 +46,9 @@ def preload() -> None:
     import spa_recipes.generation.transformers
     import spa_recipes.training.reward
     import spa_recipes.training.run  # noqa: F401
+
+    gc.freeze()
+    gc.enable()
 
 
 def fork_stage(spec: Path, log: Path, lifeline: tuple[int, int]) -> int:

@@ -6,6 +6,7 @@ of a fresh interpreter. All else is the real thing: processes and sessions of th
 
 import contextlib
 import functools
+import gc
 import importlib
 import json
 import os
@@ -96,34 +97,45 @@ def run_module(module: str, arguments: list[str]) -> int:
 
 
 def serve(address: str) -> None:
-    """Fork a process for every request, until standard input ends."""
+    """Fork a process for every request, until standard input ends.
+
+    A request is answered by the id of the process, and by its exit code (negative: signal) when it has ended.
+    """
     load_libraries()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that answer
+    gc.collect()
+    gc.freeze()  # a search for garbage in a fork would copy the memory that it shares with this process
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen()
     print("ready", flush=True)
-    while 0 not in select.select([0, listener.fileno()], [], [])[0]:
-        connection, _ = listener.accept()
-        if os.fork() == 0:
-            with contextlib.suppress(OSError):
-                _answer(connection)
-            os._exit(0)
-        connection.close()
+    commands: dict[int, tuple[int, socket.socket]] = {}  # by a descriptor of the process: its id, and who asked for it
+    while 0 not in (ready := select.select([0, listener.fileno(), *commands], [], [])[0]):
+        for descriptor in ready:
+            with contextlib.suppress(ConnectionError):  # who asked may be gone
+                if descriptor == listener.fileno():
+                    connection, _ = listener.accept()
+                    child = _start(connection)
+                    commands[os.pidfd_open(child)] = child, connection
+                    connection.sendall(f"{child}\n".encode())
+                else:
+                    child, connection = commands.pop(descriptor)
+                    os.close(descriptor)
+                    _, status = os.waitpid(child, 0)
+                    with connection:
+                        connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
 
 
-def _answer(connection: socket.socket) -> None:
-    """Run a command; say its process id when it starts and its exit code (negative: signal) when it has ended."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+def _start(connection: socket.socket) -> int:
+    """Start the command that a request asks for, in a fork; returns its process id."""
     request, files, _, _ = socket.recv_fds(connection, 1 << 16, 2)
     while not request.endswith(b"\n"):
         request += connection.recv(1 << 16)
     child = os.fork()
     if child == 0:
         _be_spa(files, **json.loads(request))
-    connection.sendall(f"{child}\n".encode())
-    _, status = os.waitpid(child, 0)
-    connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+    for file in files:
+        os.close(file)
+    return child
 
 
 def _be_spa(files: list[int], folder: str, arguments: list[str], environment: dict[str, str], umask: int) -> None:
