@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.kit.cli import Answer, Spa, run_spa
+from tests.kit.synced import no_sync
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,6 +26,13 @@ def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(folder))
         yield folder / "spa-recipes"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_wait_for_the_disk() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", no_sync)
+        yield
 
 
 @pytest.fixture

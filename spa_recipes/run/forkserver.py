@@ -40,13 +40,17 @@ def preload() -> None:
     import trl.trainer.reward_trainer
     import trl.trainer.sft_trainer  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: F401
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     import spa_recipes.generation.rewards
     import spa_recipes.generation.scoring
     import spa_recipes.generation.transformers
     import spa_recipes.training.reward
     import spa_recipes.training.run  # noqa: F401
+    from spa_recipes.state.versions import library_versions
 
+    get_checkpoint_conversion_mapping("llama")  # makes a table of all architectures, which loading any model needs
+    library_versions()
     gc.freeze()
     gc.enable()
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 VERSIONED = ("spa-recipes", "torch", "transformers", "trl", "datasets", "accelerate", "peft", "vllm")
@@ -11,11 +12,14 @@ COMPUTING = ("torch", "transformers", "trl")
 
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that can change a result."""
-    found = {}
-    for name in VERSIONED:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+    return {name: number for name in VERSIONED if (number := _version(name))}
+
+
+@cache  # it reads a file; the children of the fork server have what it read
+def _version(library: str) -> str | None:
+    with suppress(PackageNotFoundError):
+        return version(library)
+    return None
 
 
 def others(made_with: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:

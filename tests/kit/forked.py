@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tests.kit import refused_calls
+from tests.kit.synced import no_sync
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,8 +37,10 @@ def load_libraries() -> None:
     import spa_recipes.plan
     import spa_recipes.run.worker
     from spa_recipes.run.forkserver import preload
+    from spa_recipes.sandbox.world import all_prompts
 
     preload()
+    all_prompts()  # a table that is made once in a process
     for kind in spa_recipes.plan.KINDS.values():
         importlib.import_module(f"spa_recipes.stages.{kind.module}")
 
@@ -103,6 +106,7 @@ def serve(address: str) -> None:
     """
     load_libraries()
     gc.collect()
+    os.fsync = no_sync
     gc.freeze()  # a search for garbage in a fork would copy the memory that it shares with this process
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)

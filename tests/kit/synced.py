@@ -9,6 +9,13 @@ from typing import Any, NamedTuple
 import pytest
 
 
+def no_sync(_descriptor: Any) -> None:
+    """In the place of `os.fsync`, whose waits are long: nobody cuts the power of the tests.
+
+    That files are synced, and in which order, has tests that record the calls. Fresh interpreters sync.
+    """
+
+
 class Call(NamedTuple):
     """A call that makes a name (`mkdir`, `rename`, `link`) or syncs a file or folder (`fsync`), and its path."""
 
