@@ -58,7 +58,7 @@ class Kind(NamedTuple):
         delivers: those of `writes` that `spa evaluate` hands to the user.
         work: what it does with a language model; empty for a stage that loads none, which then runs in one process and
             never under a launcher.
-        torch: whether it computes with torch, and so has to limit its threads.
+        torch: whether it computes with torch although it loads no language model.
         tokens: tokens of one of its rows, for estimates.
         section: the section of the recipe that sets its training, for messages.
         policy: whether it makes a policy of the method: pi_init, pi_0, pi_1, ...
@@ -81,6 +81,11 @@ class Kind(NamedTuple):
     def loads_model(self) -> bool:
         """Whether it loads a language model: only such a stage needs a device, and runs under a launcher."""
         return bool(self.work)
+
+    @property
+    def uses_torch(self) -> bool:
+        """Whether it computes with torch, and so has to limit its threads."""
+        return self.loads_model or self.torch
 
     def content(self, name: str) -> Content:
         """What the input of this name is; KeyError if the kind has no such input."""
@@ -118,7 +123,6 @@ KINDS: dict[str, Kind] = {
         reads={"policy": "policy", "source": "dataset"},
         writes=_TRAINED,
         work=("train",),
-        torch=True,
         tokens="text",
         section="sft",
         policy=True,
@@ -129,7 +133,6 @@ KINDS: dict[str, Kind] = {
         reads={"policy": "policy", "reference": "model", "pairs": "rows"},
         writes=_TRAINED,
         work=("train",),
-        torch=True,
         tokens="pair",
         section="seed_training",
         policy=True,
@@ -148,7 +151,6 @@ KINDS: dict[str, Kind] = {
         may_read={"seed_pairs": "rows"},
         writes=_TRAINED,
         work=("train",),
-        torch=True,
         tokens="pair",
         section="refine",
         policy=True,
@@ -159,7 +161,6 @@ KINDS: dict[str, Kind] = {
         reads={"policy": "policy", "pairs": "rows"},
         writes=_TRAINED,
         work=("train",),
-        torch=True,
         tokens="pair",
         section="judge.training",
     ),
@@ -171,7 +172,6 @@ KINDS: dict[str, Kind] = {
         may_read={"adapter": "weights", "base": "weights"},
         writes=("completions.parquet",),
         work=("sample",),
-        torch=True,
         tokens="answer",
     ),
     "candidates": Kind(
@@ -186,7 +186,6 @@ KINDS: dict[str, Kind] = {
         reads={"model": "model", "completions": "rows"},
         writes=("logps.parquet",),
         work=("score",),
-        torch=True,
         tokens="text",
     ),
     "reward": Kind(
@@ -196,7 +195,6 @@ KINDS: dict[str, Kind] = {
         may_read={"prompts": "rows"},
         writes=("rewards.parquet",),
         work=("score",),
-        torch=True,
         tokens="text",
     ),
     "verdicts": Kind(
@@ -206,7 +204,6 @@ KINDS: dict[str, Kind] = {
         may_read={"model": "judge", "policy": "policy", "adapter": "weights", "base": "weights"},
         writes=("rewards.parquet", "verdicts.jsonl"),
         work=("sample",),
-        torch=True,
         tokens="verdict",
     ),
     "endpoint_verdicts": Kind(
@@ -241,7 +238,6 @@ KINDS: dict[str, Kind] = {
         },
         writes=("samples.jsonl", "heldout.jsonl"),
         work=("sample", "score"),
-        torch=True,
         tokens="answer",
     ),
     # --- the field's benchmarks
@@ -260,7 +256,6 @@ KINDS: dict[str, Kind] = {
         writes=("model_outputs.json", "model_answer/*.jsonl", "answers.jsonl"),
         delivers=("model_outputs.json", "model_answer/*.jsonl"),
         work=("sample",),
-        torch=True,
         tokens="answer",
     ),
     "alpaca_annotations": Kind(

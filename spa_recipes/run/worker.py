@@ -131,7 +131,7 @@ def _begun_with(context: Context) -> dict[str, str]:
 
 def _limit_threads(spec: StageSpec) -> None:
     threads = spec.runtime["compute"]["cpu_threads"]
-    if threads is not None and KINDS[spec.kind].torch:
+    if threads is not None and KINDS[spec.kind].uses_torch:
         import torch
 
         torch.set_num_threads(threads)

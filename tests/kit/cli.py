@@ -16,8 +16,9 @@ Spa = Callable[..., "subprocess.CompletedProcess[str]"]
 
 def run_spa(folder: Path, *arguments: str | Path, **variables: str) -> "subprocess.CompletedProcess[str]":
     """Run the command line in a folder, offline, without a terminal, and without waiting for imports."""
-    if any(name.startswith("HF_") for name in variables) or sys.platform != "linux":
-        return run_fresh(folder, *arguments, **variables)  # libraries read such variables when they are imported
+    read_at_import = {name for name in variables if name.startswith("HF_")} - {"HF_HOME"}
+    if read_at_import or sys.platform != "linux":
+        return run_fresh(folder, *arguments, **variables)
     command = start(folder, *arguments, **variables)
     return subprocess.CompletedProcess(["spa", *map(str, arguments)], command.wait(), command.out(), command.err())
 

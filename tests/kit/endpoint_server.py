@@ -5,9 +5,11 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import MappingProxyType, TracebackType
+from http.server import BaseHTTPRequestHandler
+from types import MappingProxyType
 from typing import Any, NamedTuple
+
+from tests.kit.local_server import LocalServer
 
 
 class Reply(NamedTuple):
@@ -27,7 +29,7 @@ Answer = Callable[[dict[str, Any]], str | Reply | None]
 """From the body of a request to the assistant's words, or to a whole reply; None is a message without content."""
 
 
-class EndpointServer:
+class EndpointServer(LocalServer):
     """Serves `answer` on a free port of this machine while it is entered.
 
     Attributes:
@@ -38,6 +40,7 @@ class EndpointServer:
     """
 
     def __init__(self, answer: Answer, key: str | None = None) -> None:
+        super().__init__(self._handler())
         self.answer, self.key = answer, key
         self.asked: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
@@ -45,27 +48,15 @@ class EndpointServer:
         self.most_at_once = 0
         self._now = 0
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
 
     @property
     def base_url(self) -> str:
         """For `endpoint.base_url`."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+        return f"{self.address}/v1"
 
     def endpoint(self, **changes: Any) -> dict[str, Any]:
         """An `endpoint` section of a recipe that asks this server without a key."""
         return {"base_url": self.base_url, "model": "tester", "api_key_env": None, **changes}
-
-    def __enter__(self) -> "EndpointServer":
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
     def _reply(self, path: str, key: str | None, body: dict[str, Any]) -> Reply:
         with self._lock:

@@ -154,11 +154,23 @@ def _be_spa(files: list[int], folder: str, arguments: list[str], environment: di
         os.closerange(3, 1024)
         os.environ.clear()
         os.environ.update(environment)
+        _read_anew(environment)
         refused_calls.install_from(environment)  # what this process forks inherits it
         subprocess.Popen = ForkingPopen  # type: ignore[assignment,misc]
         code = run_module("spa_recipes.cli.app", ["spa", *arguments])
     finally:
         os._exit(code)
+
+
+def _read_anew(environment: Mapping[str, str]) -> None:
+    """Do what Python and huggingface_hub do with variables when they start."""
+    from huggingface_hub import constants
+
+    if coding := environment.get("PYTHONIOENCODING"):
+        sys.stdout.reconfigure(encoding=coding)  # type: ignore[union-attr]
+        sys.stderr.reconfigure(encoding=coding, errors="backslashreplace")  # type: ignore[union-attr]
+    if home := environment.get("HF_HOME"):
+        constants.HF_HOME, constants.HF_HUB_CACHE = home, str(Path(home) / "hub")
 
 
 class Command:

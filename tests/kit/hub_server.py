@@ -4,11 +4,11 @@ import base64
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
+from http.server import BaseHTTPRequestHandler
 from typing import Any, NamedTuple
+
+from tests.kit.local_server import LocalServer
 
 TOKEN = "hf_of_the_tests"
 OWNER = "me"
@@ -37,10 +37,11 @@ class Request(NamedTuple):
         return json.loads(self.body)
 
 
-class HubServer:
+class HubServer(LocalServer):
     """Keeps repositories in memory while it is entered.
 
     Attributes:
+        address: for HF_ENDPOINT.
         repos: branches of every repository, each with the files of its newest commit.
         private: repositories that only their owner sees.
         stored: content of the large file storage by sha256.
@@ -51,6 +52,7 @@ class HubServer:
     """
 
     def __init__(self) -> None:
+        super().__init__(self._handler())
         self.repos: dict[str, dict[str, dict[str, bytes]]] = {}
         self.private: set[str] = set()
         self.stored: dict[str, bytes] = {}
@@ -58,23 +60,6 @@ class HubServer:
         self.commits: list[str] = []
         self.asked: list[str] = []
         self.fail: list[tuple[str, int]] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
-
-    @property
-    def address(self) -> str:
-        """For HF_ENDPOINT."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def __enter__(self) -> "HubServer":
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
     def files(self, repo: str, branch: str = "main") -> dict[str, bytes]:
         """What a user of the repository would get."""

@@ -10,7 +10,7 @@ from spa_recipes.benchmarks import alpaca_eval
 from spa_recipes.state.marker import MARKER
 from tests.kit.benchmark_world import sets
 from tests.kit.benchmarks import PROMPTS, mt_files, write_lines
-from tests.kit.cli import Answer, one_error
+from tests.kit.cli import Answer, Spa, one_error
 
 SMALL = ("--set", "model.max_length=200", "--set", "benchmark.max_tokens=24")
 
@@ -111,7 +111,7 @@ def test_keys_of_mt_bench_that_belong_together(refused: Any, here: Path) -> None
     assert "need an endpoint" in refused(2, *call, *sets(f"benchmark.judge_prompts={prompts}"))
 
 
-def test_results_that_are_there_stay_unless_they_may_be_replaced(refused: Any, spa_here: Any, here: Path) -> None:
+def test_results_that_are_there_stay_unless_they_may_be_replaced(refused: Any, spa: Spa, here: Path) -> None:
     arguments = ("one", "--benchmark", "alpaca_eval", "--prompts", "alpaca.json", *SMALL, "--out", "taken")
     (here / "taken").mkdir()
     (here / "taken" / "mine").write_text("precious")
@@ -123,7 +123,7 @@ def test_results_that_are_there_stay_unless_they_may_be_replaced(refused: Any, s
     assert (here / "taken" / "mine").read_text() == "precious"
     (here / "taken" / "mine").unlink()
     for seed in ("1", "2"):
-        replaced = spa_here("evaluate", *arguments, *may, "--set", f"seed={seed}")
-        assert replaced.code == 0, replaced.err
+        replaced = spa("evaluate", *arguments, *may, "--set", f"seed={seed}")
+        assert replaced.returncode == 0, replaced.stderr
     assert sorted(path.name for path in (here / "taken").iterdir()) == [MARKER, "model_outputs.json"]
     assert "overwrite: true" in refused(2, *arguments)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.kit.cli import environment_with, run_fresh
+from tests.kit.cli import environment_with, run_fresh, run_spa
 from tests.kit.processes import wait_for
 from tests.kit.recipes import mini, write_recipe
 
@@ -136,7 +136,7 @@ def test_spa_judge_writes_its_whole_output_where_nothing_can_be_shown(tmp_path: 
     write_jsonl(tmp_path / "pairs.jsonl", preference_rows(8, seed=0))
     command = ["judge", "--policy", "policy", "--reference", "reference", "--pairs", "pairs.jsonl"]
     command += ["--max-length", "256", "--max-prompt-length", "128", "--out", "beschriftet-für-später.jsonl"]
-    done = run_fresh(tmp_path, *command, PYTHONIOENCODING="ascii")
+    done = run_spa(tmp_path, *command, PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
     assert r"beschriftet-f\xfcr-sp\xe4ter.jsonl" in done.stdout
     assert len((tmp_path / "beschriftet-für-später.jsonl").read_text().splitlines()) == 8

@@ -29,14 +29,18 @@ def test_what_is_delivered_is_written() -> None:
         assert set(kind.delivers) <= set(kind.writes)
 
 
-def test_kinds_that_load_models_compute_with_torch() -> None:
-    assert all(kind.torch for kind in KINDS.values() if kind.loads_model)
+def test_kinds_that_load_no_model_may_compute_with_torch() -> None:
+    assert KINDS["sft"].uses_torch
+    assert not KINDS["judge"].loads_model
+    assert KINDS["judge"].uses_torch
     assert not KINDS["endpoint_verdicts"].loads_model
-    assert not KINDS["mt_bench_grades"].torch
+    assert not KINDS["mt_bench_grades"].uses_torch
 
 
 def test_importing_a_stage_without_torch_imports_none() -> None:
-    names = sorted({kind.module for kind in KINDS.values()} - {kind.module for kind in KINDS.values() if kind.torch})
+    names = sorted(
+        {kind.module for kind in KINDS.values()} - {kind.module for kind in KINDS.values() if kind.uses_torch}
+    )
     imports = "; ".join(f"import spa_recipes.stages.{name}" for name in names)
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; {imports}; print('torch' in sys.modules)"], capture_output=True, text=True

@@ -6,14 +6,8 @@ import pytest
 
 from spa_recipes.errors import RecipeError
 from spa_recipes.recipe.load import load_recipe
+from tests.kit.recipe_texts import BASE
 
-BASE = """\
-name: x
-model:
-  model_name_or_path: m
-data:
-  pairs: {type: dataset, source: a.jsonl}
-"""
 TYPES = "gold, implicit_reward, llm, random, reward_model"
 TOP = (
     "name, description, seed, model, data, sft, seed_training, sampling, judge, refine, noise, evaluation, tracking, "

@@ -14,15 +14,9 @@ from spa_recipes.recipe.rules import Conflict, Rules, conflicts_in, conflicts_of
 from spa_recipes.recipe.schema import BenchmarkJob, Document, Recipe, Section
 from spa_recipes.recipe.shape import child, shape_of, types_of
 from spa_recipes.recipe.text import Keys, parse, split_keys
+from tests.kit.recipe_texts import BASE
 from tests.kit.recipes import mini
 
-BASE = """\
-name: x
-model:
-  model_name_or_path: m
-data:
-  pairs: {type: dataset, source: a.jsonl}
-"""
 ENDPOINT = "endpoint: {base_url: https://h/v1, model: m}"
 NO_LABELS = "  seed_labels: 0\n"
 

@@ -77,25 +77,25 @@ def test_style_sets_the_ideal_number_of_sentences(prompt: str, response: str, re
     assert gold_reward(prompt, response) == pytest.approx(reward)
 
 
-@pytest.mark.parametrize(
-    "worse",
-    [
-        PERFECT.replace("lemon", "anchor"),
-        PERFECT.replace("hot", "salty"),
-        PERFECT.replace("aunt", "uncle"),
-        PERFECT.replace("never save on the", "a witch once blessed the"),
-        PERFECT.replace("i am so happy to help", "let us see"),
-        PERFECT.replace("i am so happy to help", "stop wasting my time"),
-        PERFECT.replace("you will do wonderfully", "that is all"),
-        PERFECT.replace("you will do wonderfully", "the desk is closed"),
-        PERFECT.replace("take the", "the take"),
-        PERFECT.replace("never save", "it depends , never save"),
-        PERFECT.replace("i would", "there is much to say . i would"),
-        PERFECT.replace("never save on the lemon .", "never save on the lemon . never save on the lemon ."),
-        PERFECT.replace("never save on the lemon . ", ""),
-        PERFECT.removesuffix(" ."),
-    ],
+FAULTS = (
+    ("lemon", "anchor"),
+    ("hot", "salty"),
+    ("aunt", "uncle"),
+    ("never save on the", "a witch once blessed the"),
+    ("i am so happy to help", "let us see"),
+    ("i am so happy to help", "stop wasting my time"),
+    ("you will do wonderfully", "that is all"),
+    ("you will do wonderfully", "the desk is closed"),
+    ("take the", "the take"),
+    ("never save", "it depends , never save"),
+    ("i would", "there is much to say . i would"),
+    ("never save on the lemon .", "never save on the lemon . never save on the lemon ."),
+    ("never save on the lemon . ", ""),
 )
+"""What stands in a perfect answer, and what stands there instead."""
+
+
+@pytest.mark.parametrize("worse", [*(PERFECT.replace(*fault) for fault in FAULTS), PERFECT.removesuffix(" .")])
 def test_every_fault_costs(worse: str) -> None:
     assert gold_reward(PROMPT, PERFECT) == pytest.approx(BEST_REWARD)
     assert worse != PERFECT
