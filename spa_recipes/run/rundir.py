@@ -338,7 +338,6 @@ def _read_plan(entries: list[dict[str, Any]], where: str) -> list[Planned]:
             raise newer_version(min(unknown), where)
         if entry["material"].get("scheme", 0) > SCHEME:
             raise newer_version(f"scheme {entry['material']['scheme']}", where)
-    ids = {entry["id"] for entry in entries}
     if any(stage_key(entry["material"]) != entry["key"] for entry in entries):
         raise ValueError("a key was altered")
     if any(entry["kind"] not in KINDS for entry in entries):
@@ -348,10 +347,18 @@ def _read_plan(entries: list[dict[str, Any]], where: str) -> list[Planned]:
             _stage_id(entry["id"]),
             entry["kind"],
             entry["key"],
-            frozenset(source for value in entry["inputs"].values() if (source := value.split("/")[0]) in ids),
+            frozenset(_sources(entry)),
         )
         for entry in entries
     ]
+
+
+def _sources(entry: dict[str, Any]) -> Iterator[str]:
+    """Ids of the stages whose output a planned stage reads."""
+    for name, value in entry["inputs"].items():
+        identity = entry["material"]["inputs"][name]  # a key of another stage, or a fingerprint such as `sha256:...`
+        if ":" not in identity.split("/")[0]:
+            yield value.split("/")[0]
 
 
 def _stage_id(value: object) -> str:

@@ -16,10 +16,11 @@ from spa_recipes.run import executors
 from spa_recipes.run.changes import plan_changes, refuse_changes
 from spa_recipes.run.failure import stage_failure
 from spa_recipes.run.progressfile import ProgressFile
-from spa_recipes.run.rundir import RunDir, all_runs, find_reusable
+from spa_recipes.run.rundir import RunDir, all_runs, find_reusable, plan_json
 from spa_recipes.state import atomic, marker
 from tests.kit.finished_runs import commit
-from tests.kit.plans import plan_of
+from tests.kit.plans import plan_of, plan_of_recipe
+from tests.kit.recipes import mini
 
 # --- executors ---
 
@@ -72,6 +73,19 @@ def test_a_stage_is_found_when_a_changed_plan_renumbers_it(tmp_path: Path) -> No
     numbers = [[stage.id for stage in plan.stages].index("seed") for plan in (before, after)]
     assert numbers[0] != numbers[1]
     assert run.is_done(after.stage("seed"), after)
+
+
+def test_a_stored_plan_says_what_each_stage_reads(in_tmp: None) -> None:
+    """Of other stages only: a user's folder may be called as a stage is."""
+    Path("data").mkdir()
+    Path("data/pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    recipe = mini()
+    recipe["data"]["pairs"] = {"type": "dataset", "source": "data/pairs.jsonl"}
+    recipe["evaluation"] = {"enabled": False}
+    plan = plan_of_recipe(recipe)
+    atomic.write_json(Path("plan.json"), plan_json(plan))
+    for stage, stored in zip(plan.stages, RunDir(Path()).planned(), strict=True):
+        assert stored.reads == {value.stage for value in stage.inputs.values() if isinstance(value, StageOutput)}
 
 
 def test_inputs_are_paths_or_hub_ids(tmp_path: Path) -> None:
