@@ -22,8 +22,9 @@ PIP := -m pip install --quiet --disable-pip-version-check
 sandbox: $(READY)
 	$(VENV)/bin/spa run quickstart
 
+# In the order of the files: tests/runs, which take longest, come first, and no process works alone at the end.
 test: $(READY)
-	$(PYTEST) --dist loadscope
+	$(PYTEST) --dist loadscope --no-loadscope-reorder
 
 # Without any other process.
 test-fast: $(READY)
