@@ -214,6 +214,8 @@ class JudgeRequest(NamedTuple):
     beta: float = 0.1
     length_penalty: str = "0"
     dtype: str = "auto"
+    method: str = "auto"
+    min_margin_in_noise: float | None = None
     max_length: int = 2048
     max_prompt_length: int = 1024
     columns: dict[str, str | None] | None = None
@@ -267,8 +269,9 @@ def judge_pairs(request: JudgeRequest, reporter: Reporter) -> Manifest:
 def _judge_job(request: JudgeRequest) -> JudgeJob:
     from spa_recipes.run.executors import has_nvidia_driver
 
+    adapter = _is_adapter(request.policy)  # it is the policy together with the reference
     model: dict[str, Any] = {
-        "model_name_or_path": request.policy,
+        "model_name_or_path": request.reference if adapter else request.policy,
         "dtype": request.dtype,
         "max_length": request.max_length,
         "max_prompt_length": request.max_prompt_length,
@@ -280,6 +283,7 @@ def _judge_job(request: JudgeRequest) -> JudgeJob:
             name=request.out.stem or "judge",
             model=Model.model_validate(model),
             reference=request.reference,
+            adapter=request.policy if adapter else None,
             pairs=DatasetSource.model_validate(
                 {
                     "source": request.pairs,
@@ -288,7 +292,14 @@ def _judge_job(request: JudgeRequest) -> JudgeJob:
                     "on_bad_row": request.on_bad_row,
                 }
             ),
-            judge=ImplicitRewardJudge(beta=request.beta, length_penalty=_length_penalty(request.length_penalty)),
+            judge=ImplicitRewardJudge.model_validate(
+                {
+                    "beta": request.beta,
+                    "length_penalty": _length_penalty(request.length_penalty),
+                    "method": request.method,
+                    "min_margin_in_noise": request.min_margin_in_noise,
+                }
+            ),
             seed=request.seed,
             # Without a GPU the stages can share one import of the libraries.
             compute=Compute() if has_nvidia_driver() else Compute(executor=ForkExecutor(type="fork")),
@@ -299,6 +310,12 @@ def _judge_job(request: JudgeRequest) -> JudgeJob:
             raise RecipeError(conflict.what, where=f"--{option}", fix=conflict.fix) from None
         first = error.errors()[0]
         raise RecipeError(first["msg"], where="--" + "-".join(str(part) for part in first["loc"])) from None
+
+
+def _is_adapter(location: str) -> bool:
+    """Whether a folder holds LoRA weights alone."""
+    folder = Path(location)
+    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
 
 
 def _length_penalty(text: str) -> float | Literal["balanced"]:

@@ -76,6 +76,8 @@ def needs(stage: Stage, plan: Plan) -> Need:
         return Need(disk=weights)
     # A judge that the recipe names has a size of its own.
     memory = weights if kind.loads_model and "judge" not in map(kind.content, stage.inputs) else None
+    if memory is not None and "method" in stage.settings:
+        memory *= 2  # a log-ratio may be read from the policy and its update at once
     sampled = tokens if "sample" in kind.work else None
     return Need(tokens, memory, disk=None if sampled is None else sampled * BYTES_PER_SAMPLED_TOKEN)
 

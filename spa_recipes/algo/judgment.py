@@ -29,14 +29,14 @@ class PairChoice(NamedTuple):
     tied: bool
 
 
-def implicit_reward(policy_logps: torch.Tensor, reference_logps: torch.Tensor, beta: float) -> torch.Tensor:
+def implicit_reward(log_ratios: torch.Tensor, beta: float) -> torch.Tensor:
     """r(x, y) = beta * [log pi(y|x) - log pi_ref(y|x)], up to a term that depends on x alone.
 
     Args:
-        policy_logps, reference_logps: sums over response tokens in nats, of any equal shape.
+        log_ratios: log pi(y|x) - log pi_ref(y|x), sums over response tokens in nats, of any shape.
         beta: DPO temperature; scales the reward and leaves the order of responses as it is.
     """
-    return beta * (policy_logps - reference_logps)
+    return beta * log_ratios
 
 
 def balancing_length_penalty(rewards: Sequence[Sequence[float]], tokens: Sequence[Sequence[int]]) -> float:

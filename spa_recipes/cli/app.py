@@ -137,6 +137,13 @@ def judge(
         typer.Option(help="Reward that a token costs: a number, or balanced (gives equal mean lengths)."),
     ] = "0",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    method: Annotated[
+        str,
+        typer.Option(help="difference of two log-probs; tangent along the update, right in half precision, too; auto."),
+    ] = "auto",
+    min_margin_in_noise: Annotated[
+        float | None, typer.Option(help="Drop pairs whose margin is below so many standard errors.")
+    ] = None,
     max_length: Annotated[int, typer.Option(help="Tokens of prompt and response.")] = 2048,
     max_prompt_length: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 1024,
     split: Annotated[str | None, typer.Option(help="Split of the dataset.")] = None,
@@ -165,6 +172,8 @@ def judge(
         beta=beta,
         length_penalty=length_penalty,
         dtype=dtype,
+        method=method,
+        min_margin_in_noise=min_margin_in_noise,
         max_length=max_length,
         max_prompt_length=max_prompt_length,
         columns={"prompt": prompt_column, "chosen": chosen_column, "rejected": rejected_column},

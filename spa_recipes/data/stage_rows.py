@@ -28,6 +28,8 @@ class JudgmentRow(TypedDict):
         policy_logps, reference_logps: log-probs of the answers in nats, None where the judge needs none.
         gold: the sandbox's gold rewards, where it is known.
         label: as in `LabelledPrompt`.
+        log_ratios, standard_error: log pi(y|x) - log pi_ref(y|x) of the answers in nats, and what rounding does to the
+            margin, in units of the margin; only where both models were read together.
     """
 
     item: int
@@ -42,6 +44,8 @@ class JudgmentRow(TypedDict):
     reference_logps: list[float | None]
     gold: list[float] | None
     label: int | None
+    log_ratios: NotRequired[list[float | None]]
+    standard_error: NotRequired[float]
 
 
 class JudgedPairRow(Prompt):
@@ -55,6 +59,7 @@ class JudgedPairRow(Prompt):
     p_chosen: float
     iteration: int
     source: str
+    standard_error: NotRequired[float]
 
 
 class TraceRow(TypedDict):
@@ -108,6 +113,19 @@ class HeldoutRow(TypedDict):
     prompt_id: str
     chosen_logp: float
     rejected_logp: float
+
+
+class HeldoutRatioRow(TypedDict):
+    """`heldout.jsonl` of an evaluation that reads both models: log-ratios against pi_init in nats.
+
+    Attributes:
+        standard_error: of their difference.
+    """
+
+    prompt_id: str
+    chosen_log_ratio: float
+    rejected_log_ratio: float
+    standard_error: float
 
 
 class AnswerRow(Prompt):

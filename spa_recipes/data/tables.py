@@ -1,8 +1,9 @@
 """Parquet files that stages hand to each other: the type of a row and the schema of each file, reading and writing."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -49,6 +50,9 @@ COMPLETIONS = pa.schema(
 """Columns of `CompletionRow`."""
 LOGPS = pa.schema([*_KEY, ("logp", pa.float64())])
 """`logps.parquet`: the log-prob of each completion under one model, in nats, summed over its response tokens."""
+LOG_RATIOS = pa.schema([*_KEY, ("log_ratio", pa.float64()), ("standard_error", pa.float64())])
+"""`log_ratios.parquet`: log pi(y|x) - log pi_ref(y|x) of each completion in nats, and what rounding does to it."""
+_CHOICE = b"spa.choice"
 REWARDS = pa.schema([*_KEY, ("reward", pa.float64())])
 """`rewards.parquet`: a judge's reward of each completion."""
 
@@ -75,10 +79,13 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     try:
         return patiently(lambda path: pq.read_table(path, columns=schema.names).cast(schema), path)
     except (OSError, ValueError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(
-            f"cannot be read as Parquet ({reason})", where=str(path), fix="run the stage that writes this file again"
-        ) from None
+        raise _damaged(path, str(error).splitlines()[0]) from None
+
+
+def _damaged(path: Path, reason: str) -> DataError:
+    return DataError(
+        f"cannot be read as Parquet ({reason})", where=str(path), fix="run the stage that writes this file again"
+    )
 
 
 def given_answer(
@@ -106,6 +113,46 @@ def write_values(path: Path, completions: pa.Table, values: Sequence[float], sch
     """Write `logps.parquet` (LOGPS) or `rewards.parquet` (REWARDS): a value for each completion, in their order."""
     columns = [completions["item"], completions["sample"], pa.array(values, pa.float64())]
     write_table(path, pa.table(columns, schema=schema).combine_chunks())
+
+
+class LogRatioTable(NamedTuple):
+    """`log_ratios.parquet`: its columns, and how they were computed, as `generation.log_ratios.Choice` says it."""
+
+    values: list[float]
+    errors: list[float]
+    choice: dict[str, Any]
+
+
+def write_log_ratios(path: Path, completions: pa.Table, table: LogRatioTable) -> None:
+    """Write `log_ratios.parquet`: a row for each completion, in their order."""
+    columns = [completions["item"], completions["sample"], pa.array(table.values), pa.array(table.errors)]
+    schema = LOG_RATIOS.with_metadata({_CHOICE: json.dumps(table.choice)})
+    write_table(path, pa.table(columns, schema=schema).combine_chunks())
+
+
+def read_log_ratios(path: Path, completions: pa.Table) -> LogRatioTable:
+    """Read `log_ratios.parquet`.
+
+    Raises:
+        DataError: as `read_values`.
+    """
+    values, errors = (
+        read_values(path, completions, pa.schema([*_KEY, LOG_RATIOS.field(name)])) for name in LOG_RATIOS.names[2:]
+    )
+    return LogRatioTable(values, errors, log_ratios_choice(path))
+
+
+def log_ratios_choice(path: Path) -> dict[str, Any]:
+    """How the log-ratios of a file were computed.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    try:
+        choice: dict[str, Any] = json.loads(patiently(pq.read_schema, path).metadata[_CHOICE])
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise _damaged(path, str(error).splitlines()[0]) from None
+    return choice
 
 
 def read_values(path: Path, completions: pa.Table, schema: pa.Schema) -> list[float]:

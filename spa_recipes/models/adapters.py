@@ -36,6 +36,14 @@ def merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     return whole
 
 
+def with_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+    """The model with a trained adapter beside its weights, which stay as they are."""
+    import peft
+
+    inner: PreTrainedModel = peft.PeftModel.from_pretrained(model, str(adapter)).get_base_model().eval()
+    return inner
+
+
 def keep_or_drop(adapter: Path, folder: Path | None) -> None:
     """Move an adapter that has been merged to `folder`, or delete it where that is None.
 

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from spa_recipes.plan.judges import Models
 from spa_recipes.plan.kinds import MODEL
+from spa_recipes.plan.log_ratios import add_log_ratios, of_both_models
 from spa_recipes.plan.stages import Builder, External, Input, Plan, Stage, StageOutput
 from spa_recipes.plan.verdicts import add_verdicts
 from spa_recipes.recipe.schema import (
@@ -291,6 +292,16 @@ def _comparison(benchmark: Pairwise, name: str, build: Builder, subject: _Subjec
         inputs={**models, "pairs": pairs},
     )
     completions = StageOutput(f"{name}-candidates", "completions.parquet")
+    if of_both_models(subject.model["model"], judge.method):
+        ratios = add_log_ratios(
+            build,
+            f"{name}-log-ratios",
+            "log-ratios of both answers: the judge's policy against its reference",
+            model=subject.model,
+            method=judge.method,
+            inputs={**models, "completions": completions},
+        )
+        return {"log_ratios": ratios}
     for role, model in models.items():
         build.add(
             f"{name}-{role}",

@@ -1,12 +1,13 @@
 """`spa judge`: the judge of the method on answers that are there already."""
 
+from spa_recipes.plan.log_ratios import add_log_ratios
 from spa_recipes.plan.stages import Builder, Input, Plan, StageOutput
 from spa_recipes.recipe.schema import JudgeJob
 from spa_recipes.state.digests import DigestMemo
 
 
 def compile_judge_plan(job: JudgeJob, memo: DigestMemo) -> Plan:
-    """Lay out `spa judge`: read the answers, score them under both models, label.
+    """Lay out `spa judge`: read the answers, compute their log-ratios, label.
 
     Raises:
         DataError: a local data file is missing.
@@ -17,6 +18,7 @@ def compile_judge_plan(job: JudgeJob, memo: DigestMemo) -> Plan:
         "policy": build.model(job.model.model_name_or_path, job.model.revision, "model.model_name_or_path"),
         "reference": build.model(job.reference, job.reference_revision, "reference"),
     }
+    adapter: dict[str, Input] = {} if job.adapter is None else {"adapter": build.model(job.adapter, None, "adapter")}
     build.add(
         "candidates",
         "candidates",
@@ -25,24 +27,28 @@ def compile_judge_plan(job: JudgeJob, memo: DigestMemo) -> Plan:
         inputs={**models, "pairs": build.source(job.pairs, "pairs")},
     )
     completions = StageOutput("candidates", "completions.parquet")
-    for role, value in models.items():
-        build.add(
-            f"score-{role}",
-            "score",
-            f"log-probs of the answers under the {role}",
-            settings=model,
-            inputs={"model": value, "completions": completions},
-        )
+    ratios = add_log_ratios(
+        build,
+        "log-ratios",
+        "log-ratios of the answers: the policy against the reference",
+        model=model,
+        method=job.judge.method,
+        inputs={**models, **adapter, "completions": completions},
+    )
     build.add(
         "judge",
         "judge",
         "labels by the implicit reward",
-        settings={"judge": job.judge, "seed": job.seed, "iteration": 0, "gold_audit": False},
+        settings={
+            "judge": job.judge.model_copy(update={"method": "auto"}),
+            "seed": job.seed,
+            "iteration": 0,
+            "gold_audit": False,
+        },
         inputs={
             "completions": completions,
             "prompts": StageOutput("candidates", "prompts.jsonl"),
-            "policy_logps": StageOutput("score-policy", "logps.parquet"),
-            "reference_logps": StageOutput("score-reference", "logps.parquet"),
+            "log_ratios": ratios,
         },
     )
     memo.save()

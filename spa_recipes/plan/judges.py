@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from spa_recipes.plan.kinds import ADAPTER, MODEL
+from spa_recipes.plan.log_ratios import add_log_ratios, of_both_models
 from spa_recipes.plan.stages import Builder, External, Input, StageOutput
 from spa_recipes.plan.verdicts import add_verdicts
 from spa_recipes.recipe.schema import (
@@ -66,12 +67,29 @@ Fragment = Callable[[Recipe, Builder, Models], Label]
 
 
 def implicit_reward(recipe: Recipe, build: Builder, models: Models) -> Label:
-    """The method: log-probs under the policy, which the generation kept, against those under the judge's reference."""
+    """The method: the log-ratio of the policy and the judge's reference.
+
+    In float32 the policy's log-probs are those that the generation kept, and the reference's are subtracted.
+    """
     judge = recipe.judge
     assert isinstance(judge, ImplicitRewardJudge)
     reference, name = _reference(judge, build, models)
+    settings = judge.model_copy(update={"method": "auto"})  # the labels depend on the log-ratios only
+    together = of_both_models(recipe.model, judge.method, with_noise=judge.min_margin_in_noise is not None)
 
-    def label(iteration: Iteration) -> Judging:
+    def from_both(iteration: Iteration) -> Judging:
+        ratios = add_log_ratios(
+            build,
+            f"log-ratios-{iteration.number}",
+            f"log-ratios of the answers: {iteration.before} against {name}, the judge's reference",
+            model=models.settings,
+            method=judge.method,
+            inputs={"policy": iteration.policy, "reference": reference, "completions": iteration.completions},
+            rows=iteration.rows,
+        )
+        return Judging({"log_ratios": ratios}, settings, f"{iteration.before} labels its own answers")
+
+    def from_each(iteration: Iteration) -> Judging:
         scored = [("reference", reference, f"{name}, the judge's reference")]
         if judge.recompute_policy_logps:
             scored.append(("policy", iteration.policy, iteration.before))
@@ -86,9 +104,9 @@ def implicit_reward(recipe: Recipe, build: Builder, models: Models) -> Label:
                 rows=iteration.rows,
             )
             inputs[f"{role}_logps"] = StageOutput(stage, "logps.parquet")
-        return Judging(inputs, judge, f"{iteration.before} labels its own answers")
+        return Judging(inputs, settings, f"{iteration.before} labels its own answers")
 
-    return label
+    return from_both if together else from_each
 
 
 def reward_model(recipe: Recipe, build: Builder, models: Models) -> Label:

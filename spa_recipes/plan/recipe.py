@@ -1,7 +1,8 @@
 """Recipe -> plan: the stages of a run, in order.
 
-The two references of the method are wired here and in `judges.py`, and nowhere else: `score-i-reference` reads pi_init
-at every iteration (the judge), `refine-i` reads pi_{i-1} (the training reference).
+The two references of the method are wired here and in `judges.py`, and nowhere else: `score-i-reference`, or
+`log-ratios-i` in half precision, reads pi_init at every iteration (the judge); `refine-i` reads pi_{i-1} (the training
+reference).
 """
 
 from typing import Any
@@ -11,6 +12,7 @@ from spa_recipes.plan.benchmarks import add_benchmarks
 from spa_recipes.plan.gates import with_gates
 from spa_recipes.plan.judges import FRAGMENTS, Iteration, Judging, Label, Models, beside_adapter
 from spa_recipes.plan.kinds import MODEL
+from spa_recipes.plan.log_ratios import of_both_models
 from spa_recipes.plan.stages import Builder, Input, Plan, StageOutput
 from spa_recipes.recipe.schema import Recipe, SupervisedTraining
 from spa_recipes.state.digests import DigestMemo
@@ -122,8 +124,9 @@ def _add_iteration(i: int, policy: Input, label: Label, recipe: Recipe, build: B
         rows=count * n,
     )
     iteration = Iteration(i, before, policy, prompts, StageOutput(generate, "completions.parquet"), count * n)
-    _add_judge(iteration, label(iteration), recipe, build, rows=count)
-    return _add_refine(iteration, recipe, build, models, rows=count)
+    judging = label(iteration)
+    _add_judge(iteration, judging, recipe, build, rows=count)
+    return _add_refine(iteration, judging, recipe, build, models, rows=count)
 
 
 def _add_judge(iteration: Iteration, judging: Judging, recipe: Recipe, build: Builder, *, rows: int) -> None:
@@ -143,14 +146,39 @@ def _add_judge(iteration: Iteration, judging: Judging, recipe: Recipe, build: Bu
     )
 
 
-def _add_refine(iteration: Iteration, recipe: Recipe, build: Builder, models: Models, *, rows: int) -> Input:
+def _reference_logps(iteration: Iteration, recipe: Recipe, build: Builder, models: Models) -> dict[str, Input]:
+    """The log-probs of the answers under pi_{i-1} that a training without a live reference (lambda = 0) reads.
+
+    In float32 those that the sampling kept, which come with the judgments. In half precision the sampler's differ from
+    the trainer's by as much as a margin, so they are scored.
+    """
+    i, before = iteration.number, iteration.before
+    if recipe.lambda_of(i) or recipe.model.dtype == "float32":
+        return {}
+    stage = build.add(
+        f"score-{i}-policy",
+        "score",
+        f"log-probs of the answers under {before}, the reference of refine-{i}",
+        settings=models.settings,
+        inputs={"model": iteration.policy, "completions": iteration.completions},
+        rows=iteration.rows,
+    )
+    return {"reference_logps": StageOutput(stage, "logps.parquet")}
+
+
+def _add_refine(
+    iteration: Iteration, judging: Judging, recipe: Recipe, build: Builder, models: Models, *, rows: int
+) -> Input:
     """Training on the labels of an iteration; returns pi_i."""
     i, before, policy = iteration.number, iteration.before, iteration.policy
+    logps = _reference_logps(iteration, recipe, build, models)
+    source = "" if recipe.lambda_of(i) else f" (its log-probs: {'scored' if logps else 'kept'})"
+    noise = {name: value for name, value in judging.inputs.items() if name == "log_ratios"}
     replay = {"seed_pairs": StageOutput("data", "seed.jsonl")} if recipe.refine.seed_replay else {}
     build.add(
         f"refine-{i}",
         "refine",
-        f"pi_{i}: refined DPO on the judged pairs, from {before}, reference {before}",
+        f"pi_{i}: refined DPO on the judged pairs, from {before}, reference {before}{source}",
         settings={
             **models.settings,
             "training": recipe.refine,
@@ -164,6 +192,8 @@ def _add_refine(iteration: Iteration, recipe: Recipe, build: Builder, models: Mo
             "reference": policy,
             "judgments": StageOutput(f"judge-{i}", "judgments.jsonl"),
             "completions": iteration.completions,
+            **logps,
+            **noise,
             **replay,
         },
         rows=rows,
@@ -193,10 +223,17 @@ def _add_evaluation(name: str, symbol: str, policy: Input, recipe: Recipe, build
     for role in ("reward_policy", "reward_reference"):
         if (location := getattr(evaluation, role)) is not None:
             inputs[role] = build.model(location, None, f"evaluation.{role}")
+    method = recipe.judge.method if recipe.judge.type == "implicit_reward" else "auto"
+    together = of_both_models(recipe.model, method)
+    if together:
+        settings["method"] = method
     if name != "init":
         settings["beta"] = recipe.seed_training.beta
         inputs["init_samples"] = StageOutput("evaluate-init", "samples.jsonl")
-        inputs["init_logps"] = StageOutput("evaluate-init", "heldout.jsonl")
+        if together:
+            inputs["init"] = models.init
+        else:
+            inputs["init_logps"] = StageOutput("evaluate-init", "heldout.jsonl")
     build.add(
         f"evaluate-{name}",
         "evaluate",

@@ -286,6 +286,21 @@ def judge_has_a_reference(recipe: schema.Recipe) -> Conflicts:
         )
 
 
+def recomputing_has_an_effect(recipe: schema.Recipe) -> Conflicts:
+    judge = recipe.judge
+    if judge.type != "implicit_reward" or not judge.recompute_policy_logps:
+        return
+    if recipe.model.dtype != "float32":
+        why = f"with model.dtype {recipe.model.dtype}, where log-probs that sampling kept are never used"
+    elif judge.method == "tangent":
+        why = "with judge.method tangent, which reads no log-probs"
+    elif judge.min_margin_in_noise is not None:
+        why = "with judge.min_margin_in_noise, where log-probs that sampling kept are never used"
+    else:
+        return
+    yield Conflict(("judge.recompute_policy_logps",), f"true has no effect {why}", "remove it")
+
+
 def seed_labels_are_there(recipe: schema.Recipe) -> Conflicts:
     """Nothing asks for seed labels, or for the pi_0 that learns from them, in a recipe without any."""
     if recipe.data.seed_labels != 0:

@@ -102,6 +102,10 @@ FIGURES: tuple[Figure, ...] = (
         Shown("for the first place", PERCENT),
         iteration=Shown("verdicts for the first place", PERCENT),
     ),
+    # How precise the log-ratios are
+    Figure("median_margin", ("log_ratios",), Shown("median margin", SHORT)),
+    Figure("method_error", ("log_ratios",), Shown("median error", SHORT)),
+    Figure("kept_mismatch", ("log_ratios",), Shown("kept log-probs off by", SHORT)),
     # What was labelled
     Figure(
         "accuracy_vs_gold",
@@ -118,6 +122,24 @@ FIGURES: tuple[Figure, ...] = (
         iteration=Shown("agreement with labels", PERCENT),
     ),
     Figure("mean_margin", ("judge",), Shown("margin", SHORT), iteration=Shown("mean margin", SHORT)),
+    Figure(
+        "standard_error",
+        ("judge",),
+        Shown("standard error", SHORT),
+        iteration=Shown("standard error of a margin", SHORT),
+    ),
+    Figure(
+        "labels_in_noise",
+        ("judge",),
+        Shown("within two of it", PERCENT),
+        iteration=Shown("margins within two standard errors of 0", PERCENT),
+    ),
+    Figure(
+        "labels_by_noise",
+        ("judge",),
+        Shown("labels by rounding", PERCENT),
+        iteration=Shown("labels that rounding decides", PERCENT),
+    ),
     Figure("chosen_tokens", ("judge",), iteration=Shown("tokens, chosen", TENTHS)),
     Figure("rejected_tokens", ("judge",), iteration=Shown("tokens, rejected", TENTHS)),
     Figure("length_gap", ("judge",), Shown("chosen longer by", SHORT)),
@@ -135,6 +157,13 @@ FIGURES: tuple[Figure, ...] = (
         Shown("dropped as empty", COUNT),
         silent_at_zero=True,
         iteration=Shown("dropped: empty answers", COUNT, place=1),
+    ),
+    Figure(
+        "dropped_uncertain",
+        ("judge",),
+        Shown("dropped as uncertain", COUNT),
+        silent_at_zero=True,
+        iteration=Shown("dropped: margins in the noise", COUNT, place=1),
     ),
     Figure("ties", ("judge",), Shown("ties", COUNT), silent_at_zero=True, iteration=Shown("ties", COUNT)),
     # What was trained
@@ -191,6 +220,7 @@ FIGURES: tuple[Figure, ...] = (
         column=Shown("label accuracy", PERCENT, place=5),
         key="label_accuracy",
     ),
+    Figure("heldout_in_noise", ("evaluate",), Shown("margins in the noise", PERCENT), silent_at_zero=True),
     # What the field's benchmarks say
     Figure("alpaca_win_rate", ("alpaca_score",), Shown("AlpacaEval win rate", PERCENT)),
     Figure("alpaca_length_controlled", ("alpaca_score",), Shown("length-controlled", PERCENT)),
@@ -272,7 +302,8 @@ def phrase(name: str, value: float) -> str:
 
 def line(manifest: Manifest) -> str:
     """The key figures of a stage on one line."""
-    parts = [f"read as {manifest.metrics['form']}"] if "form" in manifest.metrics else []
+    words = {"form": "read as", "method": "by"}
+    parts = [f"{word} {manifest.metrics[name]}" for name, word in words.items() if name in manifest.metrics]
     for figure in FIGURES:
         if figure.line is None or manifest.kind not in figure.kinds or manifest.metrics.get(figure.name) is None:
             continue

@@ -22,6 +22,7 @@ from spa_recipes.plan.powers import is_kernel
 from spa_recipes.recipe.schema import AnyRecipe, BenchmarkJob, Endpoint, JudgeJob
 from spa_recipes.run.intact import check_made_model
 from spa_recipes.run.rundir import RunDir
+from spa_recipes.run.tangent_preflight import check_adapter, refuse_different
 from spa_recipes.run.vllm_preflight import IN_A_JOB, IN_A_RECIPE, check_vllm
 
 WEIGHTS = "model.safetensors"
@@ -33,6 +34,7 @@ POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "m
 _OPTIONS = {
     "model.model_name_or_path": "--policy",
     "reference": "--reference",
+    "adapter": "--policy",
     "pairs.source": "--pairs",
     "model.max_length": "--max-length",
     "model.chat_template": "--chat-template",
@@ -68,6 +70,7 @@ def check_inputs(plan: Plan, run: RunDir, until: str | None = None) -> None:
     _check_vocabularies(recipe, _models([stage for stage in left if not is_of_benchmark(stage)]))
     for stage in left:
         _check_benchmark(stage)
+        _check_both_models(stage, recipe)
 
 
 # --- what is read
@@ -108,7 +111,7 @@ def _models(stages: Sequence[Stage]) -> dict[External, _Use]:
     for stage in stages:
         for name, value in stage.inputs.items():
             content = _reads(stage, name)
-            if not isinstance(value, External) or content in ("dataset", "file", "rows"):
+            if not isinstance(value, External) or content in ("weights", "dataset", "file", "rows"):
                 continue
             use = uses.setdefault(value, _Use())
             if content == "reward model":
@@ -150,7 +153,11 @@ def _named(recipe: AnyRecipe, value: External) -> Iterator[None]:
 
 def _word(recipe: AnyRecipe, key: str) -> str:
     """A key as the user knows it."""
-    return _OPTIONS.get(key, key) if isinstance(recipe, JudgeJob) else key
+    if not isinstance(recipe, JudgeJob):
+        return key
+    if recipe.adapter is not None and key == "model.model_name_or_path":
+        key = "reference"
+    return _OPTIONS.get(key, key)
 
 
 # --- datasets
@@ -445,6 +452,19 @@ def _check_vocabularies(recipe: AnyRecipe, uses: Mapping[External, _Use]) -> Non
                     where=model.location,
                     fix="name models with the same tokenizer: a policy and the one that it was trained from",
                 )
+
+
+def _check_both_models(stage: Stage, recipe: AnyRecipe) -> None:
+    """The models of a stage that gives log-ratios; those of this run have one shape and one template."""
+    if stage.kind != "log_ratios":
+        return
+    adapter, policy, reference = (stage.inputs.get(name) for name in ("adapter", "policy", "reference"))
+    if isinstance(adapter, External):
+        with _named(recipe, adapter):
+            check_adapter(adapter.location)
+    if stage.settings["method"] == "tangent" and isinstance(policy, External) and isinstance(reference, External):
+        with _named(recipe, policy):
+            refuse_different(*(ModelFiles(model.location, model.revision) for model in (policy, reference)))
 
 
 def _is_policy(recipe: AnyRecipe, model: External) -> bool:

@@ -1,45 +1,56 @@
 """Measures a policy on rows that no training saw: sampled answers, rewards, and agreement with human labels."""
 
+import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, cast
 
 import torch
 
 from spa_recipes.algo.judgment import implicit_reward
+from spa_recipes.algo.noise import is_inside
 from spa_recipes.algo.winrate import length_controlled_win_rate, outcomes
 from spa_recipes.data.rows import Message, PairRow, read_rows, write_jsonl
-from spa_recipes.data.stage_rows import HeldoutRow, SampleRow
+from spa_recipes.data.stage_rows import HeldoutRatioRow, HeldoutRow, SampleRow
 from spa_recipes.generation.scoring import Scored
 from spa_recipes.recipe.schema import Evaluation, Sampling
 from spa_recipes.sandbox.gold import gold_reward
 from spa_recipes.stages.common import mean, model_section, share, token_pair
 from spa_recipes.stages.context import NO_RESULT, Context, Result
 from spa_recipes.stages.generate import Sampler, is_cut, sampler_of
+from spa_recipes.stages.log_ratios import log_ratios
 from spa_recipes.stages.score import score, score_pairs
 
 
 def run(context: Context) -> Result:
-    """Write `samples.jsonl` (answers to held-out prompts) and `heldout.jsonl` (log-probs of held-out pairs)."""
+    """Write `samples.jsonl` (answers to held-out prompts) and `heldout.jsonl` (what judges the held-out pairs).
+
+    The latter are log-probs of the policy, or, where both models are read together, its log-ratios against pi_init,
+    which pi_init itself has none of.
+    """
     pairs = read_rows(context.input("heldout"), PairRow)
     sampler = sampler_of(context, Sampling.model_validate(context.spec.settings["sampling"]))
-    logps = _score_heldout(context, sampler, pairs)
-    if logps is None:
+    rows: list[HeldoutRow] | list[HeldoutRatioRow] | None
+    if "method" not in context.spec.settings:
+        rows = _heldout_logps(context, sampler, pairs)
+    elif "init" in context.spec.inputs:
+        rows = _heldout_ratios(context, sampler, pairs)
+    else:
+        rows = [] if context.rank == 0 else None
+    if rows is None:
         return NO_RESULT
     # The first process continues alone and waits for no shards of others.
     context = Context(context.spec, watchdog=context.watchdog)
     samples = _samples(context, sampler, pairs)
     write_jsonl(context.draft / "samples.jsonl", samples)
-    write_jsonl(context.draft / "heldout.jsonl", logps)
+    write_jsonl(context.draft / "heldout.jsonl", rows)
     metrics = _sample_metrics(samples)
     if "init_samples" in context.spec.inputs:
         metrics |= _against_init(samples, read_rows(context.input("init_samples"), SampleRow))
-        metrics |= _label_accuracy(
-            logps, read_rows(context.input("init_logps"), HeldoutRow), context.spec.settings["beta"]
-        )
+        metrics |= _label_accuracy(context, rows)
     return Result(len(samples), sum(sample["tokens"] for sample in samples), metrics)
 
 
-def _score_heldout(context: Context, sampler: Sampler, pairs: Sequence[PairRow]) -> list[HeldoutRow] | None:
+def _heldout_logps(context: Context, sampler: Sampler, pairs: Sequence[PairRow]) -> list[HeldoutRow] | None:
     rows = [token_pair(sampler.renderer, pair) for pair in pairs]
     logps = score_pairs(context, "heldout", model_section(context, "policy"), rows)
     if logps is None:
@@ -48,6 +59,27 @@ def _score_heldout(context: Context, sampler: Sampler, pairs: Sequence[PairRow])
         {"prompt_id": pair["prompt_id"], "chosen_logp": chosen, "rejected_logp": rejected}
         for pair, (chosen, rejected) in zip(pairs, logps, strict=True)
     ]
+
+
+def _heldout_ratios(context: Context, sampler: Sampler, pairs: Sequence[PairRow]) -> list[HeldoutRatioRow] | None:
+    rows = [token_pair(sampler.renderer, pair) for pair in pairs]
+    items = [Scored(row["prompt_ids"], ids) for row in rows for ids in (row["chosen_ids"], row["rejected_ids"])]
+    found = log_ratios(context, "heldout", ("policy", "init"), items, _in_twos(len(items)))
+    if found is None:
+        return None
+    return [
+        {
+            "prompt_id": pair["prompt_id"],
+            "chosen_log_ratio": found.values[2 * k],
+            "rejected_log_ratio": found.values[2 * k + 1],
+            "standard_error": math.hypot(found.errors[2 * k], found.errors[2 * k + 1]),
+        }
+        for k, pair in enumerate(pairs)
+    ]
+
+
+def _in_twos(count: int) -> list[tuple[int, int]]:
+    return [(k, k + 1) for k in range(0, count - 1, 2)]
 
 
 def _samples(context: Context, sampler: Sampler, pairs: Sequence[PairRow]) -> list[SampleRow]:
@@ -94,14 +126,18 @@ def _rewards(
     if settings.reward == "none":
         return [None] * len(texts)
     sampler.close()
-    tables = [
+    if "method" in context.spec.settings:
+        # Answers to different prompts stand in for the two answers to a prompt, of which pi_init's are not at hand.
+        found = log_ratios(context, "reward", ("reward_policy", "reward_reference"), items, _in_twos(len(items)))
+        assert found is not None
+        return found.values
+    policy, reference = (
         score(context, role, model_section(context, role), items) for role in ("reward_policy", "reward_reference")
-    ]
-    policy, reference = (torch.tensor(table, dtype=torch.float64) for table in tables)
-    rewards: list[float] = implicit_reward(
-        policy, reference, beta=1.0
-    ).tolist()  # only the order of the rewards is used
-    return rewards
+    )
+    assert policy is not None
+    assert reference is not None
+    # Only the order of the rewards is used.
+    return [ours - theirs for ours, theirs in zip(policy, reference, strict=True)]
 
 
 def _sample_metrics(samples: Sequence[SampleRow]) -> dict[str, Any]:
@@ -132,16 +168,24 @@ def _against_init(samples: Sequence[SampleRow], init: Sequence[SampleRow]) -> di
     }
 
 
-def _label_accuracy(logps: Sequence[HeldoutRow], init: Sequence[HeldoutRow], beta: float) -> dict[str, Any]:
+def _label_accuracy(context: Context, rows: Sequence[HeldoutRow] | Sequence[HeldoutRatioRow]) -> dict[str, Any]:
     """How often the implicit reward against pi_init prefers what the human preferred; a tie counts one half."""
-
-    def rewards(column: Literal["chosen_logp", "rejected_logp"]) -> torch.Tensor:
-        policy = torch.tensor([row[column] for row in logps], dtype=torch.float64)
-        reference = torch.tensor([row[column] for row in init], dtype=torch.float64)
-        return implicit_reward(policy, reference, beta)
-
-    margins = (rewards("chosen_logp") - rewards("rejected_logp")).tolist()
-    return {
+    beta = context.spec.settings["beta"]
+    if "init" in context.spec.inputs:
+        ratios = [cast(HeldoutRatioRow, row) for row in rows]
+        chosen, rejected = ([row[side] for row in ratios] for side in ("chosen_log_ratio", "rejected_log_ratio"))
+    else:
+        init = read_rows(context.input("init_logps"), HeldoutRow)
+        both = [(cast(HeldoutRow, row), before) for row, before in zip(rows, init, strict=True)]
+        chosen = [row["chosen_logp"] - before["chosen_logp"] for row, before in both]
+        rejected = [row["rejected_logp"] - before["rejected_logp"] for row, before in both]
+    rewards = [implicit_reward(torch.tensor(side, dtype=torch.float64), beta) for side in (chosen, rejected)]
+    margins = (rewards[0] - rewards[1]).tolist()
+    metrics = {
         "heldout_accuracy": mean([0.5 if margin == 0 else float(margin > 0) for margin in margins]),
         "heldout_margin": mean(margins),
     }
+    if "init" in context.spec.inputs:
+        errors = [beta * row["standard_error"] for row in ratios]
+        metrics["heldout_in_noise"] = share([is_inside(*one) for one in zip(margins, errors, strict=True)])
+    return metrics

@@ -6,11 +6,13 @@ A seeded rule breaks ties. Dropped and counted are prompts whose best and worst 
 with an empty answer unless two distinct non-empty answers remain.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from spa_recipes.algo.judgment import select_pair
+from spa_recipes.algo.noise import flip_probability, is_inside
 from spa_recipes.data import tables
 from spa_recipes.data.arrow import rows_of
 from spa_recipes.data.rows import read_rows, write_jsonl
@@ -20,6 +22,9 @@ from spa_recipes.stages.common import mean, share
 from spa_recipes.stages.context import Context, Result
 from spa_recipes.stages.generate import is_empty
 from spa_recipes.stages.judge_rewards import REWARDS, Answer, Judged, gold_rewards, length_penalty
+
+WARN_ABOVE = 0.1
+"""Share of the margins within two standard errors of zero above which the stage warns."""
 
 
 def run(context: Context) -> Result:
@@ -36,21 +41,30 @@ def run(context: Context) -> Result:
     )
     judgments: list[JudgmentRow] = []
     pairs: list[JudgedPairRow] = []
-    dropped = 0
+    least = settings["judge"].get("min_margin_in_noise")
+    dropped = uncertain = 0
     for item, answers in usable.items():
         prompt = prompts[item]
         judgment = _judge(settings, prompt, answers, penalty)
         if answers[judgment["chosen"]].text == answers[judgment["rejected"]].text:
             dropped += 1
             continue
+        if least is not None and is_inside(judgment["margin"], judgment["standard_error"], least):
+            uncertain += 1
+            continue
         judgments.append(judgment)
         pairs.append(_pair(judgment, prompt, answers, settings))
     if not pairs:
-        raise _no_pairs(context, dropped, without)
+        raise _no_pairs(context, dropped, without, uncertain)
     write_jsonl(context.draft / "judgments.jsonl", judgments)
     write_jsonl(context.draft / "pairs.jsonl", pairs)
-    counts = {"dropped_identical": dropped, "dropped_empty": without, "length_penalty": penalty}
-    return Result(len(pairs), 0, {**counts, **_metrics(judgments, groups)})
+    metrics = {"dropped_identical": dropped, "dropped_empty": without, "length_penalty": penalty}
+    if least is not None:
+        metrics["dropped_uncertain"] = uncertain
+    metrics |= _metrics(judgments, groups)
+    if "log_ratios" in context.spec.inputs:
+        metrics |= _noise(context, judgments)
+    return Result(len(pairs), 0, metrics)
 
 
 def _candidates(answers: Sequence[Answer]) -> list[int]:
@@ -64,8 +78,14 @@ def _has_candidates(answers: Sequence[Answer]) -> bool:
     return len(candidates) == len(answers) or len({answers[k].text for k in candidates}) > 1
 
 
-def _no_pairs(context: Context, identical: int, empty: int) -> DataError:
+def _no_pairs(context: Context, identical: int, empty: int, uncertain: int = 0) -> DataError:
     """The error for a stage that can label nothing, after so many prompts were dropped."""
+    if uncertain:
+        return DataError(
+            f"every margin is smaller than judge.min_margin_in_noise allows ({uncertain} prompts)",
+            where=context.spec.id,
+            fix="lower it, or look at the log-ratios' method",
+        )
     what = "every prompt's answers are the same text" if identical else "every prompt has empty answers"
     return DataError(
         f"{what} ({identical} prompts with the same answers, {empty} with empty ones)",
@@ -85,18 +105,26 @@ def _answers(context: Context) -> dict[int, list[Answer]]:
 
     policy, reference = column("policy_logps", tables.LOGPS), column("reference_logps", tables.LOGPS)
     rewards = column("rewards", tables.REWARDS)
+    ratios = None
+    if "log_ratios" in context.spec.inputs:
+        ratios = tables.read_log_ratios(context.input("log_ratios"), completions)
     groups: dict[int, list[Answer]] = defaultdict(list)
     for i, row in enumerate(rows_of(completions)):
         sampled = None if row["logps"] is None else sum(row["logps"])
+        ours = sampled if policy is None else policy[i]
+        theirs = None if reference is None else reference[i]
+        subtracted = None if ours is None or theirs is None else ours - theirs
         groups[row["item"]].append(
             Answer(
                 row["item"],
                 row["sample"],
                 row["text"],
                 len(row["response_ids"]),
-                sampled if policy is None else policy[i],
-                None if reference is None else reference[i],
+                ours,
+                theirs,
                 None if rewards is None else rewards[i],
+                subtracted if ratios is None else ratios.values[i],
+                None if ratios is None else ratios.errors[i],
             )
         )
     return groups
@@ -117,11 +145,12 @@ def _judge(settings: dict[str, Any], prompt: LabelledPrompt, answers: Sequence[A
             where=f"prompt {prompt['prompt_id']}",
             fix="look at the model's log-probs of these answers, or sample again with another seed",
         ) from None
-    return {
+    chosen, rejected = candidates[choice.chosen], candidates[choice.rejected]
+    judgment: JudgmentRow = {
         "item": answers[0].item,
         "prompt_id": prompt["prompt_id"],
-        "chosen": candidates[choice.chosen],
-        "rejected": candidates[choice.rejected],
+        "chosen": chosen,
+        "rejected": rejected,
         "rewards": rewards.tolist(),
         "margin": choice.margin,
         "p_chosen": choice.p_chosen,
@@ -131,13 +160,18 @@ def _judge(settings: dict[str, Any], prompt: LabelledPrompt, answers: Sequence[A
         "gold": gold,
         "label": prompt.get("label"),
     }
+    one, other = answers[chosen].error, answers[rejected].error
+    if one is not None and other is not None:
+        judgment["log_ratios"] = [a.log_ratio for a in answers]
+        judgment["standard_error"] = judge["beta"] * math.hypot(one, other)
+    return judgment
 
 
 def _pair(
     judgment: JudgmentRow, prompt: LabelledPrompt, answers: Sequence[Answer], settings: dict[str, Any]
 ) -> JudgedPairRow:
     chosen, rejected = judgment["chosen"], judgment["rejected"]
-    return {
+    pair: JudgedPairRow = {
         "prompt": prompt["prompt"],
         "chosen": [{"role": "assistant", "content": answers[chosen].text}],
         "rejected": [{"role": "assistant", "content": answers[rejected].text}],
@@ -149,6 +183,31 @@ def _pair(
         "iteration": settings["iteration"],
         "source": settings["judge"]["type"],
     }
+    if "standard_error" in judgment:
+        pair["standard_error"] = judgment["standard_error"]
+    return pair
+
+
+def _noise(context: Context, judgments: Sequence[JudgmentRow]) -> dict[str, Any]:
+    """What the precision of the log-ratios does to the labels, with a warning in words where it is much."""
+    choice = tables.log_ratios_choice(context.input("log_ratios"))
+    margins = [(j["margin"], j["standard_error"]) for j in judgments]
+    inside = share([is_inside(*margin) for margin in margins])
+    changed = mean([flip_probability(*margin) for margin in margins])
+    metrics = {
+        "method": choice["method"],
+        "standard_error": mean([error for _, error in margins]),
+        "labels_in_noise": inside,
+        "labels_by_noise": changed,
+    }
+    if inside > WARN_ABOVE:
+        remedy = "set judge.method to auto" if inside > 0.5 else "judge.min_margin_in_noise: 2 leaves them out"
+        error = f"{metrics['standard_error']:.2g} on average, by {choice['method']}"
+        context.notice(
+            f"{inside:.1%} of the margins are within two standard errors of 0 ({error}): rounding decides about "
+            f"{changed:.1%} of the labels; {remedy}"
+        )
+    return metrics
 
 
 def _metrics(judgments: list[JudgmentRow], groups: dict[int, list[Answer]]) -> dict[str, Any]:

@@ -18,6 +18,8 @@ class Answer(NamedTuple):
         item, sample: as in `CompletionRow`.
         tokens: of the response.
         policy_logp, reference_logp, reward: what the tables say about it; None where the judge needs no such table.
+        log_ratio: log pi_{i-1}(y|x) - log pi_ref(y|x): of a table, or the difference of the two log-probs.
+        error: standard error of the log-ratio in nats; None where it was not measured.
     """
 
     item: int
@@ -27,6 +29,8 @@ class Answer(NamedTuple):
     policy_logp: float | None
     reference_logp: float | None
     reward: float | None
+    log_ratio: float | None
+    error: float | None
 
 
 class Judged(NamedTuple):
@@ -92,9 +96,7 @@ def gold_rewards(prompt: Prompt, answers: Sequence[Answer]) -> list[float]:
 
 
 def _implicit_rewards(answers: Sequence[Answer], beta: float) -> torch.Tensor:
-    policy_K = torch.tensor([a.policy_logp for a in answers], dtype=torch.float64)
-    reference_K = torch.tensor([a.reference_logp for a in answers], dtype=torch.float64)
-    return implicit_reward(policy_K, reference_K, beta)
+    return implicit_reward(torch.tensor([a.log_ratio for a in answers], dtype=torch.float64), beta)
 
 
 def _coin(key: str) -> float:

@@ -1,6 +1,7 @@
 """Self-refined DPO on judged pairs: makes pi_i from pi_{i-1}, with pi_{i-1} as the reference.
 
-With lambda = 0 the reference's log-probs are those of the sampled tokens, and no reference model is loaded. With
+With lambda = 0 the reference's log-probs are those of the sampled tokens, or scored ones in half precision, and no
+reference model is loaded. With
 lambda > 0 the de-coupled detection needs the reference's whole distribution at every token, so the reference runs in
 training, too.
 """
@@ -10,17 +11,22 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from spa_recipes.algo.noise import standard_error
 from spa_recipes.data.arrow import take
 from spa_recipes.data.rows import PairRow, read_rows
 from spa_recipes.data.stage_rows import JudgmentRow, TraceRow
-from spa_recipes.data.tables import COMPLETIONS, read_table
+from spa_recipes.data.tables import COMPLETIONS, LOGPS, log_ratios_choice, read_table, read_values
 from spa_recipes.plan import MODEL
 from spa_recipes.recipe.schema import Noise, RefineTraining
-from spa_recipes.stages.common import TokenPair, model_section, renderer_of, share, token_pair
+from spa_recipes.stages.common import TokenPair, mean, model_section, renderer_of, share, token_pair
 from spa_recipes.stages.context import Context, Result
 from spa_recipes.stages.training import add_reference_logps, stage_result, train_env
 from spa_recipes.training.run import PAIRS_TRACE, Refinement, train_preference
+
+FAR_FROM_ZERO = 10.0
+"""So many times the rounding noise, the margins of the first step say that the reference is another model."""
 
 
 def run(context: Context) -> Result:
@@ -30,7 +36,8 @@ def run(context: Context) -> Result:
     judgments = read_rows(context.input("judgments"), JudgmentRow)
     lam = settings["lambda"]
     training = RefineTraining.model_validate(settings["training"])
-    judged = _judged(judgments, read_table(context.input("completions"), COMPLETIONS), with_reference=lam == 0)
+    completions = read_table(context.input("completions"), COMPLETIONS)
+    judged = _judged(judgments, completions, _reference_logps(context, judgments, completions) if lam == 0 else None)
     refinement = _refinement(settings, judgments)
     replayed = _replayed(context, training.seed_replay, len(judged), with_reference=lam == 0)
     result = train_preference(
@@ -41,6 +48,7 @@ def run(context: Context) -> Result:
         reference_path=context.input("reference") if lam > 0 else None,
         refinement=refinement,
         replayed=len(replayed),
+        largest_first_margin=_largest_first_margin(context, judged, training.beta),
     )
     outcome = stage_result(result)
     outcome.metrics["replayed_pairs"] = len(replayed)
@@ -49,10 +57,27 @@ def run(context: Context) -> Result:
     return outcome
 
 
-def _judged(judgments: Sequence[JudgmentRow], completions: pa.Table, *, with_reference: bool) -> pa.Table:
-    """The judged pairs as a table of `TokenPair`; token ids are taken from the completions as they are."""
+def _places(completions: pa.Table) -> dict[tuple[int, int], int]:
+    """The row of each completion by its item and sample."""
     ids = [completions[name].to_pylist() for name in ("item", "sample")]
-    place = {key: i for i, key in enumerate(zip(*ids, strict=True))}
+    return {key: i for i, key in enumerate(zip(*ids, strict=True))}
+
+
+def _reference_logps(
+    context: Context, judgments: Sequence[JudgmentRow], completions: pa.Table
+) -> list[list[float | None]]:
+    """For each judgment the log-probs of its answers under pi_{i-1}: scored, or those that the sampling kept."""
+    if "reference_logps" not in context.spec.inputs:
+        return [judgment["policy_logps"] for judgment in judgments]
+    scored, place = read_values(context.input("reference_logps"), completions, LOGPS), _places(completions)
+    return [[scored[place[j["item"], k]] for k in range(len(j["policy_logps"]))] for j in judgments]
+
+
+def _judged(
+    judgments: Sequence[JudgmentRow], completions: pa.Table, reference_logps: Sequence[list[float | None]] | None
+) -> pa.Table:
+    """The judged pairs as a table of `TokenPair`; token ids are taken from the completions as they are."""
+    place = _places(completions)
     chosen, rejected = (
         take(completions, [place[judgment["item"], judgment[side]] for judgment in judgments])
         for side in ("chosen", "rejected")
@@ -62,10 +87,23 @@ def _judged(judgments: Sequence[JudgmentRow], completions: pa.Table, *, with_ref
         "chosen_ids": chosen["response_ids"],
         "rejected_ids": rejected["response_ids"],
     }
-    if with_reference:
-        columns["ref_chosen_logps"] = pa.array([j["policy_logps"][j["chosen"]] for j in judgments], pa.float64())
-        columns["ref_rejected_logps"] = pa.array([j["policy_logps"][j["rejected"]] for j in judgments], pa.float64())
+    if reference_logps is not None:
+        both = [*zip(judgments, reference_logps, strict=True)]
+        columns["ref_chosen_logps"] = pa.array([logps[j["chosen"]] for j, logps in both], pa.float64())
+        columns["ref_rejected_logps"] = pa.array([logps[j["rejected"]] for j, logps in both], pa.float64())
     return pa.table(columns)
+
+
+def _largest_first_margin(context: Context, judged: pa.Table, beta: float) -> float | None:
+    """Ten times what rounding does to a margin of 0, which every pair has before the first step; None if unmeasured.
+
+    Both sides are log-probs in the precision of the model, so the noise is that of four of them.
+    """
+    if "log_ratios" not in context.spec.inputs:
+        return None
+    noise = log_ratios_choice(context.input("log_ratios"))["logp_noise"]
+    tokens = sum(mean(pc.list_value_length(judged[name]).to_pylist()) for name in ("chosen_ids", "rejected_ids"))
+    return FAR_FROM_ZERO * beta * standard_error(noise, round(2 * tokens)) or None
 
 
 def _refinement(settings: dict[str, Any], judgments: Sequence[JudgmentRow]) -> Refinement | None:

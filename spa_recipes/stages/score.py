@@ -1,6 +1,6 @@
 """Log-probs of completions under one model: the table that judging, refining and evaluating share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 from transformers import PreTrainedModel
@@ -32,12 +32,20 @@ def score(
 
     Returns the log-probs in the order of the items; unless `every_rank`, None in every process but the first.
     """
-    settings = context.spec.runtime["compute"]
 
-    @cache
-    def loaded() -> PreTrainedModel:
+    def load() -> PreTrainedModel:
         use_local_device()
         return for_inference(load_causal_lm, model)
+
+    return score_with(context, name, load, items, every_rank=every_rank)
+
+
+def score_with(
+    context: Context, name: str, load: Callable[[], PreTrainedModel], items: list[Scored], *, every_rank: bool = False
+) -> list[float] | None:
+    """`score` for a model that is loaded in another way."""
+    settings = context.spec.runtime["compute"]
+    loaded = cache(load)
 
     def compute(start: int, end: int) -> list[float]:
         return sequence_logps(

@@ -11,7 +11,7 @@ from typing import Any
 from spa_recipes.algo.winrate import confidence_interval, length_controlled_win_rate, outcomes
 from spa_recipes.data.rows import read_rows, write_jsonl
 from spa_recipes.data.stage_rows import OutcomeRow, TwoAnswersRow, VerdictRow
-from spa_recipes.data.tables import LOGPS, REWARDS, read_table
+from spa_recipes.data.tables import LOG_RATIOS, LOGPS, REWARDS, read_table
 from spa_recipes.sandbox.gold import gold_reward
 from spa_recipes.stages.common import mean
 from spa_recipes.stages.context import Context, Result
@@ -65,6 +65,8 @@ def _rewards(context: Context, pairs: Sequence[TwoAnswersRow]) -> list[tuple[flo
     inputs = context.spec.inputs
     if "rewards" in inputs:
         return _by_prompt(context, "rewards", REWARDS)
+    if "log_ratios" in inputs:
+        return _by_prompt(context, "log_ratios", LOG_RATIOS)
     if "policy_logps" in inputs:
         policy, reference = (_by_prompt(context, f"{role}_logps", LOGPS) for role in ("policy", "reference"))
         return [
@@ -81,8 +83,8 @@ def _rewards(context: Context, pairs: Sequence[TwoAnswersRow]) -> list[tuple[flo
 def _by_prompt(context: Context, name: str, schema: Any) -> list[tuple[float, float]]:
     """The two values of each prompt, the model's first."""
     values: dict[int, dict[int, float]] = defaultdict(dict)
-    columns = (column.to_pylist() for column in read_table(context.input(name), schema).columns)
-    for item, sample, value in zip(*columns, strict=True):
+    columns = [column.to_pylist() for column in read_table(context.input(name), schema).columns]
+    for item, sample, value in zip(*columns[:3], strict=True):
         values[item][sample] = value
     return [(values[item][0], values[item][1]) for item in range(len(values))]
 

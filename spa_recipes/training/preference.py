@@ -14,6 +14,7 @@ from trl.trainer.utils import use_adapter
 from spa_recipes.algo.decoupled import DecoupledLogps
 from spa_recipes.algo.refine import ThresholdWindow, detection_margin, dpo_loss, dpo_margin, flag_noisy, refined_loss
 from spa_recipes.data.stage_rows import TraceRow
+from spa_recipes.errors import StageError
 from spa_recipes.recipe.schema import FixedThreshold
 from spa_recipes.training.env import Refinement
 from spa_recipes.training.order import column_lengths
@@ -119,6 +120,7 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
         detector: None is plain DPO.
         replayed: the last so many rows are labelled seed pairs among judged ones: they are spread evenly over the
             batches, are never flagged, and the detector does not see them.
+        largest_first_margin: as in `train_preference`.
     """
 
     # The loss is divided by the pairs of the whole step here, not by transformers per micro-batch.
@@ -133,6 +135,7 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
         global_batch_size: int,
         detector: NoiseDetector | None,
         replayed: int = 0,
+        largest_first_margin: float | None = None,
         ref_model: Any = None,
         **kwargs: Any,
     ) -> None:
@@ -142,6 +145,7 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
         self._grad_norm: Any = None
         self._lengths = pair_lengths(rows)
         self._replayed = replayed
+        self._largest_first_margin = largest_first_margin
         policy_head = add_response_logps(model)
         # Without a reference model it is the policy without its adapter, whose output layer is frozen.
         self._reference_head = policy_head if ref_model is None else add_response_logps(ref_model)
@@ -227,6 +231,8 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
         columns = _SeenPairs(*self._pairs_of_step(micro_batches))
         step = self.state.global_step + 1
         self._stop_unless_finite(columns.loss, columns.row, self._grad_norm)
+        if step == 1:
+            self._stop_unless_reference(columns.margin)
         metrics = {
             "rewards/chosen": columns.reward_chosen,
             "rewards/rejected": columns.reward_rejected,
@@ -251,6 +257,20 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
         for name, values in metrics.items():
             if len(values):  # a step of replayed pairs alone has none that are judged
                 self._metrics["train"][name].append(values.mean().item())
+
+    def _stop_unless_reference(self, margin_N: torch.Tensor) -> None:
+        """Before the first step the policy is its reference: larger margins than rounding makes name another one.
+
+        Raises:
+            StageError: they are larger.
+        """
+        size = margin_N.double().square().mean().sqrt().item()
+        if self._largest_first_margin is not None and size > self._largest_first_margin:
+            raise StageError(
+                f"the margins before the first step are {size:.3g} (root mean square) and should be 0: rounding "
+                f"explains a tenth of {self._largest_first_margin:.2g}",
+                fix="the reference's log-probs are not those of the policy that is trained; look at their stage",
+            )
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """Keep the norm for `finish_step`, which is called next."""

@@ -67,6 +67,7 @@ def train_preference(
     reference_path: Path | str | None,
     refinement: Refinement | None,
     replayed: int = 0,
+    largest_first_margin: float | None = None,
 ) -> TrainResult:
     """DPO (`refinement` None) or self-refinement on rows `{"prompt_ids", "chosen_ids", "rejected_ids"}`.
 
@@ -78,6 +79,8 @@ def train_preference(
             live model: this one or, with LoRA and None or the policy's own path, the policy with its adapter switched
             off.
         replayed: the last so many rows are labelled seed pairs; every batch gets its share of them.
+        largest_first_margin: the root mean square of the margins in the first step, where policy and reference are one
+            model, must not exceed it.
 
     Raises: as `train_sft`.
     """
@@ -116,6 +119,7 @@ def train_preference(
         global_batch_size=settings.global_batch_size,
         detector=detector,
         replayed=replayed,
+        largest_first_margin=largest_first_margin,
         ref_model=reference,
         processing_class=copy.deepcopy(env.tokenizer),
         data_collator=PairCollator(_pad_token_id(env)),

@@ -112,3 +112,55 @@ def test_a_share_of_the_labels_is_counted_where_that_is_cheap() -> None:
     hub["data"] |= {"pairs": {"source": "org/pairs"}, "seed_labels": 0.05}
     plan = compile_plan(Recipe.model_validate(hub), DigestMemo(Path("nowhere/x")))
     assert plan.stage("seed").rows is None
+
+
+HALF = """
+evaluate-0: evaluate heldout=data/heldout.jsonl init=sft/model init_samples=evaluate-init/samples.jsonl policy=seed/model
+generate-1: generate policy=seed/model prompts=data/prompts-1.jsonl
+log-ratios-1: log_ratios completions=generate-1/completions.parquet policy=seed/model reference=sft/model
+judge-1: judge completions=generate-1/completions.parquet log_ratios=log-ratios-1/log_ratios.parquet prompts=data/prompts-1.jsonl
+refine-1: refine completions=generate-1/completions.parquet judgments=judge-1/judgments.jsonl log_ratios=log-ratios-1/log_ratios.parquet policy=seed/model reference=seed/model
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16", "float16"])
+def test_in_half_precision_one_stage_reads_both_models(dtype: str) -> None:
+    """Nothing scores a model alone, and pi_init stays the judge's reference."""
+    plan = plan_of(model={"dtype": dtype}, data={"prompts_per_iteration": [8, 8]})
+    assert HALF.strip() in shown(plan)
+    assert not any(stage.kind == "score" for stage in plan.stages)
+    assert plan.stage("log-ratios-2").inputs["reference"] == StageOutput("sft", "model")
+    assert plan.stage("log-ratios-2").inputs["policy"] == StageOutput("refine-1", "model")
+
+
+def test_float32_reads_both_models_where_a_setting_asks_for_it() -> None:
+    def kinds(**judge: object) -> set[str]:
+        return {stage.kind for stage in plan_of(judge={"type": "implicit_reward", **judge}).stages}
+
+    assert "log_ratios" not in kinds(method="difference")
+    assert "log_ratios" in kinds(method="tangent")
+    assert "log_ratios" in kinds(min_margin_in_noise=2.0)
+
+
+def test_the_method_moves_no_key_in_float32() -> None:
+    asked = plan_of(judge={"type": "implicit_reward", "method": "difference"})
+    assert [stage.key for stage in asked.stages] == [stage.key for stage in plan_of().stages]
+
+
+def test_the_method_is_in_the_keys_of_all_that_it_changes_in_half_precision() -> None:
+    def keys(method: str) -> dict[str, str]:
+        judge = {"type": "implicit_reward", "method": method}
+        return {stage.id: stage.key for stage in plan_of(model={"dtype": "bfloat16"}, judge=judge).stages}
+
+    auto, tangent = keys("auto"), keys("tangent")
+    moved = {name for name in auto if auto[name] != tangent[name]}
+    assert moved >= {"evaluate-init", "evaluate-0", "log-ratios-1", "judge-1", "refine-1"}
+    assert not moved & {"data", "sft", "seed", "generate-1"}
+
+
+def test_without_lambda_the_plan_names_the_source_of_the_references_log_probs() -> None:
+    kept, scored = (plan_of(model={"dtype": dtype}, noise={"enabled": False}) for dtype in ("float32", "bfloat16"))
+    assert kept.stage("refine-2").role.endswith("reference pi_1 (its log-probs: kept)")
+    assert scored.stage("refine-2").role.endswith("reference pi_1 (its log-probs: scored)")
+    assert scored.stage("refine-2").inputs["reference_logps"] == StageOutput("score-2-policy", "logps.parquet")
+    assert scored.stage("score-2-policy").inputs["model"] == StageOutput("refine-1", "model")

@@ -85,6 +85,9 @@ CASES = {
     "judge:\n  type: implicit_reward\n  reference: base":
         "8: judge.reference: base needs an sft section, without which the model is pi_init itself; add one, or choose "
         "another reference",
+    "judge:\n  recompute_policy_logps: true":
+        "7: judge.recompute_policy_logps: true has no effect with model.dtype auto, where log-probs that sampling kept "
+        "are never used; remove it",
     "judge:\n  type: llm\n  max_tokens: 2048":
         "8: judge.max_tokens: judge.max_tokens (2048) must be smaller than model.max_length (2048)",
     "judge:\n  type: llm\n  max_length: 512":

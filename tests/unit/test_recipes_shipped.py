@@ -204,7 +204,8 @@ def test_plans(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (tmp_path / "data" / "pairs.jsonl").write_text("{}\n")
     (tmp_path / "recipes").symlink_to(RECIPES)
     recipe = load_recipe(path).recipe
-    instead = {"reward_model": "reward-{i}", "llm": "llm-judge-{i}"}.get(recipe.judge.type, "score-{i}-reference")
+    implicit = "score-{i}-reference" if recipe.model.dtype == "float32" else "log-ratios-{i}"
+    instead = {"reward_model": "reward-{i}", "llm": "llm-judge-{i}"}.get(recipe.judge.type, implicit)
     steps = [step.replace("score-{i}-reference", instead) for step in ITERATION]
     rounds = [step.format(i=i) for i in range(1, recipe.iterations + 1) for step in steps]
     plan = compile_plan(recipe, DigestMemo(tmp_path / "memo.json"))

@@ -1,0 +1,254 @@
+"""Log-ratios of completions under two models, by a way that is precise enough for them."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedModel
+
+from spa_recipes.algo.noise import standard_error
+from spa_recipes.data.arrow import rows_of
+from spa_recipes.data.tables import COMPLETIONS, LogRatioTable, read_table, write_log_ratios
+from spa_recipes.errors import StageError
+from spa_recipes.generation.log_ratios import (
+    MEASURED_PAIRS,
+    BothModels,
+    Choice,
+    Way,
+    choose,
+    loaded,
+    movable,
+    subtracted,
+    tangents,
+)
+from spa_recipes.generation.scoring import Scored
+from spa_recipes.models.adapters import with_adapter
+from spa_recipes.models.dtype import torch_dtype
+from spa_recipes.models.loading import for_inference, load_causal_lm, local_device
+from spa_recipes.models.update import Update, adapter_update, difference, stored_difference
+from spa_recipes.recipe.schema import Model
+from spa_recipes.stages.common import BARRIER_POLL_SECONDS, mean, model_section, sharded_values, use_local_device
+from spa_recipes.stages.context import NO_RESULT, Context, Result
+from spa_recipes.stages.score import score_with
+from spa_recipes.state import atomic
+from spa_recipes.state.patience import patiently
+from spa_recipes.state.reading import read_json
+
+FAR_FROM_KEPT = 10.0
+"""Log-probs that sampling kept may differ from those of a separate pass by so many times the rounding of the pass."""
+
+
+class LogRatios(NamedTuple):
+    """Log-ratios of some responses in nats, their standard errors, and how they were computed."""
+
+    values: list[float]
+    errors: list[float]
+    choice: Choice
+
+
+def run(context: Context) -> Result:
+    """Write `log_ratios.parquet`, a row for each completion in their order."""
+    completions = read_table(context.input("completions"), COMPLETIONS)
+    rows = list(rows_of(completions))
+    items = [Scored(row["prompt_ids"], row["response_ids"]) for row in rows]
+    groups: dict[int, list[int]] = defaultdict(list)
+    for i, row in enumerate(rows):
+        groups[row["item"]].append(i)
+    kept = None if any(row["logps"] is None for row in rows) else [sum(row["logps"]) for row in rows]
+    adapter = context.input("adapter") if "adapter" in context.spec.inputs else None
+    roles = ("policy", "reference")
+    found = log_ratios(context, "log-ratios", roles, items, [*groups.values()], kept=kept, adapter=adapter)
+    if found is None:
+        return NO_RESULT
+    choice = found.choice
+    table = LogRatioTable(found.values, found.errors, choice.to_json())
+    write_log_ratios(context.draft / "log_ratios.parquet", completions, table)
+    tokens = sum(len(i.prompt_ids) + len(i.response_ids) for i in items)
+    metrics: dict[str, Any] = {
+        "method": str(choice.way),
+        "median_margin": choice.margin,
+        "logp_noise": choice.logp_noise,
+    }
+    if choice.measured:
+        metrics["method_error"] = next(m.error for m in choice.measured if m.way == choice.way)
+    if choice.kept is not None:
+        metrics["kept_mismatch"] = choice.kept
+    return Result(len(items), tokens, metrics)
+
+
+def log_ratios(
+    context: Context,
+    name: str,
+    roles: tuple[str, str],
+    items: list[Scored],
+    groups: Sequence[Sequence[int]],
+    *,
+    kept: Sequence[float] | None = None,
+    adapter: Path | None = None,
+) -> LogRatios | None:
+    """Log-ratios of `items` under the models of two roles, shard by shard, by the stage's `method`.
+
+    The way is chosen and written before the first shard; all processes and later attempts read it.
+
+    Args:
+        name: of the shards and of the choice.
+        roles: names of the inputs that are policy and reference.
+        groups: places of responses that are compared with each other: the margins that matter.
+        kept: for each item the log-prob under the policy that sampling kept.
+        adapter: LoRA weights beside those of the policy.
+
+    Returns:
+        None in every process but the first.
+    """
+    sections = [model_section(context, role) for role in roles]
+    models = _both_models(sections[0], sections[1], adapter)
+    dtype = str(torch_dtype(sections[0].dtype)).removeprefix("torch.")
+    pairs = _measured_pairs(items, groups)
+    choice = _chosen(context, name, lambda: _choice(context, name, models, dtype, items, pairs, kept))
+    way = choice.way
+    shards = f"{name}-{way}".replace(" ", "-")
+    if way.kind == "tangent":
+        values = _by_tangent(context, shards, models, items, way)
+    else:
+        policy, reference = (
+            score_with(context, f"{shards}-{role}", partial(loaded, load, way.dtype), items)
+            for role, load in (("policy", models.policy), ("reference", models.reference))
+        )
+        values = None if policy is None or reference is None else subtracted(policy, reference)
+    if values is None:
+        return None
+    errors = [standard_error(choice.noise, len(item.response_ids)) for item in items]
+    return LogRatios(values, errors, choice)
+
+
+def _measured_pairs(items: Sequence[Scored], groups: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """Two different responses of some groups, spread evenly over all."""
+    pairs = []
+    for group in groups:
+        other = next((i for i in group if items[i].response_ids != items[group[0]].response_ids), None)
+        if other is not None:
+            pairs.append((group[0], other))
+    count = min(MEASURED_PAIRS, len(pairs))
+    return [pairs[len(pairs) * k // count] for k in range(count)]
+
+
+def _chosen(context: Context, name: str, choose_now: Callable[[], Choice]) -> Choice:
+    """The way that an attempt before this one chose, or the one that the first process chooses now."""
+    path = context.work / f"{name}.choice.json"
+    if context.rank == 0 and _written(path) is None:
+        atomic.write_json(path, choose_now().to_json())
+    while (choice := _written(path)) is None:  # if the first process fails, the launcher ends this one too
+        time.sleep(BARRIER_POLL_SECONDS)
+    return choice
+
+
+def _written(path: Path) -> Choice | None:
+    """The choice in a file; None where there is none that can be read."""
+    if not path.exists():
+        return None
+    try:
+        return Choice.from_json(patiently(read_json, path))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _choice(
+    context: Context,
+    name: str,
+    models: BothModels,
+    dtype: str,
+    items: Sequence[Scored],
+    pairs: Sequence[tuple[int, int]],
+    kept: Sequence[float] | None,
+) -> Choice:
+    """Measure and choose, and say what came out.
+
+    Raises:
+        StageError: log-probs that sampling kept are not those of the policy; as `choose`.
+    """
+    choice = choose(
+        context.spec.settings["method"],
+        dtype,
+        models,
+        items,
+        pairs,
+        kept,
+        on_gpu=local_device().type == "cuda",
+        on_progress=lambda done, tokens: context.progress(done, 2 * len(pairs), "measured responses", name),
+        **_options(context),
+    )
+    context.notice(f"{name}: {choice.why}")
+    if choice.kept is None or dtype == "float32":
+        return choice
+    context.notice(f"{name}: the log-probs that sampling kept differ from scored ones by {choice.kept:.2g} nats (rms)")
+    tokens = mean([len(items[i].response_ids) for pair in pairs for i in pair])
+    limit = FAR_FROM_KEPT * standard_error(choice.logp_noise, round(2 * tokens))  # both sides are rounded
+    if choice.kept > limit:
+        raise StageError(
+            f"the log-probs that sampling kept differ from those of the policy by {choice.kept:.3g} nats (rms), and "
+            f"rounding explains {limit / FAR_FROM_KEPT:.2g}",
+            fix="look at whether the engine sampled from this policy",
+        )
+    return choice
+
+
+def _by_tangent(
+    context: Context, name: str, models: BothModels, items: Sequence[Scored], way: Way
+) -> list[float] | None:
+    """Log-ratios shard by shard; the models are loaded only if a shard is missing."""
+
+    @cache
+    def both() -> tuple[Update, PreTrainedModel]:
+        reference = movable(models.reference, way.dtype)
+        return models.update(reference), reference
+
+    def compute(start: int, end: int) -> list[float]:
+        return tangents(
+            way,
+            *both(),
+            items[start:end],
+            on_progress=lambda done, tokens: context.progress(start + done, len(items), "responses", name),
+            first_item=start,
+            **_options(context),
+        )
+
+    return sharded_values(context, name, "log_ratio", len(items), compute)
+
+
+def _both_models(policy: Model, reference: Model, adapter: Path | None) -> BothModels:
+    """How two models are loaded; with `adapter`, the policy is the reference with these LoRA weights."""
+
+    def load_policy(dtype: str, *, on_cpu: bool = False) -> PreTrainedModel:
+        model = _load(policy, dtype, on_cpu=on_cpu)
+        return model if adapter is None else with_adapter(model, adapter)
+
+    def update(loaded_reference: PreTrainedModel) -> Update:
+        if adapter is not None:
+            return adapter_update(adapter, loaded_reference)
+        folder = Path(policy.model_name_or_path)
+        if folder.is_dir():
+            return stored_difference(folder, loaded_reference)
+        return difference(load_causal_lm(policy.model_name_or_path, policy, loaded_reference.dtype), loaded_reference)
+
+    on_cpu = BothModels(partial(load_policy, on_cpu=True), partial(_load, reference, on_cpu=True), update)
+    return BothModels(load_policy, partial(_load, reference), update, on_cpu if local_device().type == "cuda" else None)
+
+
+def _load(model: Model, dtype: str, *, on_cpu: bool = False) -> PreTrainedModel:
+    """A model in a precision that need not be its own, on this process's device or on the CPU."""
+    use_local_device()
+    section = model.model_copy(update={"dtype": dtype})
+    if dtype in ("float32", "float64") and (model.attn_implementation or "").startswith("flash"):
+        section = section.model_copy(update={"attn_implementation": "sdpa"})  # flash has half precision only
+    if on_cpu:
+        return load_causal_lm(section.model_name_or_path, section, torch_dtype(dtype)).eval()
+    return for_inference(load_causal_lm, section)
+
+
+def _options(context: Context) -> dict[str, Any]:
+    """Options of the passes."""
+    settings = context.spec.runtime["compute"]
+    return {"tokens_per_batch": settings["score_tokens_per_batch"], "onednn_products": settings["onednn_products"]}
