@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from spa_recipes.recipe.shipped import shipped_names
-
 
 def complete_recipe(begun: str) -> list[str]:
     """Names of shipped recipes that begin like this, for the shell, which completes files by itself."""
+    from spa_recipes.recipe.shipped import shipped_names
+
     return [name for name in shipped_names() if name.startswith(begun)]
 
 

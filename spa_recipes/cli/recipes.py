@@ -8,7 +8,6 @@ import typer
 from spa_recipes.cli.examples import examples
 from spa_recipes.cli.options import complete_recipe
 from spa_recipes.errors import RecipeError
-from spa_recipes.recipe.shipped import shipped_file, shipped_names
 
 Name = Annotated[
     str, typer.Argument(metavar="NAME", help="A name of the list.", show_default=False, autocompletion=complete_recipe)
@@ -29,6 +28,7 @@ def list_(context: typer.Context) -> None:
         return
     from spa_recipes.cli.terminal import say, table
     from spa_recipes.recipe.load import load_recipe
+    from spa_recipes.recipe.shipped import shipped_names
 
     recipes = [load_recipe(_file(name)).recipe for name in shipped_names()]
     rows = [[recipe.name, recipe.description, _labels(recipe.data.seed_labels), recipe.hardware] for recipe in recipes]
@@ -78,6 +78,8 @@ def write_new(path: Path, text: str) -> None:
 
 
 def _file(name: str) -> Path:
+    from spa_recipes.recipe.shipped import shipped_file
+
     path = shipped_file(Path(name))
     if path is None:
         raise RecipeError("no shipped recipe has this name", where=name, fix="`spa recipes` lists them")
