@@ -95,6 +95,16 @@ def for_inference(load: Load, settings: Model) -> PreTrainedModel:
         ) from error
 
 
+def stored_dtype(settings: Model) -> torch.dtype | None:
+    """The precision in which a model's weights are stored, as its configuration says it; None where it does not.
+
+    Raises:
+        DataError, TryAgainError: as `load_causal_lm`.
+    """
+    dtype: torch.dtype | None = _config(settings.model_name_or_path, settings).dtype
+    return dtype
+
+
 def reward_config(path: str | Path, settings: Model) -> PretrainedConfig:
     """The configuration of a reward model, without its weights.
 
@@ -102,13 +112,7 @@ def reward_config(path: str | Path, settings: Model) -> PretrainedConfig:
         DataError: there is no such model, or it has not exactly one output.
         TryAgainError: the Hub is out of reach.
     """
-    with _explained(path):
-        config = AutoConfig.from_pretrained(
-            str(path),
-            revision=revision_of(path, settings),
-            local_files_only=Path(path).is_dir(),
-            trust_remote_code=settings.trust_remote_code,
-        )
+    config = _config(path, settings)
     if config.num_labels != 1:
         raise DataError(
             f"a reward model has one output (num_labels 1), not {config.num_labels}",
@@ -116,6 +120,16 @@ def reward_config(path: str | Path, settings: Model) -> PretrainedConfig:
             fix="name a reward model, saved with num_labels=1",
         )
     return config
+
+
+def _config(path: str | Path, settings: Model) -> PretrainedConfig:
+    with _explained(path):
+        return AutoConfig.from_pretrained(
+            str(path),
+            revision=revision_of(path, settings),
+            local_files_only=Path(path).is_dir(),
+            trust_remote_code=settings.trust_remote_code,
+        )
 
 
 def revision_of(path: str | Path, settings: Model) -> str | None:

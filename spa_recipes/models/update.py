@@ -33,19 +33,23 @@ class Update(NamedTuple):
     scale: float
 
 
-def difference(policy: PreTrainedModel, reference: PreTrainedModel) -> Update:
+def difference(policy: PreTrainedModel, reference: PreTrainedModel, *, stored: PreTrainedModel | None = None) -> Update:
     """The stored difference of two models, computed in float32 at least and kept in the reference's precision.
 
     The difference of two numbers of one precision is exact in it where they are within a factor of two of each other.
+
+    Args:
+        stored: the reference in the precision of its file, where `reference` was loaded in a lower one: what that took
+            from the weights is no part of the update.
 
     Raises:
         StageError: names or shapes of weights differ, or no weight does.
     """
     weights = policy.state_dict()
-    return _update(reference, set(weights), weights.__getitem__, "")
+    return _update(reference, set(weights), weights.__getitem__, "", stored)
 
 
-def stored_difference(folder: Path, reference: PreTrainedModel) -> Update:
+def stored_difference(folder: Path, reference: PreTrainedModel, *, stored: PreTrainedModel | None = None) -> Update:
     """`difference` for a policy in a folder (safetensors), which is read tensor by tensor and never whole in memory.
 
     Raises:
@@ -64,7 +68,7 @@ def stored_difference(folder: Path, reference: PreTrainedModel) -> Update:
             raise DataError(
                 f"cannot read the policy's weights: {error}", where=str(folder), fix="give a folder with safetensors"
             ) from error
-        return _update(reference, set(found), lambda name: found[name].get_tensor(name), str(folder))
+        return _update(reference, set(found), lambda name: found[name].get_tensor(name), str(folder), stored)
 
 
 def adapter_update(folder: Path, reference: PreTrainedModel) -> Update:
@@ -120,7 +124,9 @@ def _weight_files(folder: Path) -> Iterator[Path]:
         yield folder / _WEIGHTS
 
 
-def _update(reference: PreTrainedModel, names: set[str], read: Read, where: str) -> Update:
+def _update(
+    reference: PreTrainedModel, names: set[str], read: Read, where: str, stored_reference: PreTrainedModel | None = None
+) -> Update:
     """Policy minus reference, weight by weight; a weight with several names is tied."""
     aliases: dict[int, list[str]] = {}
     for name, weight in [*reference.named_parameters(remove_duplicate=False), *reference.named_buffers()]:
@@ -130,7 +136,7 @@ def _update(reference: PreTrainedModel, names: set[str], read: Read, where: str)
     groups = [group for group in groups if group]
     _refuse_names([group for group in groups if not names & set(group)], names - stored, where)
     parameters = dict(reference.named_parameters())
-    weights = reference.state_dict()
+    weights = (stored_reference or reference).state_dict()
     moves: dict[str, Move] = {}
     for group in groups:
         moved = [_move(read(name), weights[name], name, where) for name in group if name in names]
@@ -188,7 +194,7 @@ def _scaled(moves: dict[str, Move], parameters: dict[str, torch.nn.Parameter], w
         sizes = [(_rms(parameters[name]), _rms(move)) for name, move in moves.items()]
         exponent = min(math.floor(math.log2(weight / size)) for weight, size in sizes if weight > 0 and size > 0) - 3
     scale = 2.0**exponent
-    return Update({name: _times(move, scale, parameters[name].dtype) for name, move in moves.items()}, scale)
+    return Update({name: _times(move, scale, parameters[name]) for name, move in moves.items()}, scale)
 
 
 def _rms(move: Move) -> float:
@@ -199,8 +205,9 @@ def _rms(move: Move) -> float:
     return float(move.detach().float().square().mean().sqrt())
 
 
-def _times(move: Move, scale: float, dtype: torch.dtype) -> Move:
+def _times(move: Move, scale: float, weight: torch.Tensor) -> Move:
+    """A multiple of a direction, in the precision and on the device of the weight that it moves."""
     if isinstance(move, Thin):
-        return Thin(move.down.to(dtype), (move.up * scale).to(dtype))
+        return Thin(move.down.to(weight), (move.up * scale).to(weight))
     assert move is not None
-    return (move * scale).to(dtype)
+    return (move * scale).to(weight)

@@ -103,9 +103,24 @@ FIGURES: tuple[Figure, ...] = (
         iteration=Shown("verdicts for the first place", PERCENT),
     ),
     # How precise the log-ratios are
-    Figure("median_margin", ("log_ratios",), Shown("median margin", SHORT)),
-    Figure("method_error", ("log_ratios",), Shown("median error", SHORT)),
-    Figure("kept_mismatch", ("log_ratios",), Shown("kept log-probs off by", SHORT)),
+    Figure(
+        "median_margin",
+        ("log_ratios",),
+        Shown("median margin", SHORT),
+        iteration=Shown("median margin of the measured pairs, in nats", SHORT),
+    ),
+    Figure(
+        "method_error",
+        ("log_ratios",),
+        Shown("median error", SHORT),
+        iteration=Shown("median error of these margins, in nats", SHORT),
+    ),
+    Figure(
+        "kept_mismatch",
+        ("log_ratios",),
+        Shown("kept log-probs off by", SHORT),
+        iteration=Shown("kept log-probs off by, in nats", SHORT),
+    ),
     # What was labelled
     Figure(
         "accuracy_vs_gold",
@@ -323,6 +338,8 @@ def _facts(stages: Sequence[Manifest]) -> dict[str, str]:
     """Figures of the stages of one iteration."""
     facts = {}
     for manifest in sorted(stages, key=lambda stage: stage.kind != "judge"):
+        if manifest.kind == "log_ratios":
+            facts["log-ratios"] = str(manifest.metrics["method"])
         shown = [
             (figure.iteration, manifest.number(figure.name))
             for figure in FIGURES

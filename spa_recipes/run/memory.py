@@ -18,7 +18,10 @@ def smaller(kind: str, settings: dict[str, Any]) -> str:
     lower = [*(_sampling_keys(facts, settings) if "sample" in facts.work else ())]
     if "score" in facts.work:
         lower.append("compute.score_tokens_per_batch")
-    return f"set {' or '.join(lower)} lower" if lower else "use fewer rows, or a machine with more memory"
+    if not lower:
+        return "use fewer rows, or a machine with more memory"
+    alone = "; judge.method: difference has one model in memory at a time" if "method" in settings else ""
+    return f"set {' or '.join(lower)} lower{alone}"
 
 
 def _sampling_keys(kind: Kind, settings: dict[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from transformers import PreTrainedModel
 
 from spa_recipes.algo.noise import standard_error
@@ -27,7 +28,7 @@ from spa_recipes.generation.log_ratios import (
 from spa_recipes.generation.scoring import Scored
 from spa_recipes.models.adapters import with_adapter
 from spa_recipes.models.dtype import torch_dtype
-from spa_recipes.models.loading import for_inference, load_causal_lm, local_device
+from spa_recipes.models.loading import for_inference, load_causal_lm, local_device, stored_dtype
 from spa_recipes.models.update import Update, adapter_update, difference, stored_difference
 from spa_recipes.recipe.schema import Model
 from spa_recipes.stages.common import BARRIER_POLL_SECONDS, mean, model_section, sharded_values, use_local_device
@@ -69,6 +70,7 @@ def run(context: Context) -> Result:
     tokens = sum(len(i.prompt_ids) + len(i.response_ids) for i in items)
     metrics: dict[str, Any] = {
         "method": str(choice.way),
+        "why": choice.why,
         "median_margin": choice.margin,
         "logp_noise": choice.logp_noise,
     }
@@ -228,10 +230,14 @@ def _both_models(policy: Model, reference: Model, adapter: Path | None) -> BothM
     def update(loaded_reference: PreTrainedModel) -> Update:
         if adapter is not None:
             return adapter_update(adapter, loaded_reference)
+        # What a lower precision takes from the reference's weights is no part of the update.
+        stored = stored_dtype(reference)
+        lossless = stored is not None and torch.promote_types(stored, loaded_reference.dtype) == loaded_reference.dtype
+        finer = None if lossless else _load(reference, "float32", on_cpu=True)
         folder = Path(policy.model_name_or_path)
         if folder.is_dir():
-            return stored_difference(folder, loaded_reference)
-        return difference(load_causal_lm(policy.model_name_or_path, policy, loaded_reference.dtype), loaded_reference)
+            return stored_difference(folder, loaded_reference, stored=finer)
+        return difference(_load(policy, "float32", on_cpu=True), loaded_reference, stored=finer)
 
     on_cpu = BothModels(partial(load_policy, on_cpu=True), partial(_load, reference, on_cpu=True), update)
     return BothModels(load_policy, partial(_load, reference), update, on_cpu if local_device().type == "cuda" else None)

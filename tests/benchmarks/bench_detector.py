@@ -19,6 +19,7 @@ from statistics import median, pstdev
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from transformers import AutoTokenizer, PreTrainedModel
 
 from spa_recipes.algo.refine import dpo_margin
@@ -28,7 +29,7 @@ from spa_recipes.recipe.schema import Model
 from spa_recipes.training.response_logps import IGNORED, Reference, add_response_logps
 from tests.benchmarks.kit import where
 
-BETA = 0.1
+BETA, LAMBDA = 0.1, 0.5
 
 
 def main() -> None:
@@ -41,14 +42,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    Accelerator(cpu=True)  # the training's forward pass asks for its state
     rows = _rows(options.data, options.reference, options.pairs)
     print(f"{len(rows)} pairs; {where(options.threads)}", flush=True)
     print("| of the update | lambda | rank correlation | flagged by both | error of a margin | its spread |")
     print("|---|---|---|---|---|---|", flush=True)
     for share in (0.25, 1.0):
-        for lam in (0.0, 0.5):
-            exact = _margins(options, share, lam, rows, half=False)
-            half = _margins(options, share, lam, rows, half=True)
+        places = zip(*(_margins(options, share, rows, half=half) for half in (False, True)), strict=True)
+        for lam, (exact, half) in zip((0.0, LAMBDA), places, strict=True):
             errors = median(abs(a - b) for a, b in zip(exact, half, strict=True))
             correlation, both = spearman(exact, half), flagged_by_both(exact, half)
             print(
@@ -71,7 +72,7 @@ def flagged_by_both(one: list[float], other: list[float]) -> float:
 
 
 def _rows(data: Path, tokenizer: str, count: int) -> list[tuple[list[int], list[list[int]]]]:
-    renderer = Renderer(AutoTokenizer.from_pretrained(tokenizer), max_prompt_length=256, max_length=512)
+    renderer = Renderer(AutoTokenizer.from_pretrained(tokenizer), max_prompt_length=128, max_length=384)
     rows = [json.loads(line) for line in data.read_text().splitlines()]
     prompts = {row["prompt"]: row for row in rows}
     found = []
@@ -83,8 +84,8 @@ def _rows(data: Path, tokenizer: str, count: int) -> list[tuple[list[int], list[
 
 
 @torch.no_grad()
-def _margins(options: Any, share: float, lam: float, rows: Any, *, half: bool) -> list[float]:
-    """beta times the detector's difference of log-ratios, of each pair; p~ is its sigmoid."""
+def _margins(options: Any, share: float, rows: Any, *, half: bool) -> tuple[list[float], list[float]]:
+    """beta times the difference of log-ratios of each pair, plain and de-coupled; p~ is the sigmoid of one of them."""
     settings = Model(model_name_or_path=options.policy)
     reference = load_causal_lm(options.reference, settings, torch.bfloat16 if half else torch.float32)
     policy = load_causal_lm(options.policy, settings, torch.float32)
@@ -93,26 +94,24 @@ def _margins(options: Any, share: float, lam: float, rows: Any, *, half: bool) -
     add_response_logps(policy)
     head = add_response_logps(reference)
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
-        return [_margin(policy, reference, head, lam, prompt, answers) for prompt, answers in rows]
+        plain, decoupled = zip(
+            *(_pair(policy, reference, head, prompt, answers) for prompt, answers in rows), strict=True
+        )
+    return list(plain), list(decoupled)
 
 
-def _margin(
-    policy: PreTrainedModel, reference: PreTrainedModel, head: Any, lam: float, prompt: Any, answers: Any
-) -> float:
-    detector, before = [], []
+def _pair(policy: PreTrainedModel, reference: PreTrainedModel, head: Any, prompt: Any, answers: Any) -> Any:
+    found: list[Any] = []
     for answer in answers:
         ids = torch.tensor([prompt + answer])
-        labels = torch.tensor([[IGNORED] * len(prompt) + answer])
-        tokens = {"input_ids": ids, "response_labels": labels}
-        if lam:
-            given = Reference(reference(**tokens, hidden_only=True), head(), lam)
-            logps: Any = policy(**tokens, reference=given)
-            detector.append(logps.decoupled)
-            before.append(logps.reference)
-        else:
-            detector.append(policy(**tokens))
-            before.append(reference(**tokens))
-    return float(dpo_margin(detector[0], detector[1], before[0], before[1], BETA))
+        tokens = {"input_ids": ids, "response_labels": torch.tensor([[IGNORED] * len(prompt) + answer])}
+        found.append(policy(**tokens, reference=Reference(reference(**tokens, hidden_only=True), head(), LAMBDA)))
+    chosen, rejected = found
+    before = (chosen.reference, rejected.reference, BETA)
+    return (
+        float(dpo_margin(chosen.policy, rejected.policy, *before)),
+        float(dpo_margin(chosen.decoupled, rejected.decoupled, *before)),
+    )
 
 
 if __name__ == "__main__":

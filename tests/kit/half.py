@@ -15,12 +15,13 @@ from spa_recipes.sandbox.rows import preference_rows
 from spa_recipes.stages.common import renderer_of
 
 
-def half_inputs(folder: Path, *, pairs: int, update: float = 4e-4) -> None:
+def half_inputs(folder: Path, *, pairs: int, update: float = 4e-4, whole: bool = False) -> None:
     """`policy`, `reference` and `pairs.jsonl` for `spa judge`.
 
     Args:
         update: standard deviation of what is added to each weight. The default gives margins of 0.01 to 1 nat, in
             weights of about 0.06, whose neighbours in bfloat16 are as far apart.
+        whole: both are stored in float32 instead.
     """
     build_model(folder / "reference", seed=1)
     build_model(folder / "policy", seed=1)
@@ -28,11 +29,12 @@ def half_inputs(folder: Path, *, pairs: int, update: float = 4e-4) -> None:
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for (name, ours), theirs in zip(policy.named_parameters(), reference.parameters(), strict=True):
-            theirs.copy_(theirs.bfloat16())
+            if not whole:
+                theirs.copy_(theirs.bfloat16())
             exact = theirs + update * torch.randn(theirs.shape, generator=generator)
-            ours.copy_(stochastic(exact, torch.bfloat16, key="test", name=name))
+            ours.copy_(exact if whole else stochastic(exact, torch.bfloat16, key="test", name=name))
     for name, model in (("reference", reference), ("policy", policy)):
-        model.bfloat16().save_pretrained(folder / name)
+        (model if whole else model.bfloat16()).save_pretrained(folder / name)
     write_jsonl(folder / "pairs.jsonl", preference_rows(pairs, seed=0))
 
 

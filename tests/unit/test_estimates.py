@@ -67,3 +67,10 @@ def test_figures_for_people() -> None:
     assert human_count(61_440_000) == "61.4M"
     assert [human_seconds(s) for s in (4.24, 42, 200, 18600)] == ["4.2 s", "42 s", "3 min 20 s", "5 h 10 min"]
     assert human_bytes(None) == human_count(None) == "-"
+
+
+def test_log_ratios_need_a_policys_update_beside_its_reference(tmp_path: Path) -> None:
+    changes = {"num_parameters": 1000.0, "dtype": "bfloat16"}
+    plan = compile_plan(Recipe.model_validate(mini(model=changes)), DigestMemo(tmp_path / "memo"))
+    assert needs(plan.stage("log-ratios-1"), plan).memory == 2 * 2 * 1000
+    assert needs(plan.stage("generate-1"), plan).memory == 2 * 1000

@@ -176,6 +176,18 @@ def test_log_ratios_and_standard_errors_stand_beside_the_completions(inputs: dic
     assert table.errors[1] / table.errors[0] == pytest.approx((7 / 6) ** 0.5)
 
 
+def test_what_bfloat16_takes_from_float32_checkpoints_is_no_part_of_the_update(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    """Two checkpoints in float32, judged in bfloat16: the update is their stored difference, not that of copies."""
+    half_inputs(tmp_path / "whole", pairs=1, whole=True)
+    models = {role: tmp_path / "whole" / role for role in ("policy", "reference")}
+    here = context(tmp_path / "stage", {**inputs, **models})
+    metrics = stage.run(here).metrics
+    assert metrics["method"] == "tangent in bfloat16"
+    assert metrics["method_error"] < 0.1 * metrics["median_margin"]
+
+
 def test_log_probs_of_another_model_are_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
     """What the engine kept is far from the policy's own: it sampled from something else."""
     rows: list[CompletionRow] = pq.read_table(inputs["completions"]).to_pylist()
