@@ -1,10 +1,13 @@
-"""LoRA adapters: peft's settings, the sum with the model, and the adapter that stays beside it."""
+"""LoRA adapters: peft's settings, their sums with the weights, and the adapter that stays beside it."""
 
 import json
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 from transformers.trainer import TRAINING_ARGS_NAME
 
@@ -28,12 +31,29 @@ def lora_config(settings: Lora) -> Any:
     )
 
 
-def merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
-    """The model with a trained adapter added to its weights; `model` is what the adapter was trained on."""
-    import peft
+def sums_with(model: PreTrainedModel, adapter: Path) -> tuple[PreTrainedModel, dict[str, Callable[[], torch.Tensor]]]:
+    """The model without layers of peft, and what makes each of its weights that a trained adapter is added to.
 
-    whole: PreTrainedModel = peft.PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    return whole
+    One sum is in memory at a time. Layers that were trained as a whole are in the model already.
+
+    Args:
+        model: what the adapter was trained on. It is changed.
+    """
+    import peft
+    from peft.tuners.lora import LoraLayer
+
+    wrapped = peft.PeftModel.from_pretrained(model, str(adapter))
+    layers = {name: layer for name, layer in wrapped.get_base_model().named_modules() if isinstance(layer, LoraLayer)}
+    bare: PreTrainedModel = wrapped.unload()
+    return bare, {f"{name}.weight": partial(_sum, layer) for name, layer in layers.items()}
+
+
+def _sum(layer: Any) -> torch.Tensor:
+    """The weight of a layer with its adapter, as peft merges it."""
+    (adapter,) = layer.active_adapters
+    weight: torch.Tensor = layer.get_base_layer().weight.detach()
+    delta: torch.Tensor = layer.get_delta_weight(adapter).detach()
+    return weight + delta.to(weight.dtype)
 
 
 def with_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:

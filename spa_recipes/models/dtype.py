@@ -25,6 +25,11 @@ def torch_dtype(name: str) -> "torch.dtype":
     return dtype
 
 
+def dtype_name(dtype: "torch.dtype") -> str:
+    """The name of a precision, as `model.dtype` and a model's configuration have it."""
+    return str(dtype).removeprefix("torch.")
+
+
 def weight_bytes(name: str) -> int:
     """Bytes per weight; an estimate for `auto`, which takes a GPU driver as a sign of bfloat16."""
     return 4 if resolved_dtype(name, has_bfloat16=_GPU_DRIVER.exists()) == "float32" else 2

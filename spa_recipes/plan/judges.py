@@ -25,12 +25,14 @@ class Models(NamedTuple):
     """The models of a recipe before its iterations.
 
     Attributes:
-        settings: the model section as settings of a stage.
+        settings: the model section as settings of a stage that trains no model.
+        training: the same for one that does.
         base: the model that the recipe names.
         init: pi_init.
     """
 
     settings: dict[str, Any]
+    training: dict[str, Any]
     base: Input
     init: Input
 
@@ -204,7 +206,7 @@ def _given_or_trained(judge: RewardModelJudge, recipe: Recipe, build: Builder, m
         "reward-model",
         "reward_model",
         "the judge: a reward model trained on the seed labels, from pi_init",
-        settings={**models.settings, "training": training, "seed": recipe.seed},
+        settings={**models.training, "training": training, "seed": recipe.seed},
         inputs={"policy": models.init, "pairs": seed.inputs["pairs"]},
         rows=seed.rows,
     )

@@ -14,7 +14,7 @@ from spa_recipes.plan.judges import FRAGMENTS, Iteration, Judging, Label, Models
 from spa_recipes.plan.kinds import MODEL
 from spa_recipes.plan.log_ratios import of_both_models
 from spa_recipes.plan.stages import Builder, Input, Plan, StageOutput
-from spa_recipes.recipe.schema import Recipe, SupervisedTraining
+from spa_recipes.recipe.schema import Model, Recipe, SupervisedTraining
 from spa_recipes.state.digests import DigestMemo
 
 
@@ -26,11 +26,12 @@ def compile_plan(recipe: Recipe, memo: DigestMemo) -> Plan:
         DataError: a local data file is missing.
     """
     build = Builder(memo)
-    settings = build.model_settings(recipe.model)
+    settings = build.model_settings(recipe.model.model_copy(update={"save_rounding": None}))
+    training = {**settings, "model": _saved(recipe.model)}
     # Rows come first: what is wrong with them is found before any model is loaded.
     _add_data(recipe, build)
     base = _base_model(recipe, build)
-    models = Models(settings, base, _initial_policy(recipe, build, settings, base))
+    models = Models(settings, training, base, _initial_policy(recipe, build, training, base))
 
     by_seed = recipe.evaluation.reward == "seed" and bool(recipe.data.seed_labels)
     if not by_seed:
@@ -49,6 +50,16 @@ def compile_plan(recipe: Recipe, memo: DigestMemo) -> Plan:
     add_benchmarks(recipe, build, models, policy)
     memo.save()
     return Plan(recipe, with_gates(recipe, build.stages))
+
+
+def _saved(model: Model) -> Model:
+    """The model section of a stage that trains: it says how weights are rounded, wherever they may be.
+
+    Stages that save no model read a section without `save_rounding`, so that it moves no key of theirs.
+    """
+    if model.dtype == "float32" or model.save_rounding is not None:
+        return model
+    return model.model_copy(update={"save_rounding": "stochastic"})
 
 
 def _add_data(recipe: Recipe, build: Builder) -> None:
@@ -94,7 +105,7 @@ def _add_seed(recipe: Recipe, build: Builder, models: Models) -> Input:
         "seed",
         "dpo",
         "pi_0: DPO on the seed labels, from pi_init, reference pi_init",
-        settings={**models.settings, "training": recipe.seed_training, "seed": recipe.seed},
+        settings={**models.training, "training": recipe.seed_training, "seed": recipe.seed},
         inputs={"policy": models.init, "reference": models.init, "pairs": StageOutput("data", "seed.jsonl")},
         rows=_seed_rows(recipe),
     )
@@ -180,7 +191,7 @@ def _add_refine(
         "refine",
         f"pi_{i}: refined DPO on the judged pairs, from {before}, reference {before}{source}",
         settings={
-            **models.settings,
+            **models.training,
             "training": recipe.refine,
             "noise": recipe.noise.model_copy(update={"lambdas": None}),
             "lambda": recipe.lambda_of(i),

@@ -93,6 +93,15 @@ def prompt_fits(model: schema.Model) -> Conflicts:
         )
 
 
+def rounding_has_an_effect(model: schema.Model) -> Conflicts:
+    if model.save_rounding is not None and model.dtype == "float32":
+        yield Conflict(
+            ("save_rounding",),
+            f"{model.save_rounding} has no effect with dtype float32, in which trained weights are saved as they are",
+            "remove it, or set dtype to bfloat16 or float16",
+        )
+
+
 def batch_splits(training: schema.Training) -> Conflicts:
     total, per_device = training.global_batch_size, training.per_device_train_batch_size
     if total % per_device:
@@ -252,6 +261,13 @@ def vllm_can_sample(recipe: schema.Recipe) -> Conflicts:
     if backend.lora == "adapter" and recipe.model.lora is None:
         yield Conflict(
             ("sampling.backend.lora",), "adapter needs model.lora, without which no stage trains an adapter", "add it"
+        )
+    elif backend.lora == "adapter" and recipe.model.dtype != "float32":
+        yield Conflict(
+            ("sampling.backend.lora",),
+            f"adapter would not sample from the policy, which is the merged model as it is saved in model.dtype "
+            f"{recipe.model.dtype}",
+            "set it to merged, or model.dtype to float32",
         )
 
 

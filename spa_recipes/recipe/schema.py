@@ -110,13 +110,20 @@ class ModelSource(Section):
 class Model(ModelSource):
     """The model to align: the SFT model, or the base model when the recipe has an `sft` section."""
 
-    RULES: ClassVar[rules.Rules] = (rules.prompt_fits,)
+    RULES: ClassVar[rules.Rules] = (rules.prompt_fits, rules.rounding_has_an_effect)
 
     max_length: PositiveInt = Field(2048, description="Tokens of prompt and response together.")
     max_prompt_length: PositiveInt = Field(
         1024, description="Tokens of the prompt. A longer prompt loses its beginning."
     )
     lora: Lora | None = Field(None, description="LoRA settings; null trains all weights.")
+    save_rounding: Literal["stochastic", "nearest"] | None = Field(
+        None,
+        description="How trained weights, which are in float32, are rounded to `dtype` when a model is saved. "
+        "stochastic: up or down by chance, so that the mean is the trained weight and what was learned is kept. "
+        "nearest: as other tools do; an update below half a unit in the last place of its weight is lost. null: "
+        "stochastic, or nothing to round in float32.",
+    )
     num_parameters: Annotated[float, Field(gt=0)] | None = Field(
         None,
         description="Number of parameters, e.g. 7.24e9. `spa plan` uses it for its estimates while the model is not on "
@@ -276,8 +283,9 @@ class VllmBackend(Section):
     enforce_eager: bool = Field(False, description="Do not use CUDA graphs.", json_schema_extra=RUNTIME)
     lora: Literal["merged", "adapter"] = Field(
         "merged",
-        description="How to sample when model.lora is set. merged: from the merged weights. adapter: from the weights "
-        "before the training, with the adapter applied separately, so that the sum is not rounded to model.dtype.",
+        description="How to sample when model.lora is set. merged: from the merged weights, as they are saved. "
+        "adapter: from the weights before the training, with the adapter applied separately; in float32 only, where "
+        "both are the same model.",
     )
     shard_size: PositiveInt = Field(
         512,

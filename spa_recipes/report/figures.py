@@ -184,6 +184,24 @@ FIGURES: tuple[Figure, ...] = (
     # What was trained
     Figure("train_loss", TRAINED, Shown("loss", SHORT)),
     Figure(
+        "update_kept",
+        TRAINED,
+        Shown("update kept", PERCENT),
+        iteration=Shown("update kept by the saved model", PERCENT, place=2),
+    ),
+    Figure(
+        "update_visible",
+        TRAINED,
+        Shown("by rounding to nearest", PERCENT),
+        iteration=Shown("update that rounding to nearest would keep", PERCENT, place=2),
+    ),
+    Figure(
+        "rounding_to_update",
+        TRAINED,
+        Shown("rounding/update", SHORT),
+        iteration=Shown("length of the rounding, in lengths of the update", SHORT, place=2),
+    ),
+    Figure(
         "replayed_pairs",
         ("refine",),
         Shown("replayed", COUNT),

@@ -24,6 +24,7 @@ def train_env(context: Context, model: Model, renderer: Renderer) -> TrainEnv:
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(context.attempt_dir / "tensorboard"))
     return TrainEnv(
         model=model,
+        key=context.spec.key,
         seed=context.spec.settings["seed"],
         output_dir=context.draft / MODEL,
         adapter_dir=context.draft / ADAPTER,

@@ -20,10 +20,10 @@ from transformers import (
     TrainingArguments,
 )
 
-from spa_recipes.errors import DataError, RecipeError
-from spa_recipes.models.adapters import keep_or_drop, merged
-from spa_recipes.models.dtype import torch_dtype
-from spa_recipes.models.saving import save_model
+from spa_recipes.errors import DataError, RecipeError, StageError
+from spa_recipes.models.adapters import keep_or_drop, sums_with
+from spa_recipes.models.dtype import dtype_name, torch_dtype
+from spa_recipes.models.saving import Weights, save_model
 from spa_recipes.recipe.schema import Model, Training
 from spa_recipes.state import atomic
 from spa_recipes.training.checkpoints import CheckpointCallback, drop_unfinished, read_state, resume_point
@@ -32,6 +32,9 @@ from spa_recipes.training.order import as_dataset, steps_per_epoch
 from spa_recipes.training.preference import NoiseDetector
 
 TRAINING_LOG = "training_log.jsonl"
+LITTLE = 0.5
+"""Below this share of an update that is kept or visible, a person is told."""
+
 _ADAPTER = ".adapter"  # hidden, so that it is no output
 
 Rows: TypeAlias = datasets.Dataset | Sequence[Mapping[str, Any]]
@@ -155,37 +158,104 @@ def save_trained(
     *,
     source: Path | str,
     load_source: Callable[[], PreTrainedModel],
-) -> None:
+) -> dict[str, float]:
     """Write the trained model, whole and in precision `dtype`, with its tokenizer.
 
     Args:
         source: place of the model before the training.
-        load_source: loads it in float32. A LoRA adapter is merged into weights that are loaded afresh, which is right
-            for sharded and for 4-bit models, too.
+        load_source: loads it in float32. A LoRA adapter is added to weights that are loaded afresh, which is right
+            for sharded and for 4-bit models, too; any other update is measured against them where it is rounded.
+
+    Returns:
+        What the saved model keeps of the update, on the first process; nothing in float32.
     """
     adapter = None if env.model.lora is None else env.output_dir / _ADAPTER
     if trainer.is_world_process_zero():
         env.output_dir.mkdir(parents=True, exist_ok=True)
     if adapter is None:
-        state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        state_dict = _whole_weights(trainer, dtype)
         model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
     else:
         trainer.save_model(str(adapter))
     if not trainer.is_world_process_zero():
-        return
-    if adapter is not None:
-        model = merged(load_source(), adapter)
-        state_dict = model.state_dict()
-    save_model(model, state_dict, tokenizer, env.output_dir, source=source, settings=env.model, dtype=dtype)
+        return {}
+    is_rounded = dtype != torch.float32
+    if adapter is None:
+        weights = Weights(state_dict, start=load_source().state_dict() if is_rounded else None)
+    else:
+        model, sums = sums_with(load_source(), adapter)
+        before = model.state_dict()
+        weights = Weights(before, sums, start=before if is_rounded else None)
+    kept = save_model(
+        model, weights, tokenizer, env.output_dir, source=source, settings=env.model, dtype=dtype, key=env.key
+    )
     if adapter is not None:
         keep_or_drop(adapter, env.adapter_dir)
+    _say_what_was_lost(kept, dtype, env)
+    return kept
 
 
-def finish(trainer: Trainer, env: TrainEnv, resumed_from: int, row_count: int, tokens: int) -> TrainResult:
-    """Write the training log beside the saved model, and sum up; every process waits for the first one here."""
+def _whole_weights(trainer: Trainer, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The trained weights on the first process, gathered by all of them.
+
+    Raises:
+        StageError: they are not in float32, but rounded to nearest already.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    if trainer.is_deepspeed_enabled and dtype != torch.float32:
+        weights = _deepspeed_masters(model, keep=trainer.is_world_process_zero())
+    else:
+        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) or {}
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and tensor.dtype.itemsize < torch.float32.itemsize:
+            raise StageError(
+                f"the launcher hands out the trained weights of {name} in {tensor.dtype}, rounded to nearest: what was "
+                "learned would be lost",
+                where="compute.executor",
+                fix="use another executor, or set model.dtype to float32",
+            )
+    return weights
+
+
+def _deepspeed_masters(model: PreTrainedModel, *, keep: bool) -> dict[str, torch.Tensor]:
+    """DeepSpeed's weights in float32: the module's own are copies of them, rounded to nearest."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    weights = {}
+    for name, parameter in model.named_parameters():
+        whole = safe_get_full_fp32_param(parameter)  # every process has to call it
+        if keep:
+            weights[name] = whole.detach().cpu().clone()
+    own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    buffers = {name: tensor for name, tensor in model.state_dict().items() if name not in own}
+    return {**weights, **buffers}
+
+
+def _say_what_was_lost(kept: dict[str, float], dtype: torch.dtype, env: TrainEnv) -> None:
+    """Tell a person of a saved model that is nearly the one before."""
+    share = kept.get("update_kept", 1.0)
+    if share < LITTLE:
+        remedy = (
+            "model.save_rounding to stochastic" if env.model.save_rounding == "nearest" else "model.dtype to float32"
+        )
+        env.on_notice(
+            f"the saved model keeps {share:.1%} of what was learned; the rest was lost when its weights were rounded "
+            f"to {dtype_name(dtype)}: set {remedy}"
+        )
+
+
+def finish(
+    trainer: Trainer, env: TrainEnv, resumed_from: int, row_count: int, tokens: int, kept: dict[str, float]
+) -> TrainResult:
+    """Write the training log beside the saved model, and sum up; every process waits for the first one here.
+
+    Args:
+        kept: what the saved model keeps of the update; the last line of the log has it, too.
+    """
     history = _history(trainer)
     last = history[-1]
-    metrics = {"train_loss": _mean_loss(history), "resumed_from_step": float(resumed_from)}
+    metrics = {"train_loss": _mean_loss(history), "resumed_from_step": float(resumed_from), **kept}
+    last.update(kept)
     metrics |= {name: last[name] for name in ("rewards/accuracies", "rewards/margins") if name in last}
     if trainer.is_world_process_zero():
         write_lines(env.output_dir / TRAINING_LOG, history)

@@ -27,6 +27,7 @@ class TrainEnv:
 
     Attributes:
         model: dtype, attention, LoRA and the like; the path of the model to train is given separately.
+        key: the stage's; it chooses the random bits by which weights are rounded when the model is saved.
         output_dir: the trained model is saved here: weights, config, generation config, tokenizer, training log.
         adapter_dir: where the trained LoRA weights are kept once they are merged; None keeps the merged model only.
         checkpoint_dir: checkpoints of the running training, which continues from the newest one that it finds there.
@@ -37,6 +38,7 @@ class TrainEnv:
     """
 
     model: Model
+    key: str
     seed: int
     output_dir: Path
     checkpoint_dir: Path
@@ -78,6 +80,8 @@ class TrainResult:
         steps: optimizer steps; rows: rows given; tokens: tokens of all sequences over all epochs, without padding.
         metrics: train_loss (mean over all steps), resumed_from_step (0: from the start), and for preferences the last
             rewards/accuracies, rewards/margins and, with refinement, spa/flagged over the steps after the warm-up.
+            Where the model was rounded when it was saved, also what it keeps of the update: see
+            `spa_recipes.models.rounding.Update`.
         history: one dict per log line, as in `training_log.jsonl`.
     """
 

@@ -75,7 +75,7 @@ def train_reward_model(
             example = table[0]["prompt_ids"] + table[0]["chosen_ids"]
             check_no_dropout(trainer.model, example, common.tolerance(dtype))
     resumed_from = common.fit(trainer, env)
-    common.save_trained(
+    kept = common.save_trained(
         trainer,
         replace(env, adapter_dir=None),  # an adapter of a reward model is of no use
         dtype,
@@ -85,7 +85,8 @@ def train_reward_model(
     )
     if trainer.is_world_process_zero():
         _declare(env, tokenizer.pad_token_id)
-    return common.finish(trainer, env, resumed_from, len(table), pair_tokens(table) * settings.num_train_epochs)
+    tokens = pair_tokens(table) * settings.num_train_epochs
+    return common.finish(trainer, env, resumed_from, len(table), tokens, kept)
 
 
 class SpaRewardTrainer(TrainsTokenRows, RewardTrainer):  # type: ignore[misc]

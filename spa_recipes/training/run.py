@@ -11,6 +11,7 @@ from trl import DPOConfig, SFTConfig
 
 from spa_recipes.errors import DataError
 from spa_recipes.models.adapters import lora_config
+from spa_recipes.models.dtype import dtype_name
 from spa_recipes.models.loading import load_causal_lm
 from spa_recipes.recipe.schema import PreferenceTraining, SupervisedTraining
 from spa_recipes.training import common
@@ -150,7 +151,7 @@ def _train(
             if not dropout:
                 check_no_dropout(trainer.model, example, common.tolerance(dtype))
     resumed_from = common.fit(trainer, env, detector)
-    common.save_trained(
+    kept = common.save_trained(
         trainer,
         env,
         dtype,
@@ -160,10 +161,28 @@ def _train(
     )
     if detector is not None and trainer.is_world_process_zero():
         common.write_lines(env.output_dir / PAIRS_TRACE, detector.trace)
-    result = common.finish(trainer, env, resumed_from, row_count, tokens)
+    result = common.finish(trainer, env, resumed_from, row_count, tokens, kept)
     if detector is not None:
         result.metrics["spa/flagged"] = detector.flagged_share()
+        _say_what_the_detector_missed(kept, detector, dtype, env)
     return result
+
+
+def _say_what_the_detector_missed(
+    kept: dict[str, float], detector: NoiseDetector, dtype: torch.dtype, env: TrainEnv
+) -> None:
+    """Tell a person where the policy's margins, by which pairs are flagged, hardly showed what it learned.
+
+    The forward pass computes with weights that are rounded to nearest. The gradient suffers little from that, since it
+    depends on a margin only through a sigmoid; the detector compares margins that are small.
+    """
+    visible = kept.get("update_visible", 1.0)
+    if visible < common.LITTLE and detector.settings.detector != "judge":
+        env.on_notice(
+            f"only {visible:.1%} of the update was visible to the detector, which computes with weights rounded to "
+            f"{dtype_name(dtype)}: rounding has a part in which pairs it flags; set noise.detector to judge, or "
+            "model.dtype to float32"
+        )
 
 
 def _policy(

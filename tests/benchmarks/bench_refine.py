@@ -105,6 +105,7 @@ def train(side: str, model: Path, rows: list[dict[str, Any]], batch: int, folder
     )
     env = TrainEnv(
         model=Model(model_name_or_path=str(model)),
+        key="of-a-stage",
         seed=0,
         output_dir=folder / "out",
         checkpoint_dir=folder / "checkpoints",

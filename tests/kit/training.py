@@ -37,6 +37,7 @@ def make_env(model: Path, folder: Path, on_progress: Callable[..., None] = ignor
     """Output in `folder/out`, checkpoints in `folder/checkpoints`; `fields` are those of `Model`."""
     return TrainEnv(
         model=Model(model_name_or_path=str(model), **fields),
+        key="of-a-stage",
         seed=11,
         output_dir=folder / "out",
         checkpoint_dir=folder / "checkpoints",

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,6 +95,37 @@ def test_another_number_of_seed_labels_keeps_sft_and_the_evaluation_of_pi_init()
 def test_a_further_iteration_keeps_the_earlier_ones() -> None:
     two, three = keys_of(), keys_of(data={"prompts_per_iteration": [32, 48, 40]})
     assert [two[name] for name in two if name != "data"] == [three[name] for name in two if name != "data"]
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16", "float16"])
+def test_rounding_is_in_the_keys_of_what_it_changes(dtype: str) -> None:
+    """Of all trainings, the reward model's too, and so of all that reads their models; of nothing else."""
+
+    def keys(rounding: str | None, **changes: Any) -> dict[str, str]:
+        return keys_of(model={"dtype": dtype, "save_rounding": rounding}, judge={"type": "reward_model"}, **changes)
+
+    default, stochastic, nearest = (keys(rounding) for rounding in (None, "stochastic", "nearest"))
+    assert default == stochastic
+    same = {name for name in default if default[name] == nearest[name]}
+    assert same == {"data", "base"}
+    (training,) = (stage for stage in plan_of(model={"dtype": dtype}).stages if stage.id == "seed")
+    assert training.material["settings"]["model"]["save_rounding"] == "stochastic"
+
+
+def test_rounding_is_in_no_key_of_a_stage_that_trains_nothing() -> None:
+    """pi_init from outside is sampled from as it is."""
+    outside = {"sft": None, "evaluation": {"reward": "none"}}
+    plans = [
+        plan_of(model={"model_name_or_path": "org/m", "dtype": "bfloat16", "save_rounding": rounding}, **outside)
+        for rounding in ("stochastic", "nearest")
+    ]
+    keys = [plan.stage("evaluate-init").key for plan in plans]
+    assert keys[0] == keys[1]
+    assert plans[0].stage("evaluate-0").key != plans[1].stage("evaluate-0").key
+
+
+def test_no_key_of_float32_knows_of_rounding() -> None:
+    assert all("save_rounding" not in json.dumps(stage.material) for stage in plan_of().stages)
 
 
 def test_differences_name_the_field() -> None:

@@ -156,6 +156,14 @@ WHOLE = {
     "data: {pairs: {type: sandbox}}":
         "r.yaml:5: model.lora.lora_target_modules: must not name lm_head; remove it: log-probs are read from its "
         "weight directly",
+    "name: x\nmodel:\n  dtype: float32\n  save_rounding: nearest\n  model_name_or_path: m\n"
+    "data: {pairs: {type: sandbox}}":
+        "r.yaml:4: model.save_rounding: nearest has no effect with dtype float32, in which trained weights are saved "
+        "as they are; remove it, or set dtype to bfloat16 or float16",
+    "name: x\nmodel: {model_name_or_path: m, dtype: bfloat16, lora: {}}\ndata: {pairs: {type: sandbox}}\nsampling:\n"
+    "  backend: {type: vllm, lora: adapter}":
+        "r.yaml:5: sampling.backend.lora: adapter would not sample from the policy, which is the merged model as it is "
+        "saved in model.dtype bfloat16; set it to merged, or model.dtype to float32",
     "name: x\nmodel:\n  model_name_or_path: sandbox\ndata: {pairs: {type: sandbox}}":
         "r.yaml:3: model.model_name_or_path: sandbox is a freshly initialised model; add an sft section that trains it",
     "name: x\nmodel: {model_name_or_path: m}\ndata:\n  pairs:\n    type: sandbox\n    rows: 13057":
