@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
-from spa_recipes.errors import DAMAGE, DataError, RecipeError
+from spa_recipes.errors import DAMAGE, RecipeError, SpaError
 from spa_recipes.plan import MODEL, External, Plan, Stage, compile_judge_plan, compile_plan
 from spa_recipes.recipe.load import changed, load_recipe
 from spa_recipes.recipe.rules import conflicts_in
@@ -108,7 +108,7 @@ def prepare_resume(run: str | None, runs_dir: Path, *, overrides: Sequence[str] 
     Raises:
         RecipeError: there is no such run, or nothing to resume.
     """
-    folder = _newest_unfinished(runs_dir) if run is None else find_run(run, runs_dir)
+    folder = newest_unfinished(runs_dir).run if run is None else find_run(run, runs_dir)
     recipe = folder.recipe()
     if recipe is None:
         raise RecipeError("no run is there", where=str(folder.path), fix="see `spa status`")
@@ -132,12 +132,23 @@ def find_run(run: str, runs_dir: Path) -> RunDir:
     raise RecipeError(f"no run {run!r} in {runs_dir}", fix=f"runs there: {names}")
 
 
-def _newest_unfinished(runs_dir: Path) -> RunDir:
-    """The newest run that is not finished, of those that this user started: nobody looked at another one's recipe."""
+class Unfinished(NamedTuple):
+    """A run to go on with, and a line about each newer run that was passed over because it cannot be read."""
+
+    run: RunDir
+    passed_over: list[str]
+
+
+def newest_unfinished(runs_dir: Path) -> Unfinished:
+    """The newest run that is not finished, of those that this user started: nobody looked at another one's recipe.
+
+    Raises:
+        RecipeError: there is none.
+    """
     from spa_recipes.run.overview import next_stage
 
     runs = all_runs(runs_dir)
-    others, unreadable = [], []
+    others, unreadable = [], dict[str, str]()
     for run in runs:
         if not user_state.started_here(run.path):
             others.append(run.name)
@@ -145,9 +156,9 @@ def _newest_unfinished(runs_dir: Path) -> RunDir:
         try:
             run.check()
             if next_stage(run) is not None and run.recipe() is not None:
-                return run
-        except (RecipeError, DataError, *DAMAGE):
-            unreadable.append(run.name)
+                return Unfinished(run, [f"{name} was passed over: {why}" for name, why in unreadable.items()])
+        except (SpaError, *DAMAGE) as error:
+            unreadable[run.name] = " ".join(str(error).split())
     if others:
         raise RecipeError(
             f"no unfinished run in {runs_dir} was started by you with this version",

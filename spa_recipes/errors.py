@@ -132,12 +132,11 @@ def newer_version(field: str, where: str, version: str = "") -> NewerVersionErro
     Args:
         version: that wrote the file, where that is known.
     """
-    named = f" ({version})" if version else ""
+    made_by = f"spa-recipes {version}, a newer version" if version else "a newer version of spa-recipes"
     return NewerVersionError(
-        f"a newer version of spa-recipes{named} made this run, and {__version__} does not know `{field}`; "
-        "nothing was changed",
+        f"made by {made_by}; this is {__version__} and does not know `{field}`; nothing was changed",
         where=where,
-        fix="update spa-recipes, or choose another --run-dir",
+        fix="upgrade spa-recipes, or choose another --run-dir",
     )
 
 

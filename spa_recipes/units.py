@@ -1,5 +1,8 @@
 """Numbers for people: bytes, counts and times with their units."""
 
+import shlex
+from pathlib import Path
+
 
 def human_bytes(number: float | None) -> str:
     """Text such as `14.5 GB`; a dash for None."""
@@ -31,3 +34,9 @@ def human_seconds(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def for_shell(path: Path | str) -> str:
+    """A path as a shell, and then `spa`, reads it: quoted, and not like an option."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)

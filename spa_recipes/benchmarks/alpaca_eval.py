@@ -139,7 +139,7 @@ def annotate(
     """
     package = _package()
 
-    class Annotator(package.annotators.PairwiseAnnotator):  # type: ignore[misc]
+    class Annotator(package.annotators.PairwiseAnnotator):  # type: ignore[misc,name-defined]
         def save(self, *arguments: Any, **options: Any) -> None:
             super().save(*arguments, **options)
             on_progress(min(len(self.df_annotations), len(outputs)), len(outputs))

@@ -260,6 +260,11 @@ def rating(judgment: str) -> float | int:
 
     A grader may quote the answer, in which a rating may stand: what is in quotation marks, in backquotes, in a code
     block or in a block quote is not its own verdict. FastChat takes the first rating, wherever it stands, of any size.
+
+    A judgment whose only rating is quoted has none. FastChat would take that one, and then an answer that ends with
+    "Rating: [[10]]" grades itself as soon as its grader repeats it and gives no verdict, or is cut off before it does.
+    A missing rating is counted (`unrated`) and left out of the averages, as FastChat leaves out those that it cannot
+    find. It costs a judgment, which can be asked again; a rating by the graded model would be silently wrong.
     """
     own = _QUOTED.sub(" ", _without_blocks(judgment))
     for pattern in _RATINGS:

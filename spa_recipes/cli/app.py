@@ -80,7 +80,7 @@ def run(
 
     prepared = api.prepare(recipe, overrides=set_ or [], run_dir=run_dir, afresh=True)
     with RunReporter(prepared) as reporter:
-        consent = consent_of(reporter, trust=trust)
+        consent = consent_of(reporter, trust=trust, overrides=set_ or [])
         outcome = api.run_recipe(prepared, reporter, until=until, accept=accept, consent=consent)
     print_summary(prepared, outcome)
 
@@ -107,10 +107,16 @@ def resume(
     from spa_recipes.cli.consent import consent_of
     from spa_recipes.cli.progress import RunReporter
     from spa_recipes.cli.summary import print_summary
+    from spa_recipes.cli.terminal import say, yellow
 
+    if run is None:
+        found = api.newest_unfinished(runs_dir)
+        for line in found.passed_over:
+            say(yellow(line), err=True)
+        run = str(found.run.path)
     prepared = api.prepare_resume(run, runs_dir, overrides=set_ or [], afresh=True)
     with RunReporter(prepared) as reporter:
-        consent = consent_of(reporter, trust=trust)
+        consent = consent_of(reporter, trust=trust, overrides=set_ or [])
         outcome = api.run_recipe(prepared, reporter, until=until, accept=accept, consent=consent)
     print_summary(prepared, outcome)
 
@@ -287,7 +293,7 @@ def plan(
     elif json_:
         print_plan_json(prepared)
     else:
-        print_plan(prepared, diff=diff)
+        print_plan(prepared, diff=diff, overrides=set_ or [])
 
 
 @app.command(epilog=examples("spa status", "spa status quickstart"))
@@ -434,9 +440,10 @@ def init(
     """Write a commented starter recipe."""
     from spa_recipes.cli.terminal import say
     from spa_recipes.recipe.starter import starter_recipe
+    from spa_recipes.units import for_shell
 
     write_new(path, starter_recipe())
-    say(f"wrote {path}; next: edit it, then `spa validate {path}` and `spa plan {path}`")
+    say(f"wrote {path}; next: edit it, then `spa validate {for_shell(path)}` and `spa plan {for_shell(path)}`")
 
 
 @app.command(epilog=examples("spa doctor"))

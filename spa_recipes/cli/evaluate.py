@@ -13,6 +13,7 @@ from spa_recipes.recipe.schema import AlpacaEval, BenchmarkJob, MtBench
 from spa_recipes.report import figures
 from spa_recipes.report.benchmarks import benchmark_lines
 from spa_recipes.state.digests import files_below
+from spa_recipes.units import for_shell
 
 
 def run_job(
@@ -23,7 +24,7 @@ def run_job(
     job = load_job(subject, given, overrides)
     with PlainReporter() as reporter:
         of_file = subject is not None and is_file_of_job(subject)
-        consent = consent_of(reporter, trust=trust) if of_file else users_own_words
+        consent = consent_of(reporter, trust=trust, overrides=overrides) if of_file else users_own_words
         done = run_benchmark(job, reporter, consent=consent)
     _print_result(job, done)
 
@@ -76,8 +77,8 @@ def _next(job: BenchmarkJob, folder: Path) -> str:
         return f"read who won and why in {folder / 'outcomes.jsonl'}"
     if benchmark.annotator is not None:
         path = folder / benchmark.annotator / "annotations.json"
-        return f"score the annotations again at any time with `--annotations {path}`"
+        return f"score the annotations again at any time with `--annotations {for_shell(path)}`"
     return (
         "annotate the answers: the same command with another --out and --set benchmark.annotator=NAME, or "
-        f"`alpaca_eval --model_outputs {folder / 'model_outputs.json'}`"
+        f"`alpaca_eval --model_outputs {for_shell(folder / 'model_outputs.json')}`"
     )

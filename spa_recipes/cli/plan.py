@@ -1,5 +1,7 @@
 """What `spa plan` prints."""
 
+from collections.abc import Sequence
+
 from spa_recipes import api
 from spa_recipes.cli.consent import print_powers
 from spa_recipes.cli.terminal import bold, cyan, green, is_shown_as_it_is, say, say_document, say_json, yellow
@@ -11,7 +13,7 @@ MARKS = {"done": green("+"), "to do": yellow("o")}
 """Marks of a stage, by its state; any other state means that another run has it."""
 
 
-def print_plan(prepared: api.Prepared, *, diff: bool) -> None:
+def print_plan(prepared: api.Prepared, *, diff: bool, overrides: Sequence[str] = ()) -> None:
     """Print every stage with its inputs, key, state and needs; with `diff`, say of every stage why it is stale."""
     plan, run = prepared.plan, prepared.run
     say(f"{bold(plan.recipe.name)} in {run.path}: {len(plan.stages)} stages")
@@ -27,7 +29,7 @@ def print_plan(prepared: api.Prepared, *, diff: bool) -> None:
         f"trains; {human_bytes(free_bytes(run.path.absolute()))} are free",
     )
     say("memory: weights, gradients, optimizer over all devices; activations come on top")
-    print_powers(plan, run.path)
+    print_powers(plan, run.path, overrides)
 
 
 def _print_stage(view: api.StageView, need: Need, *, why: bool) -> None:

@@ -18,7 +18,7 @@ from spa_recipes.report.figures import PERCENT, Trend
 from spa_recipes.run.intact import remarks
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.state.stagedir import Manifest
-from spa_recipes.units import human_count, human_seconds
+from spa_recipes.units import for_shell, human_count, human_seconds
 
 if TYPE_CHECKING:
     from spa_recipes.run.runner import Outcome
@@ -115,8 +115,8 @@ def _print_places(prepared: api.Prepared, outcome: Outcome) -> None:
     elif made is not None and plan.initial_policy is not None:
         reference = run.input_path(plan.initial_policy, plan)
         say(
-            f"next:   label pairs of your own with `spa judge --policy {run.final} --reference {reference} "
-            f"--pairs FILE --out FILE`, or see `spa status {run.name}`"
+            f"next:   label pairs of your own with `spa judge --policy {for_shell(run.final)} "
+            f"--reference {for_shell(reference)} --pairs FILE --out FILE`, or see `spa status {for_shell(run.path)}`"
         )
 
 
@@ -126,4 +126,4 @@ def print_judged(path: Path, manifest: Manifest) -> None:
     if "labelled" in manifest.metrics:
         agreement = PERCENT.format(manifest.metrics["agreement_with_labels"])
         say(f"agreement with the {manifest.metrics['labelled']} labels that were there: {agreement}")
-    say(f'next:    `datasets.load_dataset("json", data_files="{path}")`, or `trl dpo --dataset_name …`')
+    say(f"next:    `datasets.load_dataset('json', data_files={str(path)!r})`, or `trl dpo --dataset_name …`")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from spa_recipes.data.forms.form import kind_of
 from spa_recipes.data.places import JSONL_SUFFIXES, PARQUET_SUFFIXES
-from spa_recipes.data.rows import BOM, not_utf8, read_lines
+from spa_recipes.data.rows import BOM, not_utf8, read_lines, refuse_wide
 from spa_recipes.errors import DataError, SpaError, TryAgainError
 
 # Columns that hold lists of strings; elsewhere, a text that happens to be JSON stays a text.
@@ -159,11 +159,13 @@ def _read_text(path: Path) -> str:
         raw = path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot be opened ({error.strerror or error})", where=str(path)) from error
+    refuse_wide(raw, path)
     offset = len(BOM) if raw.startswith(BOM) else 0
     try:
         return raw[offset:].decode("utf-8")
     except UnicodeDecodeError as error:
-        raise not_utf8(error, offset, str(path)) from error
+        line = raw.count(b"\n", 0, offset + error.start) + 1
+        raise not_utf8(error, offset, f"{path}:{line}") from error
 
 
 def unreadable(path: Path, what: str, error: Exception) -> SpaError:

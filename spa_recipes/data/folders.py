@@ -62,8 +62,8 @@ def data_files(folder: Path, config_name: str | None) -> dict[str, list[Path]]:
     return found
 
 
-def saved_names(folder: Path) -> None:
-    """Check the names in the files of a folder of `save_to_disk`.
+def saved_files(folder: Path) -> list[Path]:
+    """The Arrow files that the files of a folder of `save_to_disk` name.
 
     Raises:
         DataError: one is not the name of a file in the folder, or cannot be read.
@@ -74,10 +74,14 @@ def saved_names(folder: Path) -> None:
             parts = [(folder / _plain(folder, name)) for name in splits]
         else:
             parts = [folder]
+        found = []
         for part in parts:
+            _refuse_outside(folder, part / "state.json")
             named = [entry["filename"] for entry in read_json(part / "state.json")["_data_files"]]
-            for path in (*(part / _plain(folder, name) for name in named), part / "state.json"):
-                _refuse_outside(folder, path)
+            found += [part / _plain(folder, name) for name in named]
+        for path in found:
+            _refuse_outside(folder, path)
+        return found
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise DataError(
             f"not a dataset folder of save_to_disk, or damaged ({error})", where=str(folder), fix="save it again"

@@ -44,7 +44,8 @@ def hub_error(kind: str, name: str, error: BaseException) -> SpaError:
     names = {ancestor.__name__ for link in _chain(error) for ancestor in type(link).__mro__}
     statuses = {getattr(getattr(link, "response", None), "status_code", None) for link in _chain(error)}
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    if "GatedRepoError" in names or "gated" in str(error).lower():
+    # The client's words about a repository that is not there say that it may be gated, too.
+    if "GatedRepoError" in names or ("gated" in str(error).lower() and "RepositoryNotFoundError" not in names):
         return DataError(
             f"the {kind} is gated on the Hub",
             where=name,

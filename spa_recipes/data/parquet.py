@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from spa_recipes.data.parquet_pages import DELTA_BYTE_ARRAY, pages_of
 from spa_recipes.errors import DataError
 
 if TYPE_CHECKING:
@@ -26,13 +28,13 @@ def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     Texts that occur often stay as they are in the file, one copy each, until their size as rows is known.
 
     Raises:
-        DataError: the rows take far more room than the file.
+        DataError: the rows take far more room than the file, or are not as many as it says.
         Exception: of pyarrow, where the file is damaged.
     """
     import pyarrow.parquet as pq
 
     size = path.stat().st_size
-    room = max(ALWAYS_READ_BYTES, MOST_GROWTH * size)
+    room = room_for(size)
     too_large = DataError(
         f"{size:,} bytes of Parquet become more than {room // 1024**2:,} MiB of rows",
         where=str(path),
@@ -40,43 +42,66 @@ def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     )
     with pq.ParquetFile(path) as file:
         metadata = file.metadata
-    if _stated_bytes(metadata) > room:
+    columns = list(_columns(path, metadata))
+    if sum(column.bytes for column in columns) > room:
         raise too_large
-    changes = _changes(metadata)
-    batch_size = _few_rows(metadata) if changes else _ROWS_PER_BATCH
+    changes = {column.name for column in columns if column.changes}
+    batch_size = _few_rows(columns) if changes else _ROWS_PER_BATCH
+    rows = 0
     with pq.ParquetFile(path, read_dictionary=sorted(_texts(metadata.schema) - changes)) as file:
         for group in range(metadata.num_row_groups):
             for batch in file.iter_batches(batch_size, row_groups=[group]):
-                room -= sum(_unpacked_bytes(column) for column in batch.columns)
+                room -= sum(unpacked_bytes(column) for column in batch.columns)
                 if room < 0:
                     raise too_large
+                rows += len(batch)
                 yield from batch.to_pylist()
+    if rows != metadata.num_rows:
+        raise DataError(
+            f"it says that it has {metadata.num_rows:,} rows, and has {rows:,}",
+            where=str(path),
+            fix="download or write it again",
+        )
 
 
-def _columns(metadata: Any) -> Iterator[tuple[Any, Any]]:
-    """Each column of each group of rows, with its place in the schema."""
-    for group in range(metadata.num_row_groups):
-        for column in range(metadata.num_columns):
-            yield metadata.row_group(group).column(column), metadata.schema.column(column)
+def room_for(size: int) -> int:
+    """Bytes that the rows of a file of `size` bytes may take."""
+    return max(ALWAYS_READ_BYTES, MOST_GROWTH * size)
 
 
-def _stated_bytes(metadata: Any) -> int:
-    """What the file says of its size: its texts once each, and its values without their texts."""
-    return sum(
-        column.total_uncompressed_size + column.num_values * max(_BYTES_PER_VALUE, kind.length or 0)
-        for column, kind in _columns(metadata)
-    )
+class _Column(NamedTuple):
+    """A column in a group of rows.
+
+    Attributes:
+        bytes: what it takes: its texts once each, and its values without their texts.
+        changes: whether texts may be stored as changes to the text before, so that few bytes are many different texts.
+    """
+
+    name: str
+    group: int
+    bytes: int
+    changes: bool
 
 
-def _changes(metadata: Any) -> set[str]:
-    """Columns whose texts may be stored as changes to the text before, so that few bytes are many different texts."""
-    return {c.path_in_schema for c, _ in _columns(metadata) if "DELTA_BYTE_ARRAY" in c.encodings}
+def _columns(path: Path, metadata: Any) -> Iterator[_Column]:
+    """Each column of each group of rows, as its pages are; what the metadata says of their sizes may be false."""
+    with path.open("rb") as file:
+        for group in range(metadata.num_row_groups):
+            of_group = metadata.row_group(group)
+            for number in range(of_group.num_columns):
+                kind, column = metadata.schema.column(number), of_group.column(number)
+                pages = pages_of(file, column)
+                values = max(pages.values, column.num_values)
+                taken = pages.uncompressed + values * max(_BYTES_PER_VALUE, kind.length or 0)
+                yield _Column(column.path_in_schema, group, taken, DELTA_BYTE_ARRAY in pages.encodings)
 
 
-def _few_rows(metadata: Any) -> int:
+def _few_rows(columns: Sequence[_Column]) -> int:
     """So many rows that they stay small even if each of them had all texts of its group."""
-    largest = max((metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)), default=0)
-    return max(1, min(_ROWS_PER_BATCH, ALWAYS_READ_BYTES // max(largest, 1)))
+    groups: Counter[int] = Counter()
+    for column in columns:
+        groups[column.group] += column.bytes
+    return max(1, min(_ROWS_PER_BATCH, ALWAYS_READ_BYTES // max(1, *groups.values())))
 
 
 def _texts(schema: Any) -> set[str]:
@@ -85,7 +110,7 @@ def _texts(schema: Any) -> set[str]:
     return {c.path for c in columns if c.physical_type == "BYTE_ARRAY" and c.logical_type.type in plain}
 
 
-def _unpacked_bytes(values: pa.Array) -> int:
+def unpacked_bytes(values: pa.Array) -> int:
     """The size of an array when each of its texts has its own copy."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -98,9 +123,9 @@ def _unpacked_bytes(values: pa.Array) -> int:
         lengths = pc.binary_length(values.dictionary).cast(pa.int64())
         return own + int(pc.sum(lengths.take(values.indices)).as_py() or 0)
     if pa.types.is_map(kind):
-        return own + _unpacked_bytes(values.keys) + _unpacked_bytes(values.items)
+        return own + unpacked_bytes(values.keys) + unpacked_bytes(values.items)
     if pa.types.is_struct(kind):
-        return own + sum(_unpacked_bytes(field) for field in values.flatten())
+        return own + sum(unpacked_bytes(field) for field in values.flatten())
     if pa.types.is_nested(kind):
-        return own + _unpacked_bytes(values.flatten())
+        return own + unpacked_bytes(values.flatten())
     return own + int(values.nbytes)

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from spa_recipes.data.arrow_files import refuse_compressed
 from spa_recipes.data.files import RawRow, read_file, unreadable
-from spa_recipes.data.folders import data_files, foreign, saved_names
+from spa_recipes.data.folders import data_files, foreign, saved_files
 from spa_recipes.data.hub import hub_error
+from spa_recipes.data.parquet import room_for, unpacked_bytes
 from spa_recipes.data.places import existing_path
 from spa_recipes.errors import DataError, SpaError
 from spa_recipes.recipe.schema import DatasetSource
@@ -53,9 +55,12 @@ def _saved(path: Path) -> Any:
     """A folder of `save_to_disk`, read by `datasets` after a look at the names in it."""
     import datasets
 
-    saved_names(path)
     try:
+        for file in saved_files(path):
+            refuse_compressed(file)
         return datasets.load_from_disk(str(path))
+    except SpaError:
+        raise
     except Exception as error:  # datasets raises nearly every kind
         raise unreadable(path, "not a dataset folder of save_to_disk, or damaged", error) from error
 
@@ -101,12 +106,24 @@ def _rows_of(data: Any, source: DatasetSource) -> Iterator[RawRow]:
 
 
 def _iterate(data: Any, name: str) -> Iterator[RawRow]:
-    number = 0
-    # A saved dataset may carry a format (torch, numpy); plain Python values are wanted.
-    for batch in data.with_format(None).iter(batch_size=1000):
-        for values in zip(*batch.values(), strict=True):
+    """Rows as plain Python values, whatever format was saved (torch, numpy), in memory that has a limit."""
+    size = sum(Path(file["filename"]).stat().st_size for file in data.cache_files) or data.data.nbytes
+    room, number = room_for(size), 0
+    for table in data.with_format("arrow").iter(batch_size=1000):
+        try:
+            table.validate(full=True)
+            room -= sum(unpacked_bytes(chunk) for column in table.columns for chunk in column.chunks)
+        except Exception as error:  # pyarrow raises its own kinds
+            raise unreadable(Path(name), f"damaged after row {number}", error) from error
+        if room < 0:
+            raise DataError(
+                f"{size:,} bytes become more than {room_for(size) // 1024**2:,} MiB of rows",
+                where=name,
+                fix="give the rows as JSONL if they are meant",
+            )
+        for row in table.to_pylist():
             number += 1
-            yield RawRow(number, f"{name}, row {number}", dict(zip(batch, values, strict=True)))
+            yield RawRow(number, f"{name}, row {number}", row)
 
 
 def _choose_split(splits: list[str], source: DatasetSource) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NotRequired, TypedDict, TypeVar
 
+from spa_recipes.encoding import remedy, wide_encoding
 from spa_recipes.errors import DataError, TryAgainError, system_error
 from spa_recipes.state import atomic
 
@@ -133,7 +134,7 @@ def read_lines(path: Path | str) -> Iterator[Line]:
     Only `\\n` ends a line, as JSON text may hold U+2028 and its like. A BOM and CRLF are accepted.
 
     Raises:
-        DataError: there is no such file. TryAgainError: the disk fails.
+        DataError: there is no such file, or it is UTF-16 or UTF-32. TryAgainError: the disk fails.
     """
     path = Path(path)
     try:
@@ -146,6 +147,8 @@ def read_lines(path: Path | str) -> Iterator[Line]:
     with file:
         offset = 0
         for number, raw in enumerate(file, start=1):
+            if number == 1:
+                refuse_wide(raw, path)
             line = _parse_line(raw, number, offset, path)
             offset += len(raw)
             if line is not None:
@@ -175,7 +178,17 @@ def _parse_line(raw: bytes, number: int, offset: int, path: Path) -> Line | None
 
 def not_utf8(error: UnicodeDecodeError, offset: int, where: str) -> DataError:
     """The error for bytes that are not UTF-8; `offset` is where the decoded part begins in its file."""
-    return DataError(f"not UTF-8 at byte {offset + error.start}", where=where, fix="save the file as UTF-8")
+    return DataError(f"not UTF-8 at byte {offset + error.start}", where=where, fix=remedy())
+
+
+def refuse_wide(head: bytes, path: Path) -> None:
+    """Refuse a file whose first bytes are those of UTF-16 or UTF-32: none of its lines can be read.
+
+    Raises:
+        DataError: it is one.
+    """
+    if encoding := wide_encoding(head):
+        raise DataError(f"{encoding} text, not UTF-8", where=str(path), fix=remedy(encoding))
 
 
 def _encode(row: Mapping[str, Any], where: str) -> bytes:

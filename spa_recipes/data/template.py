@@ -3,18 +3,21 @@
 Jinja's sandbox keeps a template from files and from Python's inside; it limits neither time nor memory.
 """
 
+import ctypes
+import queue
 import resource
-import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from types import FrameType
 
 MAX_FILE_BYTES = 1024 * 1024
 """No template is larger."""
 MAX_SECONDS = 10.0
 """CPU time of one rendering, which takes milliseconds."""
+WATCH_SECONDS = 0.05
 MAX_MEMORY_BYTES = 512 * 1024 * 1024
 MAX_CHARACTERS = 64 * 1024 * 1024
 
@@ -23,17 +26,19 @@ class EndlessTemplateError(Exception):
     """A template goes beyond a limit."""
 
 
-def render(template: Callable[[], str]) -> str:
-    """The text of a template, which `template` renders.
+_one_at_a_time = threading.Lock()
+"""Rendering holds Python's lock anyway, and the limit of memory is that of the process."""
 
-    The time is limited in the main thread only, where stages render: signals reach no other one.
+
+def render(template: Callable[[], str]) -> str:
+    """The text of a template, which `template` renders; in any thread.
 
     Raises:
         EndlessTemplateError: it runs for too long, or grows too large.
         Exception: whatever the template itself fails with.
     """
     try:
-        with _limited_time(), _limited_memory():
+        with _one_at_a_time, _limited_memory(), _limited_time():  # the time ends first, so that memory is given back
             text = template()
     except MemoryError:
         raise EndlessTemplateError(f"it takes more memory than {MAX_MEMORY_BYTES // 1024**2} MiB") from None
@@ -44,20 +49,71 @@ def render(template: Callable[[], str]) -> str:
 
 @contextmanager
 def _limited_time() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise EndlessTemplateError(f"it runs for more than {MAX_SECONDS:g} s")
-
-    before = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, MAX_SECONDS)
+    """Raise EndlessTemplateError in this thread, inside the block, once it has used up its time."""
+    limit = _Limit(threading.get_ident())
+    _watch(limit)
     try:
         yield
+    except EndlessTemplateError:  # Python raises the bare class
+        raise EndlessTemplateError(f"it runs for more than {MAX_SECONDS:g} s") from None
     finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)
+        limit.end()
+
+
+class _Limit:
+    """The time of a block of code: CPU time of its thread, or of the process where a thread's is not known."""
+
+    def __init__(self, thread: int) -> None:
+        self._thread, self._lock, self._ended = thread, threading.Lock(), False
+        own = time.pthread_getcpuclockid(thread) if hasattr(time, "pthread_getcpuclockid") else None
+        self._used = time.process_time if own is None else partial(time.clock_gettime, own)
+        self._end = self._used() + MAX_SECONDS
+
+    def is_over(self) -> bool:
+        """Whether there is nothing more to watch: the block has ended, or is ended now."""
+        with self._lock:
+            if not self._ended and self._used() > self._end:
+                _raise_in(self._thread, EndlessTemplateError)
+                self._ended = True
+            return self._ended
+
+    def end(self) -> None:
+        """The block has ended: what was not raised in it is raised nowhere else."""
+        with self._lock:
+            if self._ended:
+                _raise_in(self._thread, None)
+            self._ended = True
+
+
+def _raise_in(thread: int, error: type[BaseException] | None) -> None:
+    """Have another thread raise an error as soon as it runs Python code; None takes one back that it has not raised."""
+    found = ctypes.py_object(error) if error is not None else None
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), found)
+
+
+class _Watcher:
+    """A thread that looks at limits until they are over."""
+
+    def __init__(self) -> None:
+        self.limits: queue.SimpleQueue[_Limit] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+
+    def _watch(self) -> None:
+        while True:
+            limit = self.limits.get()
+            while not limit.is_over():
+                time.sleep(WATCH_SECONDS)
+
+
+_watchers: list[_Watcher] = []
+"""The one of this process; a process that was forked has none of its parent's threads."""
+
+
+def _watch(limit: _Limit) -> None:
+    if not any(watcher.thread.is_alive() for watcher in _watchers):
+        _watchers[:] = [_Watcher()]
+    _watchers[0].limits.put(limit)
 
 
 @contextmanager

@@ -51,12 +51,15 @@ class Power(NamedTuple):
         what: a phrase, such as `https://api.openai.com/v1, with OPENAI_API_KEY`.
         asked: whether the user has to trust it.
         content: what it depends on besides `what`, such as the digest of a file.
+        said_by: settings that say all of it. A user who types them on the command line agrees; empty where only an
+            answer will do.
     """
 
     key: str
     what: str
     asked: bool = False
     content: str = ""
+    said_by: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.what} ({self.key})" if self.key else self.what
@@ -78,7 +81,8 @@ class Powers(NamedTuple):
     @property
     def digest(self) -> str:
         """Stands for all that is asked, and for nothing else: another learning rate asks nothing again."""
-        return hashlib.sha256(json.dumps(self.asked).encode()).hexdigest()
+        asked = [(power.key, power.what, power.asked, power.content) for power in self.asked]
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
 def powers_of(plan: Plan, run: Path) -> Powers:
@@ -132,17 +136,21 @@ def _runs(plan: Plan, key: str, section: Section) -> Iterator[Power]:
     if isinstance(section, ModelSource) and section.trust_remote_code:
         for model in _models(plan):
             what = f"the Python code that comes with {model}"
-            yield Power(_joined(key, "trust_remote_code"), what, asked=True, content=model.fingerprint)
+            yield _asked(key, "trust_remote_code", what, content=model.fingerprint)
     if isinstance(section, ModelSource) and is_kernel(section.attn_implementation):
-        what = f"the compiled code of {section.attn_implementation} on the Hub"
-        yield Power(_joined(key, "attn_implementation"), what, asked=True)
+        yield _asked(key, "attn_implementation", f"the compiled code of {section.attn_implementation} on the Hub")
     if isinstance(section, Compute) and section.vllm_python is not None:
         program = shutil.which(Path(section.vllm_python).expanduser()) or section.vllm_python
-        yield Power(_joined(key, "vllm_python"), f"the program {Path(program).absolute()}", asked=True)
+        yield _asked(key, "vllm_python", f"the program {Path(program).absolute()}")
     if isinstance(section, AccelerateExecutor) and section.config_file is not None:
         path = Path(section.config_file).absolute()
         what = f"what {path} tells accelerate to start, here or on other machines"
-        yield Power(_joined(key, "config_file"), what, asked=True, content=_digest(path))
+        yield _asked(key, "config_file", what, content=_digest(path))
+
+
+def _asked(key: str, name: str, what: str, *, content: str = "") -> Power:
+    setting = _joined(key, name)
+    return Power(setting, what, asked=True, content=content, said_by=(setting,))
 
 
 def is_kernel(attn_implementation: object) -> bool:
@@ -167,7 +175,9 @@ def _contacts(key: str, section: Section) -> Iterator[Power]:
     if isinstance(section, Endpoint):
         variable = section.api_key_env
         what = section.base_url + (f", with {variable}" if variable else ", with no key")
-        yield Power(key, what, asked=variable is not None and not is_own_host(variable, section.base_url))
+        elsewhere = variable is not None and not is_own_host(variable, section.base_url)
+        said_by = (_joined(key, "base_url"), _joined(key, "api_key_env"))
+        yield Power(key, what, asked=elsewhere, said_by=said_by)
     if isinstance(section, AlpacaEval) and section.annotator is not None:
         yield Power(_joined(key, "annotator"), f"the service of {section.annotator}, with its own key")
     if isinstance(section, Tracking):

@@ -798,6 +798,11 @@ class Storage(Section):
     )
     keep_checkpoints: bool = Field(False, description="Keep a finished stage's training checkpoints.")
     keep_shards: bool = Field(False, description="Keep a finished stage's shards beside its merged output.")
+    max_download_gb: Annotated[float, Field(gt=0)] | None = Field(
+        500.0,
+        description="A model or dataset of the Hub that would download more than so many GB (10^9 bytes) is refused "
+        "before it does; null: no limit but the free disk.",
+    )
 
 
 class JudgeJob(Document):

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from spa_recipes.encoding import remedy, wide_encoding
 from spa_recipes.errors import RecipeError
 from spa_recipes.recipe.shipped import shipped_names
 
@@ -142,12 +143,14 @@ def read_text(path: Path, what: str = "recipe", starter: str = STARTER) -> str:
     if len(data) > MAX_BYTES:
         problem = f"larger than 1 MiB, which is too large for a {what}"
         raise RecipeError(problem, where=str(path), fix=f"name a YAML {what}")
+    if encoding := wide_encoding(data):
+        raise RecipeError(f"{encoding} text, not UTF-8", where=str(path), fix=remedy(encoding))
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         what = f"not UTF-8 text: byte {data[error.start]:#04x} at offset {error.start}"
         line = data.count(b"\n", 0, error.start) + 1
-        raise RecipeError(what, where=f"{path}:{line}", fix="save the file as UTF-8") from None
+        raise RecipeError(what, where=f"{path}:{line}", fix=remedy()) from None
 
 
 def _other_file(path: Path, what: str, starter: str) -> str:

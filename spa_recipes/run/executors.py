@@ -21,6 +21,10 @@ LAUNCH = "spa_recipes.run.launch"
 GRACE_SECONDS = 10.0
 LOG_ENCODING = {"PYTHONIOENCODING": "utf-8:backslashreplace"}
 """Environment of a process whose output goes to a log: no text that it prints ends it."""
+VLLM_LOOPBACK = {"VLLM_HOST_IP": "127.0.0.1"} | (
+    {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
+)
+"""Environment of vLLM, all of whose processes are on this machine: where they meet. What the user sets stays."""
 SERVER_LOG = "forkserver.log"
 SERVER_LOG_BYTES = 16 * 1024
 
@@ -110,14 +114,15 @@ def _command(settings: Executor, kind: str, spec: Path) -> list[str]:
 def _vllm_workers(vllm: VllmProcesses, spec: Path, log: Path) -> "Running":
     """A worker per copy of the model; with several of them each has its rank and sees its own GPUs only."""
     command = [vllm.python, "-m", WORKER, str(spec)]
+    here = {name: value for name, value in VLLM_LOOPBACK.items() if name not in os.environ}
     if vllm.copies == 1:
-        return Worker(command, log)
+        return Worker(command, log, here)
     gpus = visible_gpus()
     workers = []
     for rank in range(vllm.copies):
         mine = gpus[rank * vllm.gpus_each : (rank + 1) * vllm.gpus_each]
         ranks = {RANK: str(rank), WORLD_SIZE: str(vllm.copies)}
-        workers.append(Worker(command, log, ranks | ({"CUDA_VISIBLE_DEVICES": ",".join(mine)} if gpus else {})))
+        workers.append(Worker(command, log, here | ranks | ({"CUDA_VISIBLE_DEVICES": ",".join(mine)} if gpus else {})))
     return Workers(workers)
 
 

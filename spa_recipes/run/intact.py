@@ -18,7 +18,7 @@ def remarks(run: RunDir) -> list[str]:
     except DataError as error:
         found.append(str(error))
     found += [
-        f"{file} {change} since the run wrote it; `spa resume {run.path}` writes a text again that is not there"
+        f"{file} {change} since the run wrote it; `{run.resume_command}` writes a text again that is not there"
         for file, change in _changes(texts_written(run))
     ]
     found += [

@@ -20,6 +20,7 @@ from spa_recipes.errors import DataError, RecipeError, TryAgainError, setting
 from spa_recipes.plan import ALPACA_EVAL_PROMPTS, KINDS, Content, External, Plan, Stage, is_of_benchmark
 from spa_recipes.plan.powers import is_kernel
 from spa_recipes.recipe.schema import AnyRecipe, BenchmarkJob, Endpoint, JudgeJob
+from spa_recipes.run.downloads import check_download
 from spa_recipes.run.intact import check_made_model
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.run.tangent_preflight import check_adapter, refuse_different
@@ -60,11 +61,15 @@ def check_inputs(plan: Plan, run: RunDir, until: str | None = None) -> None:
     for dataset in _datasets(left):
         with _named(recipe, dataset):
             _check_hub_dataset(dataset.location)
+            if not _is_cached_dataset(dataset.location):
+                check_download("dataset", dataset.location, dataset.revision, recipe.storage.max_download_gb)
     uses = _models(left)
     _policy_as_judge(left, uses, recipe)
     for model, use in uses.items():
         with _named(recipe, model):
             check_made_model(model.location)
+            if not is_path(model.location):
+                check_download("model", model.location, model.revision, recipe.storage.max_download_gb)
             _check_model(ModelFiles(model.location, model.revision), use, recipe)
     # A benchmark's models each have their own tokens; those of its judge are compared by the stage that makes them.
     _check_vocabularies(recipe, _models([stage for stage in left if not is_of_benchmark(stage)]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,12 +14,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
+from spa_recipes import __version__
 from spa_recipes.errors import DAMAGE, DataError, LockedError, RecipeError, SpaError, newer_version, system_error
 from spa_recipes.redaction import redacted
 from spa_recipes.state import atomic, inside, lock, marker, user_state
 from spa_recipes.state.patience import patiently
 from spa_recipes.state.reading import is_file, read_json, read_text
 from spa_recipes.state.stagedir import MANIFEST, Manifest, StageDir
+from spa_recipes.units import for_shell
 
 if TYPE_CHECKING:  # the list of runs reads no recipe, so it does without the schema
     from pydantic import BaseModel
@@ -33,6 +34,8 @@ SHORT_KEY = 8
 RecipeT = TypeVar("RecipeT", bound="BaseModel")
 _ADDED_LATER = {"extra_forbidden", "union_tag_invalid"}
 """Kinds of errors of pydantic about a field, or a value of `type`, that this version does not have."""
+VERSION = ".version"
+"""A file in a run's folder with the version of this package that wrote its plan and its recipe."""
 HOLDER = ".holder"
 """A file in a run's folder that names the process that holds the run, for people."""
 RECIPE_DIGEST = ".recipe.sha256"
@@ -72,8 +75,7 @@ class RunDir:
     @property
     def resume_command(self) -> str:
         """The command that goes on with the run, as a shell reads it."""
-        path = str(self.path)
-        return shlex.join(["spa", "resume", f"./{path}" if path.startswith("-") else path])
+        return f"spa resume {for_shell(self.path)}"
 
     def stage_dir(self, stage: Stage, plan: Plan) -> StageDir:
         """`stages/<nn>-<id>-<key>`."""
@@ -169,6 +171,7 @@ class RunDir:
             digest.unlink(missing_ok=True)  # a kill in between leaves no digest of another text
             atomic.write_text(self.path / "recipe.yaml", text)
             atomic.write_text(digest, f"{sha256(text.encode()).hexdigest()}\n")
+        atomic.write_text(self.path / VERSION, f"{__version__}\n")
         atomic.write_json(self.path / "plan.json", plan_json(plan))
         atomic.write_json(self.path / "resolved.json", recipe.model_dump(mode="json"))
 
@@ -178,6 +181,15 @@ class RunDir:
             return {self.path / "recipe.yaml": read_text(self.path / RECIPE_DIGEST).strip()}
         except (OSError, ValueError):
             return {}
+
+    @property
+    def written_by(self) -> str:
+        """The version of this package that wrote the plan and the recipe; empty where that is not known."""
+        try:
+            version = read_text(self.path / VERSION).strip()
+        except (OSError, ValueError):
+            return ""
+        return version if re.fullmatch(r"[0-9][0-9A-Za-z.+-]{0,40}", version) else ""
 
     def recipe(self) -> Recipe | None:
         """The resolved recipe of the run, None if the folder holds no run.
@@ -202,7 +214,7 @@ class RunDir:
         except ValidationError as error:
             wrong = [(each["type"], ".".join(map(str, each["loc"]))) for each in error.errors()]
             if all(what in _ADDED_LATER for what, _ in wrong):
-                raise newer_version(wrong[0][1], str(path)) from None
+                raise newer_version(wrong[0][1], str(path), self.written_by) from None
             reason = f"{wrong[0][1]}: {error.errors()[0]['msg']}"
         except ValueError as error:
             reason = str(error).splitlines()[0]
@@ -221,7 +233,7 @@ class RunDir:
         """
         path = self.path / "plan.json"
         try:
-            stages = _read_plan(patiently(read_json, path), str(path))
+            stages = _read_plan(patiently(read_json, path), str(path), self.written_by)
         except DAMAGE:
             stages = []
         if not stages:
@@ -328,16 +340,16 @@ def _planned(stage: Stage) -> Planned:
     return Planned(stage.id, stage.kind, stage.key, reads)
 
 
-def _read_plan(entries: list[dict[str, Any]], where: str) -> list[Planned]:
+def _read_plan(entries: list[dict[str, Any]], where: str, version: str) -> list[Planned]:
     """Stages from `plan_json`; ValueError, KeyError, TypeError or AttributeError if it is not as it was written."""
     from spa_recipes.plan import KINDS
     from spa_recipes.plan.keys import SCHEME, stage_key
 
     for entry in entries:
         if unknown := entry.keys() - _PLANNED:
-            raise newer_version(min(unknown), where)
+            raise newer_version(min(unknown), where, version)
         if entry["material"].get("scheme", 0) > SCHEME:
-            raise newer_version(f"scheme {entry['material']['scheme']}", where)
+            raise newer_version(f"scheme {entry['material']['scheme']}", where, version)
     if any(stage_key(entry["material"]) != entry["key"] for entry in entries):
         raise ValueError("a key was altered")
     if any(entry["kind"] not in KINDS for entry in entries):

@@ -6,6 +6,8 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from spa_recipes.encoding import remedy, wide_encoding
+
 MAX_BYTES = 64 * 1024 * 1024
 """More than any plan or manifest has; a file above it is none."""
 
@@ -25,7 +27,12 @@ def read_text(path: Path, *, limit: int = MAX_BYTES) -> str:
         content = handle.read(limit + 1)
     if len(content) > limit:
         raise ValueError(f"larger than {limit} bytes")
-    return content.decode()
+    if encoding := wide_encoding(content):
+        raise ValueError(f"{encoding} text, not UTF-8; {remedy(encoding)}")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 at byte {error.start}; {remedy()}") from None
 
 
 def is_file(path: Path) -> bool:

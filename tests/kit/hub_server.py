@@ -43,6 +43,7 @@ class HubServer(LocalServer):
     Attributes:
         address: for HF_ENDPOINT.
         repos: branches of every repository, each with the files of its newest commit.
+        sizes: of the files of repositories, as far as they are only asked for.
         private: repositories that only their owner sees.
         stored: content of the large file storage by sha256.
         received: sha256 of every file that was sent there, as often as it was.
@@ -54,6 +55,7 @@ class HubServer(LocalServer):
     def __init__(self) -> None:
         super().__init__(self._handler())
         self.repos: dict[str, dict[str, dict[str, bytes]]] = {}
+        self.sizes: dict[str, dict[str, int]] = {}
         self.private: set[str] = set()
         self.stored: dict[str, bytes] = {}
         self.received: list[str] = []
@@ -89,7 +91,9 @@ class HubServer(LocalServer):
             (r"GET /api/whoami-v2", lambda request: {"name": OWNER, "type": "user"}),
             (r"POST /api/repos/create", self._create),
             (r"POST /api/validate-yaml", self._validate),
+            (rf"GET /api/(models|datasets)/{repo}(?:/revision/([^?]+))?\?blobs=true", self._sizes),
             (rf"GET /api/models/{repo}", self._info),
+            (rf"GET /api/datasets/{repo}/auth-check", lambda request, repo: self._known(repo) and {}),
             (rf"POST /api/models/{repo}/branch/(.+)", self._branch),
             (rf"GET /api/models/{repo}/tree/([^?]+)\?.*", self._tree),
             (rf"POST /api/models/{repo}/preupload/(.+)", self._modes),
@@ -119,6 +123,18 @@ class HubServer(LocalServer):
     def _info(self, request: Request, repo: str) -> Any:
         self._known(repo)
         return {"id": repo, "private": repo in self.private, "sha": "0" * 40, "tags": []}
+
+    def _sizes(self, request: Request, kind: str, repo: str, branch: str | None) -> Any:
+        self._known(repo)
+        files = self.sizes.get(repo, {})
+        return {
+            "id": repo,
+            "sha": "0" * 40,
+            "tags": [],
+            **dict.fromkeys(("private", "gated", "disabled"), False),
+            **dict.fromkeys(("downloads", "likes"), 0),
+            "siblings": [{"rfilename": name, "size": size} for name, size in files.items()],
+        }
 
     def _branch(self, request: Request, repo: str, branch: str) -> Any:
         branches = self._known(repo)

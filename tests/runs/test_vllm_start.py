@@ -34,6 +34,26 @@ def started(log: Path, monkeypatch: pytest.MonkeyPatch, copies: int, gpus: list[
     return executors._vllm_workers(VllmProcesses(str(program), copies, 2), Path("spec.json"), log)
 
 
+def test_the_processes_of_vllm_meet_on_loopback_unless_the_user_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("VLLM_HOST_IP", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    program = tmp_path / "python"
+    program.write_text('#!/bin/sh\necho "$' + " $".join(names) + '"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(executors, "visible_gpus", lambda: [])
+    for copies in (1, 2):
+        for chosen, said in ((None, "127.0.0.1 lo lo"), ("eth7", "127.0.0.1 lo eth7")):
+            if chosen is not None:
+                monkeypatch.setenv("NCCL_SOCKET_IFNAME", chosen)
+            log = tmp_path / f"log-{copies}-{chosen}"
+            assert ended(executors._vllm_workers(VllmProcesses(str(program), copies, 1), Path("spec.json"), log)) == 0
+            assert log.read_text() == f"{said}\n" * copies
+        monkeypatch.delenv("NCCL_SOCKET_IFNAME")
+
+
 def ended(running: Any) -> int:
     end = time.monotonic() + 30
     while (code := running.poll()) is None:

@@ -217,15 +217,18 @@ def test_annotation_files_that_are_none(tmp_path: Path, content: str, words: str
 @needs_package
 def test_annotations_are_saved_and_told_chunk_by_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [f"question {number}" for number in range(5)]
-    sides = [[{"dataset": "d", "instruction": text, "output": f"{text} {name}", "generator": name} for text in texts]
-             for name in ("mine", "base")]  # fmt: skip
+    mine, base = (
+        [{"dataset": "d", "instruction": text, "output": f"{text} {name}", "generator": name} for text in texts]
+        for name in ("mine", "base")
+    )
     monkeypatch.setattr(alpaca_eval, "ROWS_AT_A_TIME", 2)
     told: list[tuple[int, int]] = []
     with EndpointServer(logprobs) as server:
         monkeypatch.setenv("OPENAI_API_KEY", "a-key-of-the-tests")
         monkeypatch.setenv("OPENAI_API_BASE", server.base_url)
         alpaca_eval.annotate(
-            *sides,
+            mine,
+            base,
             "weighted_alpaca_eval_gpt4_turbo",
             folder=tmp_path,
             cache=tmp_path / "cache.json",

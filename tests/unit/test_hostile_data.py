@@ -206,6 +206,114 @@ def test_a_small_parquet_file_that_becomes_large(make: Any, tmp_path: Path, monk
     assert "bytes of Parquet become more" in error_of(read_pairs, tmp_path / "folder").what
 
 
+def varint(number: int, length: int = 0) -> bytes:
+    """A number of Thrift's compact protocol, of `length` bytes if that is more than it needs."""
+    number *= 2
+    digits: list[int] = []
+    while number or len(digits) < max(length, 1):
+        digits.append(number & 0x7F)
+        number >>= 7
+    return bytes([digit | 0x80 for digit in digits[:-1]] + digits[-1:])
+
+
+def lie(path: Path, truth: int, said: int) -> None:
+    """Put another number into the metadata of a Parquet file."""
+    content = path.read_bytes()
+    begin = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    footer, old = content[begin:], varint(truth)
+    assert old in footer
+    path.write_bytes(content[:begin] + footer.replace(old, varint(said, len(old))))
+
+
+@pytest.mark.parametrize("options", [{"use_dictionary": False}, {}, {"data_page_version": "2.0"}])
+def test_a_parquet_file_that_understates_its_size(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "d.parquet"
+    texts = [f"{i:03d}" + "x" * 700_000 for i in range(40)]
+    pq.write_table(pa.table({"prompt": texts}), path, compression="zstd", row_group_size=40, **options)
+    column = pq.read_metadata(path).row_group(0).column(0)
+    lie(path, column.total_uncompressed_size, 100)
+    assert pq.read_metadata(path).row_group(0).column(0).total_uncompressed_size == 100
+    monkeypatch.setattr(parquet, "ALWAYS_READ_BYTES", 2**20)
+    before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(pool)
+    try:
+        with pytest.raises(DataError, match=r"bytes of Parquet become more than \d+ MiB of rows"):
+            list(parquet.parquet_rows(path))
+    finally:
+        pa.set_memory_pool(before)
+    assert pool.max_memory() < 2**20
+
+
+def test_a_parquet_file_that_says_another_number_of_rows(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path, [GOOD] * 1000)
+    lie(path, 1000, 3_000)
+    assert "rows" in error_of(read_pairs, path).what
+
+
+@pytest.mark.parametrize("number", [3, 7, 40, 90])
+def test_a_parquet_file_whose_pages_are_damaged(number: int, tmp_path: Path) -> None:
+    path = write_parquet(tmp_path, [GOOD] * 1000)
+    content = bytearray(path.read_bytes())
+    content[4 : 4 + number] = b"\xff" * number
+    path.write_bytes(content)
+    assert "\n" not in str(error_of(read_pairs, path))
+
+
+# --- Arrow
+
+
+def write_stream(path: Path, table: pa.Table, compression: str | None) -> None:
+    with pa.OSFile(str(path), "wb") as file:
+        options = pa.ipc.IpcWriteOptions(compression=compression)
+        with pa.ipc.new_stream(file, table.schema, options=options) as writer:
+            writer.write_table(table)
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lz4"])
+def test_compressed_buffers_in_a_saved_dataset(compression: str, tmp_path: Path) -> None:
+    saved = save_to_disk(tmp_path, [GOOD])
+    (path,) = saved.glob("*.arrow")
+    with pa.memory_map(str(path)) as file:
+        table = pa.ipc.open_stream(file).read_all()
+    write_stream(tmp_path / "plain", table, None)
+    (tmp_path / "plain").replace(path)
+    assert len(prompts(saved)) == 1
+    bomb = pa.table({name: ["x" * 2**20] * 64 for name in table.column_names})
+    write_stream(path, bomb, compression)
+    before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(pool)
+    try:
+        error = error_of(read_pairs, saved)
+    finally:
+        pa.set_memory_pool(before)
+    assert error.what == f"{path.name} has compressed buffers, which save_to_disk does not write"
+    assert pool.max_memory() < 2**22
+
+
+def test_a_saved_dataset_of_a_million_rows_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = save_to_disk(tmp_path, [GOOD])
+    (path,) = saved.glob("*.arrow")
+    info = json.loads((saved / "dataset_info.json").read_text())
+    info["features"] = {"prompt": {"dtype": "null", "_type": "Value"}}
+    (saved / "dataset_info.json").write_text(json.dumps(info))
+    write_stream(path, pa.table({"prompt": pa.nulls(1_000_000)}), None)
+    monkeypatch.setattr(parquet, "ALWAYS_READ_BYTES", 2**20)
+    assert "bytes become more than 1 MiB of rows" in error_of(read_pairs, saved, on_bad_row="skip").what
+
+
+def test_a_saved_dataset_whose_offsets_are_false(tmp_path: Path) -> None:
+    saved = save_to_disk(tmp_path, [GOOD] * 3)
+    (path,) = saved.glob("*.arrow")
+    with pa.memory_map(str(path)) as file:
+        schema = pa.ipc.open_stream(file).schema
+    offsets = pa.py_buffer(b"".join(n.to_bytes(4, "little") for n in (0, 3, 2**30, 9)))
+    false = pa.StringArray.from_buffers(3, offsets, pa.py_buffer(b"x" * 9))
+    write_stream(path, pa.table(dict.fromkeys(schema.names, false)), None)
+    assert "damaged after row 0" in error_of(read_pairs, saved).what
+
+
 @pytest.mark.parametrize(
     "encoding", [{}, {"use_dictionary": False}, {"row_group_size": 3}, {"data_page_version": "2.0"}]
 )

@@ -61,6 +61,17 @@ def test_a_rating_that_the_grader_quotes_does_not_beat_its_own(quoted: str) -> N
     assert mt_bench.rating(quoted.replace("[[10]]", "[10]")) == mt_bench.NO_RATING
 
 
+@pytest.mark.parametrize("quoted", QUOTED)
+def test_an_answer_does_not_grade_itself_where_the_grader_gives_no_verdict(quoted: str) -> None:
+    """Only quoted: unrated and counted as such, out of the averages. FastChat would count the answer's own 10."""
+    question = mt_bench.Question(1, "writing", ("q",))
+    match = mt_bench.Match(question, 1, "single-v1", [{"role": "user", "content": "q"}])
+    rows = [mt_bench.judgment_row(match, "m", "g", text, 0.0) for text in (quoted, "Rating: [[2]]")]
+    assert [row["score"] for row in rows] == [mt_bench.NO_RATING, 2]
+    averages = mt_bench.averages(rows, {1: "writing"})
+    assert (averages.score, averages.unrated) == (2, 1)
+
+
 @pytest.mark.parametrize(
     "judgment",
     [

@@ -214,6 +214,47 @@ def test_on_a_terminal_it_is_asked_once(
     assert not agrees or "Do you trust it" not in spa_here("run", "r.yaml").err
 
 
+TYPED: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "a program": (ASKED["a program"][0], ["compute.vllm_python"]),
+    "a section": (ASKED["a program"][0], ["seed", "compute"]),
+    "a kernel": (ASKED["a kernel"][0], ["model.attn_implementation"]),
+    "an accelerate config": (ASKED["an accelerate config"][0], ["compute.executor.config_file"]),
+    "a key and its server": (
+        ASKED["a key of the user's"][0],
+        ["judge.endpoint.base_url", "judge.endpoint.api_key_env"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TYPED)
+def test_what_the_user_types_is_not_asked(case: str, tmp_path: Path) -> None:
+    changes, typed = TYPED[case]
+    powers = powers_of(plan_of(tmp_path, **changes), tmp_path / "run")
+    assert consent.still_asked(powers, typed) == []
+    for less in ([], typed[1:-1] + typed[:-1], [f"{key}x" for key in typed], ["name"]):
+        assert consent.still_asked(powers, less) == powers.asked
+
+
+@pytest.mark.parametrize("typed", ["judge.endpoint.base_url", "judge.endpoint.api_key_env", "judge.endpoint.model"])
+def test_who_types_the_server_or_the_key_only_is_asked(typed: str, tmp_path: Path) -> None:
+    """The recipe would choose which secret goes there, or where the secret goes."""
+    powers = powers_of(plan_of(tmp_path, **ASKED["a key of the user's"][0]), tmp_path / "run")
+    assert len(consent.still_asked(powers, [typed])) == 1
+
+
+def test_a_setting_on_the_command_line_is_trust_also_for_resume(tmp_path: Path, spa_here: Any) -> None:
+    path, trace = program(tmp_path)
+    write_recipe(tmp_path / "r.yaml", recipe_with(**with_program(path)))
+    typed = ("r.yaml", "--set", f"compute.vllm_python={path}")
+    assert "asks for your trust first" in spa_here("plan", "r.yaml").out
+    assert "asks for your trust" not in spa_here("plan", *typed).out
+    assert "needs your trust" in spa_here("run", "r.yaml", "--set", "seed=7").err
+    assert not trace.exists()
+    assert "needs your trust" not in spa_here("run", *typed).err
+    assert trace.exists()
+    assert "needs your trust" not in spa_here("run", "r.yaml").err
+
+
 def test_a_job_file_needs_trust_and_the_command_line_is_the_users_own_word(tmp_path: Path, spa_here: Any) -> None:
     path, trace = program(tmp_path)
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n')

@@ -2,8 +2,9 @@
 
 import os
 import resource
-import signal
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,7 @@ def test_a_template_that_grows_for_some_data_only(tmp_path: Path) -> None:
 
 
 def test_limits_end_with_the_template() -> None:
-    before = resource.getrlimit(resource.RLIMIT_DATA), signal.getsignal(signal.SIGVTALRM)
+    before = resource.getrlimit(resource.RLIMIT_DATA)
     assert limits.render(lambda: "x") == "x"
     for error in (ValueError, MemoryError):
 
@@ -69,16 +70,73 @@ def test_limits_end_with_the_template() -> None:
 
         with pytest.raises((ValueError, limits.EndlessTemplateError)):
             limits.render(fails)
-    assert (resource.getrlimit(resource.RLIMIT_DATA), signal.getsignal(signal.SIGVTALRM)) == before
-    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+    used = time.thread_time()
+    while time.thread_time() < used + 3 * limits.MAX_SECONDS:  # nothing is raised here any more
+        pass
 
 
-def test_a_template_is_rendered_in_another_thread_too() -> None:
-    found: list[str] = []
-    thread = threading.Thread(target=lambda: found.append(limits.render(lambda: "x")))
-    thread.start()
-    thread.join()
-    assert found == ["x"]
+def in_threads(count: int, work: Callable[[], str]) -> list[str]:
+    """What each of some threads says: the text, or the error."""
+    said: list[str] = []
+
+    def say() -> None:
+        try:
+            said.append(limits.render(work))
+        except Exception as error:
+            said.append(f"{type(error).__name__}: {error}")
+
+    threads = [threading.Thread(target=say) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    return said
+
+
+def never_ends() -> str:
+    while True:
+        pass
+
+
+def test_the_limits_hold_in_every_thread() -> None:
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    assert in_threads(8, lambda: "x") == ["x"] * 8
+    assert in_threads(3, never_ends) == ["EndlessTemplateError: it runs for more than 0.2 s"] * 3
+    assert in_threads(2, lambda: "x" * 10**11) == ["EndlessTemplateError: it takes more memory than 64 MiB"] * 2
+    assert in_threads(8, lambda: "x") == ["x"] * 8
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+
+
+def test_the_time_of_other_threads_does_not_count() -> None:
+    """A stage may compute in many threads while one of them renders."""
+    ended = threading.Event()
+    busy = [threading.Thread(target=lambda: sum(0 for _ in iter(ended.is_set, True))) for _ in range(3)]
+    for thread in busy:
+        thread.start()
+    begin = time.thread_time()
+
+    def half() -> str:
+        while time.thread_time() < begin + limits.MAX_SECONDS / 2:
+            pass
+        return "x"
+
+    try:
+        assert limits.render(half) == "x"
+    finally:
+        ended.set()
+
+
+def test_the_limit_holds_in_a_forked_process() -> None:
+    limits.render(lambda: "x")  # this process has a thread that watches, and the other one has not
+    child = os.fork()
+    if child == 0:
+        try:
+            limits.render(never_ends)
+        except limits.EndlessTemplateError:
+            os._exit(7)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 def test_a_pipe_a_device_and_a_huge_file_in_the_place_of_a_template(tmp_path: Path) -> None:

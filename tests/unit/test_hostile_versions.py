@@ -2,20 +2,23 @@
 
 import hashlib
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from spa_recipes import __version__
-from spa_recipes.errors import NewerVersionError
+from spa_recipes import __version__, api
+from spa_recipes.errors import NewerVersionError, RecipeError
 from spa_recipes.plan import Plan
 from spa_recipes.report.card import versions
 from spa_recipes.run import gc, reuse, worker
 from spa_recipes.run.overview import overviews
-from spa_recipes.run.rundir import RunDir, find_reusable
+from spa_recipes.run.rundir import VERSION, RunDir, find_reusable
 from spa_recipes.run.runner import execute
 from spa_recipes.stages.context import Context, StageSpec
+from spa_recipes.state import user_state
 from spa_recipes.state.versions import library_versions, others
 from tests.kit.finished_runs import commit, make_run, manifests
 from tests.kit.plans import plan_of
@@ -47,6 +50,7 @@ def newer_manifest(run: RunDir, plan: Plan) -> None:
 def newer_plan(run: RunDir, plan: Plan) -> None:
     path = run.path / "plan.json"
     path.write_text(json.dumps([{**entry, "energy": 3.5} for entry in json.loads(path.read_text())]))
+    (run.path / VERSION).write_text("9.0.0\n")
 
 
 def newer_recipe(run: RunDir, plan: Plan) -> None:
@@ -54,6 +58,7 @@ def newer_recipe(run: RunDir, plan: Plan) -> None:
     value = json.loads(path.read_text())
     value["compute"]["energy"] = 3.5
     path.write_text(json.dumps(value))
+    (run.path / VERSION).write_text("9.0.0\n")
 
 
 NEWER = [newer_manifest, newer_plan, newer_recipe]
@@ -75,12 +80,49 @@ def test_a_run_of_a_newer_version_is_named_and_nothing_is_touched(
     with pytest.raises(NewerVersionError, match=r"\A[^\n]*\Z") as caught:
         execute(plan, run, "", until=None, accept=accept, reporter=Told())
     line = str(caught.value)
-    assert "a newer version of spa-recipes" in line
+    assert f"made by spa-recipes 9.0.0, a newer version; this is {__version__} and does not know" in line
     assert "energy" in line
-    assert __version__ in line
-    assert "update spa-recipes" in line
-    assert ("(9.0.0)" in line) == (make_newer is newer_manifest)
+    assert "upgrade spa-recipes" in line
     assert files(run.path) == before
+
+
+@pytest.mark.parametrize("noted", [None, "", "\x1b[2J9.0", "9" * 100, "words"])
+def test_a_newer_version_whose_number_nobody_noted(tmp_path: Path, noted: str | None) -> None:
+    plan = plan_of()
+    run = make_run(tmp_path / "mini", plan)
+    newer_plan(run, plan)
+    (run.path / VERSION).unlink()
+    if noted is not None:
+        (run.path / VERSION).write_text(noted)
+    with pytest.raises(NewerVersionError, match="made by a newer version of spa-recipes; this is"):
+        run.planned()
+
+
+def test_a_run_notes_the_version_that_wrote_it(tmp_path: Path) -> None:
+    plan = plan_of()
+    run = make_run(tmp_path / "mini", plan)
+    run.write_recipe("", plan.recipe, plan)
+    assert run.written_by == __version__
+
+
+@pytest.mark.parametrize("make_newer", NEWER)
+def test_resume_without_a_name_says_which_run_it_passes_over(tmp_path: Path, make_newer: Any) -> None:
+    plan = plan_of()
+    for name in ("older", "newer"):
+        run = make_run(tmp_path / name, plan)
+        user_state.note_run(run.path)
+        run.log_event("run stopped")
+        shutil.rmtree(run.stage_dir(plan.stages[-1], plan).path)
+    os.utime(tmp_path / "older" / "events.jsonl", (1e9, 1e9))
+    make_newer(run, plan)
+    found = api.newest_unfinished(tmp_path)
+    assert found.run.name == "older"
+    (line,) = found.passed_over
+    assert line.startswith("newer was passed over: ")
+    assert "made by spa-recipes 9.0.0" in line
+    shutil.rmtree(tmp_path / "older")
+    with pytest.raises(RecipeError, match=r"`spa status` says what is wrong with the others: newer"):
+        api.newest_unfinished(tmp_path)
 
 
 @pytest.mark.parametrize("make_newer", NEWER)

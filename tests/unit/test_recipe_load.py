@@ -194,8 +194,13 @@ def test_path_that_cannot_be_opened() -> None:
 
 
 def test_not_utf8() -> None:
-    assert refusal(b"name: x\n# \xe4\n") == ("r.yaml:2: not UTF-8 text: byte 0xe4 at offset 10; save the file as UTF-8")
-    assert refusal(BASE.encode("utf-16")).startswith("r.yaml:1: not UTF-8 text: byte 0xff at offset 0")
+    assert refusal(b"name: x\n# \xe4\n") == (
+        "r.yaml:2: not UTF-8 text: byte 0xe4 at offset 10; save the file as UTF-8, "
+        "such as by `iconv -f WINDOWS-1252 -t UTF-8`"
+    )
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be"):
+        assert refusal(BASE.encode(encoding)).startswith("r.yaml: UTF-16 text, not UTF-8; save the file as UTF-8")
+    assert refusal(BASE.encode("utf-32")).startswith("r.yaml: UTF-32 text")
 
 
 def test_huge() -> None:

@@ -1,0 +1,72 @@
+"""How much a run would download from the Hub, asked before it does: what the Hub says of the sizes of files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from spa_recipes.data.hub import hub_error, is_offline
+from spa_recipes.errors import DataError, TryAgainError
+from spa_recipes.run.disk import free_bytes
+from spa_recipes.units import human_bytes
+
+GB = 10**9
+
+
+def check_download(kind: Literal["model", "dataset"], name: str, revision: str | None, limit_gb: float | None) -> None:
+    """Refuse a model or dataset of the Hub that is larger than the recipe allows, or than the disk has room for.
+
+    Of a model, the weights in safetensors and the small files at the top count, as no other files are loaded; of a
+    dataset, all files. What is in the cache counts no more.
+
+    Args:
+        limit_gb: 10^9 bytes; None for no limit.
+
+    Raises:
+        DataError: it is larger, or there is no such repository. TryAgainError: the disk has no room, or the network
+            failed.
+    """
+    if is_offline():
+        return
+    left = _bytes_left(kind, name, revision)
+    if limit_gb is not None and left > limit_gb * GB:
+        raise DataError(
+            f"the {kind} would download {human_bytes(left)}, and storage.max_download_gb allows {limit_gb:g} GB",
+            where=name,
+            fix="check the name, or set storage.max_download_gb higher",
+        )
+    free = free_bytes(_cache())
+    if left > free:
+        raise TryAgainError(
+            f"the {kind} would download {human_bytes(left)}, and {human_bytes(free)} are free in {_cache()}",
+            where=name,
+            fix="make room on the disk, or name a folder on a larger one in the variable HF_HOME",
+        )
+
+
+def _bytes_left(kind: Literal["model", "dataset"], name: str, revision: str | None) -> int:
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    try:
+        info = HfApi().repo_info(name, repo_type=kind, revision=revision, files_metadata=True)
+    except Exception as error:  # the Hub client and its network library raise what they like
+        problem = hub_error(kind, name, error)
+        if isinstance(problem, TryAgainError):  # what is in the cache will do
+            return 0
+        raise problem from error
+    return sum(
+        file.size or 0
+        for file in info.siblings or []
+        if (kind == "dataset" or _is_loaded(file.rfilename))
+        and not isinstance(try_to_load_from_cache(name, file.rfilename, revision=revision, repo_type=kind), str)
+    )
+
+
+def _is_loaded(file: str) -> bool:
+    return "/" not in file and file.endswith((".safetensors", ".json", ".jinja", ".model", ".txt", ".py"))
+
+
+def _cache() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE).absolute()
