@@ -106,15 +106,10 @@ def resume(
     from spa_recipes import api
     from spa_recipes.cli.consent import consent_of
     from spa_recipes.cli.progress import RunReporter
+    from spa_recipes.cli.resume import choose_run
     from spa_recipes.cli.summary import print_summary
-    from spa_recipes.cli.terminal import say, yellow
 
-    if run is None:
-        found = api.newest_unfinished(runs_dir)
-        for line in found.passed_over:
-            say(yellow(line), err=True)
-        run = str(found.run.path)
-    prepared = api.prepare_resume(run, runs_dir, overrides=set_ or [], afresh=True)
+    prepared = api.prepare_resume(run or choose_run(runs_dir), runs_dir, overrides=set_ or [], afresh=True)
     with RunReporter(prepared) as reporter:
         consent = consent_of(reporter, trust=trust, overrides=set_ or [])
         outcome = api.run_recipe(prepared, reporter, until=until, accept=accept, consent=consent)

@@ -48,15 +48,16 @@ def _bytes_left(kind: Literal["model", "dataset"], name: str, revision: str | No
     from huggingface_hub import HfApi, try_to_load_from_cache
 
     try:
-        info = HfApi().repo_info(name, repo_type=kind, revision=revision, files_metadata=True)
+        ask = HfApi().model_info if kind == "model" else HfApi().dataset_info
+        files = ask(name, revision=revision, files_metadata=True).siblings or []
     except Exception as error:  # the Hub client and its network library raise what they like
         problem = hub_error(kind, name, error)
         if isinstance(problem, TryAgainError):  # what is in the cache will do
             return 0
         raise problem from error
     return sum(
-        file.size or 0
-        for file in info.siblings or []
+        int(file.size or 0)
+        for file in files
         if (kind == "dataset" or _is_loaded(file.rfilename))
         and not isinstance(try_to_load_from_cache(name, file.rfilename, revision=revision, repo_type=kind), str)
     )
