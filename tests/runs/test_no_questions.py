@@ -18,6 +18,7 @@ from spa_recipes.cli.consent import consent_of
 from spa_recipes.cli.progress import PlainReporter
 from spa_recipes.plan import compile_plan
 from spa_recipes.recipe.load import load_recipe
+from spa_recipes.recipe.shipped import find_recipe, shipped_names
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.state.digests import DigestMemo
 
@@ -28,9 +29,9 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "recipes" / "README.md"]
 def runs_in(document: Path) -> list[tuple[str, list[str]]]:
     """The recipe and the `--set` of each `spa run` and `spa plan` of a shipped recipe in a document."""
     found = []
-    for line in re.findall(r"spa (?:run|plan) (recipes/[^`#\n]*)", document.read_text()):
+    for line in re.findall(r"spa (?:run|plan) ([^`#\n]*)", document.read_text()):
         recipe, *others = shlex.split(line)
-        if (ROOT / recipe).is_file():
+        if recipe in shipped_names():
             found.append((recipe, [others[i + 1] for i, word in enumerate(others[:-1]) if word == "--set"]))
     return found
 
@@ -47,22 +48,22 @@ def test_a_recipe_as_the_documents_run_it_asks_nothing(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "pairs.jsonl").write_text("{}\n")  # the example's, which a user brings
-    plan = compile_plan(load_recipe(ROOT / recipe, overrides).recipe, DigestMemo(tmp_path / "memo"))
+    plan = compile_plan(load_recipe(find_recipe(Path(recipe)), overrides).recipe, DigestMemo(tmp_path / "memo"))
     consent_of(PlainReporter(), trust=False)(plan, RunDir(tmp_path / "run"))
 
 
 def test_the_documents_show_some() -> None:
-    assert "recipes/quickstart.yaml" in {recipe for recipe, _ in SHOWN}
+    assert "quickstart" in {recipe for recipe, _ in SHOWN}
 
 
 COMMANDS = [
-    ["run", "recipes/quickstart.yaml", "--until", "data"],
-    ["plan", "recipes/quickstart.yaml"],
+    ["run", "quickstart", "--until", "data"],
+    ["plan", "quickstart"],
     ["status"],
     ["status", "quickstart"],
     ["resume", "--until", "data"],
     ["gc"],
-    ["validate", "recipes/quickstart.yaml"],
+    ["validate", "quickstart"],
     ["init", "my.yaml"],
 ]
 
@@ -73,7 +74,6 @@ def environment(folder: Path) -> dict[str, str]:
 
 def test_with_no_input_at_all(tmp_path: Path) -> None:
     """As in a cron job whose standard input is closed."""
-    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     for command in COMMANDS:
         line = shlex.join([sys.executable, "-m", "spa_recipes.cli", *command]) + " <&-"
         done = subprocess.run(line, shell=True, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True)
@@ -84,7 +84,6 @@ def test_with_no_input_at_all(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads a terminal as Linux has it")
 def test_on_a_terminal(tmp_path: Path) -> None:
     """Where a question could be asked, nobody answers: a command that asked would wait."""
-    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     master, slave = pty.openpty()
     command = [sys.executable, "-m", "spa_recipes.cli", *COMMANDS[0]]
     process = subprocess.Popen(
