@@ -8,7 +8,7 @@ from pathlib import Path
 from types import FrameType
 
 # Imports make objects that stay: to look for garbage among them finds nothing. This line runs before all other imports.
-gc.set_threshold(50_000)
+gc.set_threshold(100_000)
 
 
 def _end_at_once(signum: int, frame: FrameType | None) -> None:
