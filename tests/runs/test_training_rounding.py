@@ -3,13 +3,16 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import save_file
+from transformers import Trainer
 
+from spa_recipes.errors import StageError
 from spa_recipes.models.loading import load_causal_lm
 from spa_recipes.models.rounding import stochastic
 from spa_recipes.models.saving import Weights, save_model
@@ -176,3 +179,16 @@ def test_float32_is_saved_as_it_is_and_measures_nothing(
     assert not set(FIGURES) & result.metrics.keys()
     assert "update" not in (env.output_dir / "training_log.jsonl").read_text()
     assert notices_of(policy, tmp_path / "again", "refine") == []
+
+
+def test_weights_that_a_launcher_has_rounded_already_are_refused() -> None:
+    """Stochastic rounding of what was rounded to nearest before would change nothing, silently."""
+    trainer = SimpleNamespace(
+        is_deepspeed_enabled=False,
+        model_wrapped=None,
+        accelerator=SimpleNamespace(
+            unwrap_model=lambda model: model, get_state_dict=lambda model: {"w": torch.zeros(2, dtype=torch.bfloat16)}
+        ),
+    )
+    with pytest.raises(StageError, match=r"hands out the trained weights of w in torch\.bfloat16"):
+        common._whole_weights(cast("Trainer", trainer), torch.bfloat16)
