@@ -40,32 +40,29 @@ def part_of(move: Move, rows: slice) -> Move:
     return None if move is None else move[rows]
 
 
-def moving_linear(x: Dual, weight: torch.Tensor, move: Move, at: float) -> Dual:
+def moving_linear(x_NI: Dual, weight: torch.Tensor, move: Move, at: float) -> Dual:
     """W(t) x and its tangent W(t) dx + M x, for W(t) = W + t*M: three products, or two and thin ones.
 
     W(t) exists for the time of a call. In half precision it is rounded to nearest: a weight that moved by one unit in
     the last place has nothing between its ends, and at the middle takes one of them, whichever is even.
 
     Args:
-        x: (N, I), in the precision of the weight.
+        x_NI: in the precision of the weight.
         weight: W, (O, I).
         move: M.
         at: t.
 
     Returns:
-        (N, O), at least in float32.
+        (N, O), in that precision.
     """
     if isinstance(move, Thin):
-        down, down_tangent = linear(x.value, move.down), linear(x.tangent, move.down)
-        moved, moved_tangent = (at_least_fp32(linear(part, move.up)) for part in (down, down_tangent))
-        value = at_least_fp32(linear(x.value, weight)).add_(moved, alpha=at)
-        tangent = at_least_fp32(linear(x.tangent, weight)).add_(moved).add_(moved_tangent, alpha=at)
-        return Dual(value, tangent)
+        up, down, down_tangent = move.up.T, linear(x_NI.value, move.down), linear(x_NI.tangent, move.down)
+        value = torch.addmm(linear(x_NI.value, weight), down, up, alpha=at)
+        return Dual(value, torch.addmm(linear(x_NI.tangent, weight), down.add(down_tangent, alpha=at), up))
     if move is None:
-        return Dual(at_least_fp32(linear(x.value, weight)), at_least_fp32(linear(x.tangent, weight)))
+        return Dual(linear(x_NI.value, weight), linear(x_NI.tangent, weight))
     there = torch.add(weight, move, alpha=at)
-    tangent = at_least_fp32(linear(x.tangent, there)).add_(linear(x.value, move))
-    return Dual(at_least_fp32(linear(x.value, there)), tangent)
+    return Dual(linear(x_NI.value, there), torch.addmm(linear(x_NI.tangent, there), x_NI.value, move.T))
 
 
 def attention(
@@ -92,42 +89,36 @@ def attention(
         block: queries at one time.
 
     Returns:
-        (B, H, T, E), at least in float32.
+        (B, H, T, E), in the precision of the inputs.
     """
     b, h, t, d = query.value.shape
-    g, s = key.value.shape[1], key.value.shape[2]
+    g, s, e = key.value.shape[1], key.value.shape[2], value.value.shape[-1]
     scale = 1.0 / math.sqrt(d) if scale is None else scale
-    # The derivative of a product is a product of twice the length: dS = [dQ, Q] [K, dK]^T.
-    keys_BGDS = key.value.transpose(-1, -2)[:, :, None]
-    both_keys_BGDS = torch.cat((key.value, key.tangent), dim=-1).transpose(-1, -2)[:, :, None]
-    values_BGSE, tangents_BGSE = value.value[:, :, None], value.tangent[:, :, None]
-    dtype = logps_dtype(query.value.dtype)
-    out, tangent = (query.value.new_empty(b, h, t, value.value.shape[-1], dtype=dtype) for _ in range(2))
+    # Queries that share a key stand side by side, so that no key is copied: (B*G, R, T, D).
+    q, dq = ((part * scale).reshape(b * g, h // g, t, d) for part in query)
+    (k, dk), (v, dv) = ([part.reshape(b * g, s, -1) for part in pair] for pair in (key, value))
+    out, tangent = (q.new_empty(b * g, h // g, t, e) for _ in range(2))
+    later = torch.full((min(block, t),) * 2, -torch.inf, device=q.device).triu(1)
     for place in chunks(t, block):
-        seen = min(place.stop, s) if causal else s
-        q = query.value[:, :, place].reshape(b, g, h // g, -1, d)
-        dq = query.tangent[:, :, place].reshape(b, g, h // g, -1, d)
-        scores = at_least_fp32(q @ keys_BGDS[..., :seen]).mul_(scale)
-        moved = at_least_fp32(torch.cat((dq, q), dim=-1) @ both_keys_BGDS[..., :seen]).mul_(scale)
+        seen = slice(min(place.stop, s) if causal else s)
+        shape = (b * g, h // g, place.stop - place.start, seen.stop)
+        q_here, dq_here = (part[:, :, place].reshape(b * g, -1, d) for part in (q, dq))
+        keys, key_tangents = k[:, seen].transpose(1, 2), dk[:, seen].transpose(1, 2)
+        scores = at_least_fp32(q_here @ keys).view(shape)
+        moved = at_least_fp32(torch.baddbmm(q_here @ key_tangents, dq_here, keys)).view(shape)
         if causal:
-            rows = torch.arange(place.start, place.stop, device=scores.device)
-            scores.masked_fill_(rows[:, None] < torch.arange(seen, device=scores.device), -torch.inf)
+            diagonal = scores[..., place.start :]
+            diagonal += later[: diagonal.shape[-2], : diagonal.shape[-1]]
         if mask is not None:
-            part = mask.expand(b, h, t, s)[:, :, place, :seen].reshape(scores.shape)
-            if part.dtype == torch.bool:
-                scores.masked_fill_(~part, -torch.inf)
-            else:
-                scores += part
+            part = mask.expand(b, h, t, s)[:, :, place, seen].reshape(shape)
+            scores = torch.where(part, scores, -torch.inf) if part.dtype == torch.bool else scores + part
         weights = torch.softmax(scores, dim=-1)
         moved.mul_(weights)
         moved.addcmul_(weights, moved.sum(dim=-1, keepdim=True), value=-1.0)
-        low = weights.to(value.value.dtype)
-        out[:, :, place] = (low @ values_BGSE[..., :seen, :]).reshape(b, h, -1, out.shape[-1])
-        tangent[:, :, place] = (
-            at_least_fp32(low @ tangents_BGSE[..., :seen, :])
-            + (moved.to(value.value.dtype) @ values_BGSE[..., :seen, :])
-        ).reshape(b, h, -1, out.shape[-1])
-    return Dual(out, tangent)
+        weights, moved = (part.to(v.dtype).view(b * g, -1, seen.stop) for part in (weights, moved))
+        out[:, :, place] = (weights @ v[:, seen]).view(*shape[:3], e)
+        tangent[:, :, place] = torch.baddbmm(weights @ dv[:, seen], moved, v[:, seen]).view(*shape[:3], e)
+    return Dual(out.view(b, h, t, e), tangent.view(b, h, t, e))
 
 
 def tiled_token_logps(
@@ -187,7 +178,7 @@ def _logits(
     hidden_nD: Dual, head: LmHead, move: Move, bias_tangent_V: torch.Tensor | None, at: float, tile: slice
 ) -> Dual:
     """Logits of the words of a tile, as `algo.logps.head_logits` makes them."""
-    z_nC, dz_nC = moving_linear(hidden_nD, head.weight[tile], part_of(move, tile), at)
+    z_nC, dz_nC = map(at_least_fp32, moving_linear(hidden_nD, head.weight[tile], part_of(move, tile), at))
     if head.bias is not None:
         z_nC = z_nC + head.bias[tile]
     if bias_tangent_V is not None:

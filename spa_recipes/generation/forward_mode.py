@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch.autograd import forward_ad
-from torch.nn.functional import embedding, linear, scaled_dot_product_attention
+from torch.nn.functional import embedding, group_norm, layer_norm, linear, rms_norm, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
@@ -102,6 +102,7 @@ class ForwardMode(TorchFunctionMode):
     def __init__(self, moving: Moving) -> None:
         super().__init__()
         self._moving = moving
+        self._last: tuple[torch.Tensor, Dual] | None = None  # queries, keys and values are made of one input
 
     def __torch_function__(
         self,
@@ -121,6 +122,8 @@ class ForwardMode(TorchFunctionMode):
             kwargs = {name: self._moved(argument) for name, argument in kwargs.items()}
         if func is scaled_dot_product_attention:
             return self._attention(*args, **kwargs)
+        if func in _IN_ONE_PRECISION:
+            args = _in_one_precision(args, lower=func in _FACTORS)
         try:
             result = func(*args, **kwargs)
         except NotImplementedError as error:
@@ -149,9 +152,9 @@ class ForwardMode(TorchFunctionMode):
         return self._product(x, weight.detach().T, move, bias)
 
     def _product(self, x: torch.Tensor, weight: torch.Tensor, move: Move, bias: torch.Tensor | None) -> torch.Tensor:
-        value, tangent = dual_of(x)
-        moving = moving_linear(Dual(value.to(weight.dtype), tangent.to(weight.dtype)), weight, move, self._moving.at)
-        product = make_dual(*moving)
+        if self._last is None or self._last[0] is not x:
+            self._last = x, Dual(*(part.to(weight.dtype).flatten(0, -2) for part in dual_of(x)))
+        product = make_dual(*moving_linear(self._last[1], weight, move, self._moving.at)).view(*x.shape[:-1], -1)
         return product if bias is None else product + self._moved(bias)
 
     def _embedding(self, ids: torch.Tensor, weight: torch.Tensor, *settings: Any, **more: Any) -> torch.Tensor:
@@ -201,6 +204,31 @@ _ABOUT = {
     and name not in ("T", "H", "mT", "mH", "real", "imag", "data")
 } | {torch.Tensor.size, torch.Tensor.dim, torch.Tensor.numel, torch.Tensor.is_floating_point, torch.is_floating_point}
 """What tells something about a tensor, and computes nothing."""
+
+
+_FACTORS = {torch.mul, torch.Tensor.mul, torch.Tensor.__mul__, torch.Tensor.__rmul__}
+_IN_ONE_PRECISION = _FACTORS | {
+    *(torch.matmul, torch.bmm, torch.baddbmm, layer_norm, group_norm, rms_norm),
+    *(torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.bmm, torch.Tensor.baddbmm),
+}
+"""What refuses or copies tensors of two precisions. The model itself has one."""
+
+
+def _in_one_precision(args: tuple[Any, ...], *, lower: bool) -> tuple[Any, ...]:
+    """Give numbers in half precision and others the same precision.
+
+    Args:
+        args: of an operation.
+        lower: lower the others where they do not move, as the tables of sines of rotary embeddings; otherwise raise.
+    """
+    tensors = [arg for arg in args if isinstance(arg, torch.Tensor) and arg.is_floating_point() and arg.dim() > 0]
+    low = [tensor for tensor in tensors if tensor.dtype != logps_dtype(tensor.dtype)]
+    if not low or len(low) == len(tensors):
+        return args
+    if lower:
+        still = {id(tensor) for tensor in tensors if not _moves(tensor)}
+        return tuple(arg.to(low[0].dtype) if id(arg) in still else arg for arg in args)
+    return tuple(at_least_fp32(arg) if any(arg is tensor for tensor in low) else arg for arg in args)
 
 
 def _moves(tensor: torch.Tensor) -> bool:
