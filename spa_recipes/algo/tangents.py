@@ -33,36 +33,48 @@ Move = torch.Tensor | Thin | None
 """The direction in which a weight (O, I) moves; None where it stays."""
 
 
-def part_of(move: Move, rows: slice) -> Move:
-    """The direction of some rows of a weight."""
-    if isinstance(move, Thin):
-        return Thin(move.down, move.up[rows])
-    return None if move is None else move[rows]
+class MovingWeight(NamedTuple):
+    """A weight (O, I) on its way.
+
+    Attributes:
+        value: W(t) = W + t*M; W itself where M is thin.
+        move: M.
+        thin_at: t where M is thin, so that W(t) exists nowhere.
+    """
+
+    value: torch.Tensor
+    move: Move
+    thin_at: float
 
 
-def moving_linear(x_NI: Dual, weight: torch.Tensor, move: Move, at: float) -> Dual:
-    """W(t) x and its tangent W(t) dx + M x, for W(t) = W + t*M: three products, or two and thin ones.
+def moving_weight(weight: torch.Tensor, move: Move, at: float) -> MovingWeight:
+    """W + t*M, for as long as it is used.
 
-    W(t) exists for the time of a call. In half precision it is rounded to nearest: a weight that moved by one unit in
-    the last place has nothing between its ends, and at the middle takes one of them, whichever is even.
+    In half precision it is rounded to nearest: a weight that moved by one unit in the last place has nothing between
+    its ends, and at the middle takes one of them, whichever is even.
+    """
+    if isinstance(move, torch.Tensor):
+        return MovingWeight(torch.add(weight, move, alpha=at), move, 0.0)
+    return MovingWeight(weight, move, at)
+
+
+def moving_linear(x_NI: Dual, layer: MovingWeight) -> Dual:
+    """W(t) x and its tangent W(t) dx + M x: three products, or two and thin ones.
 
     Args:
         x_NI: in the precision of the weight.
-        weight: W, (O, I).
-        move: M.
-        at: t.
+        layer: W(t) and M.
 
     Returns:
         (N, O), in that precision.
     """
+    weight, move, at = layer
+    value, tangent = linear(x_NI.value, weight), linear(x_NI.tangent, weight)
     if isinstance(move, Thin):
-        up, down, down_tangent = move.up.T, linear(x_NI.value, move.down), linear(x_NI.tangent, move.down)
-        value = torch.addmm(linear(x_NI.value, weight), down, up, alpha=at)
-        return Dual(value, torch.addmm(linear(x_NI.tangent, weight), down.add(down_tangent, alpha=at), up))
-    if move is None:
-        return Dual(linear(x_NI.value, weight), linear(x_NI.tangent, weight))
-    there = torch.add(weight, move, alpha=at)
-    return Dual(linear(x_NI.value, there), torch.addmm(linear(x_NI.tangent, there), x_NI.value, move.T))
+        down, down_tangent = linear(x_NI.value, move.down), linear(x_NI.tangent, move.down)
+        moved = torch.addmm(tangent, down.add(down_tangent, alpha=at), move.up.T)
+        return Dual(torch.addmm(value, down, move.up.T, alpha=at), moved)
+    return Dual(value, tangent if move is None else torch.addmm(tangent, x_NI.value, move.T))
 
 
 def attention(
@@ -147,42 +159,41 @@ def tiled_token_logps(
         (N,), at least in float32.
     """
     hidden_ND = Dual(hidden_ND.value.to(head.weight.dtype), hidden_ND.tangent.to(head.weight.dtype))
-    logps_N = torch.empty(targets_N.shape, dtype=logps_dtype(head.weight.dtype), device=targets_N.device)
-    tangents_N = torch.empty_like(logps_N)
-    for place in chunks(len(targets_N), rows):
-        part = Dual(hidden_ND.value[place], hidden_ND.tangent[place])
-        target_n = Dual(torch.zeros_like(logps_N[place]), torch.zeros_like(logps_N[place]))
-        lse_n, mean_n = torch.full_like(target_n.value, -torch.inf), torch.zeros_like(target_n.value)
-        for tile in chunks(len(head.weight), columns):
-            z_nC, dz_nC = _logits(part, head, move, bias_tangent_V, at, tile)
-            is_here_n = (targets_N[place] >= tile.start) & (targets_N[place] < tile.stop)
-            token_n1 = (targets_N[place] - tile.start).clamp(0, z_nC.shape[1] - 1)[:, None]
-            target_n = Dual(
-                *(
-                    torch.where(is_here_n, of_tile_nC.gather(-1, token_n1).squeeze(-1), so_far_n)
-                    for of_tile_nC, so_far_n in zip((z_nC, dz_nC), target_n, strict=True)
-                )
-            )
+    target_N, target_tangent_N, mean_N = (
+        torch.zeros(targets_N.shape, dtype=logps_dtype(head.weight.dtype), device=targets_N.device) for _ in range(3)
+    )
+    lse_N = torch.full_like(target_N, -torch.inf)
+    for tile in chunks(len(head.weight), columns):
+        part_of_head = head._replace(weight=head.weight[tile], bias=None if head.bias is None else head.bias[tile])
+        part_of_move = (
+            Thin(move.down, move.up[tile]) if isinstance(move, Thin) else None if move is None else move[tile]
+        )
+        layer = moving_weight(part_of_head.weight, part_of_move, at)
+        bias_tangent_C = None if bias_tangent_V is None else bias_tangent_V[tile]
+        for n in chunks(len(targets_N), rows):
+            z_nC, dz_nC = _logits(Dual(hidden_ND.value[n], hidden_ND.tangent[n]), part_of_head, layer, bias_tangent_C)
+            is_here_n = (targets_N[n] >= tile.start) & (targets_N[n] < tile.stop)
+            token_n1 = (targets_N[n] - tile.start).clamp(0, z_nC.shape[1] - 1)[:, None]
+            target_N[n] = torch.where(is_here_n, z_nC.gather(-1, token_n1).squeeze(-1), target_N[n])
+            target_tangent_N[n] = torch.where(is_here_n, dz_nC.gather(-1, token_n1).squeeze(-1), target_tangent_N[n])
             most_n1 = z_nC.amax(dim=-1, keepdim=True)
             shares_nC = (z_nC - most_n1).exp_()
             sum_n = shares_nC.sum(dim=-1)
-            before_n, tile_lse_n = lse_n, most_n1.squeeze(-1) + sum_n.log()
-            lse_n = torch.logaddexp(before_n, tile_lse_n)
-            tile_mean_n = shares_nC.mul_(dz_nC).sum(dim=-1) / sum_n
-            mean_n = mean_n * (before_n - lse_n).exp() + tile_mean_n * (tile_lse_n - lse_n).exp()
-        logps_N[place], tangents_N[place] = target_n.value - lse_n, target_n.tangent - mean_n
-    return Dual(logps_N, tangents_N)
+            before_n, here_n = lse_N[n], most_n1.squeeze(-1) + sum_n.log()
+            after_n = torch.logaddexp(before_n, here_n)
+            mean_here_n = shares_nC.mul_(dz_nC).sum(dim=-1) / sum_n
+            mean_N[n] = mean_N[n] * (before_n - after_n).exp() + mean_here_n * (here_n - after_n).exp()
+            lse_N[n] = after_n
+    return Dual(target_N - lse_N, target_tangent_N - mean_N)
 
 
-def _logits(
-    hidden_nD: Dual, head: LmHead, move: Move, bias_tangent_V: torch.Tensor | None, at: float, tile: slice
-) -> Dual:
-    """Logits of the words of a tile, as `algo.logps.head_logits` makes them."""
-    z_nC, dz_nC = map(at_least_fp32, moving_linear(hidden_nD, head.weight[tile], part_of(move, tile), at))
+def _logits(hidden_nD: Dual, head: LmHead, layer: MovingWeight, bias_tangent_C: torch.Tensor | None) -> Dual:
+    """Logits of some words, as `algo.logps.head_logits` makes them."""
+    z_nC, dz_nC = map(at_least_fp32, moving_linear(hidden_nD, layer))
     if head.bias is not None:
-        z_nC = z_nC + head.bias[tile]
-    if bias_tangent_V is not None:
-        dz_nC = dz_nC + bias_tangent_V[tile]
+        z_nC = z_nC + head.bias
+    if bias_tangent_C is not None:
+        dz_nC = dz_nC + bias_tangent_C
     if head.scale != 1.0:
         z_nC, dz_nC = z_nC * head.scale, dz_nC * head.scale
     if head.softcap is not None:

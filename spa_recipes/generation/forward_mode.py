@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from spa_recipes.algo.logps import at_least_fp32, logps_dtype
-from spa_recipes.algo.tangents import Dual, Move, Thin, attention, moving_linear
+from spa_recipes.algo.tangents import Dual, Move, Thin, attention, moving_linear, moving_weight
 from spa_recipes.errors import StageError
 
 
@@ -122,8 +122,12 @@ class ForwardMode(TorchFunctionMode):
             kwargs = {name: self._moved(argument) for name, argument in kwargs.items()}
         if func is scaled_dot_product_attention:
             return self._attention(*args, **kwargs)
-        if func in _IN_ONE_PRECISION:
-            args = _in_one_precision(args, lower=func in _FACTORS)
+        if func in _FACTORS and not kwargs:
+            return _product_of(*args)
+        if func in _POWERS and not kwargs and args[1] == 2:
+            return _product_of(args[0], args[0])
+        if func in _IN_ONE_PRECISION and len({arg.dtype for arg in args if isinstance(arg, torch.Tensor)}) > 1:
+            args = tuple(at_least_fp32(arg) if isinstance(arg, torch.Tensor) else arg for arg in args)
         try:
             result = func(*args, **kwargs)
         except NotImplementedError as error:
@@ -154,7 +158,8 @@ class ForwardMode(TorchFunctionMode):
     def _product(self, x: torch.Tensor, weight: torch.Tensor, move: Move, bias: torch.Tensor | None) -> torch.Tensor:
         if self._last is None or self._last[0] is not x:
             self._last = x, Dual(*(part.to(weight.dtype).flatten(0, -2) for part in dual_of(x)))
-        product = make_dual(*moving_linear(self._last[1], weight, move, self._moving.at)).view(*x.shape[:-1], -1)
+        layer = moving_weight(weight, move, self._moving.at)
+        product = make_dual(*moving_linear(self._last[1], layer)).view(*x.shape[:-1], -1)
         return product if bias is None else product + self._moved(bias)
 
     def _embedding(self, ids: torch.Tensor, weight: torch.Tensor, *settings: Any, **more: Any) -> torch.Tensor:
@@ -207,32 +212,39 @@ _ABOUT = {
 
 
 _FACTORS = {torch.mul, torch.Tensor.mul, torch.Tensor.__mul__, torch.Tensor.__rmul__}
-_IN_ONE_PRECISION = _FACTORS | {
+_POWERS = {torch.pow, torch.Tensor.pow, torch.Tensor.__pow__}
+_IN_ONE_PRECISION = {
     *(torch.matmul, torch.bmm, torch.baddbmm, layer_norm, group_norm, rms_norm),
     *(torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.bmm, torch.Tensor.baddbmm),
 }
-"""What refuses or copies tensors of two precisions. The model itself has one."""
+"""What refuses tensors of two precisions. The model itself has one."""
 
 
-def _in_one_precision(args: tuple[Any, ...], *, lower: bool) -> tuple[Any, ...]:
-    """Give numbers in half precision and others the same precision.
+def _product_of(a: Any, b: Any) -> torch.Tensor:
+    """`a * b`, elementwise; torch's own rule adds zeros for what does not move.
 
-    Args:
-        args: of an operation.
-        lower: lower the others where they do not move, as the tables of sines of rotary embeddings; otherwise raise.
+    What does not move takes the precision of what does, such as rotary embeddings' sines that of queries.
     """
-    tensors = [arg for arg in args if isinstance(arg, torch.Tensor) and arg.is_floating_point() and arg.dim() > 0]
-    low = [tensor for tensor in tensors if tensor.dtype != logps_dtype(tensor.dtype)]
-    if not low or len(low) == len(tensors):
-        return args
-    if lower:
-        still = {id(tensor) for tensor in tensors if not _moves(tensor)}
-        return tuple(arg.to(low[0].dtype) if id(arg) in still else arg for arg in args)
-    return tuple(at_least_fp32(arg) if any(arg is tensor for tensor in low) else arg for arg in args)
+    (a, da), (b, db) = (unpack(part) if _is_floating(part) else (part, None) for part in (a, b))
+    if da is not None and db is not None:
+        if a.dtype != b.dtype:
+            a, da, b, db = map(at_least_fp32, (a, da, b, db))
+        return make_dual(a * b, torch.addcmul(a * db, da, b))
+    if da is None and db is None:
+        product: torch.Tensor = a * b
+        return product
+    moving, tangent, still = (a, da, b) if db is None else (b, db, a)
+    if _is_floating(still):
+        still = still.to(moving.dtype)
+    return make_dual(moving * still, tangent * still)
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
 def _moves(tensor: torch.Tensor) -> bool:
-    return tensor.is_floating_point() and unpack(tensor)[1] is not None
+    return _is_floating(tensor) and unpack(tensor)[1] is not None
 
 
 def _refuse_a_lost_tangent(func: Callable[..., Any], arguments: Sequence[Any], result: Any) -> None:

@@ -31,7 +31,7 @@ from spa_recipes.generation.packing import (
 from spa_recipes.generation.products import fast_products
 from spa_recipes.generation.threads import keep_freed_memory, side_by_side
 
-__all__ = ["Rule", "Scored", "Values", "score", "scoring_pass", "sequence_logps", "tile_size"]
+__all__ = ["Rule", "Scored", "Values", "score", "scoring_pass", "sequence_logps"]
 
 CPU_TOKENS = 1536
 """Tokens per forward pass at most on a CPU: more of them no longer fit its caches, and take longer each."""
@@ -187,15 +187,10 @@ def _by_item(batch: Batch, logps_N: torch.Tensor) -> torch.Tensor:
     return sums_B.index_add_(0, batch.item, logps_N.double())
 
 
-def tile_size(head: LmHead) -> tuple[int, int]:
-    """Tokens and words whose logits exist at one time."""
-    return (CPU_TOKENS, CPU_WORDS) if head.weight.device.type == "cpu" else (CHUNK_SIZE, len(head.weight))
-
-
 def _by_head(hidden_ND: torch.Tensor, head: LmHead, targets_N: torch.Tensor) -> torch.Tensor:
     """Token log-probs from hidden states and output layer, logits tile by tile."""
-    rows, columns = tile_size(head)
-    return tiled_token_logps(hidden_ND, head, targets_N, rows=rows, columns=columns)
+    tile = (CPU_TOKENS, CPU_WORDS) if hidden_ND.device.type == "cpu" else (CHUNK_SIZE, len(head.weight))
+    return tiled_token_logps(hidden_ND, head, targets_N, rows=tile[0], columns=tile[1])
 
 
 def _by_forward(model: PreTrainedModel, batch: Batch) -> torch.Tensor:

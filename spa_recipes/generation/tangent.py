@@ -14,19 +14,22 @@ import torch
 from torch.autograd import forward_ad
 from transformers import PreTrainedModel
 
-from spa_recipes.algo.logps import LmHead
+from spa_recipes.algo.logps import CHUNK_SIZE, LmHead
 from spa_recipes.algo.tangents import Dual, tiled_token_logps
 from spa_recipes.errors import StageError
 from spa_recipes.generation.engines import Progress
 from spa_recipes.generation.forward_mode import ForwardMode, Moving, NoForwardModeError, make_dual, refusal, unpack
 from spa_recipes.generation.products import fast_products
-from spa_recipes.generation.scoring import Rule, Scored, Values, score, tile_size
+from spa_recipes.generation.scoring import CPU_WORDS, Rule, Scored, Values, score
 from spa_recipes.models.update import Update, difference
 
 __all__ = ["LogRatio", "NoForwardModeError", "sequence_log_ratios"]
 
 NODES: dict[int, tuple[float, ...]] = {1: (0.5,), 2: (0.5 - 12**-0.5, 0.5 + 12**-0.5)}
 """Places of the Gauss-Legendre rules with equal weights: the midpoint, and two nodes."""
+
+CPU_TOKENS = 256
+"""Tokens whose logits exist at one time on a CPU, in several tensors: more of them do not fit its caches."""
 
 
 class LogRatio(NamedTuple):
@@ -116,7 +119,7 @@ def _rule(reference: PreTrainedModel, update: Update, at: float, onednn_products
         if head.bias is not None:
             bias, bias_tangent = unpack(moving.whole(head.bias))
             still = still._replace(bias=bias)
-        rows, columns = tile_size(head)
+        rows, columns = (CPU_TOKENS, CPU_WORDS) if value.device.type == "cpu" else (CHUNK_SIZE, len(head.weight))
         logps_N = tiled_token_logps(
             hidden, still, move, bias_tangent, targets_N, at=moving.at, rows=rows, columns=columns
         )

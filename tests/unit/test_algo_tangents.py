@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import linear, log_softmax, scaled_dot_product_attention
 
 from spa_recipes.algo.logps import LmHead
-from spa_recipes.algo.tangents import Dual, Thin, attention, moving_linear, tiled_token_logps
+from spa_recipes.algo.tangents import Dual, Thin, attention, moving_linear, moving_weight, tiled_token_logps
 
 
 def randn(*shape: int) -> torch.Tensor:
@@ -45,7 +45,7 @@ def test_the_tangent_of_a_linear_layer_is_the_whole_difference() -> None:
     """Exact for any update: a linear function's derivative is its difference."""
     torch.manual_seed(0)
     x, weight, move = randn(3, 4), randn(6, 4), 100 * randn(6, 4)
-    found = moving_linear(Dual(x, torch.zeros_like(x)), weight, move, 0.5)
+    found = moving_linear(Dual(x, torch.zeros_like(x)), moving_weight(weight, move, 0.5))
     torch.testing.assert_close(found.tangent, linear(x, weight + move) - linear(x, weight), rtol=1e-12, atol=1e-11)
     torch.testing.assert_close(found.value, linear(x, weight + 0.5 * move))
 
@@ -54,8 +54,8 @@ def test_the_tangent_of_a_linear_layer_is_the_whole_difference() -> None:
 def test_a_thin_direction_is_the_dense_one(at: float) -> None:
     torch.manual_seed(0)
     x, weight, thin = Dual(randn(3, 4), randn(3, 4)), randn(6, 4), Thin(randn(2, 4), randn(6, 2))
-    expected = moving_linear(x, weight, thin.up @ thin.down, at)
-    torch.testing.assert_close(tuple(moving_linear(x, weight, thin, at)), tuple(expected))
+    expected = moving_linear(x, moving_weight(weight, thin.up @ thin.down, at))
+    torch.testing.assert_close(tuple(moving_linear(x, moving_weight(weight, thin, at))), tuple(expected))
 
 
 @pytest.mark.parametrize("columns", [1, 4, 11, 20])
