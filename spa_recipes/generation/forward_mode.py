@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from spa_recipes.algo.logps import at_least_fp32, logps_dtype
-from spa_recipes.algo.tangents import Dual, Move, Thin, attention, moving_linear, moving_weight
+from spa_recipes.algo.tangents import Dual, Move, MovingWeight, Thin, attention, moving_linear, moving_weight
 from spa_recipes.errors import StageError
 
 
@@ -122,9 +122,11 @@ class ForwardMode(TorchFunctionMode):
             kwargs = {name: self._moved(argument) for name, argument in kwargs.items()}
         if func is scaled_dot_product_attention:
             return self._attention(*args, **kwargs)
+        if func is linear and any(map(_moves, args[:2])):
+            return _linear(*args, **kwargs)
         if func in _FACTORS and not kwargs:
             return _product_of(*args)
-        if func in _POWERS and not kwargs and args[1] == 2:
+        if func in _POWERS and not kwargs and isinstance(args[1], int | float) and args[1] == 2:
             return _product_of(args[0], args[0])
         if func in _IN_ONE_PRECISION and len({arg.dtype for arg in args if isinstance(arg, torch.Tensor)}) > 1:
             args = tuple(at_least_fp32(arg) if isinstance(arg, torch.Tensor) else arg for arg in args)
@@ -237,6 +239,15 @@ def _product_of(a: Any, b: Any) -> torch.Tensor:
     if _is_floating(still):
         still = still.to(moving.dtype)
     return make_dual(moving * still, tangent * still)
+
+
+def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """A linear layer whose weight was computed, or is a part of one, such as an expert's."""
+    (weight, move), (value, tangent) = unpack(weight), dual_of(x)
+    still = MovingWeight(weight, move, 0.0)
+    inputs = Dual(*(part.to(weight.dtype).flatten(0, -2) for part in (value, tangent)))
+    product = make_dual(*moving_linear(inputs, still)).view(*x.shape[:-1], -1)
+    return product if bias is None else product + bias
 
 
 def _is_floating(value: Any) -> bool:

@@ -77,7 +77,7 @@ def sequence_log_ratios(
     shares: list[list[Values]] = []
     for node in NODES[nodes]:
         progress = None if on_progress is None else partial(_over_nodes, on_progress, len(shares) * len(items), nodes)
-        with forward_ad.dual_level():
+        with forward_ad.dual_level(), _one_expert_at_a_time(reference):
             rule = _rule(reference, update, node, onednn_products)
             shares.append(score(reference, items, rule, tokens_per_batch, progress, first_item))
     ratios = [
@@ -88,6 +88,21 @@ def sequence_log_ratios(
         if ratio == 0.0:
             raise _no_tangent(f"of item {first_item + i} is exactly 0")
     return ratios
+
+
+@contextmanager
+def _one_expert_at_a_time(model: PreTrainedModel) -> Iterator[None]:
+    """A mixture's grouped products have no derivative in forward mode; its experts by themselves have."""
+    config = model.config.get_text_config()
+    own = getattr(config, "_experts_implementation", None)
+    if own is None:
+        yield
+        return
+    config._experts_implementation = "eager"
+    try:
+        yield
+    finally:
+        config._experts_implementation = own
 
 
 def _over_nodes(report: Progress, before: int, nodes: int, done: int, tokens: int) -> None:
