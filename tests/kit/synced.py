@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 
 
-def no_sync(_descriptor: Any) -> None:
+def no_sync(fd: Any) -> None:
     """In the place of `os.fsync`, whose waits are long: nobody cuts the power of the tests.
 
     That files are synced, and in which order, has tests that record the calls. Fresh interpreters sync.
