@@ -223,6 +223,12 @@ FIGURES: tuple[Figure, ...] = (
         iteration=Shown("wrong among flagged", PERCENT),
     ),
     Figure("flag_recall", ("refine",), Shown("of all wrong ones flagged", PERCENT)),
+    Figure(
+        "detector_noise",
+        ("refine",),
+        Shown("rounding in p~", PERCENT),
+        iteration=Shown("rounding in the spread of the detector's margins", PERCENT),
+    ),
     Figure("wrong_base_rate", ("refine",), Shown("wrong", PERCENT), iteration=Shown("wrong among all", PERCENT)),
     # What a policy is worth
     Figure(

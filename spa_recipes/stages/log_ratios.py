@@ -120,6 +120,8 @@ def log_ratios(
             for role, load in (("policy", models.policy), ("reference", models.reference))
         )
         values = None if policy is None or reference is None else subtracted(policy, reference)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # what comes next may be another process on this GPU, such as vLLM's
     if values is None:
         return None
     errors = [standard_error(choice.noise, len(item.response_ids)) for item in items]

@@ -6,6 +6,8 @@ lambda > 0 the de-coupled detection needs the reference's whole distribution at 
 training, too.
 """
 
+import math
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +29,8 @@ from spa_recipes.training.run import PAIRS_TRACE, Refinement, train_preference
 
 FAR_FROM_ZERO = 10.0
 """So many times the rounding noise, the margins of the first step say that the reference is another model."""
+NOISY_DETECTOR = 0.5
+"""Share of the spread of the detector's margins that may be rounding without a warning."""
 
 
 def run(context: Context) -> Result:
@@ -40,6 +44,7 @@ def run(context: Context) -> Result:
     judged = _judged(judgments, completions, _reference_logps(context, judgments, completions) if lam == 0 else None)
     refinement = _refinement(settings, judgments)
     replayed = _replayed(context, training.seed_replay, len(judged), with_reference=lam == 0)
+    first_margins = _first_margins(context, judged, training.beta)
     result = train_preference(
         model.model_name_or_path,
         datasets.Dataset(pa.concat_tables([judged, pa.Table.from_pylist(replayed, schema=judged.schema)])),
@@ -48,12 +53,17 @@ def run(context: Context) -> Result:
         reference_path=context.input("reference") if lam > 0 else None,
         refinement=refinement,
         replayed=len(replayed),
-        largest_first_margin=_largest_first_margin(context, judged, training.beta),
+        largest_first_margin=FAR_FROM_ZERO * first_margins or None,
     )
     outcome = stage_result(result)
     outcome.metrics["replayed_pairs"] = len(replayed)
     if context.rank == 0 and refinement is not None:
-        outcome.metrics.update(_audit(judgments, read_rows(context.draft / MODEL / PAIRS_TRACE, TraceRow)))
+        trace = read_rows(context.draft / MODEL / PAIRS_TRACE, TraceRow)
+        outcome.metrics.update(_audit(judgments, trace))
+        if "log_ratios" in context.spec.inputs and refinement.detector != "judge":
+            outcome.metrics["detector_noise"] = _detector_noise(
+                context, trace, _first_margins(context, judged, training.beta)
+            )
     return outcome
 
 
@@ -94,16 +104,29 @@ def _judged(
     return pa.table(columns)
 
 
-def _largest_first_margin(context: Context, judged: pa.Table, beta: float) -> float | None:
-    """Ten times what rounding does to a margin of 0, which every pair has before the first step; None if unmeasured.
+def _first_margins(context: Context, judged: pa.Table, beta: float) -> float:
+    """What rounding does to the margins before the first step, which are 0 without it; 0 where it was not measured.
 
     Both sides are log-probs in the precision of the model, so the noise is that of four of them.
     """
     if "log_ratios" not in context.spec.inputs:
-        return None
+        return 0.0
     noise = log_ratios_choice(context.input("log_ratios"))["logp_noise"]
     tokens = sum(mean(pc.list_value_length(judged[name]).to_pylist()) for name in ("chosen_ids", "rejected_ids"))
-    return FAR_FROM_ZERO * beta * standard_error(noise, round(2 * tokens)) or None
+    return beta * standard_error(noise, round(2 * tokens))
+
+
+def _detector_noise(context: Context, trace: Sequence[TraceRow], noise: float) -> float:
+    """The noise of the detector's margins over their spread, with a warning where p~ ranks hardly anything else."""
+    margins = [math.log(p / (1.0 - p)) for row in trace if 0.0 < (p := row["p_detect"]) < 1.0]
+    spread = statistics.pstdev(margins) if margins else 0.0
+    share = min(1.0, noise / spread) if spread else float(noise > 0)
+    if share > NOISY_DETECTOR:
+        context.notice(
+            f"in this precision, rounding makes {share:.0%} of the spread of the margins behind p~, so it decides in "
+            "part which pairs are flagged; noise.detector: judge flags by margins without it"
+        )
+    return share
 
 
 def _refinement(settings: dict[str, Any], judgments: Sequence[JudgmentRow]) -> Refinement | None:

@@ -76,3 +76,11 @@ def test_the_reference_of_a_plain_detector_is_scored(half: tuple[Path, str]) -> 
     stages = {stage["id"]: stage for stage in json.loads(plan.read_text())}
     assert "its log-probs: scored" in json.dumps(stages["refine-1"])
     assert metrics(home, "refine-1", "half")["steps"] >= 1
+
+
+def test_the_detector_says_how_much_of_its_ranking_is_rounding(half: tuple[Path, str]) -> None:
+    """With lambda = 0 and a small update, p~ differs between pairs by little else than rounding."""
+    home, text = half
+    share = metrics(home, "refine-1", "half")["detector_noise"]
+    assert 0 < share <= 1
+    assert (share > 0.5) == ("noise.detector: judge flags by margins without it" in text)
