@@ -11,13 +11,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spa_recipes.data.places import JSONL_SUFFIXES, PARQUET_SUFFIXES
+from spa_recipes.data.places import CSV_SUFFIXES, JSONL_SUFFIXES, PARQUET_SUFFIXES, data_suffix
 from spa_recipes.errors import DataError
 from spa_recipes.state.digests import files_below
 from spa_recipes.state.reading import read_json, read_text
 
-_KINDS = (PARQUET_SUFFIXES, JSONL_SUFFIXES, {".json"}, {".csv"})
+_KINDS = (PARQUET_SUFFIXES, JSONL_SUFFIXES, {".json"}, CSV_SUFFIXES)
 _NO_DATA = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+_PART = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})([^/]*)")
+_SNAPSHOT = re.compile(r"(.*?)\bsnapshots/([^/]+)/.*")
 _SHARD = re.compile(r"data/([\w.]+(?:-\w+)*)-[0-9]{5}-of-[0-9]{5}[^/]*")
 _WORDS = {
     "train": "train|training",
@@ -42,24 +44,72 @@ def data_files(folder: Path, config_name: str | None) -> dict[str, list[Path]]:
     files = {path.relative_to(folder).as_posix(): path for path in files_below(folder) if path.name not in _NO_DATA}
     config = _config(folder, config_name)
     if config is None:
-        named = _splits_by_name([name for name in files if any(Path(name).suffix.lower() in kind for kind in _KINDS)])
+        named = _splits_by_name([name for name in files if any(data_suffix(Path(name)) in kind for kind in _KINDS)])
     else:
         matching = {split: _matching(folder, patterns) for split, patterns in config.items()}
         named = {split: [name for name in files if name in names] for split, names in matching.items()}
     kind = _most_common_kind([name for names in named.values() for name in names])
     found = {
-        split: [files[name] for name in names if Path(name).suffix.lower() in kind] for split, names in named.items()
+        split: [files[name] for name in names if data_suffix(Path(name)) in kind] for split, names in named.items()
     }
     found = {split: paths for split, paths in found.items() if paths}
     if not found:
-        raise DataError(
-            "not a dataset folder: no data files are in it",
-            where=str(folder),
-            fix="give a folder with .parquet, .jsonl, .json or .csv files, or one of save_to_disk",
-        )
-    for path in (path for paths in found.values() for path in paths):
+        raise _no_data(folder)
+    used = [path for paths in found.values() for path in paths]
+    for path in used:
         _refuse_outside(folder, path)
+    _refuse_snapshots(folder, [path.relative_to(folder).as_posix() for path in used])
+    for paths in found.values():
+        _refuse_lost_parts(folder, [path.relative_to(folder).as_posix() for path in paths])
     return found
+
+
+def _no_data(folder: Path) -> DataError:
+    saved = sorted(
+        path.parent.name for name in ("state.json", "dataset_dict.json") for path in folder.glob(f"*/{name}")
+    )
+    if saved:
+        fix = f"name one of them, such as {folder / saved[0]}"
+        return DataError(f"the folder holds several datasets: {', '.join(saved[:8])}", where=str(folder), fix=fix)
+    return DataError(
+        "not a dataset folder: no data files are in it",
+        where=str(folder),
+        fix="give a folder with .parquet, .jsonl, .json, .csv or .tsv files, or one of save_to_disk",
+    )
+
+
+def _refuse_snapshots(folder: Path, names: Sequence[str]) -> None:
+    """A cache of the Hub may hold several versions of a dataset, which are not one dataset together."""
+    found = {(match[1], match[2]) for name in names if (match := _SNAPSHOT.fullmatch(name))}
+    if len(found) > 1:
+        listed = [f"{before}snapshots/{name}" for before, name in sorted(found)]
+        raise DataError(
+            f"the folder holds {len(found)} snapshots: {', '.join(listed[:8])}",
+            where=str(folder),
+            fix=f"name one of them, such as {folder / listed[0]}",
+        )
+
+
+def _refuse_lost_parts(folder: Path, names: Sequence[str]) -> None:
+    """Of files that are named as parts of a whole, all are there and none is of another whole."""
+    wholes: dict[tuple[str, str], dict[str, set[str]]] = {}
+    for name in names:
+        if match := _PART.fullmatch(name):
+            wholes.setdefault((match[1], match[4]), {}).setdefault(match[3], set()).add(match[2])
+    for (name, rest), by_total in wholes.items():
+        if len(by_total) > 1:
+            listed = " and ".join(f"{name}-*-of-{total}{rest}" for total in sorted(by_total))
+            raise DataError(
+                f"files of two versions of the dataset: {listed}", where=str(folder), fix="delete those of the old one"
+            )
+        ((total, numbers),) = by_total.items()
+        missing = [number for number in (f"{i:05d}" for i in range(int(total))) if number not in numbers]
+        if missing:
+            raise DataError(
+                f"{len(missing)} of {int(total)} files are missing, such as {name}-{missing[0]}-of-{total}{rest}",
+                where=str(folder),
+                fix="download the dataset again",
+            )
 
 
 def saved_files(folder: Path) -> list[Path]:
@@ -128,7 +178,7 @@ def _splits_by_name(names: list[str]) -> dict[str, list[str]]:
 
 
 def _most_common_kind(names: list[str]) -> set[str]:
-    suffixes = [Path(name).suffix.lower() for name in names]
+    suffixes = [data_suffix(Path(name)) for name in names]
     return max(_KINDS, key=lambda kind: sum(suffix in kind for suffix in suffixes))
 
 

@@ -42,6 +42,9 @@ def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     )
     with pq.ParquetFile(path) as file:
         metadata = file.metadata
+    names = [field.name for field in metadata.schema.to_arrow_schema()]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"the column {twice[0]} is there twice", where=str(path), fix="rename one")
     columns = list(_columns(path, metadata))
     if sum(column.bytes for column in columns) > room:
         raise too_large

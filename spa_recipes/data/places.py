@@ -4,15 +4,24 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from spa_recipes.data.opening import is_packed
 from spa_recipes.errors import DataError
 from spa_recipes.recipe.schema import DatasetSource, SandboxSource
 
 JSONL_SUFFIXES = {".jsonl", ".ndjson"}
 PARQUET_SUFFIXES = {".parquet", ".pq"}
+CSV_SUFFIXES = {".csv", ".tsv"}
+COMPRESSED_SUFFIXES = {".gz", ".zst"}
 # Files of these kinds are read; those of the other kinds are not, but their names are no Hub ids.
-READABLE_SUFFIXES = JSONL_SUFFIXES | PARQUET_SUFFIXES | {".json", ".csv"}
-LOCAL_SUFFIXES = READABLE_SUFFIXES | {".tsv", ".txt", ".arrow", ".gz", ".zst", ".zip", ".xlsx", ".yaml", ".yml"}
+READABLE_SUFFIXES = JSONL_SUFFIXES | PARQUET_SUFFIXES | CSV_SUFFIXES | {".json"}
+LOCAL_SUFFIXES = READABLE_SUFFIXES | COMPRESSED_SUFFIXES | {".txt", ".arrow", ".zip", ".xlsx", ".yaml", ".yml"}
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def data_suffix(path: Path) -> str:
+    """The suffix that says how a file is read: `.jsonl` for `pairs.jsonl.gz`."""
+    suffix = path.suffix.lower()
+    return Path(path.stem).suffix.lower() if suffix in COMPRESSED_SUFFIXES else suffix
 
 
 def local_path(source: str) -> Path | None:
@@ -102,8 +111,10 @@ def _siblings(path: Path) -> list[str]:
         return []
 
 
-def _jsonl_rows(path: Path) -> int:
+def _jsonl_rows(path: Path) -> int | None:
     try:
+        if is_packed(path):
+            return None
         with path.open("rb") as file:
             return sum(1 for line in file if line.strip())
     except OSError as error:

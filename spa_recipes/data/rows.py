@@ -15,13 +15,18 @@ from spa_recipes.state import atomic
 
 RowT = TypeVar("RowT", bound=Mapping[str, Any])
 BOM = b"\xef\xbb\xbf"
+_NAMING = ("role", "content", "tool_calls")  # what names a prompt
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 class Message(TypedDict):
-    """One turn; `role` is system, user or assistant."""
+    """One turn; `role` is system, user, assistant or tool. What is beside the text is the chat template's to write."""
 
     role: str
     content: str
+    tool_calls: NotRequired[list[dict[str, Any]]]
+    tool_call_id: NotRequired[str]
+    name: NotRequired[str]
 
 
 class Prompt(TypedDict):
@@ -38,7 +43,10 @@ class PromptRow(Prompt):
 
 
 class PairRow(PromptRow):
-    """A labelled pair; `chosen` and `rejected` hold exactly one assistant message each."""
+    """A labelled pair; `chosen` and `rejected` hold exactly one assistant message each.
+
+    Scores, margin, weight and id stand beside the pair for whoever reads its file; no training uses them.
+    """
 
     chosen: list[Message]
     rejected: list[Message]
@@ -46,6 +54,9 @@ class PairRow(PromptRow):
     score_rejected: NotRequired[float]
     gold_chosen: NotRequired[float]
     gold_rejected: NotRequired[float]
+    margin: NotRequired[float]
+    weight: NotRequired[float]
+    id: NotRequired[str]
 
 
 class CandidatesRow(PromptRow):
@@ -72,8 +83,11 @@ class Line(NamedTuple):
 
 def prompt_id(messages: Iterable[Message]) -> str:
     """Name a prompt by its content: the first 16 hex digits of the SHA-256 of its canonical JSON."""
-    plain = [{"role": message["role"], "content": message["content"]} for message in messages]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
+    plain = [
+        message if len(message) == 2 else {key: message[key] for key in _NAMING if key in message}  # type: ignore[literal-required]
+        for message in messages
+    ]
+    return hashlib.sha256(_CANONICAL(plain).encode()).hexdigest()[:16]
 
 
 def write_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> int:
@@ -145,14 +159,19 @@ def read_lines(path: Path | str) -> Iterator[Line]:
             raise told from error
         raise DataError(f"cannot be opened ({error.strerror or error})", where=str(path)) from error
     with file:
-        offset = 0
-        for number, raw in enumerate(file, start=1):
-            if number == 1:
-                refuse_wide(raw, path)
-            line = _parse_line(raw, number, offset, path)
-            offset += len(raw)
-            if line is not None:
-                yield line
+        yield from lines_of(file, path)
+
+
+def lines_of(file: Iterable[bytes], path: Path) -> Iterator[Line]:
+    """`read_lines` of a file that is open."""
+    offset = 0
+    for number, raw in enumerate(file, start=1):
+        if number == 1:
+            refuse_wide(raw, path)
+        line = _parse_line(raw, number, offset, path)
+        offset += len(raw)
+        if line is not None:
+            yield line
 
 
 def _parse_line(raw: bytes, number: int, offset: int, path: Path) -> Line | None:

@@ -1,95 +1,130 @@
 """Reads data: rows of any accepted form, in any kind of file, become the canonical rows of `spa_recipes.data.rows`.
 
 loaded = read_pairs(recipe.data.pairs)
-loaded.table, loaded.rows, loaded.form, loaded.columns, loaded.skipped
+loaded.rows, loaded.line, loaded.skipped
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
+from spa_recipes.data import labelling
 from spa_recipes.data.files import RawRow
-from spa_recipes.data.forms.candidates import CANDIDATE_FORMS, LABEL_COLUMNS, candidates_row, read_labels
+from spa_recipes.data.forms.answers import Answers, candidates_row, pair_row
+from spa_recipes.data.forms.candidates import CANDIDATE_FORMS
+from spa_recipes.data.forms.cells import Cells
 from spa_recipes.data.forms.conversations import CONVERSATION_FORMS, conversation_row
-from spa_recipes.data.forms.form import BadRowError, Form, Raw, describe, detect, rename
-from spa_recipes.data.forms.pairs import PAIR_FORMS, pair_row
+from spa_recipes.data.forms.form import BadRowError, Form, NoPairError, Raw, describe
+from spa_recipes.data.forms.pairs import PAIR_FORMS
 from spa_recipes.data.forms.prompts import PROMPT_FORMS, prompt_row
+from spa_recipes.data.forms.reading import Reading, recognise
 from spa_recipes.data.raw import read_raw
 from spa_recipes.data.rows import CandidatesRow, ConversationRow, PairRow, PromptRow
 from spa_recipes.errors import DataError
 from spa_recipes.recipe.schema import Columns, DatasetSource, SandboxSource
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    from spa_recipes.data.arrow import Rows
 
 Row = TypeVar("Row", PairRow, PromptRow, ConversationRow, CandidatesRow)
 AnySource = DatasetSource | SandboxSource
 # The form of a dataset is the one that most of its first rows have.
 _ROWS_TO_DETECT_BY = 20
-_PAIRS_ACCEPTED = (
-    "prompt, chosen, rejected (strings or message lists); chosen, rejected (whole conversations); "
-    "instruction, input?, chosen, rejected; instruction, output: [chosen, rejected]; conversations, chosen, rejected"
-)
-_PROMPTS_ACCEPTED = "prompt (string or message list); messages; conversations; any form of labelled pairs"
-_CONVERSATIONS_ACCEPTED = "messages; conversations; prompt, completion (strings or message lists)"
-_CANDIDATES_ACCEPTED = f"prompt, responses: [...]; prompt, response_a, response_b; {_PAIRS_ACCEPTED}"
+
+
+class Use(NamedTuple):
+    """What rows are read for: the forms that will do, and what a row of them becomes.
+
+    Attributes:
+        labelled: whether a label column of the form is read.
+        finish: from what a form found, its values and the row's number to a canonical row.
+    """
+
+    name: str
+    forms: Sequence[Form]
+    finish: Callable[[Any, Raw, int], Mapping[str, Any]]
+    labelled: bool
+
+
+def _finish_candidates(found: Answers, raw: Raw, row: int) -> CandidatesRow:
+    return candidates_row(found, row)
+
+
+def _finish_prompt(found: Any, raw: Raw, row: int) -> PromptRow:
+    return prompt_row(found, row)
+
+
+def _finish_conversation(found: Any, raw: Raw, row: int) -> ConversationRow:
+    return conversation_row(found, row)
+
+
+PAIRS = Use("pairs", PAIR_FORMS, pair_row, labelled=True)
+PROMPTS = Use("prompts", PROMPT_FORMS, _finish_prompt, labelled=False)
+CONVERSATIONS = Use("conversations", CONVERSATION_FORMS, _finish_conversation, labelled=True)
+CANDIDATES = Use("answers to judge", CANDIDATE_FORMS, _finish_candidates, labelled=True)
 
 
 class Loaded(NamedTuple, Generic[Row]):
     """Rows of a source.
 
     Attributes:
-        table: canonical rows in the order of the source, as `spa_recipes.data.arrow` has them.
+        stored: canonical rows in the order of the source, with the columns of `spa_recipes.data.arrow`.
         form: name of the form that was detected, for people.
         columns: columns that were read, by their names in the source.
-        skipped: number and fault of each malformed row (`on_bad_row: skip`).
+        ignored: columns that were not.
+        remarks: what was understood of labels and cells, in words.
+        skipped: number and fault of each row that gave nothing: malformed ones (`on_bad_row: skip`), ties and so on.
     """
 
-    table: pa.Table
+    stored: Rows
     form: str
     columns: list[str]
+    ignored: list[str]
+    remarks: list[str]
     skipped: list[tuple[int, str]]
 
     @property
     def rows(self) -> list[Row]:
         """The rows as Python objects, all at once."""
-        from spa_recipes.data.arrow import rows_of
-
-        rows: list[Any] = list(rows_of(self.table))
+        rows: list[Any] = list(self.stored)
         return rows
 
+    @property
+    def line(self) -> str:
+        """What was read, and how: the form, its columns, those that are ignored, and what labels and cells mean."""
+        ignored = f"; ignored: {', '.join(self.ignored)}" if self.ignored else ""
+        remarks = "".join(f"; {remark}" for remark in self.remarks)
+        return f"{self.form} ({', '.join(self.columns)}){ignored}{remarks}"
 
-def read_pairs(source: AnySource) -> Loaded[PairRow]:
+
+def read_pairs(source: AnySource, scratch: Path | None = None) -> Loaded[PairRow]:
     """Read labelled pairs.
+
+    Args:
+        source: where they are.
+        scratch: a folder for many rows while they are in use; None for the system's.
 
     Raises:
         DataError: the source is missing or unreadable, its form is unknown, or a row is malformed.
         TryAgainError: the network failed.
     """
-    from spa_recipes.data.arrow import PAIRS
-
-    return _read(source, PAIRS, PAIR_FORMS, _PAIRS_ACCEPTED, pair_row)
+    return _read(source, PAIRS, scratch)
 
 
-def read_prompts(source: AnySource) -> Loaded[PromptRow]:
+def read_prompts(source: AnySource, scratch: Path | None = None) -> Loaded[PromptRow]:
     """Read prompts without responses; the prompt of a conversation is all that comes before its last answer.
 
     Raises:
         DataError, TryAgainError: as `read_pairs`.
     """
-    from spa_recipes.data.arrow import PROMPTS
-
-    def finish(prompt: Any, raw: Raw, row: int) -> PromptRow:
-        return prompt_row(prompt, row)
-
-    return _read(source, PROMPTS, PROMPT_FORMS, _PROMPTS_ACCEPTED, finish)
+    return _read(source, PROMPTS, scratch)
 
 
-def read_conversations(source: AnySource) -> Loaded[ConversationRow]:
+def read_conversations(source: AnySource, scratch: Path | None = None) -> Loaded[ConversationRow]:
     """Read demonstrations for supervised fine-tuning.
 
     `columns.prompt` alone names the column of whole conversations; with `columns.chosen`, that one is the completion.
@@ -97,138 +132,125 @@ def read_conversations(source: AnySource) -> Loaded[ConversationRow]:
     Raises:
         DataError, TryAgainError: as `read_pairs`.
     """
-    from spa_recipes.data.arrow import CONVERSATIONS
-
-    def finish(messages: Any, raw: Raw, row: int) -> ConversationRow:
-        return conversation_row(messages, row)
-
-    return _read(
-        source,
-        CONVERSATIONS,
-        CONVERSATION_FORMS,
-        _CONVERSATIONS_ACCEPTED,
-        finish,
-        adapt=_adapt_conversation,
-        sandbox_sft=True,
-    )
+    return _read(source, CONVERSATIONS, scratch)
 
 
-def read_candidates(source: AnySource | str | Path) -> Loaded[CandidatesRow]:
-    """Read responses to judge: labelled pairs in any form (label 0, the chosen one), or `responses` lists, or
-    `response_a` and `response_b` (with a label where a column `label` or `preference` clearly gives one).
+def read_candidates(source: AnySource | str | Path, scratch: Path | None = None) -> Loaded[CandidatesRow]:
+    """Read responses to judge: labelled pairs in any form, or answers without labels.
+
+    The label of a row is the index of the answer that is known to be the best one.
 
     Raises:
         DataError, TryAgainError: as `read_pairs`.
     """
-    from spa_recipes.data.arrow import CANDIDATES
-
     if isinstance(source, str | Path):
         source = DatasetSource(source=str(source))
-    given: list[Raw] = []
-
-    def finish(found: Any, raw: Raw, row: int) -> CandidatesRow:
-        candidates = candidates_row(found.prompt, found.responses, found.label, row)
-        given.append({column: raw.get(column) for column in LABEL_COLUMNS})
-        return candidates
-
-    loaded = _read(source, CANDIDATES, CANDIDATE_FORMS, _CANDIDATES_ACCEPTED, finish)
-    # Only all values of a label column together tell what they mean.
-    return loaded._replace(table=_with_labels(loaded.table, read_labels(given)))
+    return _read(source, CANDIDATES, scratch)
 
 
-def _with_labels(candidates: pa.Table, given: Sequence[int | None]) -> pa.Table:
-    """The table, with the labels of the source for those pairs of responses that have no label yet."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
+def look(source: DatasetSource, use: Use) -> None:
+    """Read the first rows only, and say what is wrong with the source as a whole: that it is missing, for instance.
 
-    known = candidates["label"].to_pylist()
-    counts = pc.list_value_length(candidates["responses"]).to_pylist()
-    labels = [
-        label if old is None and count == 2 else old for old, count, label in zip(known, counts, given, strict=True)
-    ]
-    place = candidates.column_names.index("label")
-    return candidates.set_column(place, candidates.schema.field("label"), pa.array(labels, pa.int64()))
-
-
-def _adapt_pair(row: Raw, columns: Columns) -> Raw:
-    return rename(row, columns, rivals=("instruction", "conversations", "messages"))
-
-
-def _adapt_conversation(row: Raw, columns: Columns) -> Raw:
-    view = rename(row, columns, rivals=("messages", "conversations"))
-    if columns.prompt is None and columns.chosen is None:
-        return view
-    view = dict(view)
-    if columns.chosen is not None:
-        view["completion"] = view.pop("chosen")
-    elif not isinstance(view["prompt"], str):
-        view["messages"] = view.pop("prompt")
-    return view
-
-
-def _read(
-    source: AnySource,
-    schema: pa.Schema,
-    known: Sequence[Form],
-    accepted: str,
-    finish: Callable[[Any, Raw, int], Row],
-    *,
-    adapt: Callable[[Raw, Columns], Raw] = _adapt_pair,
-    sandbox_sft: bool = False,
-) -> Loaded[Row]:
-    """Read a source: find the form of its rows, translate each, and collect what is malformed.
-
-    `finish` checks what a form's parser found and gives it its canonical form.
+    Raises:
+        DataError: as `read_pairs`, but for faults of later rows.
     """
-    from spa_recipes.data.arrow import table_of
+    _opened(source, use, to_its_end=False)
 
+
+class _Opened(NamedTuple):
+    """A source whose form is known.
+
+    Attributes:
+        raws: all of its rows.
+        reading: None where none of the first rows can be read; then `raws` has no other rows.
+    """
+
+    name: str
+    skip: bool
+    raws: Iterator[RawRow]
+    reading: Reading | None
+
+
+def _open_raw(source: AnySource, use: Use) -> Iterator[RawRow]:
+    return _sandbox_rows(source, use) if isinstance(source, SandboxSource) else read_raw(source)
+
+
+def _opened(source: AnySource, use: Use, *, to_its_end: bool = True) -> _Opened:
     if isinstance(source, SandboxSource):
-        raws, columns, skip, name = _sandbox_rows(source, sft=sandbox_sft), Columns(), False, "sandbox"
+        columns, skip, name = Columns(), False, "sandbox"
     else:
-        raws, columns, skip, name = read_raw(source), source.columns, source.on_bad_row == "skip", source.source
+        columns, skip, name = source.columns, source.on_bad_row == "skip", source.source
+    raws = _open_raw(source, use)
     first = _first(raws)
     if not first:
         raise DataError("no rows", where=name, fix="give a dataset that is not empty")
-    form: Form | None = None
-    used: list[str] = []
-    skipped: list[tuple[int, str]] = []
-
-    def usable() -> Iterator[Row]:
-        nonlocal form
-        for raw in chain(first, raws):
-            try:
-                if raw.error is not None:
-                    raise raw.error
-                assert raw.value is not None
-                if form is None:
-                    form = _detect(first, columns, known, accepted, name, adapt)
-                view = adapt(raw.value, columns)
-                if mismatch := form.mismatch(view):
-                    raise BadRowError(mismatch)
-                row = finish(form.parse(view), view, raw.row)
-                used.extend(column for column in form.columns(view) if column not in used)
-            except BadRowError as error:
-                fault = DataError(str(error), where=raw.where, fix="correct the row, or set on_bad_row: skip")
-                if not skip:
-                    raise fault from error
-                skipped.append((raw.row, fault.what))
-            except DataError as error:
-                # Only a malformed row can be skipped, not a fault of the whole source.
-                if not skip or raw.error is None:
-                    raise
-                skipped.append((raw.row, error.what))
-            else:
-                yield row
-
+    values = [raw.value for raw in first if raw.value is not None]
     try:
-        table = table_of(usable(), schema)
+        reading = _recognised(values, columns, use, name) if values else None
     except DataError:
-        deque(raws, maxlen=0)  # an error of the source as a whole is reported before one of a row
+        if to_its_end:
+            deque(raws, maxlen=0)  # an error of the source as a whole is reported before one of its form
         raise
-    if form is None or not len(table):
+    return _Opened(name, skip, chain(first, raws), reading)
+
+
+def _read(source: AnySource, use: Use, scratch: Path | None) -> Loaded[Any]:
+    """Read a source: find the form of its rows, translate each, and collect what is malformed."""
+    opened = _opened(source, use)
+    skipped: list[tuple[int, str]] = []
+    reading = opened.reading
+    label = None
+    if reading is not None and use.labelled:
+        label = labelling.meaning_of(reading, lambda: _open_raw(source, use), opened.name, use.name)
+    schema, finish, complete = labelling.way(reading, use.name, use.finish, label)
+    try:
+        stored = _stored(_usable(opened, finish, skipped), schema, scratch)
+    except DataError:
+        deque(opened.raws, maxlen=0)  # an error of the source as a whole is reported before one of a row
+        raise
+    if complete is not None:
+        stored = complete(stored, skipped, scratch)
+    if reading is None or not len(stored):
         number, reason = skipped[0]
-        raise DataError(f"none of the {len(skipped):,} rows is usable; row {number}: {reason}", where=name)
-    return Loaded(table, form.name, [_source_name(column, columns) for column in used], skipped)
+        raise DataError(f"none of the {len(skipped):,} rows is usable; row {number}: {reason}", where=opened.name)
+    remarks = [*reading.cells.words, *([label.words] if label else [])]
+    ignored = [name for name in reading.ignored if name not in reading.used]
+    return Loaded(stored, reading.form.name, list(reading.used), ignored, remarks, skipped)
+
+
+def _stored(rows: Iterator[Mapping[str, Any]], schema: str, scratch: Path | None) -> Rows:
+    from spa_recipes.data import arrow
+
+    return arrow.Rows(getattr(arrow, schema), scratch).extend(rows)
+
+
+def _usable(
+    opened: _Opened, finish: Callable[[Any, Raw, int], Mapping[str, Any]], skipped: list[tuple[int, str]]
+) -> Iterator[Mapping[str, Any]]:
+    """The canonical rows of a source; the others are added to `skipped`, or the first of them is raised."""
+    reasons: dict[str, str] = {}  # one copy of each
+    for raw in opened.raws:
+        try:
+            if raw.error is not None:
+                raise raw.error
+            assert raw.value is not None
+            assert opened.reading is not None
+            found, view = opened.reading.parse(opened.reading.cells.decode(raw.value))
+            row = finish(found, view, raw.row)
+        except NoPairError as error:
+            skipped.append((raw.row, reasons.setdefault(str(error), str(error))))
+        except BadRowError as error:
+            fault = DataError(str(error), where=raw.where, fix="correct the row, or set on_bad_row: skip")
+            if not opened.skip:
+                raise fault from error
+            skipped.append((raw.row, reasons.setdefault(fault.what, fault.what)))
+        except DataError as error:
+            # Only a malformed row can be skipped, not a fault of the whole source.
+            if not opened.skip or raw.error is None:
+                raise
+            skipped.append((raw.row, reasons.setdefault(error.what, error.what)))
+        else:
+            yield row
 
 
 def _first(raws: Iterator[RawRow]) -> list[RawRow]:
@@ -243,49 +265,51 @@ def _first(raws: Iterator[RawRow]) -> list[RawRow]:
     return first
 
 
-def _detect(
-    raw_rows: Sequence[RawRow],
-    columns: Columns,
-    known: Sequence[Form],
-    accepted: str,
-    name: str,
-    adapt: Callable[[Raw, Columns], Raw],
-) -> Form:
+def _recognised(first: Sequence[dict[str, Any]], columns: Columns, use: Use, name: str) -> Reading:
     """The form of the first rows, or an error that lists their columns."""
-    first: list[Raw] = []
-    missing = ""
-    values = (raw.value for raw in raw_rows if raw.value is not None)
-    for _, value in zip(range(_ROWS_TO_DETECT_BY), values, strict=False):
+    _check_named(first, columns, name)
+    named = (columns.prompt, columns.rejected, columns.chosen if columns.scores is None else None)
+    texts = [column for column in named if column is not None]
+    try:
+        cells = Cells(first, texts)
+    except BadRowError as error:
+        raise DataError(str(error), where=name) from error
+    decoded = []
+    for row in first:
         try:
-            first.append(adapt(value, columns))
-        except BadRowError as error:
-            missing = missing or f"{error}; found: {describe(value)}"
-    if not first:
-        raise DataError(missing, where=name, fix="correct `columns`")
-    form = detect(first, known)
-    if form is None:
+            decoded.append(cells.decode(dict(row)))
+        except BadRowError:  # is reported when its turn comes
+            continue
+    reading = recognise(decoded, use.forms, columns, cells)
+    if reading is None:
         raise DataError(
             f"columns of no known form: {describe(first[0])}",
             where=name,
-            fix=f"accepted are: {accepted}; or name the columns with `columns`",
+            fix=f"accepted for {use.name} are: {accepted(use)}; or name the columns with `columns`",
         )
-    return form
+    return reading
 
 
-def _source_name(column: str, columns: Columns) -> str:
-    """The name in the source of a column that `columns` may have renamed."""
-    if column == "messages" and columns.prompt is not None:
-        return columns.prompt
-    if column == "completion" and columns.chosen is not None:
-        return columns.chosen
-    return getattr(columns, column, None) or column
+def accepted(use: Use) -> str:
+    """The columns of the forms that will do, in short."""
+    forms = (", ".join(f"{slot.names[0]}" for slot in form.needs.values()) for form in use.forms)
+    return "; ".join(dict.fromkeys(forms))
 
 
-def _sandbox_rows(source: SandboxSource, *, sft: bool) -> Iterator[RawRow]:
+def _check_named(first: Sequence[Raw], columns: Columns, name: str) -> None:
+    """Every column that a recipe names is there."""
+    for key, column in columns.model_dump(exclude={"positive", "ignore"}).items():
+        if column is not None and not any(column in row for row in first):
+            what = f"no column `{column}`, which `columns.{key}` names; found: {describe(first[0])}"
+            raise DataError(what, where=name, fix="correct `columns`")
+
+
+def _sandbox_rows(source: SandboxSource, use: Use) -> Iterator[RawRow]:
     from spa_recipes.sandbox.rows import preference_rows, sft_rows
 
+    make = sft_rows if use is CONVERSATIONS else preference_rows
     try:
-        values = sft_rows(source.rows, source.seed) if sft else preference_rows(source.rows, source.seed)
+        values = make(source.rows, source.seed)
     except ValueError as error:
         raise DataError(str(error), where="sandbox", fix="lower rows") from error
     return (RawRow(number, f"sandbox, row {number}", value) for number, value in enumerate(values, start=1))

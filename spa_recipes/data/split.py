@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from spa_recipes.errors import DataError
 from spa_recipes.recipe.schema import Data
+
+Indices = NDArray[np.int64]
+_SKIPPED = -1
 
 
 class Split(NamedTuple):
@@ -54,7 +58,7 @@ def split_rows(
         DataError: more rows are asked for than there are, or a part ends up empty.
     """
     pair_order = _shuffled(pairs, skipped_pairs, data.shuffle_seed)
-    pair_ids = pairs["prompt_id"].to_pylist()
+    pair_ids, own_ids = _numbered(pairs, prompts)
     seed_count = _seed_count(data, len(pair_order))
     fresh_count = sum(data.prompts_per_iteration)
     if prompts is None:
@@ -64,16 +68,16 @@ def split_rows(
         prompt_order = _shuffled(prompts, skipped_prompts, data.shuffle_seed)
         _check_enough("data.pairs", len(pair_order), _asked(data, seed_count, 0, data.heldout))
         _check_enough("data.prompts", len(prompt_order), _asked(data, 0, fresh_count, 0))
-        prompt_ids, prompt_start = prompts["prompt_id"].to_pylist(), 0
+        prompt_ids, prompt_start = own_ids, 0
 
-    heldout = [row for row in pair_order[len(pair_order) - data.heldout :] if row is not None]
+    heldout = [row for row in pair_order[len(pair_order) - data.heldout :].tolist() if row != _SKIPPED]
     _check_filled("the held-out part", "data.heldout", data.heldout, len(heldout))
-    taken = {pair_ids[row] for row in heldout}
+    taken = set(pair_ids[heldout].tolist())
 
-    seed = [row for row in pair_order[:seed_count] if row is not None and pair_ids[row] not in taken]
+    seed = [row for row in pair_order[:seed_count].tolist() if row != _SKIPPED and int(pair_ids[row]) not in taken]
     dropped = {"seed": seed_count - len(seed)}
     _check_filled("the seed part", "data.seed_labels", seed_count, len(seed))
-    taken |= {pair_ids[row] for row in seed}
+    taken |= set(pair_ids[seed].tolist())
 
     iterations = []
     for number, count in enumerate(data.prompts_per_iteration, start=1):
@@ -86,12 +90,21 @@ def split_rows(
     return Split(seed, iterations, heldout, dropped)
 
 
-def _shuffled(table: pa.Table, skipped: Iterable[int], seed: int) -> list[int | None]:
-    """Indices of a table's rows in shuffled order, with None in the places of skipped rows."""
-    numbers = np.array([*table["row"].to_pylist(), *skipped], dtype=np.int64)
+def _shuffled(table: pa.Table, skipped: Iterable[int], seed: int) -> Indices:
+    """Indices of a table's rows in shuffled order, with `_SKIPPED` in the places of skipped rows."""
+    numbers = np.concatenate([table["row"].to_numpy(), np.fromiter(skipped, np.int64)])
     in_source = np.argsort(numbers, kind="stable")
-    shuffled: list[int] = in_source[np.random.default_rng(seed).permutation(len(numbers))].tolist()
-    return [index if index < len(table) else None for index in shuffled]
+    shuffled: Indices = in_source[np.random.default_rng(seed).permutation(len(numbers))]
+    return np.where(shuffled < len(table), shuffled, _SKIPPED)
+
+
+def _numbered(pairs: pa.Table, prompts: pa.Table | None) -> tuple[Indices, Indices]:
+    """A number for each prompt in place of its name, of all rows of the pairs and of the prompts."""
+    names = pairs["prompt_id"] if prompts is None else pa.chunked_array(
+        [*pairs["prompt_id"].chunks, *prompts["prompt_id"].chunks], pairs.schema.field("prompt_id").type
+    )  # fmt: skip
+    codes: Indices = pa.chunked_array(names.combine_chunks().dictionary_encode().indices).to_numpy().astype(np.int64)
+    return codes[: len(pairs)], codes[len(pairs) :]
 
 
 def _seed_count(data: Data, rows: int) -> int:
@@ -106,12 +119,12 @@ def _seed_count(data: Data, rows: int) -> int:
     return count
 
 
-def _fresh(rows: Sequence[int | None], prompt_ids: Sequence[str], seen: set[str]) -> list[int]:
+def _fresh(rows: Indices, prompt_ids: Indices, seen: set[int]) -> list[int]:
     """Rows whose prompts are not in `seen` yet; they are added to it."""
     fresh = []
-    for row in rows:
-        if row is not None and prompt_ids[row] not in seen:
-            seen.add(prompt_ids[row])
+    for row in rows.tolist():
+        if row != _SKIPPED and (name := int(prompt_ids[row])) not in seen:
+            seen.add(name)
             fresh.append(row)
     return fresh
 

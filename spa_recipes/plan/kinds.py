@@ -111,6 +111,7 @@ KINDS: dict[str, Kind] = {
     # --- rows and models to start from
     "data": Kind(
         "data",
+        version=2,
         settings={"data": Data},
         reads={"pairs": "dataset"},
         may_read={"prompts": "dataset"},
@@ -120,6 +121,7 @@ KINDS: dict[str, Kind] = {
     # --- training
     "sft": Kind(
         "sft",
+        version=2,
         settings={**_MODEL, "training": SupervisedTraining, "source": Source, "seed": int},
         reads={"policy": "policy", "source": "dataset"},
         writes=_TRAINED,
@@ -177,6 +179,7 @@ KINDS: dict[str, Kind] = {
     ),
     "candidates": Kind(
         "candidates",
+        version=2,
         settings={**_MODEL, "source": DatasetSource},
         reads={"policy": "policy", "reference": "policy", "pairs": "dataset"},
         writes=("completions.parquet", "prompts.jsonl"),
@@ -262,6 +265,7 @@ KINDS: dict[str, Kind] = {
     # --- the field's benchmarks
     "answers": Kind(
         "answers",
+        version=2,
         settings={
             **_MODEL,
             "sampling": Sampling,

@@ -14,7 +14,7 @@ from spa_recipes.plan.judges import FRAGMENTS, Iteration, Judging, Label, Models
 from spa_recipes.plan.kinds import MODEL
 from spa_recipes.plan.log_ratios import of_both_models
 from spa_recipes.plan.stages import Builder, Input, Plan, StageOutput
-from spa_recipes.recipe.schema import Model, Recipe, SupervisedTraining
+from spa_recipes.recipe.schema import Model, Recipe, SandboxSource, Source, SupervisedTraining
 from spa_recipes.state.digests import DigestMemo
 
 
@@ -90,13 +90,20 @@ def _initial_policy(recipe: Recipe, build: Builder, model: dict[str, Any], base:
         settings={
             **model,
             "training": SupervisedTraining.model_validate(recipe.sft.model_dump(exclude={"data"})),
-            "source": recipe.sft.data,
+            "source": _limited(recipe.sft.data, recipe.data.max_skipped),
             "seed": recipe.seed,
         },
         inputs={"policy": base, "source": build.source(recipe.sft.data, "sft.data")},
         rows=recipe.sft.data.rows if recipe.sft.data.type == "sandbox" else None,
     )
     return StageOutput("sft", MODEL)
+
+
+def _limited(source: Source, max_skipped: float) -> Source:
+    """A source with the recipe's limit on rows that give nothing, where it has none of its own."""
+    if isinstance(source, SandboxSource) or source.max_skipped is not None:
+        return source
+    return source.model_copy(update={"max_skipped": max_skipped})
 
 
 def _add_seed(recipe: Recipe, build: Builder, models: Models) -> Input:

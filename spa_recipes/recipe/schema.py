@@ -20,6 +20,8 @@ REVISION: dict[str, Any] = {"input": True}
 """Marks a field that says which version of a `LOCATION` is meant."""
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+MAX_SKIPPED = 0.05
+"""Share of a dataset's rows that may give nothing before somebody has to look."""
 PositiveInt = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 """numpy accepts no larger seed."""
@@ -136,8 +138,25 @@ class Columns(Section):
     """Names of columns, for a dataset whose columns are not detected correctly."""
 
     prompt: str | None = Field(None, description="Column of the prompt.")
-    chosen: str | None = Field(None, description="Column of the preferred response.")
-    rejected: str | None = Field(None, description="Column of the dispreferred response.")
+    chosen: str | None = Field(
+        None,
+        description="Column of the preferred response; of the first where `label` is set, of all where `scores` is.",
+    )
+    rejected: str | None = Field(
+        None, description="Column of the dispreferred response; of the second one where `label` is set."
+    )
+    system: str | None = Field(None, description="Column of a text for the system message.")
+    label: str | None = Field(None, description="Column that says which of two responses is better, or if one is good.")
+    positive: bool | float | str | None = Field(
+        None,
+        description="Value of the label that says that the first response is the better one, or that a response is "
+        "good; of a scale, the end that says so. Its middle is a tie.",
+    )
+    scores: str | None = Field(None, description="Column of a list with the scores of the responses; high is good.")
+    margin: str | None = Field(None, description="Column of a number that is kept beside the pair.")
+    weight: str | None = Field(None, description="Column of a number that is kept beside the pair; nothing uses it.")
+    id: str | None = Field(None, description="Column of a name that is kept beside the pair.")
+    ignore: list[str] = Field([], description="Columns that are left out although they may be a part of the prompt.")
 
 
 class DatasetSource(Section):
@@ -146,7 +165,7 @@ class DatasetSource(Section):
     type: Literal["dataset"] = "dataset"
     source: str = Field(
         min_length=1,
-        description="A JSONL, JSON, Parquet or CSV file, a folder made by save_to_disk, or a Hub id.",
+        description="A JSONL, JSON, Parquet, CSV or TSV file (also .gz or .zst), a dataset folder, or a Hub id.",
         json_schema_extra=LOCATION,
     )
     config_name: str | None = Field(None, description="Configuration of a Hub dataset.")
@@ -156,6 +175,11 @@ class DatasetSource(Section):
     revision: str | None = Field(None, description="Branch, tag or commit on the Hub.", json_schema_extra=REVISION)
     columns: Columns = Field(Columns.model_construct(), description="Overrides the detected columns.")
     on_bad_row: Literal["error", "skip"] = Field("error", description="Stop at a malformed row, or count and skip it.")
+    max_skipped: Fraction | None = Field(
+        None,
+        description="Stop when a larger share of the rows gives nothing; null: that of `data`, or 0.05.",
+        json_schema_extra=RUNTIME,
+    )
 
 
 class SandboxSource(Section):
@@ -190,6 +214,12 @@ class Data(Section):
         [8000, 20000], description="Number of fresh prompts for each iteration; one entry per iteration."
     )
     heldout: Annotated[int, Field(ge=0)] = Field(0, description="Labelled pairs held out for evaluation.")
+    max_skipped: Fraction = Field(
+        MAX_SKIPPED,
+        description="Stop when a larger share of the rows of a dataset gives nothing: malformed ones that are skipped, "
+        "ties, and rows without a label.",
+        json_schema_extra=RUNTIME,
+    )
 
 
 class Training(Section):

@@ -103,7 +103,7 @@ def _pairwise(context: Context) -> Result:
     settings = context.spec.settings
     source = DatasetSource.model_validate(context.located(settings["source"], "prompts"))
     # Several rows may have one prompt; it is answered, and counts, once.
-    prompts = list({row["prompt_id"]: row for row in read_prompts(source).rows}.values())
+    prompts = list({row["prompt_id"]: row for row in read_prompts(source, context.draft).rows}.values())
     temperature = settings["sampling"]["temperature"]
     rows = _answered(context, [Dialogue(row["prompt_id"], row["prompt"], temperature=temperature) for row in prompts])
     if rows is None:

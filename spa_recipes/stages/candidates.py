@@ -1,5 +1,6 @@
 """The first stage of `spa judge`: writes answers that a user already has as `generate` writes those it samples."""
 
+from spa_recipes.data import counts
 from spa_recipes.data.rows import write_jsonl
 from spa_recipes.data.sources import read_candidates
 from spa_recipes.data.tables import given_answer, write_completions
@@ -18,9 +19,11 @@ def run(context: Context) -> Result:
             fix="judge with a policy and the model it was trained from",
         )
     source = DatasetSource.model_validate(context.located(context.spec.settings["source"], "pairs"))
-    loaded = read_candidates(source)
+    loaded = read_candidates(source, context.draft)
     rows = loaded.rows
-    print(f"{len(rows)} rows, read as {loaded.form}; skipped {len(loaded.skipped)}", flush=True)
+    for line in (f"{len(rows):,} rows, read as {loaded.line}", *counts.table(loaded.skipped)):
+        print(line, flush=True)
+    counts.check_skipped(loaded, source, "pairs")
     write_jsonl(context.draft / "prompts.jsonl", rows)
     answers = [
         given_answer(
@@ -30,5 +33,9 @@ def run(context: Context) -> Result:
         for k, text in enumerate(row["responses"])
     ]
     write_completions(context.draft / "completions.parquet", answers)
-    metrics = {"form": loaded.form, "skipped": len(loaded.skipped)}
+    metrics = {
+        "form": loaded.form,
+        "skipped": len(loaded.skipped),
+        "skipped_why": counts.reasons(loaded.skipped),
+    }
     return Result(len(answers), sum(len(row["response_ids"]) for row in answers), metrics)

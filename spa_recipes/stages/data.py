@@ -2,7 +2,10 @@
 
 from typing import Any
 
-from spa_recipes.data.arrow import PROMPTS, rows_of, take
+import pyarrow as pa
+
+from spa_recipes.data import counts
+from spa_recipes.data.arrow import PROMPTS, Rows
 from spa_recipes.data.rows import write_jsonl
 from spa_recipes.data.sources import read_pairs, read_prompts
 from spa_recipes.data.split import split_rows
@@ -17,30 +20,55 @@ def run(context: Context) -> Result:
         if settings[name] is not None:
             settings[name] = context.located(settings[name], name)
     data = Data.model_validate(settings)
-    pairs = read_pairs(data.pairs)
-    print(f"{len(pairs.table)} pairs, read as {pairs.form}; skipped {len(pairs.skipped)}", flush=True)
-    prompts = read_prompts(data.prompts) if data.prompts is not None else None
+    pairs = read_pairs(data.pairs, context.draft)
+    report(f"{len(pairs.stored):,} pairs, read as {pairs.line}", pairs.skipped)
+    counts.check_skipped(pairs, data.pairs, "data.pairs", data.max_skipped)
+    prompts = None
+    if data.prompts is not None:
+        prompts = read_prompts(data.prompts, context.draft)
+        report(f"{len(prompts.stored):,} prompts, read as {prompts.line}", prompts.skipped)
+        counts.check_skipped(prompts, data.prompts, "data.prompts", data.max_skipped)
     parts = split_rows(
-        pairs.table,
-        prompts.table if prompts else None,
+        _names(pairs.stored),
+        _names(prompts.stored) if prompts else None,
         data,
         skipped_pairs=[row for row, _ in pairs.skipped],
         skipped_prompts=[row for row, _ in prompts.skipped] if prompts else [],
     )
-    fresh = (prompts or pairs).table.select(PROMPTS.names)
-    write_jsonl(context.draft / "seed.jsonl", rows_of(take(pairs.table, parts.seed)))
+    fresh = (prompts or pairs).stored
+    near = counts.NearEqual()
+    write_jsonl(context.draft / "heldout.jsonl", near.through("held out", pairs.stored.take(parts.heldout)))
+    write_jsonl(context.draft / "seed.jsonl", near.through("seed", pairs.stored.take(parts.seed)))
     for i, part in enumerate(parts.prompts, start=1):
-        write_jsonl(context.draft / f"prompts-{i}.jsonl", rows_of(take(fresh, part)))
-    write_jsonl(context.draft / "heldout.jsonl", rows_of(take(pairs.table, parts.heldout)))
+        rows = near.through(f"iteration {i}", fresh.take(part, PROMPTS.names))
+        write_jsonl(context.draft / f"prompts-{i}.jsonl", rows)
+    repeats = counts.repeats(pairs.stored)
+    for line in (*repeats.lines, *near.lines):
+        print(line, flush=True)
     metrics = {
         "form": pairs.form,
-        "pairs": len(pairs.table),
+        "pairs": len(pairs.stored),
         "skipped": len(pairs.skipped),
+        "skipped_why": counts.reasons(pairs.skipped),
         "skipped_prompts": len(prompts.skipped) if prompts else 0,
+        "skipped_prompts_why": counts.reasons(prompts.skipped) if prompts else {},
+        "repeated_pairs": len(repeats.repeated),
+        "conflicting_pairs": len(repeats.conflicting),
+        "near_equal_prompts": near.count,
         "seed": len(parts.seed),
         "prompts": [len(part) for part in parts.prompts],
         "heldout": len(parts.heldout),
         "dropped": parts.dropped,
         "dropped_rows": sum(parts.dropped.values()),
     }
-    return Result(rows=len(pairs.table), tokens=0, metrics=metrics)
+    return Result(rows=len(pairs.stored), tokens=0, metrics=metrics)
+
+
+def report(line: str, skipped: list[tuple[int, str]]) -> None:
+    """Print what was read, and the reasons of what was not used."""
+    for text in (line, *counts.table(skipped)):
+        print(text, flush=True)
+
+
+def _names(rows: Rows) -> pa.Table:
+    return pa.table({name: rows.column(name) for name in ("prompt_id", "row")})

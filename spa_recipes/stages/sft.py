@@ -4,7 +4,8 @@ import datasets
 import pyarrow as pa
 from pydantic import TypeAdapter
 
-from spa_recipes.data.arrow import rows_of, table_of
+from spa_recipes.data import counts
+from spa_recipes.data.arrow import table_of
 from spa_recipes.data.sources import read_conversations
 from spa_recipes.recipe.schema import DatasetSource, SandboxSource, Source, SupervisedTraining
 from spa_recipes.stages.common import model_section, renderer_of
@@ -23,15 +24,18 @@ def run(context: Context) -> Result:
     source: DatasetSource | SandboxSource = TypeAdapter(Source).validate_python(
         context.located(context.spec.settings["source"], "source")
     )
-    loaded = read_conversations(source)
-    rendered = (renderer.conversation(row["messages"]) for row in rows_of(loaded.table))
+    loaded = read_conversations(source, context.draft)
+    for line in (f"{len(loaded.stored):,} conversations, read as {loaded.line}", *counts.table(loaded.skipped)):
+        print(line, flush=True)
+    counts.check_skipped(loaded, source, "sft.data")
+    rendered = (renderer.conversation(row["messages"]) for row in loaded.stored)
     table = table_of(({"input_ids": ids, "response_mask": mask} for ids, mask in rendered if any(mask)), TOKENS)
-    cut = len(loaded.table) - len(table)
+    cut = len(loaded.stored) - len(table)
     print(f"{len(table)} conversations; {cut} without a response within max_length", flush=True)
     training, env = (
         SupervisedTraining.model_validate(context.spec.settings["training"]),
         train_env(context, model, renderer),
     )
     outcome = stage_result(train_sft(model.model_name_or_path, datasets.Dataset(table), training, env))
-    outcome.metrics.update(form=loaded.form, skipped=len(loaded.skipped))
+    outcome.metrics.update(form=loaded.form, skipped=len(loaded.skipped), skipped_why=counts.reasons(loaded.skipped))
     return outcome

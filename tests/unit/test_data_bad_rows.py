@@ -29,8 +29,8 @@ BAD_ROWS = {
     "no assistant": (whole(), whole(chosen=[user("What?")]), "`chosen` ends with a message of user, not of assistant"),
     "unknown role": (
         whole(),
-        whole(chosen=[{"role": "tool", "content": "x"}, assistant("y")]),
-        "message 1 of `chosen` is of 'tool', not of system, user (human) or assistant (gpt)",
+        whole(chosen=[{"role": "narrator", "content": "x"}, assistant("y")]),
+        "message 1 of `chosen` is of 'narrator', not of system, user (human), assistant (gpt) or tool",
     ),
     "null content": (
         whole(),
@@ -39,8 +39,8 @@ BAD_ROWS = {
     ),
     "parts as content": (
         whole(),
-        whole(chosen=[user("What?"), {"role": "assistant", "content": [{"type": "text", "text": "x"}]}]),
-        "message 2 of `chosen` has no text but a list",
+        whole(chosen=[user("What?"), {"role": "assistant", "content": [{"type": "image", "image": "x.png"}]}]),
+        "message 2 of `chosen` holds a block of image, where only text is read",
     ),
     "not messages": (whole(), whole(chosen=[user("What?"), "That."]), "message 2 of `chosen` is not an object"),
     "no messages": (whole(), whole(chosen=[]), "`chosen` is an empty list, where a list of messages is expected"),
@@ -141,9 +141,9 @@ def test_nothing_usable_is_an_error_even_when_skipping(tmp_path: Path) -> None:
 def test_an_unknown_form_lists_what_is_there_and_what_is_accepted(tmp_path: Path) -> None:
     error = error_of(read_pairs, write_jsonl(tmp_path, [{"question": "x", "best": "y", "n": 1}]))
     assert "question (a string), best (a string), n (neither text nor messages)" in error.what
-    assert "prompt, chosen, rejected (strings or message lists)" in error.fix
+    assert "; prompt, chosen, rejected; " in error.fix
     assert "or name the columns with `columns`" in error.fix
-    # A transcript in one string (HH-RLHF) is no whole conversation.
+    # A transcript without an answer is no pair.
     error_of(read_pairs, write_jsonl(tmp_path, [{"chosen": "\n\nHuman: a", "rejected": "\n\nHuman: a"}]))
 
 

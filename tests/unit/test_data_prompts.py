@@ -100,12 +100,8 @@ def test_candidates(tmp_path: Path) -> None:
     [
         ("label", ["a", "B", "tie"], [0, 1, None]),
         ("preference", ["response_a", "response_b", None], [0, 1, None]),
-        ("label", [0, 1, 1], [0, 1, 1]),
         ("preference", [1.0, 2.0, 1.5], [0, 1, None]),
         ("label", ["1", "2", "2"], [0, 1, 1]),
-        ("label", [1, 1, 1], [None, None, None]),  # counted from 0 or from 1?
-        ("label", [0, 1, 2], [None, None, None]),
-        ("label", [True, False, {}], [None, None, None]),
         ("other", [0, 1, 0], [None, None, None]),
     ],
 )

@@ -63,7 +63,7 @@ values = st.recursive(
     max_leaves=10,
 )
 rows = st.dictionaries(st.sampled_from(KEYS), st.lists(messages, max_size=3) | values, max_size=6)
-READERS = [read_pairs, read_prompts, read_conversations, read_candidates]
+READERS: list[Callable[..., Any]] = [read_pairs, read_prompts, read_conversations, read_candidates]
 
 
 def unless_refused(use: Callable[[DatasetSource], Any], source: DatasetSource) -> Any:

@@ -79,7 +79,7 @@ def test_a_missing_file_is_a_data_error(tmp_path: Path) -> None:
 def test_prompt_id_depends_on_content_only() -> None:
     one = prompt_id([{"role": "user", "content": "Hi"}])
     assert one == prompt_id([{"content": "Hi", "role": "user"}])
-    assert one == prompt_id([{"role": "user", "content": "Hi", "name": "extra"}])  # type: ignore[typeddict-unknown-key]
+    assert one == prompt_id([{"role": "user", "content": "Hi", "name": "extra"}])
     assert len(one) == 16
     assert int(one, 16) >= 0
     assert one != prompt_id([{"role": "user", "content": "Hi "}])

@@ -131,11 +131,16 @@ def test_skipped_rows_are_counted_and_shown(spa_here: Any, tmp_path: Path) -> No
     recipe = recipe_for("d.jsonl", on_bad_row="skip")
     recipe["data"] |= {"prompts": {"source": "p.jsonl", "on_bad_row": "skip"}, "prompts_per_iteration": [13]}
     write_recipe(tmp_path / "r.yaml", merged(recipe, {"noise": {"lambdas": [0.0]}}))
-    done = spa_here("run", "r.yaml", "--until", "data")
+    refused = spa_here("run", "r.yaml", "--until", "data")
+    assert refused.code == 3
+    assert "data.pairs: 1 of 9 rows (11.1%) give nothing, more than max_skipped (5.0%); 1 of them:" in refused.err
+    assert "no column `rejected` (row 9); mend the data, or set max_skipped to 0.12" in refused.err
+    done = spa_here("run", "r.yaml", "--until", "data", "--set", "data.max_skipped=0.5")
     assert done.code == 0, done.err
     (manifest,) = tmp_path.glob("runs/mini/stages/*-data-*/manifest.json")
     metrics = json.loads(manifest.read_text())["metrics"]
     assert (metrics["skipped"], metrics["skipped_prompts"]) == (1, 5)
+    assert metrics["skipped_why"] == {"no column `rejected`": [1, [9]]}
     assert "bad rows skipped 1" in done.out
     assert "bad rows of the prompts skipped 5" in done.out
     assert "dropped for a prompt of another part" in done.out

@@ -2,56 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from spa_recipes.data.forms.form import MESSAGES, Form, Raw
+from spa_recipes.data.forms.answers import alpaca_prompt
+from spa_recipes.data.forms.form import MESSAGES, TEXT, Form, Raw, Slot
 from spa_recipes.data.forms.messages import (
+    check_answer,
     check_prompt,
-    check_text,
     completion,
-    conversation_of,
-    prompt_of,
+    read_messages,
+    read_prompt,
     split_answer,
 )
+from spa_recipes.data.forms.pairs import ALPACA_MAY, JUDGED, PROMPT_NAMES
 from spa_recipes.data.rows import ConversationRow, Message
+
+COMPLETION = ("completion", "response", "answer", "output")
 
 
 def conversation_row(messages: list[Message], row: int) -> ConversationRow:
     """Check a demonstration and give it its canonical form."""
     prompt, answer = split_answer(messages, "the conversation")
     check_prompt(prompt)
-    check_text(answer, "the last answer")
+    check_answer(answer, "the last answer")
     return {"messages": messages, "row": row}
 
 
-def _conversation(column: str) -> Callable[[Raw], list[Message]]:
-    def parse(row: Raw) -> list[Message]:
-        return conversation_of(row, column)
-
-    return parse
+def _parse_conversation(row: Raw) -> list[Message]:
+    return read_messages(row["prompt"], "prompt")
 
 
 def _parse_prompt_completion(row: Raw) -> list[Message]:
-    prompt = prompt_of(row)
-    return [*prompt, {"role": "assistant", "content": completion(row, "completion", prompt)}]
+    prompt = read_prompt(row["prompt"], "prompt")
+    return [*prompt, {"role": "assistant", "content": completion(row["chosen"], "chosen", prompt)}]
+
+
+def _parse_alpaca(row: Raw) -> list[Message]:
+    return [*alpaca_prompt(row), {"role": "assistant", "content": row["chosen"]}]
 
 
 WHOLE_CONVERSATIONS = (
-    Form("conversations", {"messages": MESSAGES}, _conversation("messages"), optional=("system",)),
+    Form("conversations", {"prompt": Slot(("messages",), MESSAGES)}, _parse_conversation, whole=True),
     Form(
         "ShareGPT conversations",
-        {"conversations": MESSAGES},
-        _conversation("conversations"),
-        optional=("system",),
+        {"prompt": Slot(("conversations", "conversation"), MESSAGES)},
+        _parse_conversation,
         without=("messages",),
+        whole=True,
     ),
 )
 CONVERSATION_FORMS = (
     *WHOLE_CONVERSATIONS,
+    JUDGED._replace(parse=_parse_prompt_completion),
     Form(
         "prompt and completion",
-        {"prompt": ("text", "messages"), "completion": ("text", "messages")},
+        {
+            "prompt": Slot(PROMPT_NAMES, ("text", "transcript", "messages")),
+            "chosen": Slot(COMPLETION, ("text", "messages")),
+        },
         _parse_prompt_completion,
-        without=("messages", "conversations"),
+        without=("messages", "conversations", "instruction"),
+    ),
+    Form(
+        "Alpaca demonstrations",
+        {"prompt": Slot(("instruction",), TEXT), "chosen": Slot(COMPLETION, TEXT)},
+        _parse_alpaca,
+        may={**ALPACA_MAY, "input": Slot(("input", "context"))},
+        without=("prompt", "messages", "conversations"),
     ),
 )
+"""Forms of demonstrations, in the order in which they are tried."""

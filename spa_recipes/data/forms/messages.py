@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from spa_recipes.data.forms.form import KIND_NAMES, BadRowError, Raw, kind_of, kind_of_mapping
+from spa_recipes.data.forms.form import (
+    KIND_NAMES,
+    TRANSCRIPT_TURNS,
+    BadRowError,
+    is_empty,
+    is_transcript,
+    kind_of,
+    kind_of_mapping,
+)
 from spa_recipes.data.rows import Message
 
 ROLES = {
@@ -15,16 +25,35 @@ ROLES = {
     "assistant": "assistant",
     "gpt": "assistant",
     "chatgpt": "assistant",
+    "tool": "tool",
 }
+READ_KEYS = frozenset(("role", "from", "content", "value", "tool_calls", "tool_call_id", "name", "weight"))
+"""Keys of a message that are read. Of the others, those that change what a model would see are refused."""
+_REFUSED_KEYS = ("reasoning_content", "reasoning", "thinking", "function_call", "images", "image", "audio", "video")
+_TURN = re.compile(r"\n\n(Human|Assistant):")
+# Marks of the two sides of a transcript: a text that has both is a conversation and not one answer.
+_TRANSCRIPTS = (
+    TRANSCRIPT_TURNS,
+    ("### Instruction", "### Response"),
+    ("### Human:", "### Assistant:"),
+    ("USER:", "ASSISTANT:"),
+    ("[INST]", "[/INST]"),
+    ("<|im_start|>user", "<|im_start|>assistant"),
+    ("<|user|>", "<|assistant|>"),
+    ("<extra_id_1>User", "<extra_id_1>Assistant"),
+)
+_PYTHON = re.compile(r"\[?\s*\{\s*'(role|content|from|value)'\s*:")
 
 
 def read_messages(value: Any, name: str) -> list[Message]:
-    """Read messages in any of their notations: role/content, from/value, a single one, or columns of a struct."""
+    """Read messages in any of their notations: role/content, from/value, one alone, a struct of lists, a transcript."""
+    if isinstance(value, str) and is_transcript(value):
+        return _read_transcript(value)
     if isinstance(value, Mapping):
         value = [value] if kind_of_mapping(value) == "message" else _rows_of_struct(value, name)
     if not isinstance(value, list | tuple) or not value:
         raise BadRowError(f"`{name}` is {KIND_NAMES[kind_of(value)]}, where a list of messages is expected")
-    return [_message(item, f"message {number} of `{name}`") for number, item in enumerate(value, start=1)]
+    return [_message(item, number, name) for number, item in enumerate(value, start=1)]
 
 
 def user(text: str) -> Message:
@@ -32,37 +61,37 @@ def user(text: str) -> Message:
     return {"role": "user", "content": text}
 
 
-def prompt_of(row: Raw) -> list[Message]:
-    """The prompt in the column of that name: a string or messages."""
-    return [user(row["prompt"])] if isinstance(row["prompt"], str) else read_messages(row["prompt"], "prompt")
+def read_prompt(value: Any, name: str) -> list[Message]:
+    """A prompt: a string, messages, or a transcript whose last turn may be the empty one of the assistant."""
+    if isinstance(value, str) and not is_transcript(value):
+        return [user(value)]
+    messages = read_messages(value, name)
+    if isinstance(value, str) and messages[-1]["role"] == "assistant" and not messages[-1]["content"]:
+        messages.pop()
+    return messages
 
 
-def conversation_of(row: Raw, column: str) -> list[Message]:
-    """The conversation in a column; a column `system` gives it a system message."""
-    return with_system(row, read_messages(row[column], column))
-
-
-def completion(row: Raw, column: str, prompt: list[Message]) -> str:
+def completion(value: Any, name: str, prompt: list[Message]) -> str:
     """The one response in a column: a string, a message, or a list that may repeat the prompt in front."""
-    value = row[column]
-    if isinstance(value, str):
+    if isinstance(value, str) and not is_transcript(value):
         return value
-    messages = read_messages(value, column)
+    messages = read_messages(value, name)
     if len(messages) > 1 and messages[: len(prompt)] == prompt:
         messages = messages[len(prompt) :]
     if len(messages) != 1:
-        raise BadRowError(f"`{column}` holds {len(messages)} messages, where one of assistant is expected")
-    return split_answer(messages, f"`{column}`")[1]
+        raise BadRowError(f"`{name}` holds {len(messages)} messages, where one of assistant is expected")
+    return split_answer(messages, f"`{name}`")[1]
 
 
-def with_system(row: Raw, messages: list[Message]) -> list[Message]:
-    """Put the system message of the column `system` in front of a conversation that has none."""
-    system = row.get("system")
+def with_system(system: Any, messages: list[Message]) -> list[Message]:
+    """Put the text of a column `system` as a message in front of a conversation that has none."""
     if system is None or system == "":
         return messages
     if not isinstance(system, str):
         raise BadRowError("`system` is not a string")
     if messages and messages[0]["role"] == "system":
+        if messages[0]["content"] == system:
+            return messages
         raise BadRowError("there are two system messages: the column `system` and one in the conversation")
     return [{"role": "system", "content": system}, *messages]
 
@@ -71,51 +100,155 @@ def split_answer(messages: list[Message], name: str) -> tuple[list[Message], str
     """Take the assistant's last message off a conversation."""
     if not messages:
         raise BadRowError(f"{name} is empty")
-    if messages[-1]["role"] != "assistant":
-        raise BadRowError(f"{name} ends with a message of {messages[-1]['role']}, not of assistant")
-    return messages[:-1], messages[-1]["content"]
+    last = messages[-1]
+    if last["role"] != "assistant":
+        raise BadRowError(f"{name} ends with a message of {last['role']}, not of assistant")
+    if "tool_calls" in last:
+        raise BadRowError(f"{name} ends with a call of a tool, which is no text to compare or to learn")
+    return messages[:-1], last["content"]
 
 
 def check_prompt(messages: Sequence[Message]) -> None:
-    """A prompt ends with the user; a system message may only come first."""
+    """A prompt ends with the user, or with what a tool gave; a system message may only come first."""
     if not messages:
         raise BadRowError("there is no prompt before the answer")
-    if messages[-1]["role"] != "user":
+    if messages[-1]["role"] not in ("user", "tool"):
         raise BadRowError(f"the prompt ends with a message of {messages[-1]['role']}, not of user")
     for number, message in enumerate(messages, start=1):
         if message["role"] == "system" and number > 1:
             raise BadRowError(f"message {number} of the prompt is of system, which may only come first")
         # An empty system message means something: it replaces the template's default one.
-        check = _check_utf8 if message["role"] == "system" else check_text
+        may_be_empty = message["role"] in ("system", "tool") or "tool_calls" in message
+        check = _check_utf8 if may_be_empty else check_text
         check(message["content"], f"message {number} of the prompt")
+
+
+def check_answer(text: Any, name: str) -> None:
+    """An answer is a text that is neither a conversation nor messages written as text."""
+    check_text(text, name)
+    for one, other in _TRANSCRIPTS:
+        if one in text and other in text and _begins_lines(text, one.strip(), other.strip()):
+            raise BadRowError(f"{name} is a transcript ({one.strip()} ... {other.strip()}), not one answer")
+    check_not_serialised(text, name)
+
+
+def _begins_lines(text: str, *marks: str) -> bool:
+    """Whether each of some marks stands at the beginning of a line."""
+    return all(re.search(rf"^{re.escape(mark)}", text, re.MULTILINE) for mark in marks)
+
+
+def check_not_serialised(text: str, name: str) -> None:
+    """Refuse messages that were written into a text column as JSON or as Python prints them."""
+    if text[:1] not in ("[", "{"):
+        return
+    if _PYTHON.match(text):
+        raise BadRowError(f"{name} holds messages as Python prints them, which cannot be read back safely")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return
+    if kind_of(value) in ("messages", "message"):
+        raise BadRowError(f"{name} holds messages as JSON text, unlike the first rows")
 
 
 def check_text(text: Any, name: str) -> None:
     """A text is a string that UTF-8 can write and that does not consist of white space only."""
     if not isinstance(text, str):
         raise BadRowError(f"{name} is {KIND_NAMES[kind_of(text)]}, not a string")
-    if not text.strip():
+    if not text or text.isspace():
         raise BadRowError(f"{name} is empty")
     _check_utf8(text, name)
 
 
 def _check_utf8(text: str, name: str) -> None:
+    if text.isascii():
+        return
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise BadRowError(f"{name} holds half a surrogate pair at character {error.start + 1}") from error
 
 
-def _message(item: Any, name: str) -> Message:
+def _message(item: Any, number: int, column: str) -> Message:
     if not isinstance(item, Mapping):
-        raise BadRowError(f"{name} is not an object with role and content")
+        raise BadRowError(f"message {number} of `{column}` is not an object with role and content")
     role = item.get("role", item.get("from"))
     content = item.get("content", item.get("value"))
-    if not isinstance(role, str) or role not in ROLES:
-        raise BadRowError(f"{name} is of {role!r}, not of system, user (human) or assistant (gpt)"[:200])
-    if not isinstance(content, str):
+    known = ROLES.get(role) if isinstance(role, str) else None
+    if known is not None and isinstance(content, str) and len(item) == 2:
+        return {"role": known, "content": content}
+    name = f"message {number} of `{column}`"
+    if known is None:
+        raise BadRowError(f"{name} is of {role!r}, not of system, user (human), assistant (gpt) or tool"[:200])
+    for key in _REFUSED_KEYS:
+        if not is_empty(item.get(key)):
+            raise BadRowError(f"{name} has `{key}` beside its text, which is not read")
+    if item.get("weight") not in (None, 1):
+        raise BadRowError(f"{name} has the weight {item['weight']!r}; only messages of weight 1 are read"[:200])
+    message: Message = {"role": known, "content": _text_of(content, item, name)}
+    if not is_empty(item.get("tool_calls")):
+        message["tool_calls"] = _tool_calls(item["tool_calls"], name)
+    for key in ("tool_call_id", "name"):
+        value = item.get(key)
+        if isinstance(value, str) and value:
+            message[key] = value  # type: ignore[literal-required]
+        elif not is_empty(value):
+            raise BadRowError(f"`{key}` of {name} is not a string")
+    return message
+
+
+def _text_of(content: Any, item: Mapping[str, Any], name: str) -> str:
+    """The text of a message: a string, or blocks of text one after the other."""
+    if isinstance(content, str):
+        return content
+    if content is None and not is_empty(item.get("tool_calls")):
+        return ""
+    if not isinstance(content, list | tuple) or not content:
         raise BadRowError(f"{name} has no text but {'null' if content is None else 'a ' + type(content).__name__}")
-    return {"role": ROLES[role], "content": content}
+    texts = []
+    for block in content:
+        kind = block.get("type", "text") if isinstance(block, Mapping) else None
+        text = block.get("text") if isinstance(block, Mapping) else None
+        if kind != "text" or not isinstance(text, str):
+            held = f"a block of {kind}" if isinstance(kind, str) else f"a {type(block).__name__}"
+            raise BadRowError(f"{name} holds {held}, where only text is read"[:200])
+        texts.append(text)
+    return "".join(texts)
+
+
+def _tool_calls(calls: Any, name: str) -> list[dict[str, Any]]:
+    """Calls of tools as templates expect them: with arguments as an object, and without what is null."""
+    if not isinstance(calls, list | tuple) or not all(isinstance(call, Mapping) for call in calls):
+        raise BadRowError(f"`tool_calls` of {name} is not a list of objects")
+    read = [_without_nulls(call) for call in calls]
+    for call in read:
+        function = call.get("function", call)
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise BadRowError(f"a call of a tool in {name} has no function with a name")
+        arguments = function.get("arguments")
+        if isinstance(arguments, str):
+            try:
+                function["arguments"] = json.loads(arguments or "{}")
+            except (ValueError, RecursionError):
+                raise BadRowError(f"the arguments of a call of a tool in {name} are not JSON") from None
+    try:
+        json.dumps(read, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError):
+        raise BadRowError(f"`tool_calls` of {name} cannot be written as JSON") from None
+    return read
+
+
+def _without_nulls(value: Any) -> Any:
+    """Parquet gives every object the keys of all others, as nulls."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _read_transcript(text: str) -> list[Message]:
+    parts = _TURN.split(text if text.startswith("\n\n") else f"\n\n{text}")
+    roles = {"Human": "user", "Assistant": "assistant"}
+    return [{"role": roles[mark], "content": said.strip()} for mark, said in zip(parts[1::2], parts[2::2], strict=True)]
 
 
 def _rows_of_struct(value: Mapping[str, Any], name: str) -> list[Any]:

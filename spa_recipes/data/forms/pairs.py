@@ -1,188 +1,270 @@
-"""Labelled pairs: a prompt, a chosen and a rejected response."""
+"""Forms of which a row gives a labelled pair: a prompt, a chosen and a rejected answer.
+
+A row of several ranked answers gives the pair of its best and its worst one.
+"""
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
-
-from spa_recipes.data.forms.form import MESSAGES, TEXT, BadRowError, Form, Raw, kind_of
-from spa_recipes.data.forms.messages import (
-    check_prompt,
-    check_text,
-    completion,
-    prompt_of,
-    read_messages,
-    split_answer,
-    user,
-    with_system,
+from spa_recipes.data.forms.answers import (
+    NAMED_ONLY,
+    SCORES,
+    TIE,
+    Answers,
+    alpaca_prompt,
+    number_of,
+    pair_of,
+    ranked,
+    scored,
+    texts_of,
 )
-from spa_recipes.data.rows import Message, PairRow, prompt_id
+from spa_recipes.data.forms.form import ANY_LABEL, MESSAGES, TEXT, BadRowError, Form, Kind, Raw, Slot
+from spa_recipes.data.forms.messages import completion, read_messages, read_prompt, split_answer
+from spa_recipes.data.rows import Message
 
-# The first name that a row has is used; datasets name these columns differently.
-_SCORES = {
-    "score_chosen": ("score_chosen", "chosen_score", "chosen-rating", "chosen_rating"),
-    "score_rejected": ("score_rejected", "rejected_score", "rejected-rating", "rejected_rating"),
-    "gold_chosen": ("gold_chosen",),
-    "gold_rejected": ("gold_rejected",),
-}
-
-
-class Pair(NamedTuple):
-    """A prompt and two responses, not checked yet."""
-
-    prompt: list[Message]
-    chosen: str
-    rejected: str
+_ANY_ANSWER: tuple[Kind, ...] = ("message", "messages", "text")
+_PROMPT: tuple[Kind, ...] = ("text", "transcript", "messages")
+PROMPT_NAMES = ("prompt", "question", "query", "input")
+CHOSEN, REJECTED = ("chosen", "chosen_response"), ("rejected", "rejected_response")
+FIRST = ("response_a", "response_1", "response1", "output_1", "answer_a", "completion_a")
+SECOND = ("response_b", "response_2", "response2", "output_2", "answer_b", "completion_b")
+LABEL = ("label", "labels", "preference", "winner", "preferred")
+ALPACA_MAY = {"input": Slot(("input",)), "history": Slot(("history",))}
+_PAIR_MAY = {**SCORES, "status": Slot(("status",)), **NAMED_ONLY}
 
 
-def pair_row(pair: Pair, raw: Raw, row: int) -> PairRow:
-    """Check a pair and give it its canonical form."""
-    check_prompt(pair.prompt)
-    for name, text in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-        check_text(text, f"the {name} response")
-    if pair.chosen == pair.rejected:
-        raise BadRowError("the chosen response equals the rejected one")
-    out: PairRow = {
-        "prompt_id": prompt_id(pair.prompt),
-        "prompt": pair.prompt,
-        "chosen": [{"role": "assistant", "content": pair.chosen}],
-        "rejected": [{"role": "assistant", "content": pair.rejected}],
-        "row": row,
-    }
-    scores: dict[str, float] = {name: value for name in _SCORES if (value := _score(raw, name)) is not None}
-    out.update(scores)  # type: ignore[typeddict-item]
-    return out
+def _decided(row: Raw, answers: Answers) -> Answers:
+    """A pair, unless the column `status` says that it is a tie."""
+    return answers._replace(best=None, worst=None, why=TIE) if row.get("status") == "tie" else answers
 
 
-def _score(raw: Raw, name: str) -> float | None:
-    for column in _SCORES[name]:
-        value = raw.get(column)
-        try:
-            number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
-        except (ValueError, OverflowError):
-            continue
-        if math.isfinite(number):
-            return number
-    return None
+def _parse_prompt_and_answers(row: Raw) -> Answers:
+    prompt = read_prompt(row["prompt"], "prompt")
+    return _decided(
+        row,
+        pair_of(prompt, completion(row["chosen"], "chosen", prompt), completion(row["rejected"], "rejected", prompt)),
+    )
 
 
-def _parse_string_responses(row: Raw) -> Pair:
-    return Pair(prompt_of(row), row["chosen"], row["rejected"])
+def _parse_whole(row: Raw) -> Answers:
+    prompt, best = split_answer(read_messages(row["chosen"], "chosen"), "`chosen`")
+    other, worst = split_answer(read_messages(row["rejected"], "rejected"), "`rejected`")
+    _same_prompt(prompt, other, "`chosen` and `rejected`")
+    return _decided(row, pair_of(prompt, best, worst))
 
 
-def _parse_explicit(row: Raw) -> Pair:
-    prompt = read_messages(row["prompt"], "prompt")
-    return Pair(prompt, completion(row, "chosen", prompt), completion(row, "rejected", prompt))
-
-
-def _parse_implicit(row: Raw) -> Pair:
-    chosen = read_messages(row["chosen"], "chosen")
-    rejected = read_messages(row["rejected"], "rejected")
-    prompt, best = split_answer(chosen, "`chosen`")
-    other, worst = split_answer(rejected, "`rejected`")
-    if prompt != other:
-        number = next((i for i, (a, b) in enumerate(zip(prompt, other, strict=False)) if a != b), None)
+def _same_prompt(one: list[Message], other: list[Message], names: str) -> None:
+    if one != other:
+        number = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
         at = f"at message {number + 1}" if number is not None else "in length"
-        raise BadRowError(f"`chosen` and `rejected` differ before their last message ({at})")
-    return Pair(prompt, best, worst)
+        raise BadRowError(f"{names} differ before their last message ({at})")
 
 
-def _parse_string_and_conversations(row: Raw) -> Pair:
-    pair = _parse_implicit(row)
-    if not pair.prompt:
-        return pair._replace(prompt=[user(row["prompt"])])
-    said = [message["content"].strip() for message in pair.prompt if message["role"] == "user"]
+def _parse_string_and_whole(row: Raw) -> Answers:
+    answers = _parse_whole(row)
+    asked = read_prompt(row["prompt"], "prompt")
+    if not answers.prompt:
+        return answers._replace(prompt=asked)
+    said = [message["content"].strip() for message in answers.prompt if message["role"] == "user"]
     # Of several user turns, datasets name the first or the last one.
-    if row["prompt"].strip() not in (said[:1] + said[-1:]):
+    if asked != answers.prompt and asked[-1]["content"].strip() not in (said[:1] + said[-1:]):
         raise BadRowError("`prompt` is not what the user says in `chosen` and `rejected`")
-    return pair
+    return answers
 
 
-def _parse_sharegpt(row: Raw) -> Pair:
-    prompt = with_system(row, read_messages(row["conversations"], "conversations"))
-    return Pair(prompt, completion(row, "chosen", prompt), completion(row, "rejected", prompt))
+def _parse_alpaca(row: Raw) -> Answers:
+    return _decided(row, pair_of(alpaca_prompt(row), row["chosen"], row["rejected"]))
 
 
-def _parse_alpaca(row: Raw) -> Pair:
-    return Pair(_alpaca_prompt(row), row["chosen"], row["rejected"])
-
-
-def _parse_alpaca_outputs(row: Raw) -> Pair:
+def _parse_alpaca_outputs(row: Raw) -> Answers:
     outputs = row["output"]
     if len(outputs) != 2:
         raise BadRowError(f"`output` holds {len(outputs)} responses, not 2")
-    return Pair(_alpaca_prompt(row), outputs[0], outputs[1])
+    return pair_of(alpaca_prompt(row), outputs[0], outputs[1])
 
 
-def _alpaca_prompt(row: Raw) -> list[Message]:
-    """The messages of an instruction, joined with its input as LLaMA-Factory does."""
-    messages: list[Message] = []
-    history = row.get("history") or []
-    if not isinstance(history, list | tuple):
-        raise BadRowError("`history` is not a list")
-    for number, turn in enumerate(history, start=1):
-        if kind_of(turn) != "texts" or len(turn) != 2:
-            raise BadRowError(f"item {number} of `history` is not a list of an instruction and a response")
-        messages += [user(turn[0]), {"role": "assistant", "content": turn[1]}]
-    given = row.get("input")
-    if given is not None and not isinstance(given, str):
-        raise BadRowError("`input` is not a string")
-    check_text(row["instruction"], "`instruction`")
-    messages.append(user(f"{row['instruction']}\n{given}" if given else row["instruction"]))
-    return with_system(row, messages)
+def _parse_alpaca_two(row: Raw) -> Answers:
+    return Answers(alpaca_prompt(row), [row["first"], row["second"]])
 
 
-_ALPACA_OPTIONAL = ("input", "system", "history")
+def parse_two(row: Raw) -> Answers:
+    """Two answers; which is better is in the label, or nowhere."""
+    prompt = read_prompt(row["prompt"], "prompt")
+    return Answers(prompt, [completion(row[name], name, prompt) for name in ("first", "second")])
+
+
+def _parse_two_whole(row: Raw) -> Answers:
+    prompt, one = split_answer(read_messages(row["first"], "first"), "`first`")
+    rest, other = split_answer(read_messages(row["second"], "second"), "`second`")
+    _same_prompt(prompt, rest, "`first` and `second`")
+    return Answers(prompt, [one, other])
+
+
+def _parse_one_hot(row: Raw) -> Answers:
+    marks = [number_of(row[name]) for name in ("first_wins", "second_wins", "tie")]
+    if sorted(marks, key=lambda mark: mark or 0.0) != [0.0, 0.0, 1.0]:
+        raise BadRowError("not exactly one of `winner_model_a`, `winner_model_b` and `winner_tie` is 1")
+    if marks[2] == 1.0:
+        return parse_two(row)._replace(why=TIE)
+    best = marks.index(1.0)
+    return parse_two(row)._replace(best=best, worst=1 - best)
+
+
+def _parse_ranked(row: Raw) -> Answers:
+    return ranked(read_prompt(row["prompt"], "prompt"), row["answers"], "answers")
+
+
+def _parse_scored(row: Raw) -> Answers:
+    prompt = read_prompt(row["prompt"], "prompt")
+    return scored(prompt, texts_of(row["answers"], "answers"), list(row["scores"]), "answers")
+
+
+def _parse_judged(row: Raw) -> Answers:
+    prompt = read_prompt(row["prompt"], "prompt")
+    return Answers(prompt, [completion(row["chosen"], "chosen", prompt)])
+
+
+JUDGED = Form(
+    "KTO: one answer with a label",
+    {
+        "prompt": Slot((*PROMPT_NAMES, "instruction"), _PROMPT),
+        "chosen": Slot(("completion", "response", "answer", "output"), _ANY_ANSWER),
+        "label": Slot(("label", "labels"), ANY_LABEL),
+    },
+    _parse_judged,
+    without=("chosen", "rejected"),
+)
+"""Answers that are good or bad: pairs where a prompt has both, demonstrations where they are good."""
+
 PAIR_FORMS = (
     Form(
-        "TRL explicit, strings",
-        {"prompt": TEXT, "chosen": TEXT, "rejected": TEXT},
-        _parse_string_responses,
-    ),
-    Form(
-        "TRL explicit, message lists",
-        {"prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES},
-        _parse_explicit,
-    ),
-    Form(
-        "string prompt and whole conversations, as UltraFeedback",
-        {"prompt": TEXT, "chosen": MESSAGES, "rejected": MESSAGES},
-        _parse_string_and_conversations,
-    ),
-    Form(
-        "message-list prompt and string responses",
-        {"prompt": MESSAGES, "chosen": TEXT, "rejected": TEXT},
-        _parse_string_responses,
-    ),
-    Form(
-        "ShareGPT pairs",
-        {
-            "conversations": MESSAGES,
-            "chosen": ("message", "messages", "text"),
-            "rejected": ("message", "messages", "text"),
-        },
-        _parse_sharegpt,
-        optional=("system",),
-        without=("prompt",),
-    ),
-    Form(
         "Alpaca pairs",
-        {"instruction": TEXT, "chosen": TEXT, "rejected": TEXT},
+        {"prompt": Slot(("instruction",), TEXT), "chosen": Slot(CHOSEN, TEXT), "rejected": Slot(REJECTED, TEXT)},
         _parse_alpaca,
-        optional=_ALPACA_OPTIONAL,
+        may={**ALPACA_MAY, **_PAIR_MAY},
         without=("prompt", "conversations"),
     ),
     Form(
         "Alpaca pairs, output list",
-        {"instruction": TEXT, "output": ("texts",)},
+        {"prompt": Slot(("instruction",), TEXT), "output": Slot(("output",), ("texts",))},
         _parse_alpaca_outputs,
-        optional=_ALPACA_OPTIONAL,
+        may={**ALPACA_MAY, **NAMED_ONLY},
         without=("prompt", "conversations", "chosen", "rejected"),
     ),
     Form(
-        "TRL implicit, whole conversations",
-        {"chosen": MESSAGES, "rejected": MESSAGES},
-        _parse_implicit,
-        without=("prompt", "conversations", "instruction"),
+        "TRL explicit, strings",
+        {"prompt": Slot(PROMPT_NAMES, ("text", "transcript")), "chosen": Slot(CHOSEN, TEXT),
+         "rejected": Slot(REJECTED, TEXT)},
+        _parse_prompt_and_answers,
+        may=_PAIR_MAY,
     ),
-)
+    Form(
+        "TRL explicit, message lists",
+        {"prompt": Slot(("prompt",), MESSAGES), "chosen": Slot(CHOSEN, MESSAGES), "rejected": Slot(REJECTED, MESSAGES)},
+        _parse_prompt_and_answers,
+        may=_PAIR_MAY,
+    ),
+    Form(
+        "string prompt and whole conversations, as UltraFeedback",
+        {"prompt": Slot(PROMPT_NAMES, ("text", "transcript")), "chosen": Slot(CHOSEN, ("messages", "transcript")),
+         "rejected": Slot(REJECTED, ("messages", "transcript"))},
+        _parse_string_and_whole,
+        may=_PAIR_MAY,
+        whole=True,
+    ),
+    Form(
+        "message-list prompt and string responses",
+        {"prompt": Slot(("prompt", "messages"), MESSAGES), "chosen": Slot(CHOSEN, TEXT),
+         "rejected": Slot(REJECTED, TEXT)},
+        _parse_prompt_and_answers,
+        may=_PAIR_MAY,
+    ),
+    Form(
+        "ShareGPT pairs",
+        {"prompt": Slot(("conversations",), MESSAGES), "chosen": Slot(CHOSEN, _ANY_ANSWER),
+         "rejected": Slot(REJECTED, _ANY_ANSWER)},
+        _parse_prompt_and_answers,
+        may=_PAIR_MAY,
+        without=("prompt",),
+    ),
+    Form(
+        "TRL implicit, whole conversations",
+        {"chosen": Slot(CHOSEN, MESSAGES), "rejected": Slot(REJECTED, MESSAGES)},
+        _parse_whole,
+        may=_PAIR_MAY,
+        without=("prompt", "conversations", "instruction"),
+        whole=True,
+    ),
+    Form(
+        "HH-RLHF transcripts",
+        {"chosen": Slot(CHOSEN, ("transcript",)), "rejected": Slot(REJECTED, ("transcript",))},
+        _parse_whole,
+        may=_PAIR_MAY,
+        without=("prompt", "conversations", "instruction"),
+        whole=True,
+    ),
+    Form(
+        "ranked answers, as Nectar and UltraFeedback",
+        {"prompt": Slot((*PROMPT_NAMES, "instruction"), _PROMPT),
+         "answers": Slot(("answers", "completions", "responses"), ("ranked",))},
+        _parse_ranked,
+        may=NAMED_ONLY,
+    ),
+    Form(
+        "answers and scores",
+        {"prompt": Slot((*PROMPT_NAMES, "instruction"), _PROMPT),
+         "answers": Slot(("responses", "answers", "completions"), ("texts", "messages")),
+         "scores": Slot(("scores",), ("numbers",))},
+        _parse_scored,
+        may=NAMED_ONLY,
+    ),
+    Form(
+        "SHP",
+        {"prompt": Slot(("history",), TEXT), "first": Slot(("human_ref_A",), TEXT),
+         "second": Slot(("human_ref_B",), TEXT), "label": Slot(("labels",), ANY_LABEL)},
+        parse_two,
+        may=NAMED_ONLY,
+        first_is=1,
+    ),
+    Form(
+        "HelpSteer preference",
+        {"prompt": Slot(("prompt", "context"), _PROMPT), "first": Slot(("response_1", "response1"), TEXT),
+         "second": Slot(("response_2", "response2"), TEXT),
+         "label": Slot(("preference_strength", "overall_preference"), ANY_LABEL)},
+        parse_two,
+        may=NAMED_ONLY,
+        first_is=-1,
+    ),
+    Form(
+        "arena conversations",
+        {"first": Slot(("conversation_a",), MESSAGES), "second": Slot(("conversation_b",), MESSAGES),
+         "label": Slot(("winner",), ANY_LABEL)},
+        _parse_two_whole,
+        may=NAMED_ONLY,
+        whole=True,
+    ),
+    Form(
+        "arena, winner columns",
+        {"prompt": Slot(("prompt",), _PROMPT), "first": Slot(("response_a",), _ANY_ANSWER),
+         "second": Slot(("response_b",), _ANY_ANSWER), "first_wins": Slot(("winner_model_a",), ("other", "text")),
+         "second_wins": Slot(("winner_model_b",), ("other", "text")), "tie": Slot(("winner_tie",), ("other", "text"))},
+        _parse_one_hot,
+        may=NAMED_ONLY,
+    ),
+    Form(
+        "Alpaca, two outputs and a label",
+        {"prompt": Slot(("instruction",), TEXT), "first": Slot(FIRST, TEXT), "second": Slot(SECOND, TEXT),
+         "label": Slot(LABEL, ANY_LABEL)},
+        _parse_alpaca_two,
+        may={**ALPACA_MAY, **NAMED_ONLY},
+        without=("prompt",),
+    ),
+    Form(
+        "prompt, two responses and a label",
+        {"prompt": Slot(PROMPT_NAMES, _PROMPT), "first": Slot(FIRST, _ANY_ANSWER),
+         "second": Slot(SECOND, _ANY_ANSWER), "label": Slot(LABEL, ANY_LABEL)},
+        parse_two,
+        may=NAMED_ONLY,
+    ),
+    JUDGED,
+)  # fmt: skip
+"""Forms of labelled pairs, in the order in which they are tried."""

@@ -1,0 +1,167 @@
+"""Counts what a dataset has of rows that give nothing, that repeat one another or contradict one another."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from spa_recipes.data.labelling import NOT_GOOD
+from spa_recipes.errors import DataError
+from spa_recipes.recipe.schema import MAX_SKIPPED, DatasetSource, SandboxSource
+
+if TYPE_CHECKING:
+    from spa_recipes.data.arrow import Rows
+    from spa_recipes.data.sources import Loaded
+
+_EXAMPLES = 3
+_MOST_REASONS = 12
+_WORD = re.compile(r"\w+")
+
+
+class Reason(NamedTuple):
+    """Why some rows gave nothing: how many they are, and the first of them."""
+
+    rows: int
+    examples: list[int]
+
+
+def reasons(skipped: Sequence[tuple[int, str]]) -> dict[str, Reason]:
+    """The reasons of rows that gave nothing, the commonest first; numbers in a reason count as one."""
+    found: dict[str, Reason] = {}
+    for row, why in skipped:
+        name = re.sub(r"\d+", "N", why)
+        count, examples = found.get(name, (0, []))
+        found[name] = Reason(count + 1, examples if len(examples) == _EXAMPLES else [*examples, row])
+    ordered = sorted(found.items(), key=lambda item: -item[1].rows)
+    rest = ordered[_MOST_REASONS:]
+    kept = dict(ordered[:_MOST_REASONS])
+    if rest:
+        kept["other reasons"] = Reason(sum(r.rows for _, r in rest), [r.examples[0] for _, r in rest[:_EXAMPLES]])
+    return kept
+
+
+def table(skipped: Sequence[tuple[int, str]]) -> list[str]:
+    """Lines for people: how many rows gave nothing, and why, with examples."""
+    if not skipped:
+        return []
+    lines = [f"{len(skipped):,} rows give nothing:"]
+    for why, (count, examples) in reasons(skipped).items():
+        more = ", ..." if count > len(examples) else ""
+        lines.append(f"  {count:>9,}  {why} (row{'s' if count > 1 else ''} {', '.join(map(str, examples))}{more})")
+    return lines
+
+
+def check_skipped(
+    loaded: Loaded[Any], source: DatasetSource | SandboxSource, key: str, most: float = MAX_SKIPPED
+) -> None:
+    """Stop where a larger share of the rows gives nothing than `max_skipped` of the source, or `most`, allows.
+
+    Raises:
+        DataError: with the commonest reason.
+    """
+    if isinstance(source, DatasetSource) and source.max_skipped is not None:
+        most = source.max_skipped
+    skipped = [entry for entry in loaded.skipped if entry[1] != NOT_GOOD]
+    share = len(skipped) / (len(loaded.stored) + len(skipped))
+    if share > most:
+        why, (count, examples) = next(iter(reasons(skipped).items()))
+        raise DataError(
+            f"{len(skipped):,} of {len(loaded.stored) + len(skipped):,} rows ({share:.1%}) give nothing, more than "
+            f"max_skipped ({most:.1%}); {count:,} of them: {why} (row {examples[0]})",
+            where=key,
+            fix=f"mend the data, or set max_skipped to {min(1.0, int(share * 100 + 1) / 100):g} if that is right",
+        )
+
+
+# --- rows that repeat or contradict one another
+
+
+class Repeats(NamedTuple):
+    """Pairs that were there before.
+
+    Attributes:
+        repeated: row numbers of pairs that are the same as an earlier one.
+        conflicting: row numbers of two pairs of the same prompt and answers with the labels the other way round.
+    """
+
+    repeated: list[int]
+    conflicting: list[tuple[int, int]]
+
+    @property
+    def lines(self) -> list[str]:
+        """What was found, for people; empty where nothing was."""
+        lines = []
+        if self.repeated:
+            shown = ", ".join(map(str, self.repeated[:_EXAMPLES]))
+            lines.append(f"{len(self.repeated):,} pairs repeat an earlier pair (rows {shown}{_more(self.repeated)})")
+        if self.conflicting:
+            shown = ", ".join(f"{one} and {other}" for one, other in self.conflicting[:_EXAMPLES])
+            lines.append(
+                f"{len(self.conflicting):,} pairs contradict a pair of the same prompt and answers "
+                f"(rows {shown}{_more(self.conflicting)})"
+            )
+        return lines
+
+
+def repeats(pairs: Rows) -> Repeats:
+    """Compare all pairs with one another, by 64 bits of a hash of each."""
+    import numpy as np
+
+    rows, forward, backward = (
+        np.empty(len(pairs), np.int64),
+        np.empty(len(pairs), np.int64),
+        np.empty(len(pairs), np.int64),
+    )
+    start = 0
+    for batch in pairs.batches():
+        end = start + len(batch)
+        rows[start:end] = batch["row"].to_numpy()
+        chosen, rejected = (batch[name].flatten().field("content").to_pylist() for name in ("chosen", "rejected"))
+        names = batch["prompt_id"].to_pylist()
+        forward[start:end] = [hash(texts) for texts in zip(names, chosen, rejected, strict=True)]
+        backward[start:end] = [hash(texts) for texts in zip(names, rejected, chosen, strict=True)]
+        start = end
+    _, firsts = np.unique(forward, return_index=True)
+    repeated = np.delete(rows, firsts)
+    _, ours, theirs = np.intersect1d(forward, backward, return_indices=True)
+    pairs_of_rows = {tuple(sorted((int(rows[i]), int(rows[j])))) for i, j in zip(ours, theirs, strict=True)}
+    return Repeats(sorted(repeated.tolist()), sorted(pairs_of_rows))  # type: ignore[arg-type]
+
+
+class NearEqual:
+    """Finds prompts of different parts that differ only in case, white space and punctuation."""
+
+    def __init__(self) -> None:
+        self._seen: dict[bytes, tuple[str, str, int]] = {}
+        self.count = 0
+        self._examples: list[str] = []
+
+    def through(self, part: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+        """Pass rows of a part on, and remember their prompts."""
+        for row in rows:
+            name = _words_of(row["prompt"])
+            there, other, number = self._seen.setdefault(name, (row["prompt_id"], part, row["row"]))
+            if other != part and there != row["prompt_id"]:
+                self.count += 1
+                if len(self._examples) < _EXAMPLES:
+                    self._examples.append(f"row {number} in {other} and {row['row']} in {part}")
+            yield row
+
+    @property
+    def lines(self) -> list[str]:
+        """What was found, for people; empty where nothing was."""
+        if not self.count:
+            return []
+        more = "; ..." if self.count > len(self._examples) else ""
+        return [f"{self.count:,} prompts are nearly those of another part ({'; '.join(self._examples)}{more})"]
+
+
+def _words_of(prompt: Iterable[Mapping[str, Any]]) -> bytes:
+    text = "\n".join(" ".join(_WORD.findall(message["content"].casefold())) for message in prompt)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest()
+
+
+def _more(found: Sequence[Any]) -> str:
+    return ", ..." if len(found) > _EXAMPLES else ""
