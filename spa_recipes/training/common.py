@@ -19,6 +19,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from spa_recipes.errors import DataError, RecipeError, StageError
 from spa_recipes.models.adapters import keep_or_drop, sums_with
@@ -179,6 +180,7 @@ def save_trained(
         trainer.save_model(str(adapter))
     if not trainer.is_world_process_zero():
         return {}
+    unset_hf_deepspeed_config()  # else ZeRO-3 would wait for the other processes to load with this one
     is_rounded = dtype != torch.float32
     if adapter is None:
         weights = Weights(state_dict, start=load_source().state_dict() if is_rounded else None)
