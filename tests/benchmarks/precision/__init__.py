@@ -1,0 +1,1 @@
+"""What half precision does to preference learning: the parts of `bench_precision`."""

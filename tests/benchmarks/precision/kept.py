@@ -1,0 +1,48 @@
+"""What was made stays in files, each found again by what made it."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+class NotMadeError(Exception):
+    """It is not there, and was only looked for."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A folder of JSON files.
+
+    Attributes:
+        machine: is written beside each value.
+        only_look: raise `NotMadeError` instead of making a value.
+    """
+
+    folder: Path
+    machine: str = ""
+    only_look: bool = False
+
+    def get(self, kind: str, made_by: dict[str, Any], make: Callable[[], Any]) -> Any:
+        """A value of JSON: from its file, or made and kept there."""
+        file = self.folder / kind / f"{digest(made_by)}.json"
+        if not file.exists():
+            if self.only_look:
+                raise NotMadeError(kind)
+            begin, cpu = time.monotonic(), time.process_time()
+            value = make()
+            seconds = {"seconds": time.monotonic() - begin, "cpu_seconds": time.process_time() - cpu}
+            file.parent.mkdir(parents=True, exist_ok=True)
+            part = file.with_suffix(".part")
+            part.write_text(json.dumps({"made_by": made_by, "machine": self.machine, **seconds, "value": value}))
+            part.replace(file)
+            print(f"  {kind} {list(made_by.values())[:4]}: {seconds['cpu_seconds']:.0f} s of CPU", flush=True)
+        return json.loads(file.read_text())["value"]
+
+
+def digest(value: object) -> str:
+    """A short name for a value of JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
