@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
-from functools import cached_property
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from spa_recipes.data.controls import Controls
 from spa_recipes.data.rows import Message
 from spa_recipes.data.template import MAX_FILE_BYTES, render
 from spa_recipes.errors import DataError, SpaError, TryAgainError, system_error
@@ -15,6 +18,7 @@ from spa_recipes.state.patience import NOT_THERE
 from spa_recipes.state.reading import read_text
 
 _PROBE = "SPAPROBE"
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 class Rendered(NamedTuple):
@@ -22,6 +26,13 @@ class Rendered(NamedTuple):
 
     ids: list[int]
     cut: bool
+
+
+class Given(NamedTuple):
+    """A prompt and answers to it that somebody gave."""
+
+    prompt: Rendered
+    answers: list[Rendered]
 
 
 class Conversation(NamedTuple):
@@ -40,38 +51,64 @@ class _Prompt(NamedTuple):
 
 
 class Renderer:
-    """Renders prompts and responses with the chat template of one tokenizer.
+    """Renders prompts, answers and conversations with the chat template of one tokenizer.
 
-    - A prompt is the template's text with the generation prompt, tokenised without adding special tokens: the
-      template writes those that it wants. A prompt longer than `max_prompt_length` keeps its last tokens.
-    - A response is tokenised together with its (uncut) prompt, and its tokens are those after the prompt's. Where the
-      tokenizer merges over that boundary, the response is tokenised alone.
-    - A response ends with the end-of-turn token. One that does not fit `max_length` after its prompt loses its last
-      tokens, the end-of-turn token among them.
+    - A prompt to be answered is the template's text with the generation prompt, tokenised without adding special
+      tokens: the template writes those that it wants. A prompt longer than `max_prompt_length` keeps its last tokens.
+    - An answer that somebody gave is rendered with its whole conversation, as the template shows it: with the space,
+      trimmed, or with the empty block of thoughts that the template writes. Its tokens are those behind the prompt's,
+      up to the end of its turn; what a template writes behind that end is no part of it. Where the conversation does
+      not begin with the prompt's tokens, the answer begins where the two part, and a notice says so.
+    - A template that writes nothing at the end of a turn gets the end-of-turn token behind the answer.
+    - An answer that does not fit `max_length` after its prompt loses its last tokens, the end of turn among them.
+    - What somebody wrote is text: words in it that look like control tokens become none. One end of turn that an
+      answer ends with is removed and counted.
+
+    Attributes:
+        end_of_turn_id: the token that ends an assistant's turn.
+        stop_ids: all tokens at which sampling stops: those of template, tokenizer and generation_config.json.
+        removed_ends: answers that ended with an end of turn of their own so far.
 
     Args:
-        tokenizer: a transformers tokenizer with a chat template.
+        tokenizer: a tokenizer of `load_tokenizer`, or another one with a chat template.
         max_prompt_length: tokens of a prompt.
-        max_length: tokens of prompt and response together.
+        max_length: tokens of prompt and answer together.
+        template_kwargs: variables that the template gets, such as `enable_thinking`.
+        notice: called once with what a person should know about the template.
 
     Raises:
         DataError: the template fails, or nothing ends a turn.
     """
 
-    def __init__(self, tokenizer: Any, *, max_prompt_length: int, max_length: int) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        max_prompt_length: int,
+        max_length: int,
+        template_kwargs: Mapping[str, Any] | None = None,
+        notice: Callable[[str], None] = print,
+    ) -> None:
         if not 0 < max_prompt_length < max_length:
             raise ValueError(f"need 0 < max_prompt_length < max_length, not {max_prompt_length}, {max_length}")
         self.tokenizer = tokenizer
         self.max_prompt_length = max_prompt_length
         self.max_length = max_length
-        self.end_of_turn_id: int = _find_end_of_turn(tokenizer)
+        self.removed_ends = 0
+        self._template_kwargs = dict(template_kwargs or {})
+        self._notice: Callable[[str], None] | None = notice
         self._last_prompt: _Prompt | None = None
-
-    @cached_property
-    def stop_ids(self) -> list[int]:
-        """Tokens at which generation stops: the end of the turn, and the tokenizer's eos."""
-        eos = self.tokenizer.eos_token_id
-        return [self.end_of_turn_id] if eos in (None, self.end_of_turn_id) else [self.end_of_turn_id, eos]
+        named = [index for index in getattr(tokenizer, NAMED_ENDS, []) if tokenizer.convert_ids_to_tokens(index)]
+        self.end_of_turn_id, self._tail = self._find_end_of_turn(named)
+        eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        self.stop_ids: list[int] = list(dict.fromkeys([self.end_of_turn_id, *eos, *named]))
+        added = tokenizer.added_tokens_decoder
+        controls = special_ids(tokenizer) | {self.end_of_turn_id} | {index for index in self.stop_ids if index in added}
+        self._controls = Controls(tokenizer, controls)
+        end = self._controls.words[self.end_of_turn_id]
+        self._end = end if end in self._tail else None
+        ends = "|".join(re.escape(self._controls.words[i]) for i in self.stop_ids if i in self._controls.words)
+        self._own_end = re.compile(rf"(?:{ends})\s*\Z")
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a prompt, ready for a response to follow."""
@@ -83,25 +120,32 @@ class Renderer:
 
     def render_prompt(self, messages: Sequence[Message]) -> Rendered:
         """`prompt_ids`, and whether the prompt lost its beginning."""
-        ids = self._prompt(messages).ids
-        return Rendered(ids[-self.max_prompt_length :], len(ids) > self.max_prompt_length)
+        return self._cut_prompt(self._prompt(messages).ids)
 
     def render_response(self, messages: Sequence[Message], text: str) -> Rendered:
         """`response_ids`, and whether the response lost its end."""
-        prompt = self._prompt(messages)
-        ids = self._encode_response(prompt, text)
-        room = self.max_length - min(len(prompt.ids), self.max_prompt_length)
-        return Rendered(ids[:room], len(ids) > room)
+        return self.render_given(messages, [text]).answers[0]
+
+    def render_given(self, messages: Sequence[Message], texts: Sequence[str]) -> Given:
+        """A prompt and answers to it, all behind the same prompt."""
+        prompt_ids, answers = self._given(messages, texts)
+        prompt = self._cut_prompt(prompt_ids)
+        room = self.max_length - len(prompt.ids)
+        return Given(prompt, [Rendered(ids[:room], len(ids) > room) for ids in answers])
 
     def conversation(self, messages: Sequence[Message]) -> Conversation:
         """Token ids of a conversation that ends with the assistant, every assistant turn in the mask.
 
-        The ids are those of the last turn's uncut prompt and response. An earlier assistant turn is in the mask where
-        its own prompt and response are found unchanged at the start of these ids; where a template shows
+        The mask is the template's own where it marks what the assistant wrote by `{% generation %}`. Otherwise the
+        ids are those of the last turn's uncut prompt and answer. An earlier assistant turn is in the mask where
+        its own prompt and answer are found unchanged at the start of these ids; where a template shows
         earlier turns in another way, these are context only. A conversation that is too long loses its end.
         """
         if not messages or messages[-1]["role"] != "assistant":
             raise DataError("a conversation to learn from must end with the assistant")
+        if _GENERATION.search(self.tokenizer.get_chat_template()):
+            ids, mask = self._marked(messages)
+            return Conversation(ids[: self.max_length], mask[: self.max_length])
         turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         ids, start = self._turn(messages, turns[-1])
         mask = [0] * start + [1] * (len(ids) - start)
@@ -123,28 +167,179 @@ class Renderer:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
-    def _turn(self, messages: Sequence[Message], index: int) -> tuple[list[int], int]:
-        """Uncut ids of the turn at `index` with its prompt, and where its response begins."""
-        prompt = self._prompt(messages[:index])
-        return prompt.ids + self._encode_response(prompt, messages[index]["content"]), len(prompt.ids)
+    def _cut_prompt(self, ids: list[int]) -> Rendered:
+        return Rendered(ids[-self.max_prompt_length :], len(ids) > self.max_prompt_length)
 
     def _prompt(self, messages: Sequence[Message]) -> _Prompt:
         """The prompt, rendered once for consecutive calls with it, such as those for its responses."""
         last = self._last_prompt
         if last is None or last.messages != list(messages):
-            text = _apply_template(self.tokenizer, messages)
-            last = _Prompt([dict(message) for message in messages], text, self._encode(text))
+            text = self._apply(self._controls.hide(messages))
+            last = _Prompt([dict(message) for message in messages], text, self._controls.encode(text))
             self._last_prompt = last
         return last
 
-    def _encode_response(self, prompt: _Prompt, text: str) -> list[int]:
-        together = self._encode(prompt.text + text)
-        length = len(prompt.ids)
-        ids = together[length:] if together[:length] == prompt.ids else self._encode(text)
-        return [*ids, self.end_of_turn_id]
+    # --- answers that somebody gave
 
-    def _encode(self, text: str) -> list[int]:
-        return _tokenise(self.tokenizer, text)
+    def _given(self, messages: Sequence[Message], texts: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+        """Uncut ids of a prompt and of answers to it."""
+        prompt = self._prompt(messages)
+        wholes = [self._whole(messages, self._without_end(text)) for text in texts]
+        encoded = [self._ended(whole) for whole in wholes]
+        shared = min(_shared(prompt.ids, ids) for ids in encoded)
+        if shared == len(prompt.ids):
+            return prompt.ids, [ids[shared:] for ids in encoded]
+        bare = self._controls.encode(self._apply(self._controls.hide(messages), generation_prompt=False))
+        if shared >= _shared(bare, prompt.ids) - 1:  # a token may reach over the end of the last message
+            self._say(
+                "the chat template begins a given answer in another way than an answer that is sampled: given ones are "
+                f"read without the end of the prompt, {self.tokenizer.decode(prompt.ids[shared:])!r}"
+            )
+            return prompt.ids[:shared], [ids[shared:] for ids in encoded]
+        start = self._start_of_answer(messages, prompt)
+        self._say(
+            "the chat template shows earlier messages in another way when an answer follows: given answers are read "
+            "behind the prompt as it is sampled from"
+        )
+        return prompt.ids, [self._behind(prompt, whole[start:]) for whole in wholes]
+
+    def _start_of_answer(self, messages: Sequence[Message], prompt: _Prompt) -> int:
+        """Where an answer begins in a conversation that shows earlier messages otherwise: behind the last one.
+
+        Raises:
+            DataError: the last message is not found there as the prompt shows it.
+        """
+        hidden = self._controls.hide(messages)
+        last = hidden[-1]["content"].strip() if isinstance(hidden[-1]["content"], str) else ""
+        end_of_prompt = prompt.text[prompt.text.rfind(last) :]
+        before, _, _ = self._apply(
+            [*hidden, {"role": "assistant", "content": _PROBE}], generation_prompt=False
+        ).partition(_PROBE)
+        found = before.rfind(end_of_prompt)
+        if not last or found < 0:
+            raise DataError(
+                "the chat template shows a prompt in another way when an answer follows, so the answer's own tokens "
+                "cannot be told",
+                fix="set another model.chat_template, or model.chat_template_kwargs",
+            )
+        return found + len(end_of_prompt)
+
+    def _behind(self, prompt: _Prompt, text: str) -> list[int]:
+        together = self._ended(prompt.text + text)
+        length = len(prompt.ids)
+        return together[length:] if together[:length] == prompt.ids else self._ended(text)
+
+    def _whole(self, messages: Sequence[Message], text: str) -> str:
+        """A conversation up to the end of its last turn, as the template shows it."""
+        hidden = self._controls.hide([*messages, {"role": "assistant", "content": text}])
+        whole = self._apply(hidden, generation_prompt=False)
+        if self._end is None:
+            return whole.removesuffix(self._tail)
+        return whole[: whole.rfind(self._end) + len(self._end)]
+
+    def _ended(self, text: str) -> list[int]:
+        """Token ids of a text, with the end of the turn."""
+        ids = self._controls.encode(text)
+        return ids if self._end is not None else [*ids, self.end_of_turn_id]
+
+    def _without_end(self, text: str) -> str:
+        """An answer without the end of turn that it ends with; one of them is removed."""
+        found = self._own_end.search(text)
+        if found is None:
+            return text
+        self.removed_ends += 1
+        return text[: found.start()]
+
+    # --- conversations
+
+    def _turn(self, messages: Sequence[Message], index: int) -> tuple[list[int], int]:
+        """Uncut ids of the turn at `index` with its prompt, and where its response begins."""
+        prompt_ids, (answer,) = self._given(messages[:index], [messages[index]["content"]])
+        return prompt_ids + answer, len(prompt_ids)
+
+    def _marked(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
+        """Ids and mask of a conversation whose template marks the assistant's words, up to the last of them."""
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        spans: list[tuple[int, int]] = []
+
+        def whole() -> str:
+            texts, marked = render_jinja_template(
+                [self._controls.hide(self._without_ends(messages))],
+                chat_template=self.tokenizer.get_chat_template(),
+                return_assistant_tokens_mask=True,
+                **{**self.tokenizer.special_tokens_map, **self._template_kwargs},
+            )
+            spans.extend(marked[0])
+            return str(texts[0])
+
+        ids, places = self._controls.encode_with_places(_rendered(whole, messages))
+        mask = [int(any(start < end_ and begin < end for begin, end_ in spans)) for start, end in places]
+        last = max((i for i, marked in enumerate(mask) if marked), default=-1)
+        return ids[: last + 1], mask[: last + 1]
+
+    def _without_ends(self, messages: Sequence[Message]) -> list[Message]:
+        return [{**m, "content": self._without_end(m["content"])} if m["role"] == "assistant" else m for m in messages]
+
+    # --- the template
+
+    def _apply(self, messages: Sequence[Message], generation_prompt: bool = True) -> str:
+        return _apply_template(self.tokenizer, messages, generation_prompt, **self._template_kwargs)
+
+    def _say(self, text: str) -> None:
+        if self._notice is not None:
+            self._notice(text)
+            self._notice = None
+
+    def _find_end_of_turn(self, named: Sequence[int]) -> tuple[int, str]:
+        """The token that ends an assistant's turn, and all that the template writes behind the words of one.
+
+        It is the first control token behind them; else the one that begins the user's next turn, if the model's makers
+        name it as an end; else the tokenizer's eos.
+        """
+        tokenizer = self.tokenizer
+        exchange: list[Message] = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": _PROBE}]
+        _, found, tail = self._apply(exchange, generation_prompt=False).rpartition(_PROBE)
+        if not found:
+            raise DataError(
+                "the chat template does not show the assistant's words", fix="set another model.chat_template"
+            )
+        added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
+        # unk stands for text that the tokenizer cannot read; it ends nothing.
+        unknown = {tokenizer.unk_token_id} - {tokenizer.eos_token_id}
+        control = (special_ids(tokenizer) | added | set(named)) - unknown
+        for token in _tokenise(tokenizer, tail):
+            if token in control:
+                return token, tail
+        eos: int | None = tokenizer.eos_token_id
+        with suppress(DataError):  # a template may know one exchange only
+            more = self._apply([*exchange, exchange[0]], generation_prompt=False).rpartition(_PROBE)[2]
+            first = _tokenise(tokenizer, more.removeprefix(tail))[:1]
+            if first and first[0] in {*named, eos}:
+                return first[0], tail
+        if eos is None:
+            raise DataError(
+                "nothing ends a turn: the chat template writes no special token after an assistant's words, and the "
+                "tokenizer has no eos token",
+                fix="use a template that ends a turn (model.chat_template), or give the tokenizer an eos token",
+            )
+        return eos, tail
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """The special tokens of a tokenizer; not the one that stands for text it cannot read."""
+    marked = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return (marked | set(tokenizer.all_special_ids)) - ({tokenizer.unk_token_id} - {tokenizer.eos_token_id})
+
+
+def _shared(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two texts begin with alike."""
+    pairs = zip(first, second, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
+
+
+NAMED_ENDS = "named_ends"
+"""Attribute of a tokenizer: the ends that generation_config.json names beside it."""
 
 
 def load_tokenizer(
@@ -182,25 +377,38 @@ def load_tokenizer(
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    setattr(tokenizer, NAMED_ENDS, _named_ends(name, revision, local=local))
     return tokenizer
 
 
-def conversation_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+def conversation_ids(controls: Controls, messages: Sequence[Message]) -> list[int]:
     """Token ids of a whole conversation as the tokenizer's chat template writes it: what a foreign model reads.
 
     Raises:
         DataError: the template fails.
     """
-    return _tokenise(tokenizer, _apply_template(tokenizer, messages, generation_prompt=False))
+    return controls.encode(_apply_template(controls.tokenizer, controls.hide(messages), generation_prompt=False))
 
 
-def _apply_template(tokenizer: Any, messages: Sequence[Message], generation_prompt: bool = True) -> str:
+def _apply_template(
+    tokenizer: Any, messages: Sequence[Message], generation_prompt: bool = True, **variables: Any
+) -> str:
+    return _rendered(
+        lambda: tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=generation_prompt, **variables
+        ),
+        messages,
+    )
+
+
+def _rendered(template: Callable[[], str], messages: Sequence[Message]) -> str:
+    """The text of a template that shows these messages.
+
+    Raises:
+        DataError: it fails.
+    """
     try:
-        return render(
-            lambda: tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=generation_prompt
-            )
-        )
+        return render(template)
     except Exception as error:  # a template is a program: it can fail in any way
         roles = ", ".join(message["role"] for message in messages)
         raise DataError(
@@ -210,32 +418,27 @@ def _apply_template(tokenizer: Any, messages: Sequence[Message], generation_prom
 
 
 def _tokenise(tokenizer: Any, text: str) -> list[int]:
-    # verbose=False: no warning about a text beyond the tokenizer's model_max_length, as this class cuts it.
-    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
 
 
-def _find_end_of_turn(tokenizer: Any) -> int:
-    """The first special token that the template writes after an assistant's words; else the tokenizer's eos."""
-    exchange: list[Message] = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": _PROBE}]
-    _, found, tail = _apply_template(tokenizer, exchange, generation_prompt=False).rpartition(_PROBE)
-    if not found:
-        raise DataError("the chat template does not show the assistant's words", fix="set another model.chat_template")
-    special = set(tokenizer.all_special_ids)
-    special |= {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    # unk stands for text that the tokenizer cannot read; it ends nothing.
-    special.discard(tokenizer.unk_token_id if tokenizer.unk_token_id != tokenizer.eos_token_id else None)
-    for token in _tokenise(tokenizer, tail):
-        if token in special:
-            return token
-    if tokenizer.eos_token_id is None:
-        raise DataError(
-            "nothing ends a turn: the chat template writes no special token after an assistant's words, and the "
-            "tokenizer has no eos token",
-            fix="use a template that ends a turn (model.chat_template), or give the tokenizer an eos token",
-        )
-    eos: int = tokenizer.eos_token_id
-    return eos
+def _named_ends(name: str, revision: str | None, *, local: bool) -> list[int]:
+    """The ends that generation_config.json names beside a tokenizer; none where there is no such file."""
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(
+            name, "generation_config.json", revision=revision, local_files_only=local,
+            _raise_exceptions_for_missing_entries=False,
+        )  # fmt: skip
+    except Exception as error:  # the Hub's client raises errors of any kind
+        raise _load_error(name, local, error) from error
+    try:
+        named = None if found is None else json.loads(read_text(Path(found), limit=MAX_FILE_BYTES)).get("eos_token_id")
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"generation_config.json cannot be read ({error})", where=name, fix="save it again") from error
+    ends = named if isinstance(named, list) else [named]
+    return [end for end in ends if isinstance(end, int)]
 
 
 def is_model_folder(name: str) -> bool:

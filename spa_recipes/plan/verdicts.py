@@ -43,7 +43,9 @@ def add_verdicts(
         kind, name = "verdicts", judge.model_name_or_path
         # The recipe's chat template is that of the models that answer.
         section: Model = model["model"]
-        own = build.model_settings(section.model_copy(update={"chat_template": judge.chat_template}), key)
+        own = build.model_settings(
+            section.model_copy(update={"chat_template": judge.chat_template, "chat_template_kwargs": {}}), key
+        )
         settings |= {**_asking(judge, own, sampling), "seed": seed}
         inputs["model"] = build.model(name, judge.revision, f"{key}.model_name_or_path")
     else:

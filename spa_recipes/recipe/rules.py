@@ -85,6 +85,19 @@ def lora_leaves_the_head(lora: schema.Lora) -> Conflicts:
         )
 
 
+def template_variables_are_free(model: schema.ModelSource) -> Conflicts:
+    for name in sorted(model.chat_template_kwargs.keys() & _TEMPLATE_ARGUMENTS):
+        yield Conflict(("chat_template_kwargs",), f"must not name {name}", "remove it: rendering sets it itself")
+
+
+_TEMPLATE_ARGUMENTS = {
+    *("conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt"),
+    *("continue_final_message", "tokenize", "padding", "truncation", "max_length", "tokenizer_kwargs"),
+    *("return_tensors", "return_dict", "return_assistant_tokens_mask"),
+}
+"""What transformers' `apply_chat_template` takes for itself."""
+
+
 def prompt_fits(model: schema.Model) -> Conflicts:
     if model.max_prompt_length >= model.max_length:
         yield Conflict(

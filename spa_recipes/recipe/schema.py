@@ -84,6 +84,8 @@ class Lora(Section):
 class ModelSource(Section):
     """Which model, and how it is loaded."""
 
+    RULES: ClassVar[rules.Rules] = (rules.template_variables_are_free,)
+
     model_name_or_path: str = Field(
         min_length=1,
         description="Hub id or local folder. `sandbox` is the sandbox's tiny Llama with fresh weights.",
@@ -102,6 +104,9 @@ class ModelSource(Section):
         description="File with a Jinja chat template, for a model without one.",
         json_schema_extra=LOCATION,
     )
+    chat_template_kwargs: dict[str, bool | int | float | str | None] = Field(
+        {}, description="Variables for the chat template, e.g. {enable_thinking: false}."
+    )
 
     @property
     def is_sandbox(self) -> bool:
@@ -112,7 +117,7 @@ class ModelSource(Section):
 class Model(ModelSource):
     """The model to align: the SFT model, or the base model when the recipe has an `sft` section."""
 
-    RULES: ClassVar[rules.Rules] = (rules.prompt_fits, rules.rounding_has_an_effect)
+    RULES: ClassVar[rules.Rules] = (*ModelSource.RULES, rules.prompt_fits, rules.rounding_has_an_effect)
 
     max_length: PositiveInt = Field(2048, description="Tokens of prompt and response together.")
     max_prompt_length: PositiveInt = Field(

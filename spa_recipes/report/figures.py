@@ -59,6 +59,12 @@ FIGURES: tuple[Figure, ...] = (
     Figure("seed", ("data",), Shown("seed labels", COUNT)),
     Figure("heldout", ("data",), Shown("held out", COUNT)),
     Figure("skipped", ("data", "sft", "candidates"), Shown("bad rows skipped", COUNT), silent_at_zero=True),
+    Figure(
+        "removed_ends",
+        ("sft", "dpo", "candidates"),
+        Shown("answers that brought an end of turn, which was removed", COUNT),
+        silent_at_zero=True,
+    ),
     Figure("skipped_prompts", ("data",), Shown("bad rows of the prompts skipped", COUNT), silent_at_zero=True),
     Figure("dropped_rows", ("data",), Shown("dropped for a prompt of another part", COUNT), silent_at_zero=True),
     # What was sampled

@@ -12,7 +12,7 @@ from spa_recipes.stages.context import Context, Result
 
 def run(context: Context) -> Result:
     """Write `prompts.jsonl` and `completions.parquet`; refuse two models that split text differently."""
-    policy, reference = (renderer_of(model_section(context, role)) for role in ("policy", "reference"))
+    policy, reference = (renderer_of(model_section(context, role), context.notice) for role in ("policy", "reference"))
     if policy.tokenizer.get_vocab() != reference.tokenizer.get_vocab():
         raise DataError(
             f"the tokenizers of {context.spec.inputs['policy']} and {context.spec.inputs['reference']} differ",
@@ -26,16 +26,16 @@ def run(context: Context) -> Result:
     counts.check_skipped(loaded, source, "pairs")
     write_jsonl(context.draft / "prompts.jsonl", rows)
     answers = [
-        given_answer(
-            item, row["prompt_id"], k, text, policy.prompt_ids(row["prompt"]), policy.response_ids(row["prompt"], text)
-        )
+        given_answer(item, row["prompt_id"], k, text, given.prompt.ids, answer.ids)
         for item, row in enumerate(rows)
-        for k, text in enumerate(row["responses"])
+        for given in [policy.render_given(row["prompt"], row["responses"])]
+        for k, (text, answer) in enumerate(zip(row["responses"], given.answers, strict=True))
     ]
     write_completions(context.draft / "completions.parquet", answers)
     metrics = {
         "form": loaded.form,
         "skipped": len(loaded.skipped),
         "skipped_why": counts.reasons(loaded.skipped),
+        "removed_ends": policy.removed_ends,
     }
     return Result(len(answers), sum(len(row["response_ids"]) for row in answers), metrics)

@@ -39,7 +39,7 @@ def model_section(context: Context, role: str) -> Model:
     )
 
 
-def renderer_of(model: Model) -> Renderer:
+def renderer_of(model: Model, notice: Callable[[str], None] = print) -> Renderer:
     """The renderer of prompts and responses with the model's tokenizer and lengths."""
     tokenizer = load_tokenizer(
         model.model_name_or_path,
@@ -47,7 +47,13 @@ def renderer_of(model: Model) -> Renderer:
         trust_remote_code=model.trust_remote_code,
         chat_template=model.chat_template,
     )
-    return Renderer(tokenizer, max_prompt_length=model.max_prompt_length, max_length=model.max_length)
+    return Renderer(
+        tokenizer,
+        max_prompt_length=model.max_prompt_length,
+        max_length=model.max_length,
+        template_kwargs=model.chat_template_kwargs,
+        notice=notice,
+    )
 
 
 class TokenPair(TypedDict):
@@ -62,11 +68,9 @@ class TokenPair(TypedDict):
 
 def token_pair(renderer: Renderer, pair: PairRow) -> TokenPair:
     """Render a labelled pair."""
-    return {
-        "prompt_ids": renderer.prompt_ids(pair["prompt"]),
-        "chosen_ids": renderer.response_ids(pair["prompt"], pair["chosen"][0]["content"]),
-        "rejected_ids": renderer.response_ids(pair["prompt"], pair["rejected"][0]["content"]),
-    }
+    texts = [pair["chosen"][0]["content"], pair["rejected"][0]["content"]]
+    prompt, (chosen, rejected) = renderer.render_given(pair["prompt"], texts)
+    return {"prompt_ids": prompt.ids, "chosen_ids": chosen.ids, "rejected_ids": rejected.ids}
 
 
 def use_local_device() -> None:

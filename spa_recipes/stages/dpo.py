@@ -15,10 +15,12 @@ from spa_recipes.training.run import train_preference
 def run(context: Context) -> Result:
     """Write `model/`."""
     model = model_section(context, "policy")
-    renderer = renderer_of(model)
+    renderer = renderer_of(model, context.notice)
     rows = [token_pair(renderer, pair) for pair in read_rows(context.input("pairs"), PairRow)]
     add_reference_logps(context, rows)
     training = PreferenceTraining.model_validate(context.spec.settings["training"])
     env = train_env(context, model, renderer)
     result = train_preference(model.model_name_or_path, rows, training, env, reference_path=None, refinement=None)
-    return stage_result(result)
+    outcome = stage_result(result)
+    outcome.metrics["removed_ends"] = renderer.removed_ends
+    return outcome

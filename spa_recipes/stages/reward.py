@@ -8,7 +8,8 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from spa_recipes.algo.reward import READS_TURNS
-from spa_recipes.data.chat import Renderer, conversation_ids, load_tokenizer
+from spa_recipes.data.chat import Renderer, conversation_ids, load_tokenizer, special_ids
+from spa_recipes.data.controls import Controls
 from spa_recipes.data.rows import Message, Prompt, read_rows
 from spa_recipes.data.tables import COMPLETIONS, REWARDS, CompletionRow, read_table, write_values
 from spa_recipes.errors import DataError, StageError, setting
@@ -63,12 +64,18 @@ def render(
         (prompts[row["item"]]["prompt"], row["text"]) for row in completions
     ]
     if getattr(config, READS_TURNS, False):
-        renderer = Renderer(tokenizer, max_prompt_length=model.max_prompt_length, max_length=model.max_length)
-        return [renderer.prompt_ids(prompt) + renderer.response_ids(prompt, text) for prompt, text in conversations], 0
+        renderer = Renderer(
+            tokenizer,
+            max_prompt_length=model.max_prompt_length,
+            max_length=model.max_length,
+            template_kwargs=model.chat_template_kwargs,
+        )
+        given = (renderer.render_given(prompt, [text]) for prompt, text in conversations)
+        return [prompt.ids + answer.ids for prompt, (answer,) in given], 0
     room = min(model.max_length, tokenizer.model_max_length)
+    controls = Controls(tokenizer, special_ids(tokenizer))
     whole = [
-        _conversation_ids(tokenizer, [*prompt, {"role": "assistant", "content": text}])
-        for prompt, text in conversations
+        _conversation_ids(controls, [*prompt, {"role": "assistant", "content": text}]) for prompt, text in conversations
     ]
     return [ids[-room:] for ids in whole], sum(len(ids) > room for ids in whole)
 
@@ -85,9 +92,9 @@ def _tokenizer(model: Model) -> Any:
         ) from error
 
 
-def _conversation_ids(tokenizer: Any, messages: list[Message]) -> list[int]:
+def _conversation_ids(controls: Controls, messages: list[Message]) -> list[int]:
     try:
-        return conversation_ids(tokenizer, messages)
+        return conversation_ids(controls, messages)
     except DataError as error:
         fix = "change the data, or name another reward model"
         raise DataError(f"the reward model: {error.what}", where=error.where, fix=fix) from error

@@ -20,7 +20,7 @@ TOKENS = pa.schema([("input_ids", pa.list_(pa.int32())), ("response_mask", pa.li
 def run(context: Context) -> Result:
     """Write `model/`."""
     model = model_section(context, "policy")
-    renderer = renderer_of(model)
+    renderer = renderer_of(model, context.notice)
     source: DatasetSource | SandboxSource = TypeAdapter(Source).validate_python(
         context.located(context.spec.settings["source"], "source")
     )
@@ -37,5 +37,10 @@ def run(context: Context) -> Result:
         train_env(context, model, renderer),
     )
     outcome = stage_result(train_sft(model.model_name_or_path, datasets.Dataset(table), training, env))
-    outcome.metrics.update(form=loaded.form, skipped=len(loaded.skipped), skipped_why=counts.reasons(loaded.skipped))
+    outcome.metrics.update(
+        form=loaded.form,
+        skipped=len(loaded.skipped),
+        skipped_why=counts.reasons(loaded.skipped),
+        removed_ends=renderer.removed_ends,
+    )
     return outcome

@@ -177,42 +177,43 @@ def test_a_prompt_is_rendered_once_for_its_responses(monkeypatch: pytest.MonkeyP
     rendered = []
     apply = rendering._apply_template
 
-    def apply_template(tokenizer: Any, messages: Any, generation_prompt: bool = True) -> str:
+    def apply_template(tokenizer: Any, messages: Any, generation_prompt: bool = True, **variables: Any) -> str:
         rendered.append(messages[-1]["content"])
         return apply(tokenizer, messages, generation_prompt)
 
     monkeypatch.setattr(rendering, "_apply_template", apply_template)
     prompt = chat("The cat")
     first = one.prompt_ids(prompt), one.response_ids(prompt, "sat"), one.response_ids(prompt, "jumps")
-    assert rendered == ["The cat"]
+    assert rendered == ["The cat", "sat", "jumps"]
     prompt[0]["content"] = "the lazy dog"  # another prompt in the same list
     second = one.prompt_ids(prompt), one.response_ids(prompt, "sat")
-    assert rendered == ["The cat", "the lazy dog"]
+    assert rendered == ["The cat", "sat", "jumps", "the lazy dog", "sat"]
     assert first[0] != second[0]
     assert first[1] == second[1]
     one.prompt_ids(prompt)[0] = 0  # what a caller does to the ids is its own affair
     assert one.prompt_ids(prompt) == second[0]
 
 
-def test_a_response_that_would_merge_with_its_prompt_is_tokenised_alone() -> None:
+def test_a_response_begins_where_its_conversation_parts_from_the_prompt() -> None:
     # The template ends with a space: " the" is one token, and takes the space from the prompt.
     r = renderer("spaced")
     messages = chat("a")
     prompt = r.prompt_ids(messages)
     together = r.tokenizer(r.tokenizer.decode(prompt) + "the cat", add_special_tokens=False)["input_ids"]
     assert together[: len(prompt)] != prompt, "the tokenizer no longer merges here: the test needs another text"
-    alone = r.tokenizer("the cat", add_special_tokens=False)["input_ids"]
-    assert r.response_ids(messages, "the cat") == [*alone, r.end_of_turn_id]
-    # In a conversation, such an earlier turn is not found as it was rendered: it is context only.
+    given, (answer,) = r.render_given(messages, ["the cat"])
+    assert given.ids == prompt[:-1]
+    assert given.ids + answer.ids == [*together, r.end_of_turn_id]
     ids, mask = r.conversation(chat("a", "the cat", "b", "the dog"))
-    assert sum(mask) == len(r.response_ids(chat("a", "the cat", "b"), "the dog"))
-    assert ids[: -sum(mask)] == r.prompt_ids(chat("a", "the cat", "b"))
+    learned = [token for token, one in zip(ids, mask, strict=True) if one]
+    assert r.tokenizer.decode(learned) == " the cat the dog</s>"
 
 
 @pytest.mark.parametrize("text", ["the cat", " leading", "trailing ", "a\n\nb\t", "naïve 猫 🦊", "", "x" * 50])
 @pytest.mark.parametrize("template", ["chatml", "zephyr", "with_bos"])
 def test_sampled_decoded_and_rendered_again_is_the_same(text: str, template: str) -> None:
     r = renderer(template)
+    text = text.strip() if template == "with_bos" else text  # which trims every message
     ids = r.response_ids(chat("hello"), text)
     assert r.decode(ids) == text
     assert r.response_ids(chat("hello"), r.decode(ids)) == ids
@@ -247,8 +248,9 @@ def test_a_conversation_is_made_of_its_turns(make: Any, template: str) -> None:
 
 
 def test_a_turn_that_the_template_rewrites_is_context_only() -> None:
-    r = renderer("with_bos")  # trims every message
-    messages = chat("a", " the cat ", "b", "the dog")
+    r = renderer()
+    r.tokenizer.chat_template = CHATML.replace("m['content']", "(m['content'] if loop.last else m['content'] | upper)")
+    messages = chat("A", "the cat", "B", "the dog")
     ids, mask = r.conversation(messages)
     assert r.tokenizer.decode([i for i, m in zip(ids, mask, strict=True) if m]) == "the dog<|im_end|>"
 

@@ -152,6 +152,9 @@ WHOLE = {
     "name: x\nmodel:\n  max_prompt_length: 200\n  max_length: 100\n  model_name_or_path: m\n"
     "data: {pairs: {type: sandbox}}":
         "r.yaml:3: model.max_prompt_length: max_prompt_length (200) must be smaller than max_length (100)",
+    "name: x\nmodel:\n  model_name_or_path: m\n  chat_template_kwargs: {tokenize: true}\n"
+    "data: {pairs: {type: sandbox}}":
+        "r.yaml:4: model.chat_template_kwargs: must not name tokenize; remove it: rendering sets it itself",
     "name: x\nmodel:\n  model_name_or_path: m\n  lora:\n    lora_target_modules: [lm_head]\n"
     "data: {pairs: {type: sandbox}}":
         "r.yaml:5: model.lora.lora_target_modules: must not name lm_head; remove it: log-probs are read from its "
