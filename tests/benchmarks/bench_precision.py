@@ -62,13 +62,13 @@ def main() -> None:
     tables = Tables(dataclasses.replace(world, kept=dataclasses.replace(kept, only_look=True)), cases)
     with closing(Runs(world)) as runs:
         for _ in measured(options, world, runs, cases):
-            write(tables, options)
-    print(write(tables, options))
+            write(tables, kept, options)
+    print(write(tables, kept, options))
 
 
-def write(tables: Tables, options: argparse.Namespace) -> str:
+def write(tables: Tables, kept: Kept, options: argparse.Namespace) -> str:
     """Write `results.md` of what is there so far, and return its text."""
-    texts = [where(options.threads)]
+    texts = [*kept.machines(), ""]
     for rate in options.rates:
         texts += [tables.ways(rate), tables.saved(rate), tables.tangents(rate)]
     texts += [tables.loops(rate, max(options.rates)) for rate in options.loop_rates]

@@ -73,10 +73,11 @@ def test_an_interval_resamples_prompts_and_not_pairs() -> None:
 
 
 def test_what_was_made_is_found_by_what_made_it(tmp_path: Path) -> None:
-    kept = Kept(tmp_path)
+    kept = Kept(tmp_path, "a machine")
     assert kept.get("passes", {"policy": "a"}, lambda: [1.0]) == [1.0]
     assert kept.get("passes", {"policy": "a"}, lambda: [2.0]) == [1.0]
     assert kept.get("passes", {"policy": "b"}, lambda: [2.0]) == [2.0]
+    assert kept.machines() == ["a machine"]
     looking = Kept(tmp_path, only_look=True)
     assert looking.get("passes", {"policy": "b"}, list) == [2.0]
     with pytest.raises(NotMadeError):

@@ -38,7 +38,7 @@ class Figure(NamedTuple):
 
 
 def label_agreement(margins: Margins) -> float:
-    """Share of pairs whose margin prefers what the human preferred; a tie counts one half."""
+    """Share of pairs whose margin prefers what the data prefers; a tie counts one half."""
     return float(np.mean((np.sign(margins.found) + 1) / 2))
 
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+DIGITS = 16
+"""Of a value's file name."""
+
 
 class NotMadeError(Exception):
     """It is not there, and was only looked for."""
@@ -42,7 +45,11 @@ class Kept:
             print(f"  {kind} {list(made_by.values())[:4]}: {seconds['cpu_seconds']:.0f} s of CPU", flush=True)
         return json.loads(file.read_text())["value"]
 
+    def machines(self) -> list[str]:
+        """Where and when all that is there was made."""
+        return sorted({json.loads(file.read_text())["machine"] for file in self.folder.glob(f"*/{'?' * DIGITS}.json")})
+
 
 def digest(value: object) -> str:
     """A short name for a value of JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:DIGITS]

@@ -53,7 +53,7 @@ class Tables:
         lines = [
             f"Learning rate {rate:g}; quartiles of the true |margin|: {', '.join(f'{q:.2f}' for q in quartiles)} nats.",
             "",
-            "| saved, arithmetic, method | median error, nats | slope | as float32 labels | as people label "
+            "| saved, arithmetic, method | median error, nats | slope | as float32 labels | as the data label "
             "| error of reading, nats | pairs |",
             "|---|---|---|---|---|---|---|",
         ]
@@ -96,7 +96,7 @@ class Tables:
         """The policies of whole loops beside those of the float32 loop; the judge was trained with its own rate."""
         lines = [
             f"| learning rate {rate:g} | correlation | median error, nats | slope | as float32 labels "
-            "| as people label | win rate | pairs |",
+            "| as the data label | win rate | pairs |",
             "|---|---|---|---|---|---|---|---|",
         ]
         for iteration in range(2, self._world.sizes.iterations + 1):
@@ -180,7 +180,7 @@ def margins(log_ratios: Sequence[float]) -> Floats:
 
 
 def _agreement(both: Margins) -> str:
-    """Cells: median error, slope, labels as float32's, labels as people's; each with its 95 % interval."""
+    """Cells: median error, slope, labels as float32's, labels as the data's; each with its 95 % interval."""
     error, line, *shares = with_intervals(both, median_error, slope, truth_agreement, label_agreement)
     cells = [
         f"{error.value:.2g} ({error.low:.2g} to {error.high:.2g})",
