@@ -238,23 +238,35 @@ def validate(
     recipes: Recipes,
     set_: Set = None,
 ) -> None:
-    """Check recipes without running anything.
+    """Check recipes and the first rows of local data without running anything.
 
     Every problem is named with its file, line and remedy.
     """
-    from spa_recipes.cli.terminal import print_errors, say
-    from spa_recipes.recipe.load import load_recipe
+    from spa_recipes.cli.validate import validate_recipes
 
-    failed = False
-    for path in recipes:
-        try:
-            recipe = load_recipe(path, set_ or []).recipe
-            say(f"{path}: ok ({recipe.name}, {recipe.iterations} iterations)")
-        except RecipeError as error:
-            failed = True
-            print_errors(error)
-    if failed:
-        raise typer.Exit(RecipeError.exit_code)
+    if code := validate_recipes(recipes, set_ or []):
+        raise typer.Exit(code)
+
+
+@app.command(
+    epilog=examples("spa data pairs.jsonl", "spa data pairs.csv --set columns.prompt=question --model my-model")
+)
+def data(
+    source: Annotated[str, typer.Argument(metavar="FILE", help="File, folder or Hub id.", show_default=False)],
+    model: Annotated[str | None, typer.Option(help="Render with its chat template, and count its tokens.")] = None,
+    as_: Annotated[str | None, typer.Option("--as", help="pairs, conversations or prompts.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set any key of a dataset, e.g. `--set on_bad_row=skip`."),
+    ] = None,
+) -> None:
+    """Say what is in a dataset, and how it would be read.
+
+    Form and columns, three rows as a model gets them, lengths, what is skipped, and the lines for a recipe.
+    """
+    from spa_recipes.cli.data import show
+
+    show(source, set_ or [], as_, model)
 
 
 @app.command(

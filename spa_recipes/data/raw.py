@@ -35,6 +35,23 @@ def read_raw(source: DatasetSource) -> Iterator[RawRow]:
     return read_file(path)
 
 
+def local_file(source: DatasetSource) -> Path | None:
+    """The path of a local source whose rows need no library; None for the Hub, and for a sound `save_to_disk` folder.
+
+    Raises:
+        DataError: the source is missing, or names a file outside of its folder.
+    """
+    path = existing_path(source.source)
+    if path is not None and _is_saved(path):
+        saved_files(path)
+        return None
+    return path
+
+
+def _is_saved(path: Path) -> bool:
+    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+
+
 def _check_file_settings(source: DatasetSource) -> None:
     if source.split not in (None, "train") or source.config_name is not None or source.revision is not None:
         raise DataError(
@@ -45,7 +62,7 @@ def _check_file_settings(source: DatasetSource) -> None:
 def _read_folder(path: Path, source: DatasetSource) -> Iterator[RawRow]:
     if source.revision is not None:
         raise DataError("a local folder has no revision", where=source.source, fix="leave revision out")
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+    if _is_saved(path):
         return _rows_of(_saved(path), source)
     splits = data_files(path, source.config_name)
     return _numbered(splits[_choose_split(list(splits), source)])

@@ -22,7 +22,7 @@ from spa_recipes.data.forms.form import BadRowError, Form, NoPairError, Raw, des
 from spa_recipes.data.forms.pairs import PAIR_FORMS
 from spa_recipes.data.forms.prompts import PROMPT_FORMS, prompt_row
 from spa_recipes.data.forms.reading import Reading, recognise
-from spa_recipes.data.raw import read_raw
+from spa_recipes.data.raw import local_file, read_raw
 from spa_recipes.data.rows import CandidatesRow, ConversationRow, PairRow, PromptRow
 from spa_recipes.errors import DataError
 from spa_recipes.recipe.schema import Columns, DatasetSource, SandboxSource
@@ -149,12 +149,15 @@ def read_candidates(source: AnySource | str | Path, scratch: Path | None = None)
 
 
 def look(source: DatasetSource, use: Use) -> None:
-    """Read the first rows only, and say what is wrong with the source as a whole: that it is missing, for instance.
+    """Read the first rows of a local source, and say what is wrong with it as a whole, such as that it is missing.
+
+    Nothing is asked of the Hub, and of a folder of `save_to_disk` only its files are looked at.
 
     Raises:
         DataError: as `read_pairs`, but for faults of later rows.
     """
-    _opened(source, use, to_its_end=False)
+    if local_file(source) is not None:
+        _opened(source, use, to_its_end=False)
 
 
 class _Opened(NamedTuple):

@@ -29,8 +29,8 @@ def run(context: Context) -> Result:
         report(f"{len(prompts.stored):,} prompts, read as {prompts.line}", prompts.skipped)
         counts.check_skipped(prompts, data.prompts, "data.prompts", data.max_skipped)
     parts = split_rows(
-        _names(pairs.stored),
-        _names(prompts.stored) if prompts else None,
+        names_of(pairs.stored),
+        names_of(prompts.stored) if prompts else None,
         data,
         skipped_pairs=[row for row, _ in pairs.skipped],
         skipped_prompts=[row for row, _ in prompts.skipped] if prompts else [],
@@ -70,5 +70,5 @@ def report(line: str, skipped: list[tuple[int, str]]) -> None:
         print(text, flush=True)
 
 
-def _names(rows: Rows) -> pa.Table:
+def names_of(rows: Rows) -> pa.Table:
     return pa.table({name: rows.column(name) for name in ("prompt_id", "row")})

@@ -110,8 +110,12 @@ def test_a_missing_model_is_a_data_error(spa: Spa, tmp_path: Path) -> None:
     assert "no/such/model" in one_line(done.stderr)
 
 
-def test_init_writes_a_recipe_that_validates(spa: Spa) -> None:
+def test_init_writes_a_recipe_that_validates_once_its_data_are_there(spa: Spa, tmp_path: Path) -> None:
     assert spa("init", "mine.yaml").returncode == 0
+    missing = spa("validate", "mine.yaml")
+    assert missing.returncode == 3
+    assert "data.pairs.source: pairs.jsonl: no such file or folder" in one_line(missing.stderr)
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
     assert spa("validate", "mine.yaml").returncode == 0
 
 

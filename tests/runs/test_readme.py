@@ -10,7 +10,7 @@ from spa_recipes.recipe.job import load_job
 from spa_recipes.recipe.load import load_recipe
 from tests.benchmarks.sandbox_table import RECIPES, comparison_markdown, markdown
 from tests.kit.cli import Spa
-from tests.kit.docs import stage_table, stored_stage_table
+from tests.kit.docs import form_table, stage_table, stored_form_table, stored_stage_table
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
@@ -69,6 +69,10 @@ def test_the_rooms_of_the_map_are_there_and_all_modules_are_in_one() -> None:
 
 def test_the_table_of_stages_is_that_of_the_code() -> None:
     assert stored_stage_table() == stage_table(), "run python -m tests.kit.docs"
+
+
+def test_the_table_of_forms_is_that_of_the_code() -> None:
+    assert stored_form_table() == form_table(), "run python -m tests.kit.docs"
 
 
 def test_the_table_of_recipes_is_that_of_the_folder() -> None:

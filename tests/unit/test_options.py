@@ -17,6 +17,7 @@ OPTIONS = {
     },
     "evaluate": {"--benchmark", "--against", "--prompts", "--out", "--annotations", "--backend", "--set", "--trust"},
     "validate": {"--set"},
+    "data": {"--model", "--as", "--set"},
     "plan": {"--run-dir", "--set", "--diff", "--json", "--resolved"},
     "status": {"--runs-dir"},
     "gc": {"--runs-dir", "--yes", "--models"},

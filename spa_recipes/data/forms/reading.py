@@ -169,6 +169,9 @@ def recognise(first: Sequence[Raw], forms: Sequence[Form], columns: Columns, cel
     asked = {key for key, name in columns.model_dump(exclude={"ignore", "positive"}).items() if name is not None}
     known = [form for form in forms if asked - {"prompt", "system"} <= {_KEYS.get(slot, slot) for slot in _slots(form)}]
     known = [form for form in known if all(_names_of(slot, need, columns) for slot, need in form.needs.items())]
+    if columns.prompt not in (None, "instruction"):
+        # What is joined with an instruction is not joined with a column that the recipe names as the whole prompt.
+        known = [form for form in known if "input" not in form.may]
     votes: Counter[int] = Counter()
     readings = [Reading(form, columns, first, cells) for form in known]
     for row in first:

@@ -1,0 +1,62 @@
+"""`spa data`: what it says of a dataset, and that its lines go into a recipe as they are."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from spa_recipes.data.sources import read_pairs
+from spa_recipes.recipe.schema import DatasetSource
+from tests.kit.data import CONVERSATION, GOOD
+from tests.kit.data_forms import write_jsonl
+
+ROW = {"q": "What?", "good": "That.", "bad": "No.", "source": "x"}
+NAMED = ["--set", "columns.prompt=q", "--set", "columns.chosen=good", "--set", "columns.rejected=bad"]
+
+
+def test_it_says_what_is_there(spa_here: Any, tmp_path: Path) -> None:
+    turned = {**ROW, "good": "No.", "bad": "That."}
+    write_jsonl(tmp_path, [ROW, {**ROW, "bad": ""}, turned, ROW, {**ROW, "q": "Who?"}])
+    done = spa_here("data", "data.jsonl", *NAMED, "--set", "on_bad_row=skip")
+    assert (done.code, done.err) == (0, "")
+    for line in (
+        "data.jsonl: 5 rows, 4 pairs",
+        "form:     TRL explicit, strings",
+        "columns:  q, good, bad",
+        "ignored:  source",
+        "  prompt user: What?",
+        "  chosen assistant: That.",
+        "  rejected assistant: No.",
+        "1 rows give nothing:",
+        "          1  the rejected response is empty (row 2)",
+        "1 pairs repeat an earlier pair (rows 4)",
+        "1 pairs contradict a pair of the same prompt and answers (rows 1 and 3)",
+    ):
+        assert line in done.out.splitlines(), done.out
+    assert done.out.count("\nrow ") == 3
+    lines = yaml.safe_load(done.out.split("for a recipe:")[1])
+    assert len(read_pairs(DatasetSource.model_validate(lines["data"]["pairs"])).rows) == 4
+
+
+def test_it_tells_the_use_by_the_form(spa_here: Any, tmp_path: Path) -> None:
+    write_jsonl(tmp_path, [{"messages": CONVERSATION}])
+    done = spa_here("data", "data.jsonl")
+    assert "1 rows, 1 conversations" in done.out
+    assert yaml.safe_load(done.out.split("for a recipe:")[1]) == {"sft": {"data": {"source": "data.jsonl"}}}
+    write_jsonl(tmp_path, [GOOD])
+    assert "1 rows, 1 prompts" in spa_here("data", "data.jsonl", "--as", "prompts").out
+
+
+def test_errors_are_one_line(spa_here: Any, tmp_path: Path) -> None:
+    write_jsonl(tmp_path, [{"a": 1}])
+    for arguments, code, words in (
+        (["none.jsonl"], 3, "no such file"),
+        (["data.jsonl"], 3, "columns of no known form"),
+        (["data.jsonl", "--as", "x"], 2, "is no use of data"),
+        (["data.jsonl", "--set", "nothing"], 2, "is no KEY=VALUE"),
+        (["data.jsonl", "--set", "columns.nothing=a"], 2, "--set columns.nothing"),
+    ):
+        done = spa_here("data", *arguments)
+        assert done.code == code
+        assert words in done.err
+        assert len(done.err.splitlines()) == 1
