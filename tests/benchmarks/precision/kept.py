@@ -47,7 +47,8 @@ class Kept:
 
     def machines(self) -> list[str]:
         """Where and when all that is there was made."""
-        return sorted({json.loads(file.read_text())["machine"] for file in self.folder.glob(f"*/{'?' * DIGITS}.json")})
+        files = self.folder.glob(f"*/{'[0-9a-f]' * DIGITS}.json")
+        return sorted({json.loads(file.read_text())["machine"] for file in files})
 
 
 def digest(value: object) -> str:
