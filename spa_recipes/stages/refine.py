@@ -117,9 +117,13 @@ def _first_margins(context: Context, judged: pa.Table, beta: float) -> float:
 
 
 def _detector_noise(context: Context, trace: Sequence[TraceRow], noise: float) -> float:
-    """The noise of the detector's margins over their spread, with a warning where p~ ranks hardly anything else."""
+    """The noise of the detector's margins over their spread, with a warning where p~ ranks hardly anything else.
+
+    The spread is that of a normal distribution with the same quartiles: a few large margins are no help to the others.
+    """
     margins = [math.log(p / (1.0 - p)) for row in trace if 0.0 < (p := row["p_detect"]) < 1.0]
-    spread = statistics.pstdev(margins) if margins else 0.0
+    low, _, high = statistics.quantiles(margins, n=4) if len(margins) > 1 else (0.0, 0.0, 0.0)
+    spread = (high - low) / 1.349
     share = min(1.0, noise / spread) if spread else float(noise > 0)
     if share > NOISY_DETECTOR:
         context.notice(

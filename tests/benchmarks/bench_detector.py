@@ -39,15 +39,18 @@ def main() -> None:
     parser.add_argument("--reference", required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--pairs", type=int, default=100)
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.25, 1.0], help="places along the update")
+    parser.add_argument("--max-length", type=int, default=384, help="tokens of prompt and response")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     Accelerator(cpu=True)  # the training's forward pass asks for its state
-    rows = _rows(options.data, options.reference, options.pairs)
+    rows = _rows(options)
     print(f"{len(rows)} pairs; {where(options.threads)}", flush=True)
-    print("| of the update | lambda | rank correlation | flagged by both | error of a margin | its spread |")
+    columns = "rank correlation | flagged by both | error of a margin | standard deviation of margins"
+    print(f"| of the update | lambda | {columns} |")
     print("|---|---|---|---|---|---|", flush=True)
-    for share in (0.25, 1.0):
+    for share in options.shares:
         places = zip(*(_margins(options, share, rows, half=half) for half in (False, True)), strict=True)
         for lam, (exact, half) in zip((0.0, LAMBDA), places, strict=True):
             errors = median(abs(a - b) for a, b in zip(exact, half, strict=True))
@@ -71,12 +74,14 @@ def flagged_by_both(one: list[float], other: list[float]) -> float:
     return len(lowest[0] & lowest[1]) / count
 
 
-def _rows(data: Path, tokenizer: str, count: int) -> list[tuple[list[int], list[list[int]]]]:
-    renderer = Renderer(AutoTokenizer.from_pretrained(tokenizer), max_prompt_length=128, max_length=384)
-    rows = [json.loads(line) for line in data.read_text().splitlines()]
+def _rows(options: Any) -> list[tuple[list[int], list[list[int]]]]:
+    length = options.max_length
+    tokenizer = AutoTokenizer.from_pretrained(options.reference)
+    renderer = Renderer(tokenizer, max_prompt_length=length // 3, max_length=length)
+    rows = [json.loads(line) for line in options.data.read_text().splitlines()]
     prompts = {row["prompt"]: row for row in rows}
     found = []
-    for row in list(prompts.values())[-count:]:
+    for row in list(prompts.values())[-options.pairs :]:
         prompt: Any = [{"role": "user", "content": row["prompt"]}]
         answers = [renderer.response_ids(prompt, row[side]) for side in ("chosen", "rejected")]
         found.append((renderer.prompt_ids(prompt), answers))
