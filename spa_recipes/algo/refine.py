@@ -1,7 +1,10 @@
-"""DPO and self-refinement: the method in spa_recipes/README.md, 0. Seed and 3. Refine (SPA, arXiv 2406.04412)."""
+"""DPO and self-refinement: the method in spa_recipes/README.md, 0. Seed and 3. Refine (SPA, arXiv 2406.04412).
+
+Losses and divergences beside the method's are in `variants.py`.
+"""
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -59,13 +62,22 @@ def detection_margin(policy_margin_B: torch.Tensor, judge_margin_B: torch.Tensor
     return torch.stack(margins[detector]).sum(dim=0).detach()
 
 
-def refined_loss(margin_B: torch.Tensor, z_B: torch.Tensor, alpha: float) -> torch.Tensor:
-    """-((1 - alpha*z) * log sigmoid(m) + alpha*z * log sigmoid(-m)), per pair: loss_B.
+def refined_loss(
+    margin_B: torch.Tensor,
+    z_B: torch.Tensor,
+    alpha: float,
+    loss: Callable[[torch.Tensor], torch.Tensor] = dpo_loss,
+) -> torch.Tensor:
+    """(1 - alpha*z) * L(m) + alpha*z * L(-m), per pair: loss_B.
 
-    log p_theta(y_l > y_w | x) is log sigmoid(-m), and a pair with z = 0 has the plain DPO loss.
+    With the method's L(m) = -log sigmoid(m), L(-m) is -log p_theta(y_l > y_w | x), and a pair with z = 0 has the plain
+    DPO loss.
+
+    Args:
+        loss: L: the loss of each pair as a function of margin_B, whose sign is turned for the flipped label.
     """
     weight_B = alpha * z_B.detach()
-    return -((1.0 - weight_B) * logsigmoid(margin_B) + weight_B * logsigmoid(-margin_B))
+    return (1.0 - weight_B) * loss(margin_B) + weight_B * loss(-margin_B)
 
 
 def percentile(values: Sequence[float], k: float) -> float:

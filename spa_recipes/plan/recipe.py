@@ -196,7 +196,7 @@ def _add_refine(
     build.add(
         f"refine-{i}",
         "refine",
-        f"pi_{i}: refined DPO on the judged pairs, from {before}, reference {before}{source}",
+        f"pi_{i}: refined DPO on the judged pairs, from {before}, reference {before}{source}{_variants(recipe)}",
         settings={
             **models.training,
             "training": recipe.refine,
@@ -217,6 +217,17 @@ def _add_refine(
         rows=rows,
     )
     return StageOutput(f"refine-{i}", MODEL)
+
+
+def _variants(recipe: Recipe) -> str:
+    """What the recipe minimises in place of the method's loss, in words."""
+    refine = recipe.refine
+    said = [
+        *([f"loss {refine.loss}"] if refine.loss != "sigmoid" else []),
+        *([f"divergence {refine.divergence}"] if refine.divergence != "reverse_kl" else []),
+        *([f"sft_weight {refine.sft_weight:g}"] if refine.sft_weight else []),
+    ]
+    return "".join(f", {words}" for words in said)
 
 
 def _add_evaluation(name: str, symbol: str, policy: Input, recipe: Recipe, build: Builder, models: Models) -> None:

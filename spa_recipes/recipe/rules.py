@@ -124,6 +124,15 @@ def batch_splits(training: schema.Training) -> Conflicts:
         )
 
 
+def distilled_pairs_are_judged(training: schema.RefineTraining) -> Conflicts:
+    if training.loss == "distill" and training.seed_replay:
+        yield Conflict(
+            ("loss", "seed_replay"),
+            "distill learns the judge's margins, and replayed seed pairs have none",
+            "remove seed_replay, or choose another loss",
+        )
+
+
 def base_url_is_the_base(endpoint: schema.Endpoint) -> Conflicts:
     if endpoint.base_url.rstrip("/").endswith("/completions"):
         yield Conflict(("base_url",), "must end before /chat/completions", "e.g. https://api.openai.com/v1")
@@ -328,6 +337,23 @@ def recomputing_has_an_effect(recipe: schema.Recipe) -> Conflicts:
     else:
         return
     yield Conflict(("judge.recompute_policy_logps",), f"true has no effect {why}", "remove it")
+
+
+VARIANTS = ("refine.loss", "refine.divergence", "refine.sft_weight")
+"""Settings beyond the paper that nothing but an iteration reads."""
+
+
+def refinement_takes_place(recipe: schema.Recipe) -> Conflicts:
+    """A variant of the iterations is refused where there are none."""
+    if recipe.iterations:
+        return
+    for key in VARIANTS:
+        section, name = key.split(".")
+        part = getattr(recipe, section)
+        if hasattr(part, name) and getattr(part, name) != type(part).model_fields[name].default:
+            yield Conflict(
+                (key,), "has no effect without iterations (data.prompts_per_iteration is [])", "remove it, or add some"
+            )
 
 
 def seed_labels_are_there(recipe: schema.Recipe) -> Conflicts:

@@ -282,8 +282,27 @@ class PreferenceTraining(Training):
 class RefineTraining(PreferenceTraining):
     """DPO on the judged pairs, which seed pairs may be mixed into."""
 
+    RULES: ClassVar[rules.Rules] = (*PreferenceTraining.RULES, rules.distilled_pairs_are_judged)
+
     seed_replay: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.0, description="Share of labelled seed pairs in every batch. The paper uses 0, DICE uses 0.5."
+    )
+    loss: Literal["sigmoid", "ipo", "distill"] = Field(
+        "sigmoid",
+        description="Loss of a pair with the margin m, which is beta times the difference of its log-ratios. sigmoid: "
+        "-log sigmoid(m), as in the paper. ipo: (m/beta - 1/(2*beta))^2, with sums over tokens where TRL takes means. "
+        "distill: (m - (r_w - r_l))^2, with the judge's rewards r, which judge.beta scales.",
+    )
+    divergence: Literal["reverse_kl", "chi_squared"] = Field(
+        "reverse_kl",
+        description="What keeps the policy near its reference. reverse_kl: that of DPO, as in the paper. chi_squared: "
+        "log z becomes z + log z in the margin, with z = pi_theta/pi_ref of a response, and the margin is clipped to "
+        "+-2 (chi-squared PO).",
+    )
+    sft_weight: Annotated[float, Field(ge=0.0)] = Field(
+        0.0,
+        description="Weight of -log pi_theta(y_w|x) / |y_w| in the loss of a pair, which keeps the preferred response "
+        "likely. The paper uses 0.",
     )
 
 
@@ -913,6 +932,7 @@ class Recipe(Document):
         rules.gold_needs_the_sandbox,
         rules.judge_has_a_reference,
         rules.recomputing_has_an_effect,
+        rules.refinement_takes_place,
         rules.seed_labels_are_there,
         rules.there_is_something_to_do,
         rules.verdict_leaves_room,

@@ -25,7 +25,7 @@ from spa_recipes.recipe.schema import Noise, RefineTraining
 from spa_recipes.stages.common import TokenPair, mean, model_section, renderer_of, share, token_pair
 from spa_recipes.stages.context import Context, Result
 from spa_recipes.stages.training import add_reference_logps, stage_result, train_env
-from spa_recipes.training.run import PAIRS_TRACE, Refinement, train_preference
+from spa_recipes.training.run import PAIRS_TRACE, PairLoss, Refinement, train_preference
 
 FAR_FROM_ZERO = 10.0
 """So many times the rounding noise, the margins of the first step say that the reference is another model."""
@@ -52,6 +52,7 @@ def run(context: Context) -> Result:
         train_env(context, model, renderer_of(model)),
         reference_path=context.input("reference") if lam > 0 else None,
         refinement=refinement,
+        loss=_loss(training, judgments),
         replayed=len(replayed),
         largest_first_margin=FAR_FROM_ZERO * first_margins or None,
     )
@@ -139,6 +140,11 @@ def _refinement(settings: dict[str, Any], judgments: Sequence[JudgmentRow]) -> R
         return None
     margins = [judgment["margin"] for judgment in judgments]
     return Refinement(noise.alpha, settings["lambda"], noise.threshold, noise.warmup_ratio, noise.detector, margins)
+
+
+def _loss(training: RefineTraining, judgments: Sequence[JudgmentRow]) -> PairLoss:
+    margins = [judgment["margin"] for judgment in judgments]
+    return PairLoss(training.loss, training.divergence, training.sft_weight, margins)
 
 
 def _replayed(context: Context, share: float, judged: int, *, with_reference: bool) -> list[TokenPair]:

@@ -73,6 +73,24 @@ class Refinement:
 
 
 @dataclass(frozen=True)
+class PairLoss:
+    """What is minimised for a pair: by default the method's loss. See `spa_recipes.algo.variants`.
+
+    Attributes:
+        kind, divergence, sft_weight: the settings `loss`, `divergence` and `sft_weight` of a recipe's `refine`.
+        judge_margins: the judge's margin of every row, in their order; `distill` needs them.
+    """
+
+    kind: Literal["sigmoid", "ipo", "distill"] = "sigmoid"
+    divergence: Literal["reverse_kl", "chi_squared"] = "reverse_kl"
+    sft_weight: float = 0.0
+    judge_margins: Sequence[float] = ()
+
+
+METHODS_LOSS = PairLoss()
+
+
+@dataclass(frozen=True)
 class TrainResult:
     """What a training did.
 

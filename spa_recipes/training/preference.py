@@ -12,11 +12,12 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import use_adapter
 
 from spa_recipes.algo.decoupled import DecoupledLogps
-from spa_recipes.algo.refine import ThresholdWindow, detection_margin, dpo_loss, dpo_margin, flag_noisy, refined_loss
+from spa_recipes.algo.refine import ThresholdWindow, detection_margin, flag_noisy, refined_loss
+from spa_recipes.algo.variants import divergence_margin, divergence_term, pair_loss, sft_loss
 from spa_recipes.data.stage_rows import TraceRow
 from spa_recipes.errors import StageError
 from spa_recipes.recipe.schema import FixedThreshold
-from spa_recipes.training.env import Refinement
+from spa_recipes.training.env import METHODS_LOSS, PairLoss, Refinement
 from spa_recipes.training.order import column_lengths
 from spa_recipes.training.response_logps import IGNORED, Reference, add_response_logps
 from spa_recipes.training.token_rows import TrainsTokenRows
@@ -66,9 +67,8 @@ class NoiseDetector:
 
     def margin(self, policy_margin_B: torch.Tensor, row_B: torch.Tensor) -> torch.Tensor:
         """The detector's margin of a micro-batch; rows without a judge's margin (padding, replayed ones) have 0."""
-        known = self.settings.judge_margins
-        judge_margin_B = [known[row] if 0 <= row < len(known) else 0.0 for row in row_B.tolist()]
-        return detection_margin(policy_margin_B, policy_margin_B.new_tensor(judge_margin_B), self.settings.detector)
+        judge_margin_B = _of_rows(self.settings.judge_margins, row_B, like=policy_margin_B)
+        return detection_margin(policy_margin_B, judge_margin_B, self.settings.detector)
 
     def tau_in_use(self, done_steps: int) -> float | None:
         """The threshold, or None while alpha = 0."""
@@ -99,6 +99,11 @@ class NoiseDetector:
         self.trace = [_record(*values) for values in state["trace"]]
 
 
+def _of_rows(known: Sequence[float], row_B: torch.Tensor, *, like: torch.Tensor) -> torch.Tensor:
+    """What is known of the rows of a micro-batch, (B,); 0 for others (padding, replayed ones)."""
+    return like.new_tensor([known[row] if 0 <= row < len(known) else 0.0 for row in row_B.tolist()])
+
+
 def _record(row: int, step: int, p_detect: float, margin: float, flagged: int) -> TraceRow:
     return {"row": row, "step": step, "p_detect": p_detect, "margin": margin, "flagged": flagged}
 
@@ -117,7 +122,8 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
     Args:
         rows: columns prompt_ids, chosen_ids, rejected_ids and perhaps ref_chosen_logps, ref_rejected_logps.
         global_batch_size: pairs per optimizer step over all processes.
-        detector: None is plain DPO.
+        detector: None discounts no label.
+        loss: what is minimised; by default the method's loss.
         replayed: the last so many rows are labelled seed pairs among judged ones: they are spread evenly over the
             batches, are never flagged, and the detector does not see them.
         largest_first_margin: as in `train_preference`.
@@ -134,12 +140,14 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
         *,
         global_batch_size: int,
         detector: NoiseDetector | None,
+        loss: PairLoss = METHODS_LOSS,
         replayed: int = 0,
         largest_first_margin: float | None = None,
         ref_model: Any = None,
         **kwargs: Any,
     ) -> None:
         self.detector = detector
+        self._pair_loss = loss
         self._global_batch_size = global_batch_size
         self._seen: list[_SeenPairs] = []
         self._grad_norm: Any = None
@@ -163,25 +171,16 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
     def _compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool) -> torch.Tensor:
         """The loss of the pairs of a micro-batch, as their share of the step's mean."""
         logps = self._pair_logps(model, inputs)
-        margin_B = dpo_margin(
-            logps.policy_chosen, logps.policy_rejected, logps.reference_chosen, logps.reference_rejected, self.beta
-        )
+        margin_B = self._margin(logps.policy_chosen, logps.policy_rejected, logps)
         if self.detector is None:
             p_detect_B = torch.sigmoid(margin_B.detach())
             flagged_B = torch.zeros_like(p_detect_B)
-            loss_B = dpo_loss(margin_B)
         else:
-            detector_margin_B = dpo_margin(
-                logps.detector_chosen,
-                logps.detector_rejected,
-                logps.reference_chosen,
-                logps.reference_rejected,
-                self.beta,
-            )
+            detector_margin_B = self._margin(logps.detector_chosen, logps.detector_rejected, logps)
             p_detect_B = torch.sigmoid(self.detector.margin(detector_margin_B, inputs["row"]))
             flagged_B = flag_noisy(p_detect_B, self.detector.tau_in_use(self.state.global_step))
             flagged_B = flagged_B * self._judged(inputs["row"])
-            loss_B = refined_loss(margin_B, flagged_B, self.detector.settings.alpha)
+        loss_B = self._loss(margin_B, flagged_B, logps, inputs)
         self._seen.append(
             _SeenPairs(
                 inputs["row"],
@@ -189,11 +188,40 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
                 margin_B.detach(),
                 p_detect_B,
                 flagged_B,
-                self.beta * (logps.policy_chosen - logps.reference_chosen).detach(),
-                self.beta * (logps.policy_rejected - logps.reference_rejected).detach(),
+                self._reward(logps.policy_chosen - logps.reference_chosen),
+                self._reward(logps.policy_rejected - logps.reference_rejected),
             )
         )
         return self._share_of_step(loss_B, inputs["row"])
+
+    def _margin(self, chosen_B: torch.Tensor, rejected_B: torch.Tensor, logps: "_PairLogps") -> torch.Tensor:
+        """The margin of log-probs against the reference's."""
+        reference = (logps.reference_chosen, logps.reference_rejected)
+        return divergence_margin(chosen_B, rejected_B, *reference, self.beta, self._pair_loss.divergence)
+
+    def _reward(self, log_ratio_B: torch.Tensor) -> torch.Tensor:
+        """The implicit reward of log-ratios, without gradient."""
+        reward_B: torch.Tensor = self.beta * divergence_term(log_ratio_B, self._pair_loss.divergence).detach()
+        return reward_B
+
+    def _loss(
+        self, margin_B: torch.Tensor, flagged_B: torch.Tensor, logps: "_PairLogps", inputs: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """The loss of each pair; the label of a flagged one is softened."""
+        wanted = self._pair_loss
+        judge_margin_B = _of_rows(wanted.judge_margins, inputs["row"], like=margin_B)
+
+        def of_margin(margin_B: torch.Tensor) -> torch.Tensor:
+            return pair_loss(margin_B, wanted.kind, self.beta, judge_margin_B)
+
+        if self.detector is None:
+            loss_B = of_margin(margin_B)
+        else:
+            loss_B = refined_loss(margin_B, flagged_B, self.detector.settings.alpha, of_margin)
+        if not wanted.sft_weight:
+            return loss_B
+        tokens_B, _ = inputs["completion_mask"].sum(dim=1).chunk(2)
+        return loss_B + wanted.sft_weight * sft_loss(logps.policy_chosen, tokens_B)
 
     def _judged(self, row_B: torch.Tensor) -> torch.Tensor:
         """Which rows are judged pairs; the others are replayed ones."""

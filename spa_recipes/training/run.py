@@ -17,7 +17,7 @@ from spa_recipes.recipe.schema import PreferenceTraining, SupervisedTraining
 from spa_recipes.training import common
 from spa_recipes.training.common import Rows
 from spa_recipes.training.dropout import check_no_dropout, switch_off_dropout
-from spa_recipes.training.env import Refinement, TrainEnv, TrainResult
+from spa_recipes.training.env import METHODS_LOSS, PairLoss, Refinement, TrainEnv, TrainResult
 from spa_recipes.training.order import column_lengths
 from spa_recipes.training.preference import REFERENCE_COLUMNS, NoiseDetector, PairCollator, SpaTrainer, pair_tokens
 from spa_recipes.training.response_logps import check_response_logps, is_sharded
@@ -27,7 +27,7 @@ _EXAMPLE = 64  # tokens on which log-probs are compared with the model's own
 
 PAIRS_TRACE = "pairs_trace.jsonl"
 
-__all__ = ["PAIRS_TRACE", "Refinement", "TrainEnv", "TrainResult", "train_preference", "train_sft"]
+__all__ = ["PAIRS_TRACE", "PairLoss", "Refinement", "TrainEnv", "TrainResult", "train_preference", "train_sft"]
 
 
 def train_sft(model_path: Path | str, rows: Rows, settings: SupervisedTraining, env: TrainEnv) -> TrainResult:
@@ -67,6 +67,7 @@ def train_preference(
     *,
     reference_path: Path | str | None,
     refinement: Refinement | None,
+    loss: PairLoss = METHODS_LOSS,
     replayed: int = 0,
     largest_first_margin: float | None = None,
 ) -> TrainResult:
@@ -79,6 +80,7 @@ def train_preference(
             log-probs in the columns `ref_chosen_logps` and `ref_rejected_logps` and lambda is 0. lambda > 0 needs a
             live model: this one or, with LoRA and None or the policy's own path, the policy with its adapter switched
             off.
+        loss: what is minimised for a pair; by default the method's loss.
         replayed: the last so many rows are labelled seed pairs; every batch gets its share of them.
         largest_first_margin: the root mean square of the margins in the first step, where policy and reference are one
             model, must not exceed it.
@@ -119,6 +121,7 @@ def train_preference(
         table,
         global_batch_size=settings.global_batch_size,
         detector=detector,
+        loss=loss,
         replayed=replayed,
         largest_first_margin=largest_first_margin,
         ref_model=reference,

@@ -64,3 +64,24 @@ def percentile(values: list[float], k: float) -> float:
         if k <= left + width or index == len(ordered) - 2:
             return ordered[index] + (k - left) / width * (ordered[index + 1] - ordered[index])
     raise AssertionError
+
+
+def divergence_term(policy: float, reference: float, divergence: str) -> float:
+    log_z = policy - reference
+    return log_z if divergence == "reverse_kl" else math.exp(log_z) + log_z
+
+
+def divergence_margin(
+    beta: float, policy_w: float, reference_w: float, policy_l: float, reference_l: float, divergence: str
+) -> float:
+    margin = beta * divergence_term(policy_w, reference_w, divergence)
+    margin -= beta * divergence_term(policy_l, reference_l, divergence)
+    return margin if divergence == "reverse_kl" else max(-2.0, min(2.0, margin))
+
+
+def pair_loss(kind: str, margin: float, beta: float, judge_margin: float) -> float:
+    if kind == "sigmoid":
+        return -log_sigmoid(margin)
+    if kind == "ipo":
+        return (margin / beta - 1 / (2 * beta)) ** 2
+    return (margin - judge_margin) ** 2

@@ -34,6 +34,9 @@ CASES = {
     "noise:\n  threshold:\n    window: 8": "8: noise.threshold.window: min_pairs (32) must not exceed window (8)",
     "noise:\n  threshold:\n    type: percentile\n    window: 8\n    min_pairs: 9":
         "10: noise.threshold.min_pairs: min_pairs (9) must not exceed window (8)",
+    "refine:\n  seed_replay: 0.5\n  loss: distill":
+        "8: refine.loss: distill learns the judge's margins, and replayed seed pairs have none; remove seed_replay, or "
+        "choose another loss",
     "noise:\n  detector: judge\n  lambdas: [0, 0]":
         "8: noise.lambdas: has no effect with detector judge, which reads no logits; remove it",
     "judge:\n  type: reward_model\n  model_name_or_path: r\n  training: {}":
@@ -113,6 +116,9 @@ CASES = {
     f"{NO_LABELS}  heldout: 5\njudge: {{type: random}}\nevaluation:\n  reward: seed":
         "10: evaluation.reward: with data.seed_labels 0, evaluation.reward seed has no pi_0 to judge by; set "
         "evaluation.reward to none or implicit_reward",
+    "  prompts_per_iteration: []\nrefine:\n  sft_weight: 0.5":
+        "8: refine.sft_weight: has no effect without iterations (data.prompts_per_iteration is []); remove it, or add "
+        "some",
     f"{NO_LABELS}  prompts_per_iteration: []":
         "6: data.seed_labels: there is nothing to do: no sft section, data.seed_labels is 0 and "
         "data.prompts_per_iteration is []; set one of them",

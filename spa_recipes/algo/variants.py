@@ -1,0 +1,76 @@
+"""What a refine stage may minimise instead of the method's loss. All of it is off by default.
+
+`m` is the margin of a pair: beta times the difference of the log-ratios log pi_theta/pi_ref of its two responses.
+"""
+
+import torch
+
+from spa_recipes.algo.refine import dpo_loss, dpo_margin
+
+CHI_SQUARED_CLIP = 2.0
+"""Largest size of a margin with the chi-squared divergence: 2*R_max for rewards between 0 and R_max = 1."""
+LARGEST_LOG_Z = 20.0
+"""Where exp(log z) stops growing, so that no difference of two infinities becomes NaN."""
+
+
+def divergence_term(log_z: torch.Tensor, divergence: str) -> torch.Tensor:
+    """The implicit reward over beta, of the shape of `log_z` = log pi_theta(y|x) - log pi_ref(y|x).
+
+    `reverse_kl`: log z, as in DPO. `chi_squared`: z + log z (chi-squared PO, arXiv 2407.13399, algorithm 1).
+    """
+    if divergence == "reverse_kl":
+        return log_z
+    return log_z.clamp(max=LARGEST_LOG_Z).exp() + log_z
+
+
+def divergence_margin(
+    policy_chosen_B: torch.Tensor,
+    policy_rejected_B: torch.Tensor,
+    reference_chosen_B: torch.Tensor,
+    reference_rejected_B: torch.Tensor,
+    beta: float,
+    divergence: str,
+) -> torch.Tensor:
+    """The margin under a divergence, margin_B: `dpo_margin` for `reverse_kl`.
+
+    For `chi_squared` it is clipped to +-`CHI_SQUARED_CLIP`, beyond which a pair has no gradient. Where z = 1, loss and
+    gradient are those of DPO with 2*beta.
+    """
+    if divergence == "reverse_kl":
+        return dpo_margin(policy_chosen_B, policy_rejected_B, reference_chosen_B, reference_rejected_B, beta)
+    chosen_B, rejected_B = (
+        divergence_term(policy_B - reference_B, divergence)
+        for policy_B, reference_B in (
+            (policy_chosen_B, reference_chosen_B),
+            (policy_rejected_B, reference_rejected_B),
+        )
+    )
+    return (beta * (chosen_B - rejected_B)).clamp(-CHI_SQUARED_CLIP, CHI_SQUARED_CLIP)
+
+
+def pair_loss(margin_B: torch.Tensor, kind: str, beta: float, judge_margin_B: torch.Tensor) -> torch.Tensor:
+    """The loss of each pair as a function of its margin, loss_B.
+
+    `sigmoid`: -log sigmoid(m), the method's. `ipo`: (m/beta - 1/(2*beta))^2 (arXiv 2310.12036), where m/beta is a
+    difference of sums over tokens; TRL's `ipo` takes means over tokens. `distill`: (m - (r_w - r_l))^2, a regression on
+    the judge's margin (reward distillation, arXiv 2405.19316; REBEL, arXiv 2404.16767).
+
+    Args:
+        judge_margin_B: r_w - r_l; only `distill` reads it.
+    """
+    if kind == "sigmoid":
+        return dpo_loss(margin_B)
+    if kind == "ipo":
+        return (margin_B / beta - 1.0 / (2.0 * beta)).square()
+    if kind == "distill":
+        return (margin_B - judge_margin_B).square()
+    raise ValueError(f"no loss {kind!r}")
+
+
+def sft_loss(policy_chosen_B: torch.Tensor, tokens_B: torch.Tensor) -> torch.Tensor:
+    """-log pi_theta(y_w|x) / |y_w|, per pair: loss_B. TRL's `sft` loss is a mean over the tokens of a batch instead.
+
+    Args:
+        tokens_B: |y_w|, response tokens of each chosen response.
+    """
+    return -policy_chosen_B / tokens_B
