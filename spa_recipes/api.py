@@ -230,6 +230,7 @@ class JudgeRequest(NamedTuple):
     max_length: int = 2048
     max_prompt_length: int = 1024
     columns: dict[str, str | None] | None = None
+    data: dict[str, Any] | None = None
     split: str | None = None
     on_bad_row: str = "error"
     seed: int = 42
@@ -299,7 +300,8 @@ def _judge_job(request: JudgeRequest) -> JudgeJob:
                 {
                     "source": request.pairs,
                     "split": request.split,
-                    "columns": request.columns or {},
+                    **(request.data or {}),
+                    "columns": {**(request.columns or {}), **(request.data or {}).get("columns", {})},
                     "on_bad_row": request.on_bad_row,
                 }
             ),

@@ -151,6 +151,10 @@ def judge(
     prompt_column: Annotated[str | None, typer.Option(help="Column of the prompt.")] = None,
     chosen_column: Annotated[str | None, typer.Option(help="Column of the chosen response.")] = None,
     rejected_column: Annotated[str | None, typer.Option(help="Column of the rejected response.")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Set any key of the dataset, e.g. `--data columns.label=winner`."),
+    ] = None,
     on_bad_row: Annotated[str, typer.Option(help="`error` stops at a bad row, `skip` counts it.")] = "error",
     seed: Annotated[int, typer.Option(help="Seed of the rule that breaks ties.")] = 42,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output file.")] = False,
@@ -162,6 +166,7 @@ def judge(
     It is that of a policy against its reference, as in the runs.
     """
     from spa_recipes import api
+    from spa_recipes.cli.data import settings_of
     from spa_recipes.cli.progress import PlainReporter
     from spa_recipes.cli.summary import print_judged
 
@@ -178,6 +183,7 @@ def judge(
         max_length=max_length,
         max_prompt_length=max_prompt_length,
         columns={"prompt": prompt_column, "chosen": chosen_column, "rejected": rejected_column},
+        data=settings_of(data or [], "--data"),
         split=split,
         on_bad_row=on_bad_row,
         seed=seed,
@@ -238,7 +244,7 @@ def validate(
     recipes: Recipes,
     set_: Set = None,
 ) -> None:
-    """Check recipes and the first rows of local data without running anything.
+    """Check recipes and local data without running anything.
 
     Every problem is named with its file, line and remedy.
     """

@@ -61,22 +61,33 @@ def show(source: str, settings: Sequence[str], use: str | None, model: str | Non
 
 def _source(source: str, settings: Sequence[str]) -> DatasetSource:
     """The source with its settings, which are written as `split=test` or `columns.prompt=question`."""
-    given: dict[str, Any] = {"source": source, "columns": {}}
-    for entry in settings:
-        key, equals, value = entry.partition("=")
-        if not equals:
-            raise RecipeError(f"{entry!r} is no KEY=VALUE", where="--set", fix="e.g. --set columns.prompt=question")
-        if key == "columns.ignore":
-            given["columns"]["ignore"] = [name.strip() for name in value.strip("[]").split(",")]
-        elif key.startswith("columns."):
-            given["columns"][key.removeprefix("columns.")] = _value(value) if key == "columns.positive" else value
-        else:
-            given[key] = value
+    given = {"source": source, **settings_of(settings, "--set")}
     try:
         return DatasetSource.model_validate(given)
     except ValidationError as error:
         first = error.errors()[0]
         raise RecipeError(first["msg"], where=f"--set {'.'.join(str(part) for part in first['loc'])}") from None
+
+
+def settings_of(entries: Sequence[str], option: str) -> dict[str, Any]:
+    """Settings of a dataset as they are given on the command line.
+
+    Raises:
+        RecipeError: an entry has no equals sign.
+    """
+    given: dict[str, Any] = {"columns": {}}
+    for entry in entries:
+        key, equals, value = entry.partition("=")
+        if not equals:
+            fix = f"e.g. {option} columns.prompt=question"
+            raise RecipeError(f"{entry!r} is no KEY=VALUE", where=option, fix=fix)
+        if key == "columns.ignore":
+            given["columns"]["ignore"] = [name.strip() for name in value.strip("[]").split(",")]
+        elif key.startswith("columns."):
+            given["columns"][key.removeprefix("columns.")] = _value(value) if key == "columns.positive" else value
+        else:
+            given[key] = _value(value) if key == "max_skipped" else value
+    return given
 
 
 def _value(text: str) -> bool | float | str:

@@ -66,6 +66,9 @@ FIGURES: tuple[Figure, ...] = (
         silent_at_zero=True,
     ),
     Figure("skipped_prompts", ("data",), Shown("bad rows of the prompts skipped", COUNT), silent_at_zero=True),
+    Figure("repeated_pairs", ("data",), Shown("pairs that repeat another", COUNT), silent_at_zero=True),
+    Figure("conflicting_pairs", ("data",), Shown("pairs that contradict another", COUNT), silent_at_zero=True),
+    Figure("near_equal_prompts", ("data",), Shown("prompts nearly of another part", COUNT), silent_at_zero=True),
     Figure("dropped_rows", ("data",), Shown("dropped for a prompt of another part", COUNT), silent_at_zero=True),
     # What was sampled
     Figure(

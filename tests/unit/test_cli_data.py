@@ -5,8 +5,10 @@ from typing import Any
 
 import yaml
 
+from spa_recipes.api import JudgeRequest, _judge_job
+from spa_recipes.cli.data import settings_of
 from spa_recipes.data.sources import read_pairs
-from spa_recipes.recipe.schema import DatasetSource
+from spa_recipes.recipe.schema import Columns, DatasetSource
 from tests.kit.data import CONVERSATION, GOOD
 from tests.kit.data_forms import write_jsonl
 
@@ -45,6 +47,16 @@ def test_it_tells_the_use_by_the_form(spa_here: Any, tmp_path: Path) -> None:
     assert yaml.safe_load(done.out.split("for a recipe:")[1]) == {"sft": {"data": {"source": "data.jsonl"}}}
     write_jsonl(tmp_path, [GOOD])
     assert "1 rows, 1 prompts" in spa_here("data", "data.jsonl", "--as", "prompts").out
+
+
+def test_judge_takes_the_same_settings() -> None:
+    given = settings_of(
+        ["columns.label=winner", "columns.positive=1", "columns.ignore=a,b", "max_skipped=0.5"], "--data"
+    )
+    request = JudgeRequest("p", "r", "d.jsonl", Path("out.jsonl"), columns={"prompt": "q", "chosen": None}, data=given)
+    pairs = _judge_job(request).pairs
+    assert pairs.columns == Columns(prompt="q", label="winner", positive=1.0, ignore=["a", "b"])
+    assert pairs.max_skipped == 0.5
 
 
 def test_errors_are_one_line(spa_here: Any, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ OPTIONS = {
     "judge": {
         "--policy", "--reference", "--pairs", "--out", "--beta", "--length-penalty", "--dtype", "--max-length",
         "--max-prompt-length", "--split", "--prompt-column", "--chosen-column", "--rejected-column", "--on-bad-row",
-        "--seed", "--overwrite", "--trust-remote-code", "--chat-template", "--method", "--min-margin-in-noise",
+        "--data", "--seed", "--overwrite", "--trust-remote-code", "--chat-template", "--method",
+        "--min-margin-in-noise",
     },
     "evaluate": {"--benchmark", "--against", "--prompts", "--out", "--annotations", "--backend", "--set", "--trust"},
     "validate": {"--set"},
