@@ -14,9 +14,10 @@ FOLDER of the model: a small chat model, stored in bfloat16 as published models 
   implicit reward of a float32 policy prefers or does not.
 - checks: the package's stochastic rounding and tangent against plain versions of them.
 
-Everything that was made stays in `--work` and is found again by what made it: a command that was stopped goes on, and
-tables are printed from what is there. A pass knows nothing of the code that made it: after a change of how the package
-scores, delete `passes` in it. `--quick` is a miniature of a minute, for tests.
+Everything that was made stays in `--work` and is found again by model, data and settings: a command that was stopped
+goes on, and tables are printed from what is there (`--parts` without a name prints them only). The version of the
+package is not looked at: after a change of how it trains, delete `policies` in that folder, and of how it scores,
+`passes`. One command at a time works in a folder. `--quick` is a miniature of a minute, for tests.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from pathlib import Path
 
 import torch
 
+from spa_recipes.state.digests import file_digest
 from tests.benchmarks.kit import where
 from tests.benchmarks.precision.checks import rounding_figures, tangents
 from tests.benchmarks.precision.kept import Kept
@@ -54,10 +56,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(f"{prepare_rows(options.data, options.work)} pairs; {where(options.threads)}", flush=True)
+    made_by = {
+        "model": file_digest(options.model / "model.safetensors"),
+        "data": prepare_rows(options.data, options.work),
+    }
     sizes = QUICK if options.quick else FULL
     kept = Kept(options.work, where(options.threads))
-    world = World(options.model.resolve(), options.work.resolve(), sizes, options.threads, kept)
+    world = World(options.model.resolve(), made_by, options.work.resolve(), sizes, options.threads, kept)
     cases = [Case(seed, rate) for seed in options.seeds for rate in options.rates]
     tables = Tables(dataclasses.replace(world, kept=dataclasses.replace(kept, only_look=True)), cases)
     with closing(Runs(world)) as runs:

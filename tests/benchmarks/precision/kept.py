@@ -11,6 +11,9 @@ from typing import Any
 DIGITS = 16
 """Of a value's file name."""
 
+NAMED = 16
+"""Letters of each thing that made a value, in a line of progress."""
+
 
 class NotMadeError(Exception):
     """It is not there, and was only looked for."""
@@ -42,7 +45,8 @@ class Kept:
             part = file.with_suffix(".part")
             part.write_text(json.dumps({"made_by": made_by, "machine": self.machine, **seconds, "value": value}))
             part.replace(file)
-            print(f"  {kind} {list(made_by.values())[:4]}: {seconds['cpu_seconds']:.0f} s of CPU", flush=True)
+            by = ", ".join(value[:NAMED] for value in made_by.values() if isinstance(value, str))
+            print(f"  {kind}: {by}; {seconds['cpu_seconds']:.0f} s of CPU", flush=True)
         return json.loads(file.read_text())["value"]
 
     def machines(self) -> list[str]:

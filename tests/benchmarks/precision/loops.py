@@ -14,6 +14,8 @@ from tests.benchmarks.precision.passes import TRUTH, Passes
 from tests.benchmarks.precision.policies import Policy, World
 
 TEMPERATURE, BATCH = 0.7, 20
+ANSWERED = 60
+"""Held-out prompts."""
 
 
 def wins(
@@ -29,10 +31,7 @@ def answers(
     world: World, passes: Passes, policy: Policy | None, dtype: torch.dtype, pairs: Sequence[PairRow]
 ) -> list[Scored]:
     """An answer to each of the first prompts, sampled in the policy's own precision."""
-    requests = [
-        Request(pair["prompt_id"], 0, passes.renderer.prompt_ids(pair["prompt"]))
-        for pair in pairs[: world.sizes.answered]
-    ]
+    requests = [Request(pair["prompt_id"], 0, passes.renderer.prompt_ids(pair["prompt"])) for pair in pairs[:ANSWERED]]
 
     def sampled() -> list[list[int]]:
         completions = sample(
@@ -49,6 +48,7 @@ def answers(
 
     made_by = {
         "policy": "pi_init" if policy is None else policy.key,
+        "model": world.made_by["model"],
         "dtype": str(dtype),
         "tokens": world.sizes.max_tokens,
         "prompts": digest([request.prompt_ids for request in requests]),

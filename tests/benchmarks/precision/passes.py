@@ -16,7 +16,6 @@ from spa_recipes.models import rounding
 from spa_recipes.models.loading import load_causal_lm
 from spa_recipes.recipe.schema import Model
 from spa_recipes.stages.common import token_pair
-from spa_recipes.state.digests import file_digest
 from tests.benchmarks.precision.kept import digest
 from tests.benchmarks.precision.policies import Policy, World
 
@@ -62,7 +61,6 @@ class Passes:
     def __init__(self, world: World) -> None:
         sizes = world.sizes
         self._world = world
-        self._fingerprint = file_digest(world.model / "model.safetensors")
         self._settings = Model(
             model_name_or_path=str(world.model), max_length=sizes.max_length, max_prompt_length=sizes.max_prompt_length
         )
@@ -123,7 +121,7 @@ class Passes:
             "saved": saved,
             "arithmetic": str(arithmetic),
             "method": method,
-            "model": self._fingerprint,
+            "model": self._world.made_by["model"],
             "items": digest([list(item) for item in items]),
         }
         found: list[float] = self._world.kept.get("passes", made_by, lambda: make(policy, saved, arithmetic, items))

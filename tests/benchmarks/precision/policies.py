@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from spa_recipes.plan import MODEL, Stage
 from spa_recipes.recipe.schema import ForkExecutor
 from spa_recipes.run.executors import Executors
 from spa_recipes.state.stagedir import Manifest
-from tests.benchmarks.precision.kept import Kept, NotMadeError
+from tests.benchmarks.precision.kept import Kept, digest
 from tests.benchmarks.sandbox_table import Quiet
 
 
@@ -52,7 +51,6 @@ class Sizes:
         labels: that pi_0 is trained on; heldout: pairs that are measured.
         batch: pairs of an optimizer step.
         prompts: rows of an iteration; those whose prompt is in another part are dropped from it.
-        answered: held-out prompts that final policies answer for the win rate.
     """
 
     labels: int
@@ -63,11 +61,10 @@ class Sizes:
     max_length: int
     max_prompt_length: int
     max_tokens: int
-    answered: int
 
 
-FULL = Sizes(72, 150, 100, 3, 8, max_length=128, max_prompt_length=56, max_tokens=64, answered=60)
-QUICK = Sizes(8, 6, 14, 2, 4, max_length=64, max_prompt_length=32, max_tokens=8, answered=4)
+FULL = Sizes(72, 150, 100, 3, 8, max_length=128, max_prompt_length=56, max_tokens=64)
+QUICK = Sizes(8, 6, 14, 2, 4, max_length=64, max_prompt_length=32, max_tokens=8)
 
 
 @dataclass(frozen=True)
@@ -75,12 +72,13 @@ class World:
     """What all that is measured starts from.
 
     Attributes:
-        model: a folder with a chat model, stored in bfloat16.
+        model: a folder with a chat model, stored in bfloat16; made_by: digests of its weights and of the data.
         work: holds all that was made.
         kept: what was measured; where that is only looked at, nothing is trained either.
     """
 
     model: Path
+    made_by: Mapping[str, str]
     work: Path
     sizes: Sizes
     threads: int
@@ -105,13 +103,14 @@ class Policy(NamedTuple):
 
 
 class Runs:
-    """Runs of the package in `work/runs`. Runs that share a beginning do it once."""
+    """Runs of the package in `work/runs`. Runs that share a beginning do it once.
+
+    A policy is found by its recipe and its data. Stage keys say more: they change with the package, too.
+    """
 
     def __init__(self, world: World) -> None:
         self.world = world
         self._executors = Executors(ForkExecutor(type="fork"))
-        self._prepared = cache(self._prepare)
-        self._done: set[tuple[str, Case, str]] = set()
 
     def close(self) -> None:
         """End the process that stages are forked from."""
@@ -120,32 +119,40 @@ class Runs:
     def policy(self, loop: str, case: Case, iteration: int) -> Policy:
         """pi_0 (iteration 0) or pi_i of a loop, trained unless it is there."""
         stage = "seed" if iteration == 0 else f"refine-{iteration}"
-        prepared = self._until(loop, case, stage)
-        planned = prepared.plan.stage(stage)
-        return Policy(prepared.run.stage_dir(planned, prepared.plan).output / MODEL, planned.key)
+
+        def trained() -> tuple[str, str]:
+            folder, key = self._output(loop, case, stage)
+            return str((folder / MODEL).relative_to(self.world.work)), key
+
+        folder, key = self.world.kept.get("policies", self._made_by(loop, case, stage), trained)
+        return Policy(self.world.work / folder, key)
 
     def heldout(self, case: Case) -> list[PairRow]:
         """The pairs of a seed that nothing is trained on."""
-        prepared = self._until("float32", case, "data")
-        folder = prepared.run.stage_dir(prepared.plan.stage("data"), prepared.plan)
-        return read_rows(folder.output / "heldout.jsonl", PairRow)
 
-    def _until(self, loop: str, case: Case, stage: str) -> api.Prepared:
-        """A run in which the stage is done."""
-        prepared = self._prepared(loop, case)
-        if (loop, case, stage) not in self._done:
-            if not self.world.kept.only_look:
-                api.run_recipe(prepared, Told(), until=stage, accept=True, executors=self._executors)
-            elif not prepared.run.is_done(prepared.plan.stage(stage), prepared.plan):
-                raise NotMadeError(stage)
-            self._done.add((loop, case, stage))
-        return prepared
+        def rows() -> list[PairRow]:
+            return read_rows(self._output("float32", case, "data")[0] / "heldout.jsonl", PairRow)
 
-    def _prepare(self, loop: str, case: Case) -> api.Prepared:
+        found: list[PairRow] = self.world.kept.get("heldout", self._made_by("float32", case, "data"), rows)
+        return found
+
+    def _made_by(self, loop: str, case: Case, stage: str) -> dict[str, Any]:
+        said = recipe(self.world, loop, case)
+        said["model"]["model_name_or_path"] = ""  # a place; what is there has a digest
+        for place in ("compute", "storage"):
+            del said[place]
+        del said["data"]["pairs"], said["data"]["prompts"]
+        return {"loop": loop, "case": str(case), "stage": stage, "recipe": said, **self.world.made_by}
+
+    def _output(self, loop: str, case: Case, stage: str) -> tuple[Path, str]:
+        """Output folder and key of a stage, which is run unless it is done."""
         file = self.world.work / "recipes" / f"{loop}-{case.seed}-{case.rate:g}.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(recipe(self.world, loop, case), indent=1))  # JSON is YAML
-        return api.prepare(file)
+        prepared = api.prepare(file)
+        api.run_recipe(prepared, Told(), until=stage, accept=True, executors=self._executors)
+        planned = prepared.plan.stage(stage)
+        return prepared.run.stage_dir(planned, prepared.plan).output, planned.key
 
 
 def recipe(world: World, name: str, case: Case) -> dict[str, Any]:
@@ -195,8 +202,8 @@ def recipe(world: World, name: str, case: Case) -> dict[str, Any]:
     }
 
 
-def prepare_rows(data: Path, work: Path) -> int:
-    """Write the first pair of each prompt, and all prompts; returns the number of pairs.
+def prepare_rows(data: Path, work: Path) -> str:
+    """Write the first pair of each prompt, and all prompts; returns a digest of them.
 
     An answer that is given to several prompts answers none of them (some benchmarks have such entries): pairs with one
     are left out.
@@ -214,7 +221,7 @@ def prepare_rows(data: Path, work: Path) -> int:
     work.mkdir(parents=True, exist_ok=True)
     (work / PAIRS).write_text("".join(json.dumps(pair) + "\n" for pair in pairs.values()))
     (work / PROMPTS).write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
-    return len(pairs)
+    return digest([list(pairs.values()), list(prompts)])
 
 
 class Told(Quiet):
