@@ -12,7 +12,8 @@ from typer.models import CommandInfo
 
 from spa_recipes import __version__
 from spa_recipes.cli import metadata
-from spa_recipes.cli.examples import EVALUATE, examples
+from spa_recipes.cli.examples import EVALUATE, JUDGE, examples
+from spa_recipes.cli.judge import judge
 from spa_recipes.cli.options import (
     Accept,
     MaybeRun,
@@ -116,84 +117,7 @@ def resume(
     print_summary(prepared, outcome)
 
 
-@app.command(
-    epilog="PAIRS is a JSONL, JSON, Parquet or CSV file, a save_to_disk folder or a Hub id. Its rows have the columns "
-    "`prompt, chosen, rejected`, `prompt, response_a, response_b`, `prompt, responses` or those of another form.\n\n"
-    + examples(
-        "spa judge --policy runs/quickstart/final --reference my-sft-model --pairs pairs.jsonl --out labelled.jsonl"
-    )
-)
-def judge(
-    policy: Annotated[str, typer.Option(help="The model that judges: folder or Hub id.", show_default=False)],
-    reference: Annotated[
-        str, typer.Option(help="The model it was trained from: folder or Hub id.", show_default=False)
-    ],
-    pairs: Annotated[str, typer.Option(help="Answers to label: file, folder or Hub id.", show_default=False)],
-    out: Annotated[
-        Path, typer.Option(help="JSONL file for the labelled pairs; TRL reads it as it is.", show_default=False)
-    ],
-    beta: Annotated[float, typer.Option(help="Scale of the implicit reward.")] = 0.1,
-    length_penalty: Annotated[
-        str,
-        typer.Option(help="Reward that a token costs: a number, or balanced (gives equal mean lengths)."),
-    ] = "0",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    method: Annotated[
-        str,
-        typer.Option(help="difference of two log-probs; tangent along the update, right in half precision, too; auto."),
-    ] = "auto",
-    min_margin_in_noise: Annotated[
-        float | None, typer.Option(help="Drop pairs whose margin is below so many standard errors.")
-    ] = None,
-    max_length: Annotated[int, typer.Option(help="Tokens of prompt and response.")] = 2048,
-    max_prompt_length: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 1024,
-    split: Annotated[str | None, typer.Option(help="Split of the dataset.")] = None,
-    prompt_column: Annotated[str | None, typer.Option(help="Column of the prompt.")] = None,
-    chosen_column: Annotated[str | None, typer.Option(help="Column of the chosen response.")] = None,
-    rejected_column: Annotated[str | None, typer.Option(help="Column of the rejected response.")] = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Set any key of the dataset, e.g. `--data columns.label=winner`."),
-    ] = None,
-    on_bad_row: Annotated[str, typer.Option(help="`error` stops at a bad row, `skip` counts it.")] = "error",
-    seed: Annotated[int, typer.Option(help="Seed of the rule that breaks ties.")] = 42,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output file.")] = False,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run code of the models.")] = False,
-    chat_template: Annotated[str | None, typer.Option(help="Jinja file, for models without a template.")] = None,
-) -> None:
-    """Label answers that you already have, by an implicit reward.
-
-    It is that of a policy against its reference, as in the runs.
-    """
-    from spa_recipes import api
-    from spa_recipes.cli.data import settings_of
-    from spa_recipes.cli.progress import PlainReporter
-    from spa_recipes.cli.summary import print_judged
-
-    request = api.JudgeRequest(
-        policy=policy,
-        reference=reference,
-        pairs=pairs,
-        out=out,
-        beta=beta,
-        length_penalty=length_penalty,
-        dtype=dtype,
-        method=method,
-        min_margin_in_noise=min_margin_in_noise,
-        max_length=max_length,
-        max_prompt_length=max_prompt_length,
-        columns={"prompt": prompt_column, "chosen": chosen_column, "rejected": rejected_column},
-        data=settings_of(data or [], "--data"),
-        split=split,
-        on_bad_row=on_bad_row,
-        seed=seed,
-        overwrite=overwrite,
-        trust_remote_code=trust_remote_code,
-        chat_template=chat_template,
-    )
-    with PlainReporter() as reporter:
-        manifest = api.judge_pairs(request, reporter)
-    print_judged(request.out, manifest)
+app.command(epilog=JUDGE)(judge)
 
 
 @app.command(epilog=EVALUATE)

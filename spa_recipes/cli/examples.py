@@ -35,3 +35,11 @@ An annotator of AlpacaEval needs OPENAI_API_KEY. mt-bench.yaml is a job such as
 `spa schema --job` prints all keys of a job.
 """
 )
+
+JUDGE = (
+    "PAIRS is a JSONL, JSON, Parquet or CSV file, a save_to_disk folder or a Hub id. Its rows have the columns "
+    "`prompt, chosen, rejected`, `prompt, response_a, response_b`, `prompt, responses` or those of another form.\n\n"
+    + examples(
+        "spa judge --policy runs/quickstart/final --reference my-sft-model --pairs pairs.jsonl --out labelled.jsonl"
+    )
+)
