@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, NotRequired, TypedDict, TypeVar
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, TypeVar
 
 from spa_recipes.encoding import remedy, wide_encoding
 from spa_recipes.errors import DataError, TryAgainError, system_error
@@ -15,8 +15,8 @@ from spa_recipes.state import atomic
 
 RowT = TypeVar("RowT", bound=Mapping[str, Any])
 BOM = b"\xef\xbb\xbf"
-_NAMING = ("role", "content", "tool_calls")  # what names a prompt
-_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+_NAMING: tuple[Literal["role", "content", "tool_calls"], ...] = ("role", "content", "tool_calls")
+_TEXT = json.encoder.encode_basestring_ascii
 
 
 class Message(TypedDict):
@@ -83,11 +83,15 @@ class Line(NamedTuple):
 
 def prompt_id(messages: Iterable[Message]) -> str:
     """Name a prompt by its content: the first 16 hex digits of the SHA-256 of its canonical JSON."""
-    plain = [
-        message if len(message) == 2 else {key: message[key] for key in _NAMING if key in message}  # type: ignore[literal-required]
-        for message in messages
-    ]
-    return hashlib.sha256(_CANONICAL(plain).encode()).hexdigest()[:16]
+    text = f"[{','.join(_canonical(message) for message in messages)}]"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _canonical(message: Message) -> str:
+    """The canonical JSON of what names a prompt in a message. Most messages have a role and a text only."""
+    if "tool_calls" in message:
+        return json.dumps({key: message[key] for key in _NAMING}, sort_keys=True, separators=(",", ":"))
+    return f'{{"content":{_TEXT(message["content"])},"role":{_TEXT(message["role"])}}}'
 
 
 def write_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> int:

@@ -1,5 +1,7 @@
 """Canonical rows and their JSONL files."""
 
+import hashlib
+import json
 import stat
 from pathlib import Path
 from typing import Any
@@ -89,3 +91,11 @@ def test_prompt_id_depends_on_content_only() -> None:
 def test_prompt_id_is_frozen() -> None:
     # Stage keys and published files hold these ids: a change makes old results unfindable.
     assert prompt_id([{"role": "user", "content": "naïve 猫"}]) == "11f0e3c142d37c77"
+
+
+@pytest.mark.parametrize("text", ["Hi", "naïve 猫 🦊\u2028", 'say "x"\\n\n\x00', ""])
+def test_a_prompt_is_named_by_the_json_of_its_messages(text: str) -> None:
+    messages: list[Any] = [{"role": "system", "content": text}, {"content": f"{text}!", "role": "user"}]
+    messages.append({"role": "assistant", "content": "", "tool_calls": [{"function": {"name": text}}]})
+    plain = json.dumps(messages, sort_keys=True, separators=(",", ":"))
+    assert prompt_id(messages) == hashlib.sha256(plain.encode()).hexdigest()[:16]
