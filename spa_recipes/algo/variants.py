@@ -48,6 +48,18 @@ def divergence_margin(
     return (beta * (chosen_B - rejected_B)).clamp(-CHI_SQUARED_CLIP, CHI_SQUARED_CLIP)
 
 
+def mixed_reference(previous_logp: float, log_ratio: float, kappa: float) -> float:
+    """log pi_ref(y|x) = (1 - kappa)*log pi_{i-1}(y|x) + kappa*log pi_init(y|x), up to the normaliser.
+
+    That depends on x alone and cancels in a margin. Written as a step from pi_{i-1}, so that the log-ratio may come
+    from where it is precise: kappa = 0 gives `previous_logp` to the bit.
+
+    Args:
+        log_ratio: log pi_{i-1}(y|x) - log pi_init(y|x).
+    """
+    return previous_logp - kappa * log_ratio
+
+
 def pair_loss(margin_B: torch.Tensor, kind: str, beta: float, judge_margin_B: torch.Tensor) -> torch.Tensor:
     """The loss of each pair as a function of its margin, loss_B.
 

@@ -225,6 +225,7 @@ def _variants(recipe: Recipe) -> str:
     said = [
         *([f"loss {refine.loss}"] if refine.loss != "sigmoid" else []),
         *([f"divergence {refine.divergence}"] if refine.divergence != "reverse_kl" else []),
+        *([f"reference mixed with pi_init ({refine.reference_mix:g})"] if refine.reference_mix else []),
         *([f"sft_weight {refine.sft_weight:g}"] if refine.sft_weight else []),
     ]
     return "".join(f", {words}" for words in said)

@@ -339,7 +339,7 @@ def recomputing_has_an_effect(recipe: schema.Recipe) -> Conflicts:
     yield Conflict(("judge.recompute_policy_logps",), f"true has no effect {why}", "remove it")
 
 
-VARIANTS = ("refine.loss", "refine.divergence", "refine.sft_weight")
+VARIANTS = ("refine.loss", "refine.divergence", "refine.reference_mix", "refine.sft_weight")
 """Settings beyond the paper that nothing but an iteration reads."""
 
 
@@ -354,6 +354,30 @@ def refinement_takes_place(recipe: schema.Recipe) -> Conflicts:
             yield Conflict(
                 (key,), "has no effect without iterations (data.prompts_per_iteration is [])", "remove it, or add some"
             )
+
+
+def mixed_reference_is_known(recipe: schema.Recipe) -> Conflicts:
+    """pi_init is mixed in by log-probs that the judge has computed anyway: of whole answers, and of no others."""
+    if not recipe.refine.reference_mix or not recipe.iterations:
+        return
+    judge, key = recipe.judge, ("refine.reference_mix",)
+    if judge.type != "implicit_reward" or judge.reference != "init":
+        yield Conflict(
+            key,
+            "needs log-probs of the answers under pi_init, which no judge computes but implicit_reward with reference "
+            "init",
+            "choose that judge, or remove it",
+        )
+    if recipe.refine.seed_replay:
+        yield Conflict(
+            key, "replayed seed pairs have no log-probs under pi_init", "remove it, or remove refine.seed_replay"
+        )
+    if any(recipe.lambda_of(i) for i in range(1, recipe.iterations + 1)):
+        yield Conflict(
+            key,
+            "a mixed reference has log-probs of answers, but no logits for the de-coupled detection (lambda > 0)",
+            "set noise.lambdas to 0 for every iteration, or noise.detector to judge",
+        )
 
 
 def seed_labels_are_there(recipe: schema.Recipe) -> Conflicts:

@@ -299,6 +299,11 @@ class RefineTraining(PreferenceTraining):
         "log z becomes z + log z in the margin, with z = pi_theta/pi_ref of a response, and the margin is clipped to "
         "+-2 (chi-squared PO).",
     )
+    reference_mix: Fraction = Field(
+        0.0,
+        description="kappa: the log-probs of the training's reference are (1 - kappa)*log pi_{i-1} + kappa*log "
+        "pi_init. 0 is the paper's pi_{i-1}, 1 is pi_init. Without de-coupled detection only (lambda = 0).",
+    )
     sft_weight: Annotated[float, Field(ge=0.0)] = Field(
         0.0,
         description="Weight of -log pi_theta(y_w|x) / |y_w| in the loss of a pair, which keeps the preferred response "
@@ -933,6 +938,7 @@ class Recipe(Document):
         rules.judge_has_a_reference,
         rules.recomputing_has_an_effect,
         rules.refinement_takes_place,
+        rules.mixed_reference_is_known,
         rules.seed_labels_are_there,
         rules.there_is_something_to_do,
         rules.verdict_leaves_room,

@@ -16,10 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from spa_recipes.algo.noise import standard_error
+from spa_recipes.algo.variants import mixed_reference
 from spa_recipes.data.arrow import take
 from spa_recipes.data.rows import PairRow, read_rows
 from spa_recipes.data.stage_rows import JudgmentRow, TraceRow
 from spa_recipes.data.tables import COMPLETIONS, LOGPS, log_ratios_choice, read_table, read_values
+from spa_recipes.errors import DataError
 from spa_recipes.plan import MODEL
 from spa_recipes.recipe.schema import Noise, RefineTraining
 from spa_recipes.stages.common import TokenPair, mean, model_section, renderer_of, share, token_pair
@@ -41,7 +43,10 @@ def run(context: Context) -> Result:
     lam = settings["lambda"]
     training = RefineTraining.model_validate(settings["training"])
     completions = read_table(context.input("completions"), COMPLETIONS)
-    judged = _judged(judgments, completions, _reference_logps(context, judgments, completions) if lam == 0 else None)
+    reference_logps = None
+    if lam == 0:
+        reference_logps = mixed(judgments, _reference_logps(context, judgments, completions), training.reference_mix)
+    judged = _judged(judgments, completions, reference_logps)
     refinement = _refinement(settings, judgments)
     replayed = _replayed(context, training.seed_replay, len(judged), with_reference=lam == 0)
     first_margins = _first_margins(context, judged, training.beta)
@@ -82,6 +87,42 @@ def _reference_logps(
         return [judgment["policy_logps"] for judgment in judgments]
     scored, place = read_values(context.input("reference_logps"), completions, LOGPS), _places(completions)
     return [[scored[place[j["item"], k]] for k in range(len(j["policy_logps"]))] for j in judgments]
+
+
+def mixed(
+    judgments: Sequence[JudgmentRow], previous_logps: Sequence[list[float | None]], kappa: float
+) -> list[list[float | None]]:
+    """For each judgment the log-probs of its answers under the mix of pi_{i-1} and pi_init, the judge's reference."""
+    if not kappa:
+        return [*previous_logps]
+    return [
+        [
+            None if logp is None else mixed_reference(logp, log_ratio, kappa)
+            for logp, log_ratio in zip(logps, _log_ratios(judgment), strict=True)
+        ]
+        for judgment, logps in zip(judgments, previous_logps, strict=True)
+    ]
+
+
+def _log_ratios(judgment: JudgmentRow) -> list[float]:
+    """log pi_{i-1} - log pi_init of the answers: computed from both models together, or subtracted in float32.
+
+    Raises:
+        DataError: the judge kept neither.
+    """
+    if "log_ratios" in judgment:
+        known = judgment["log_ratios"]
+    else:
+        both = zip(judgment["policy_logps"], judgment["reference_logps"], strict=True)
+        known = [None if ours is None or theirs is None else ours - theirs for ours, theirs in both]
+    found = [value for value in known if value is not None]
+    if len(found) < len(known):
+        raise DataError(
+            "the judgments hold no log-probs of pi_init to mix into the reference",
+            where="refine.reference_mix",
+            fix="judge by implicit_reward with reference init",
+        )
+    return found
 
 
 def _judged(
@@ -144,7 +185,15 @@ def _refinement(settings: dict[str, Any], judgments: Sequence[JudgmentRow]) -> R
 
 def _loss(training: RefineTraining, judgments: Sequence[JudgmentRow]) -> PairLoss:
     margins = [judgment["margin"] for judgment in judgments]
-    return PairLoss(training.loss, training.divergence, training.sft_weight, margins)
+    return PairLoss(training.loss, training.divergence, training.sft_weight, margins, _starts(training, judgments))
+
+
+def _starts(training: RefineTraining, judgments: Sequence[JudgmentRow]) -> list[float]:
+    """The margins before the first step: kappa times the judge's, without its length penalty and with our beta."""
+    if not training.reference_mix:
+        return []
+    ratios = [(_log_ratios(judgment), judgment["chosen"], judgment["rejected"]) for judgment in judgments]
+    return [training.beta * training.reference_mix * (known[w] - known[r]) for known, w, r in ratios]
 
 
 def _replayed(context: Context, share: float, judged: int, *, with_reference: bool) -> list[TokenPair]:

@@ -79,12 +79,15 @@ class PairLoss:
     Attributes:
         kind, divergence, sft_weight: the settings `loss`, `divergence` and `sft_weight` of a recipe's `refine`.
         judge_margins: the judge's margin of every row, in their order; `distill` needs them.
+        first_margins: beta times the difference of the log-ratios before the first step, row by row; empty where they
+            are 0, as they are unless the reference is mixed.
     """
 
     kind: Literal["sigmoid", "ipo", "distill"] = "sigmoid"
     divergence: Literal["reverse_kl", "chi_squared"] = "reverse_kl"
     sft_weight: float = 0.0
     judge_margins: Sequence[float] = ()
+    first_margins: Sequence[float] = ()
 
 
 METHODS_LOSS = PairLoss()

@@ -12,7 +12,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import use_adapter
 
 from spa_recipes.algo.decoupled import DecoupledLogps
-from spa_recipes.algo.refine import ThresholdWindow, detection_margin, flag_noisy, refined_loss
+from spa_recipes.algo.refine import ThresholdWindow, detection_margin, dpo_margin, flag_noisy, refined_loss
 from spa_recipes.algo.variants import divergence_margin, divergence_term, pair_loss, sft_loss
 from spa_recipes.data.stage_rows import TraceRow
 from spa_recipes.errors import StageError
@@ -26,7 +26,10 @@ REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 
 
 class _SeenPairs(NamedTuple):
-    """Figures of the pairs of one micro-batch, (B,) each, without gradient."""
+    """Figures of the pairs of one micro-batch, (B,) each, without gradient.
+
+    `moved` is how far beta times the difference of the log-ratios is from what it was before the first step.
+    """
 
     row: torch.Tensor
     loss: torch.Tensor
@@ -35,6 +38,7 @@ class _SeenPairs(NamedTuple):
     flagged: torch.Tensor
     reward_chosen: torch.Tensor
     reward_rejected: torch.Tensor
+    moved: torch.Tensor
 
 
 @dataclass
@@ -190,6 +194,7 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
                 flagged_B,
                 self._reward(logps.policy_chosen - logps.reference_chosen),
                 self._reward(logps.policy_rejected - logps.reference_rejected),
+                self._moved(logps, inputs["row"]),
             )
         )
         return self._share_of_step(loss_B, inputs["row"])
@@ -203,6 +208,13 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
         """The implicit reward of log-ratios, without gradient."""
         reward_B: torch.Tensor = self.beta * divergence_term(log_ratio_B, self._pair_loss.divergence).detach()
         return reward_B
+
+    def _moved(self, logps: "_PairLogps", row_B: torch.Tensor) -> torch.Tensor:
+        """How far the policy has moved from its start, as a margin: 0 before the first step but for rounding."""
+        margin_B = dpo_margin(
+            logps.policy_chosen, logps.policy_rejected, logps.reference_chosen, logps.reference_rejected, self.beta
+        ).detach()
+        return margin_B - _of_rows(self._pair_loss.first_margins, row_B, like=margin_B)
 
     def _loss(
         self, margin_B: torch.Tensor, flagged_B: torch.Tensor, logps: "_PairLogps", inputs: dict[str, torch.Tensor]
@@ -260,7 +272,7 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
         step = self.state.global_step + 1
         self._stop_unless_finite(columns.loss, columns.row, self._grad_norm)
         if step == 1:
-            self._stop_unless_reference(columns.margin)
+            self._stop_unless_reference(columns.moved)
         metrics = {
             "rewards/chosen": columns.reward_chosen,
             "rewards/rejected": columns.reward_rejected,
@@ -286,16 +298,17 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
             if len(values):  # a step of replayed pairs alone has none that are judged
                 self._metrics["train"][name].append(values.mean().item())
 
-    def _stop_unless_reference(self, margin_N: torch.Tensor) -> None:
-        """Before the first step the policy is its reference: larger margins than rounding makes name another one.
+    def _stop_unless_reference(self, moved_N: torch.Tensor) -> None:
+        """Before the first step the policy has not moved: larger margins than rounding makes name another reference.
 
         Raises:
             StageError: they are larger.
         """
-        size = margin_N.double().square().mean().sqrt().item()
+        size = moved_N.double().square().mean().sqrt().item()
         if self._largest_first_margin is not None and size > self._largest_first_margin:
             raise StageError(
-                f"the margins before the first step are {size:.3g} (root mean square) and should be 0: rounding "
+                f"the margins before the first step are {size:.3g} (root mean square) "
+                f"{'from those of the judge' if self._pair_loss.first_margins else 'and should be 0'}: rounding "
                 f"explains a tenth of {self._largest_first_margin:.2g}",
                 fix="the reference's log-probs are not those of the policy that is trained; look at their stage",
             )

@@ -83,7 +83,7 @@ def train_preference(
         loss: what is minimised for a pair; by default the method's loss.
         replayed: the last so many rows are labelled seed pairs; every batch gets its share of them.
         largest_first_margin: the root mean square of the margins in the first step, where policy and reference are one
-            model, must not exceed it.
+            model, must not exceed it; those of a mixed reference are compared with `loss.first_margins`.
 
     Raises: as `train_sft`.
     """

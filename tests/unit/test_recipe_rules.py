@@ -37,6 +37,15 @@ CASES = {
     "refine:\n  seed_replay: 0.5\n  loss: distill":
         "8: refine.loss: distill learns the judge's margins, and replayed seed pairs have none; remove seed_replay, or "
         "choose another loss",
+    "refine:\n  reference_mix: 0.5":
+        "7: refine.reference_mix: a mixed reference has log-probs of answers, but no logits for the de-coupled "
+        "detection (lambda > 0); set noise.lambdas to 0 for every iteration, or noise.detector to judge",
+    "noise: {detector: judge}\nrefine:\n  seed_replay: 0.5\n  reference_mix: 0.5":
+        "9: refine.reference_mix: replayed seed pairs have no log-probs under pi_init; remove it, or remove "
+        "refine.seed_replay",
+    "noise: {lambdas: [0, 0]}\njudge: {type: random}\nrefine: {reference_mix: 0.5}":
+        "8: refine.reference_mix: needs log-probs of the answers under pi_init, which no judge computes but "
+        "implicit_reward with reference init; choose that judge, or remove it",
     "noise:\n  detector: judge\n  lambdas: [0, 0]":
         "8: noise.lambdas: has no effect with detector judge, which reads no logits; remove it",
     "judge:\n  type: reward_model\n  model_name_or_path: r\n  training: {}":

@@ -12,7 +12,9 @@ from trl import DPOConfig
 
 from spa_recipes.algo.refine import dpo_loss, dpo_margin, refined_loss
 from spa_recipes.algo.variants import divergence_margin, pair_loss, sft_loss
-from spa_recipes.recipe.schema import FixedThreshold
+from spa_recipes.errors import DataError, StageError
+from spa_recipes.recipe.schema import FixedThreshold, RefineTraining
+from spa_recipes.stages import refine
 from spa_recipes.training.env import PairLoss, Refinement
 from spa_recipes.training.preference import NoiseDetector, PairCollator, SpaTrainer
 from spa_recipes.training.run import train_preference
@@ -205,6 +207,78 @@ def test_a_loss_changes_what_is_trained(policy: Path, tmp_path: Path) -> None:
     assert not same_weights(tmp_path / "plain" / "out", tmp_path / "sft" / "out", tolerance=1e-3)
 
 
+# --- the mixed reference
+
+
+def judgment(policy: list[float], init: list[float], **more: Any) -> Any:
+    return {"chosen": 1, "rejected": 0, "policy_logps": policy, "reference_logps": init, "margin": 9.0, **more}
+
+
+@pytest.mark.parametrize("kappa", [0.0, 0.3, 1.0])
+def test_a_mixed_reference_is_the_mean_of_the_log_probs(kappa: float) -> None:
+    rows = [judgment([-9.0, -4.0], [-10.5, -7.25]), judgment([-3.0, -5.0], [-2.0, -8.0])]
+    given = [row["policy_logps"] for row in rows]
+    slow = [
+        [(1 - kappa) * p + kappa * q for p, q in zip(row["policy_logps"], row["reference_logps"], strict=True)]
+        for row in rows
+    ]
+    found = refine.mixed(rows, given, kappa)
+    assert found == [pytest.approx(values, rel=1e-12) for values in slow]
+    assert kappa or found == given
+    # Before the first step, the margin is kappa times the judge's (with the same beta, without a length penalty).
+    settings = RefineTraining(beta=BETA, reference_mix=kappa)
+    judges = [
+        BETA
+        * ((row["policy_logps"][1] - row["reference_logps"][1]) - (row["policy_logps"][0] - row["reference_logps"][0]))
+        for row in rows
+    ]
+    margins = [
+        BETA * ((row["policy_logps"][1] - mix[1]) - (row["policy_logps"][0] - mix[0]))
+        for row, mix in zip(rows, slow, strict=True)
+    ]
+    assert margins == pytest.approx([kappa * judged for judged in judges], rel=1e-12)
+    starts = refine._starts(settings, rows)
+    assert starts == (pytest.approx(margins, rel=1e-12) if kappa else [])
+
+
+def test_half_precision_mixes_with_the_precise_log_ratios() -> None:
+    """Not with the difference of log-probs, which rounding has spoiled."""
+    row = judgment([-9.0, -4.0], [0.0, 0.0], log_ratios=[0.25, -0.5])
+    assert refine.mixed([row], [[-9.0, -4.0]], 0.5) == [[-9.125, -3.75]]
+
+
+def test_a_mix_without_log_probs_of_pi_init_is_refused() -> None:
+    with pytest.raises(DataError, match=r"refine\.reference_mix.*no log-probs of pi_init"):
+        refine.mixed([judgment([-9.0, -4.0], [None, None])], [[-9.0, -4.0]], 0.5)  # type: ignore[list-item]
+
+
+def test_the_first_margins_of_a_mixed_reference_are_known(policy: Path, tmp_path: Path) -> None:
+    """Other ones name a reference that is another model, as margins other than 0 do without a mix."""
+    model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float64)
+    rows, starts = make_pairs(8), [0.2 * n - 0.7 for n in range(8)]
+    for row, start in zip(rows, starts, strict=True):
+        row["ref_chosen_logps"] = slow_logp(model, row["prompt_ids"], row["chosen_ids"]) - start / 0.1
+        row["ref_rejected_logps"] = slow_logp(model, row["prompt_ids"], row["rejected_ids"])
+
+    def train(name: str, first_margins: list[float]) -> None:
+        train_preference(
+            policy,
+            rows,
+            preference(beta=0.1),
+            make_env(policy, tmp_path / name),
+            reference_path=None,
+            refinement=None,
+            loss=PairLoss(divergence="chi_squared", first_margins=first_margins),
+            largest_first_margin=0.01,
+        )
+
+    train("right", starts)
+    with pytest.raises(StageError, match="from those of the judge"):
+        train("wrong", [start + 0.1 for start in starts])
+    with pytest.raises(StageError, match="and should be 0"):
+        train("none", [])
+
+
 # --- in the plan
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -212,20 +286,23 @@ VARIANTS: dict[str, dict[str, Any]] = {
     ", loss distill": {"loss": "distill"},
     ", divergence chi_squared": {"divergence": "chi_squared"},
     ", sft_weight 0.5": {"sft_weight": 0.5},
+    ", reference mixed with pi_init (0.25)": {"reference_mix": 0.25},
 }
+PLAIN = {"noise": {"lambdas": [0.0, 0.0]}}
 
 
 @pytest.mark.parametrize(("words", "setting"), VARIANTS.items())
 def test_a_plan_says_what_is_minimised_and_only_refinements_change(words: str, setting: dict[str, Any]) -> None:
-    before, after = plan_of(), plan_of(refine=setting)
+    before, after = plan_of(**PLAIN), plan_of(**PLAIN, refine=setting)
     assert words in after.stage("refine-1").role
     assert words not in before.stage("refine-1").role
     own, theirs = ({stage.id: stage.key for stage in plan.stages} for plan in (after, before))
     first = next(stage.id for stage in after.stages if own[stage.id] != theirs[stage.id])
     assert first == "refine-1"
     assert own["judge-1"] == theirs["judge-1"]
+    assert {*own} == {*theirs}  # no pass more
 
 
 def test_defaults_move_no_key() -> None:
-    spelled = {"loss": "sigmoid", "divergence": "reverse_kl", "sft_weight": 0.0}
+    spelled = {"loss": "sigmoid", "divergence": "reverse_kl", "sft_weight": 0.0, "reference_mix": 0.0}
     assert [s.key for s in plan_of(refine=spelled).stages] == [s.key for s in plan_of().stages]
