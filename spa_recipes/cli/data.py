@@ -135,7 +135,8 @@ def _print_rows(rows: Sequence[Mapping[str, Any]], model: str | None) -> None:
         say(bold(f"row {number}"))
         for part, messages in _parts(row):
             for message in messages:
-                say(f"  {part} {message['role']}: {_short(message['content'])}")
+                calls = f" calls {message['tool_calls']}" if "tool_calls" in message else ""
+                say(f"  {part} {message['role']}: {_short(message['content'] + calls)}")
         if renderer is not None:
             say(f"  rendered: {_short(repr(_rendered(renderer, row)), 600)}")
     unit, lengths = _lengths(rows, renderer)
