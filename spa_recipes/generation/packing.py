@@ -225,7 +225,13 @@ def _attention(
     attention_mask: torch.Tensor | None,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The model's own attention over the texts; queries, keys and values come as (1, heads, T, D)."""
+    """The model's own attention over the texts; queries, keys and values come as (1, heads, T, D).
+
+    Raises:
+        TypeError: the architecture makes a mask of its own, which says more than where the texts are.
+    """
+    if attention_mask is not None:
+        raise TypeError(f"{type(module).__name__} makes its own mask")
     settings.pop("position_ids", None)  # by which some kernels look for texts in a row themselves
 
     def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

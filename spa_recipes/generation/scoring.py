@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from spa_recipes.algo.logps import CHUNK_SIZE, LmHead, at_least_fp32, target_logps, tiled_token_logps
-from spa_recipes.errors import StageError
+from spa_recipes.errors import DataError, StageError
 from spa_recipes.generation.engines import Progress
 from spa_recipes.generation.lm_head import TOLERANCE, checked_lm_head, hidden_states, logits_at
 from spa_recipes.generation.packing import (
@@ -85,6 +85,7 @@ def sequence_logps(
 
     Raises:
         ValueError: an item has an empty prompt or response.
+        DataError: texts are longer than those that the model reads by themselves.
         StageError: a result is NaN or infinite.
     """
     rule = Rule(lambda: scoring_pass(model.device, onednn_products), _by_head, lambda sums_B: [*zip(sums_B.tolist())])
@@ -107,6 +108,8 @@ def score(
         return []
     if model.device.type == "cpu":
         keep_freed_memory()
+    if any("dynamic" in kind for kind in _length_kinds(model)):
+        _refuse_growing(model, items)
     values: list[Values] = [()] * len(items)
     done = tokens = 0
     head = checked_lm_head(model, items[0].prompt_ids + items[0].response_ids)
@@ -158,7 +161,7 @@ def _padded_passes(
 ) -> Passes:
     """A text per row, for every model; without `head` by the model's own logits."""
     most = min(tokens_per_batch, CPU_TOKENS) if model.device.type == "cpu" else tokens_per_batch
-    for groups in batches(alone(items), 1 if _reads_lengths(model) else most, padding=True):
+    for groups in batches(alone(items), 1 if _reads_lengths(model, items) else most, padding=True):
         with rule.within():
             batch = padded(groups, model.device)
             if head is None:
@@ -218,22 +221,64 @@ def _can_be_packed(model: PreTrainedModel, items: Sequence[Scored]) -> bool:
     known = config._attn_implementation == "sdpa" and (window is None or window >= longest)
     known = known or config._attn_implementation in ("flash_attention_2", "flash_attention_3")
     takes_positions = "position_ids" in inspect.signature(type(model.base_model).forward).parameters
-    return known and takes_positions and not _reads_lengths(model) and _agree(model, items)
+    return known and takes_positions and not _length_kinds(model) and _agree(model, items)
 
 
-def _reads_lengths(model: PreTrainedModel) -> bool:
-    """Whether the model's rotary embedding depends on the longest text of a pass."""
+def _length_kinds(model: PreTrainedModel) -> list[str]:
+    """The kinds of rotary embedding, if any, by which the model reads a text depending on the longest one of a pass."""
     rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
-    kinds = [value.get("rope_type") for value in (rope, *rope.values()) if isinstance(value, dict)]
-    return any(kind == "longrope" or "dynamic" in str(kind) for kind in kinds)
+    kinds = [str(value.get("rope_type")) for value in (rope, *rope.values()) if isinstance(value, dict)]
+    return [kind for kind in kinds if kind == "longrope" or "dynamic" in kind]
+
+
+@torch.inference_mode()
+def _reads_lengths(model: PreTrainedModel, items: Sequence[Scored]) -> bool:
+    """Whether the model reads a text otherwise where more tokens stand behind it: it says so, or shows it.
+
+    An attention that chooses among all tokens of a row does; padding would change what such a model says.
+    """
+    if _length_kinds(model):
+        return True
+    longest = max(items, key=lambda item: len(item.prompt_ids) + len(item.response_ids))
+    ids = [*longest.prompt_ids, *longest.response_ids]
+    half_1TD, whole_1TD = (
+        model.base_model(input_ids=torch.tensor([some], device=model.device), use_cache=False)[0]
+        for some in (ids[: len(ids) // 2], ids)
+    )
+    off = (half_1TD - whole_1TD[:, : half_1TD.shape[1]]).abs().max()
+    return bool(off > TOLERANCE[model.dtype] * whole_1TD.abs().max())
+
+
+def _refuse_growing(model: PreTrainedModel, items: Sequence[Scored]) -> None:
+    """Refuse texts for which a dynamic rotary embedding grows: it stays so for the shorter texts after them.
+
+    Raises:
+        DataError: names the limit.
+    """
+    config = model.config.get_text_config()
+    longest = max(len(item.prompt_ids) + len(item.response_ids) for item in items)
+    limit = getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings
+    if longest > limit:
+        raise DataError(
+            f"a text of {longest} tokens is longer than {limit}, from where on this model's positions (dynamic) depend "
+            "on the texts before it",
+            where=str(config.name_or_path),
+            fix=f"set the largest length to {limit}",
+        )
 
 
 @torch.inference_mode()
 def _agree(model: PreTrainedModel, items: Sequence[Scored]) -> bool:
-    """Whether texts made of the items' tokens look the same to the model in one row and in rows of their own."""
+    """Whether texts look the same to the model in one row and in rows of their own: short ones, and the longest one."""
     ids = list(islice(cycle(token for item in items for token in item.prompt_ids + item.response_ids), 39))
     some = [Scored(ids[:16], ids[16:24]), Scored(ids[:16], ids[24:29]), Scored(ids[29:36], ids[36:])]
-    groups = groups_of(some, 64)
+    # An attention that changes with the length of a text shows it on a long one only.
+    ordered = sorted(items, key=lambda item: len(item.prompt_ids) + len(item.response_ids))
+    return all(_look_the_same(model, texts) for texts in (some, [ordered[0], ordered[-1]]))
+
+
+def _look_the_same(model: PreTrainedModel, some: Sequence[Scored]) -> bool:
+    groups = groups_of(some, sum(len(item.prompt_ids) + len(item.response_ids) for item in some))
     apart = (padded(alone([some[i]]), model.device) for group in groups for i in group.items)
     try:
         apart_ND = torch.cat([hidden_states(model, batch.input_ids).flatten(0, 1)[batch.at] for batch in apart])

@@ -31,6 +31,28 @@ def lora_config(settings: Lora) -> Any:
     )
 
 
+def refuse_on_output_layer(model: PreTrainedModel) -> None:
+    """Refuse adapters on the output layer, whose weight is read directly, and on embeddings that are tied to it.
+
+    Merged into tied embeddings, an adapter would change the output layer, which was trained without it.
+
+    Raises:
+        RecipeError: names the layer.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    head = model.get_output_embeddings()
+    weight = getattr(head.get_base_layer() if isinstance(head, LoraLayer) else head, "weight", None)
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer) and layer.get_base_layer().weight is weight:
+            short = name.rpartition(".")[2]
+            raise RecipeError(
+                f"{short} is the output layer" + ("" if layer is head else ", too, as the embeddings are tied"),
+                where="model.lora.lora_target_modules",
+                fix=f"remove {short}: log-probs are read from its weight directly",
+            )
+
+
 def sums_with(model: PreTrainedModel, adapter: Path) -> tuple[PreTrainedModel, dict[str, Callable[[], torch.Tensor]]]:
     """The model without layers of peft, and what makes each of its weights that a trained adapter is added to.
 

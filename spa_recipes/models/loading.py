@@ -23,6 +23,7 @@ from spa_recipes.algo.reward import use_score_head
 from spa_recipes.data.chat import is_model_folder, is_path
 from spa_recipes.data.hub import hub_error
 from spa_recipes.errors import DataError, RecipeError, TryAgainError
+from spa_recipes.models.causal import check_causal
 from spa_recipes.models.dtype import torch_dtype
 from spa_recipes.models.memory import is_out_of_memory
 from spa_recipes.recipe.schema import Model
@@ -84,7 +85,10 @@ def for_inference(load: Load, settings: Model) -> PreTrainedModel:
     """
     path = settings.model_name_or_path
     try:
-        return load(path, settings, torch_dtype(settings.dtype)).to(local_device()).eval()
+        model: PreTrainedModel = load(path, settings, torch_dtype(settings.dtype)).to(local_device()).eval()
+        if load is load_causal_lm:
+            check_causal(model)
+        return model
     except Exception as error:
         if not is_out_of_memory(error):
             raise

@@ -76,15 +76,32 @@ def save_model(
     )
     with suppress(OSError):  # a model need not have one
         model.generation_config = GenerationConfig.from_pretrained(str(source), revision=revision)
+    unsaved = _unsavable(model)
     for tied, kept in model.all_tied_weights_keys.items():  # a sharded model hands out two copies
         if kept in weights.tensors:
             weights.tensors.pop(tied, None)
     update = Update()
     state_dict = _rounded(weights, dtype, update, key=None if settings.save_rounding == "nearest" else key)
     model.save_pretrained(folder, state_dict=state_dict)
+    if unsaved is not None:
+        atomic.write_json(folder / "generation_config.json", unsaved)
     _declare_dtype(folder / "config.json", dtype)
     tokenizer.save_pretrained(str(folder))
     return update.figures()
+
+
+def _unsavable(model: PreTrainedModel) -> dict[str, Any] | None:
+    """The generation configuration of a model where transformers refuses to save it, which then saves a default one.
+
+    Such ones are published, a temperature beside `do_sample: false`; they say nothing that is used here but the ends.
+    """
+    try:
+        model.generation_config.validate(strict=True)
+    except ValueError:
+        content: dict[str, Any] = model.generation_config.to_diff_dict()
+        model.generation_config = GenerationConfig()
+        return content
+    return None
 
 
 def _rounded(weights: Weights, dtype: torch.dtype, update: Update, *, key: str | None) -> dict[str, torch.Tensor]:

@@ -4,27 +4,30 @@ Only small files are read and no heavy library is imported, so a mistake is told
 or from the Hub (its cache, where the environment forbids the network).
 """
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from spa_recipes.benchmarks import alpaca_eval, mt_bench
 from spa_recipes.data.chat import is_path
 from spa_recipes.data.hub import hub_error
 from spa_recipes.data.places import local_path
+from spa_recipes.data.template import MAX_FILE_BYTES
 from spa_recipes.errors import DataError, RecipeError, TryAgainError, setting
 from spa_recipes.plan import ALPACA_EVAL_PROMPTS, KINDS, Content, External, Plan, Stage, is_of_benchmark
 from spa_recipes.plan.powers import is_kernel
 from spa_recipes.recipe.schema import AnyRecipe, BenchmarkJob, Endpoint, JudgeJob
+from spa_recipes.run import model_preflight
 from spa_recipes.run.downloads import check_download
 from spa_recipes.run.intact import check_made_model
+from spa_recipes.run.model_files import ModelFiles, hub_is_offline
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.run.tangent_preflight import check_adapter, refuse_different
 from spa_recipes.run.vllm_preflight import IN_A_JOB, IN_A_RECIPE, check_vllm
+from spa_recipes.state.reading import read_text
 
 WEIGHTS = "model.safetensors"
 SHARDED_WEIGHTS = "model.safetensors.index.json"
@@ -176,7 +179,7 @@ def _check_hub_dataset(name: str) -> None:
         HfApi().auth_check(name, repo_type="dataset")
     except Exception as error:  # the Hub client and its network library raise what they like
         problem = hub_error("dataset", name, error)
-        if not (_is_cached_dataset(name) and (_hub_is_offline() or isinstance(problem, TryAgainError))):
+        if not (_is_cached_dataset(name) and (hub_is_offline() or isinstance(problem, TryAgainError))):
             raise problem from error
 
 
@@ -186,12 +189,6 @@ def _is_cached_dataset(name: str) -> bool:
 
     cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets")
     return (cache / name.replace("/", "___")).is_dir()
-
-
-def _hub_is_offline() -> bool:
-    from huggingface_hub import constants
-
-    return bool(constants.HF_HUB_OFFLINE)
 
 
 # --- benchmarks
@@ -226,72 +223,6 @@ def _check_benchmark(stage: Stage) -> None:
 # --- models
 
 
-class ModelFiles(NamedTuple):
-    """The small files of a model in a folder or on the Hub."""
-
-    location: str
-    revision: str | None
-
-    @property
-    def local(self) -> bool:
-        """Whether it is a folder on this disk."""
-        return Path(self.location).is_dir()
-
-    def find(self, name: str, *, needed: bool = False) -> Path | None:
-        """A file, fetched from the Hub if it has to be; None where there is none.
-
-        Raises:
-            DataError, TryAgainError: the Hub does not give it; where it cannot be asked, for a `needed` file only.
-        """
-        if self.local:
-            path = Path(self.location) / name
-            return path if path.is_file() else None
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
-
-        try:
-            return Path(hf_hub_download(self.location, name, revision=self.revision))
-        except EntryNotFoundError as error:  # also: not in the cache, and the Hub cannot be asked
-            if needed and type(error).__name__ == "LocalEntryNotFoundError":
-                raise hub_error("model", self.location, error) from error
-            return None
-        except Exception as error:  # the Hub client and its network library raise what they like
-            raise hub_error("model", self.location, error) from error
-
-    def has(self, name: str) -> bool:
-        """Whether there is such a file, without fetching it."""
-        if self.local:
-            return (Path(self.location) / name).is_file()
-        from huggingface_hub import HfApi, try_to_load_from_cache
-
-        if isinstance(try_to_load_from_cache(self.location, name, revision=self.revision), str):
-            return True
-        if _hub_is_offline():
-            return False
-        try:
-            return HfApi().file_exists(self.location, name, revision=self.revision)
-        except Exception as error:  # as above
-            raise hub_error("model", self.location, error) from error
-
-    def read(self, name: str, *, needed: bool = False) -> dict[str, Any]:
-        """A JSON object; empty where there is no such file.
-
-        Raises:
-            DataError: it is no JSON object; as `find`.
-        """
-        path = self.find(name, needed=needed)
-        if path is None:
-            return {}
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            reason = str(error).splitlines()[0]
-            raise DataError(f"{name} cannot be read ({reason})", where=self.location, fix="save it again") from error
-        if not isinstance(value, dict):
-            raise DataError(f"{name} is not a JSON object", where=self.location, fix="save the model again")
-        return value
-
-
 def _check_model(files: ModelFiles, use: _Use, recipe: AnyRecipe) -> None:
     if not files.local and is_path(files.location):
         raise DataError("no such model folder", where=files.location, fix="check the path")
@@ -305,6 +236,7 @@ def _check_model(files: ModelFiles, use: _Use, recipe: AnyRecipe) -> None:
             if adapter
             else "give a folder as `save_pretrained` writes it, or a Hub id",
         )
+    _check_fit(files, config, use, recipe)
     _check_weights(files)
     if not recipe.model.trust_remote_code:
         _refuse_remote_code(files, config, recipe, tokenizer=use.texts)
@@ -318,6 +250,19 @@ def _check_model(files: ModelFiles, use: _Use, recipe: AnyRecipe) -> None:
         _check_positions(files, config, _judge_key(use.asked, "max_length"), use.asked.settings["model"].max_length)
     if use.texts:
         _check_tokenizer(files, use, recipe)
+
+
+def _check_fit(files: ModelFiles, config: Mapping[str, Any], use: _Use, recipe: AnyRecipe) -> None:
+    """What of a model cannot be used as these stages use it."""
+    asked = use.asked.settings if use.asked is not None else {}
+    if not (use.judge and asked["sampling"].backend.type == "vllm"):  # which serves quantised models
+        model_preflight.refuse_quantised(files, config)
+    if not use.reward:
+        model_preflight.refuse_bidirectional(files, config)
+    if use.tokens and not isinstance(recipe, JudgeJob):
+        key, wanted = _word(recipe, "model.max_length"), recipe.model.max_length
+        model_preflight.refuse_growing_positions(files, config, key, wanted)
+        model_preflight.refuse_tied_adapter(files, config, recipe.model.lora)
 
 
 def _check_weights(files: ModelFiles) -> None:
@@ -433,6 +378,14 @@ def _check_tokenizer(files: ModelFiles, use: _Use, recipe: AnyRecipe) -> None:
     if not given and not settings.get("chat_template") and files.find("chat_template.jinja") is None:
         fix = "name a reward model whose tokenizer has one" if use.reward else f"name a file with one in {key}"
         raise DataError("the tokenizer has no chat template", where=files.location, fix=fix)
+    config = files.read("config.json")
+    model_preflight.refuse_unknown_tokens(files, config, _vocabulary(files), _template(files, settings))
+
+
+def _template(files: ModelFiles, settings: Mapping[str, Any]) -> str:
+    """The text of the model's own chat template."""
+    path = files.find("chat_template.jinja")
+    return read_text(path, limit=MAX_FILE_BYTES) if path is not None else str(settings.get("chat_template"))
 
 
 # --- vocabularies
@@ -448,10 +401,15 @@ def _check_vocabularies(recipe: AnyRecipe, uses: Mapping[External, _Use]) -> Non
     if policy is None:
         return
     with _named(recipe, policy):
-        ours = _vocabulary(policy)
+        ours = _vocabulary(ModelFiles(policy.location, policy.revision))
     for model in readers:
         with _named(recipe, model):
-            if model != policy and ours and (theirs := _vocabulary(model)) and theirs != ours:
+            if (
+                model != policy
+                and ours
+                and (theirs := _vocabulary(ModelFiles(model.location, model.revision)))
+                and theirs != ours
+            ):
                 raise DataError(
                     f"the tokenizers of this model and of {policy.location} differ",
                     where=model.location,
@@ -477,9 +435,9 @@ def _is_policy(recipe: AnyRecipe, model: External) -> bool:
     return model.location in (name, str(Path(name).expanduser()))
 
 
-def _vocabulary(model: External) -> dict[str, int]:
+def _vocabulary(files: ModelFiles) -> dict[str, int]:
     """Tokens and their ids as `tokenizer.json` lists them; empty where that cannot be told."""
-    content = ModelFiles(model.location, model.revision).read("tokenizer.json")
+    content = files.read("tokenizer.json")
     try:
         words = content["model"]["vocab"]
         # A dictionary, or the pieces of a Unigram model with their scores, in the order of their ids.

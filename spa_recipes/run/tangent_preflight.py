@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from spa_recipes.errors import DataError
 
 if TYPE_CHECKING:
-    from spa_recipes.run.preflight import ModelFiles
+    from spa_recipes.run.model_files import ModelFiles
 
 _SHAPE = (
     "model_type",

@@ -1,5 +1,6 @@
 """Samples K answers to every prompt of an iteration, and keeps the log-prob of each sampled token."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +25,9 @@ from spa_recipes.stages.common import (
     use_local_device,
 )
 from spa_recipes.stages.context import NO_RESULT, Context, Result
+
+FAR_IN_FLOAT32 = 2e-3
+"""Nats per root of a token. It is ten times what was measured between sampling and scoring in float32, 2e-4 at most."""
 
 
 class Sampler:
@@ -182,11 +186,36 @@ def _logp_differences(context: Context, rows: Sequence[CompletionRow], count: in
         tokens_per_batch=settings["score_tokens_per_batch"],
         onednn_products=settings["onednn_products"],
     )
+    _refuse_other_model(policy, chosen, again)
     differences = [abs(sum(row["logps"] or ()) - logp) for row, logp in zip(chosen, again, strict=True)]
     return {
         "logp_difference_per_token": sum(differences) / sum(len(row["response_ids"]) for row in chosen),
         "logp_difference_max": max(differences),
     }
+
+
+def _refuse_other_model(policy: Model, rows: Sequence[CompletionRow], again: Sequence[float]) -> None:
+    """Stop where log-probs that were kept in float32 are not those of a pass over the whole answer.
+
+    In half precision, the stage that labels by them measures the rounding and compares.
+
+    Raises:
+        StageError: names the answer that is furthest off.
+    """
+    from spa_recipes.models.dtype import torch_dtype
+
+    if str(torch_dtype(policy.dtype)) != "torch.float32":
+        return
+    for row, logp in zip(rows, again, strict=True):
+        off = abs(sum(row["logps"] or ()) - logp)
+        if off > FAR_IN_FLOAT32 * math.sqrt(len(row["response_ids"])):
+            raise StageError(
+                f"the log-probs that sampling kept are {off:.3g} nats off those of one pass over the answer: sampled "
+                "token by token, the model is another one",
+                where=f"prompt {row['prompt_id']}, answer {row['sample']}",
+                fix="set model.max_length to the model's original context, or sampling.backend.type to the other "
+                "engine; please report the architecture",
+            )
 
 
 def is_empty(text: str) -> bool:

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from trl import DPOConfig, SFTConfig
 
 from spa_recipes.errors import DataError
-from spa_recipes.models.adapters import lora_config
+from spa_recipes.models.adapters import lora_config, refuse_on_output_layer
+from spa_recipes.models.causal import check_causal
 from spa_recipes.models.dtype import dtype_name
 from spa_recipes.models.loading import load_causal_lm
 from spa_recipes.recipe.schema import PreferenceTraining, SupervisedTraining
@@ -45,13 +46,14 @@ def train_sft(model_path: Path | str, rows: Rows, settings: SupervisedTraining, 
     table = common.checked_rows(rows, ("input_ids", "response_mask"))
     dtype = common.training_dtype(env.model)
     args = SFTConfig(**common.trainer_arguments(settings, env, dtype, len(table)), max_length=None)
+    policy = _policy(model_path, env, dtype, args, dropout=settings.dropout)
     trainer = SpaSftTrainer(
-        _policy(model_path, env, dtype, args, dropout=settings.dropout),
+        policy,
         args,
         table,
         global_batch_size=settings.global_batch_size,
         processing_class=copy.deepcopy(env.tokenizer),
-        data_collator=SftCollator(_pad_token_id(env)),
+        data_collator=SftCollator(_pad_token_id(env, policy)),
         **_adapter(env),
     )
     tokens = sum(column_lengths(table, "input_ids")) * settings.num_train_epochs
@@ -115,8 +117,9 @@ def train_preference(
     if not precomputed and not own_base:
         assert reference_path is not None
         reference = load_causal_lm(reference_path, env.model, dtype)
+    policy = _policy(policy_path, env, dtype, args)
     trainer = SpaTrainer(
-        _policy(policy_path, env, dtype, args),
+        policy,
         args,
         table,
         global_batch_size=settings.global_batch_size,
@@ -126,7 +129,7 @@ def train_preference(
         largest_first_margin=largest_first_margin,
         ref_model=reference,
         processing_class=copy.deepcopy(env.tokenizer),
-        data_collator=PairCollator(_pad_token_id(env)),
+        data_collator=PairCollator(_pad_token_id(env, policy)),
         **_adapter(env),
     )
     tokens = pair_tokens(table) * settings.num_train_epochs
@@ -147,9 +150,12 @@ def _train(
     dropout: bool = False,
 ) -> TrainResult:
     """Train, from a checkpoint if there is one, save, and sum up; `example` is a text of some tokens."""
+    if env.model.lora is not None:
+        refuse_on_output_layer(trainer.model)
     common.train_in_float32(trainer.model)
     if not is_sharded():
         with trainer.accelerator.autocast():
+            check_causal(trainer.model)
             check_response_logps(trainer.model, example, common.tolerance(dtype))
             if not dropout:
                 check_no_dropout(trainer.model, example, common.tolerance(dtype))
@@ -206,8 +212,9 @@ def _adapter(env: TrainEnv) -> dict[str, Any]:
     return {} if env.model.lora is None else {"peft_config": lora_config(env.model.lora)}
 
 
-def _pad_token_id(env: TrainEnv) -> int:
+def _pad_token_id(env: TrainEnv, policy: PreTrainedModel) -> int:
+    """The token that stands on the right of shorter texts, where nothing looks; one that the model has."""
     pad = env.tokenizer.pad_token_id if env.tokenizer.pad_token_id is not None else env.tokenizer.eos_token_id
     if pad is None:
         raise DataError("the tokenizer has neither a pad nor an end token", fix="set one in tokenizer_config.json")
-    return int(pad)
+    return int(pad) if pad < policy.config.get_text_config().vocab_size else 0

@@ -51,6 +51,37 @@ FOLDERS: dict[str, tuple[dict[str, Any], type[SpaError], str, str]] = {
         "the weights model-2.safetensors are missing",
         "download or save the model again",
     ),
+    "quantised": (
+        {"config__json": json.dumps({**CONFIG, "quantization_config": {"quant_method": "gptq"}})},
+        DataError,
+        "its weights are stored quantised (gptq)",
+        "give the model that it was made from",
+    ),
+    "bidirectional": (
+        {"config__json": json.dumps({**CONFIG, "use_bidirectional_attention": True})},
+        DataError,
+        "it is no causal language model",
+        "give a model that generates text",
+    ),
+    "growing positions": (
+        {
+            "config__json": json.dumps(
+                {**CONFIG, "original_max_position_embeddings": 1024, "rope_scaling": {"type": "longrope"}}
+            )
+        },
+        RecipeError,
+        "model.max_length (2048) is more than 1024",
+        "set model.max_length to 1024 or less",
+    ),
+    "no embedding": (
+        {
+            "config__json": json.dumps({**CONFIG, "vocab_size": 2}),
+            "tokenizer_config__json": json.dumps({"chat_template": "{{ messages }}<end>"}),
+        },
+        DataError,
+        "the model has no embedding for: <end> is 2, and there are 2",
+        "resize_token_embeddings",
+    ),
     "no tokenizer": ({"tokenizer__json": None}, DataError, "there is no tokenizer", "the tokenizer beside the model"),
     "no template": (
         {"tokenizer_config__json": "{}"},

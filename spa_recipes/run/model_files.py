@@ -1,0 +1,80 @@
+"""The small files of a model, in a folder or on the Hub. Nothing heavy is imported, and no weights are read."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from spa_recipes.data.hub import hub_error
+from spa_recipes.errors import DataError
+
+
+class ModelFiles(NamedTuple):
+    """The small files of a model in a folder or on the Hub."""
+
+    location: str
+    revision: str | None
+
+    @property
+    def local(self) -> bool:
+        """Whether it is a folder on this disk."""
+        return Path(self.location).is_dir()
+
+    def find(self, name: str, *, needed: bool = False) -> Path | None:
+        """A file, fetched from the Hub if it has to be; None where there is none.
+
+        Raises:
+            DataError, TryAgainError: the Hub does not give it; where it cannot be asked, for a `needed` file only.
+        """
+        if self.local:
+            path = Path(self.location) / name
+            return path if path.is_file() else None
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+
+        try:
+            return Path(hf_hub_download(self.location, name, revision=self.revision))
+        except EntryNotFoundError as error:  # also: not in the cache, and the Hub cannot be asked
+            if needed and type(error).__name__ == "LocalEntryNotFoundError":
+                raise hub_error("model", self.location, error) from error
+            return None
+        except Exception as error:  # the Hub client and its network library raise what they like
+            raise hub_error("model", self.location, error) from error
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file, without fetching it."""
+        if self.local:
+            return (Path(self.location) / name).is_file()
+        from huggingface_hub import HfApi, try_to_load_from_cache
+
+        if isinstance(try_to_load_from_cache(self.location, name, revision=self.revision), str):
+            return True
+        if hub_is_offline():
+            return False
+        try:
+            return HfApi().file_exists(self.location, name, revision=self.revision)
+        except Exception as error:  # as above
+            raise hub_error("model", self.location, error) from error
+
+    def read(self, name: str, *, needed: bool = False) -> dict[str, Any]:
+        """A JSON object; empty where there is no such file.
+
+        Raises:
+            DataError: it is no JSON object; as `find`.
+        """
+        path = self.find(name, needed=needed)
+        if path is None:
+            return {}
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            reason = str(error).splitlines()[0]
+            raise DataError(f"{name} cannot be read ({reason})", where=self.location, fix="save it again") from error
+        if not isinstance(value, dict):
+            raise DataError(f"{name} is not a JSON object", where=self.location, fix="save the model again")
+        return value
+
+
+def hub_is_offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
