@@ -157,7 +157,7 @@ def test_a_pad_token_beyond_the_embeddings_is_nothing_to_a_training(tmp_path: Pa
 def test_kept_log_probs_of_another_model_stop_a_stage() -> None:
     settings = Model(model_name_or_path="m", dtype="float32")
     row: Any = {"prompt_id": "abc", "sample": 1, "response_ids": [1] * 100, "logps": [-1.0] * 100}
-    _refuse_other_model(settings, [row], [-100.01])
+    _refuse_other_model(settings, [row], [-100.009])
     with pytest.raises(StageError, match=r"0\.056 nats off those of one pass over the answer"):
         _refuse_other_model(settings, [row], [-100.056])
     _refuse_other_model(Model(model_name_or_path="m", dtype="bfloat16"), [row], [-101.0])
