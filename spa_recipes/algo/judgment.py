@@ -110,6 +110,15 @@ def select_pair(rewards: torch.Tensor | Sequence[float], tie_key: str) -> PairCh
     return PairChoice(chosen, rejected, margin, p_chosen.item(), len(best) > 1 or len(worst) > 1)
 
 
+def largest_margins(margins: Sequence[float], keep: float) -> list[int]:
+    """Indices, in ascending order, of the share `keep` of the pairs that have the largest |margins| (SeRA).
+
+    The number of pairs is rounded, and at least one is kept; of equal margins the earlier ones are. keep = 1 keeps all.
+    """
+    count = max(1, round(keep * len(margins)))
+    return sorted(sorted(range(len(margins)), key=lambda i: -abs(margins[i]))[:count])
+
+
 def _drawn(indices: list[int], tie_key: str) -> int:
     """The index that the key selects."""
     return min(indices, key=lambda index: hashlib.sha256(f"{tie_key}:{index}".encode()).digest())

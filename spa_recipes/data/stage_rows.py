@@ -25,7 +25,8 @@ class JudgmentRow(TypedDict):
         rewards: the judge's, of every answer.
         margin, p_chosen: difference of the two rewards, and its sigmoid.
         tied: whether best and worst had the same reward, so that the seeded rule chose.
-        policy_logps, reference_logps: log-probs of the answers in nats, None where the judge needs none.
+        policy_logps, reference_logps: log-probs of the answers in nats, under pi_{i-1} and under the judge's reference;
+            None where the judge needs none.
         gold: the sandbox's gold rewards, where it is known.
         label: as in `LabelledPrompt`.
         log_ratios, standard_error: log pi(y|x) - log pi_ref(y|x) of the answers in nats, and what rounding does to the

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from spa_recipes.plan.kinds import ADAPTER, MODEL
-from spa_recipes.plan.log_ratios import add_log_ratios, of_both_models
+from spa_recipes.plan.log_ratios import LOG_RATIOS_INPUT, add_log_ratios, of_both_models
 from spa_recipes.plan.stages import Builder, External, Input, StageOutput
 from spa_recipes.plan.verdicts import add_verdicts
 from spa_recipes.recipe.schema import (
@@ -42,15 +42,24 @@ class Iteration(NamedTuple):
 
     Attributes:
         policy: pi_{i-1}, which answered the prompts; `before` is its name.
+        earlier: pi_{i-2}, and pi_init in the first iteration.
         prompts: fresh prompts, and `completions` their answers; `rows` counts the answers.
     """
 
     number: int
     before: str
     policy: Input
+    earlier: "Named"
     prompts: StageOutput
     completions: StageOutput
     rows: int
+
+
+class Named(NamedTuple):
+    """A model and what it is called."""
+
+    model: Input
+    name: str
 
 
 class Judging(NamedTuple):
@@ -75,26 +84,34 @@ def implicit_reward(recipe: Recipe, build: Builder, models: Models) -> Label:
     """
     judge = recipe.judge
     assert isinstance(judge, ImplicitRewardJudge)
-    reference, name = _reference(judge, build, models)
-    settings = judge.model_copy(update={"method": "auto"})  # the labels depend on the log-ratios only
+    reference_of, judges_of = _reference(judge, build, models), _judges(judge, recipe, build, models)
+    # The labels depend on the log-ratios only. The models behind them are inputs.
+    settings = judge.model_copy(update={"method": "auto"})
     together = of_both_models(recipe.model, judge.method, with_noise=judge.min_margin_in_noise is not None)
 
     def from_both(iteration: Iteration) -> Judging:
-        ratios = add_log_ratios(
-            build,
-            f"log-ratios-{iteration.number}",
-            f"log-ratios of the answers: {iteration.before} against {name}, the judge's reference",
-            model=models.settings,
-            method=judge.method,
-            inputs={"policy": iteration.policy, "reference": reference, "completions": iteration.completions},
-            rows=iteration.rows,
-        )
-        return Judging({"log_ratios": ratios}, settings, f"{iteration.before} labels its own answers")
+        reference, who = reference_of(iteration), judges_of(iteration)
+        inputs: dict[str, Input] = {}
+        for prefix, judging in zip(("", "seed_"), who, strict=False):
+            inputs[f"{prefix}{LOG_RATIOS_INPUT}"] = add_log_ratios(
+                build,
+                f"log-ratios-{iteration.number}{'-seed' if prefix else ''}",
+                f"log-ratios of the answers: {judging.name} against {reference.name}, the judge's reference",
+                model=models.settings,
+                method=judge.method,
+                inputs={"policy": judging.model, "reference": reference.model, "completions": iteration.completions},
+                rows=iteration.rows,
+            )
+        return Judging(inputs, settings, _role(who, iteration, judge.keep))
 
     def from_each(iteration: Iteration) -> Judging:
-        scored = [("reference", reference, f"{name}, the judge's reference")]
+        reference, who = reference_of(iteration), judges_of(iteration)
+        scored = [("reference", reference.model, f"{reference.name}, the judge's reference")]
         if judge.recompute_policy_logps:
             scored.append(("policy", iteration.policy, iteration.before))
+        if who[0].model != iteration.policy:  # whose log-probs no sampling kept
+            scored.append(("judging", who[0].model, f"{who[0].name}, which judges"))
+        scored += [("seed", other.model, f"{other.name}, which judges, too") for other in who[1:]]
         inputs: dict[str, Input] = {}
         for role, model, words in scored:
             stage = build.add(
@@ -106,7 +123,7 @@ def implicit_reward(recipe: Recipe, build: Builder, models: Models) -> Label:
                 rows=iteration.rows,
             )
             inputs[f"{role}_logps"] = StageOutput(stage, "logps.parquet")
-        return Judging(inputs, settings, f"{iteration.before} labels its own answers")
+        return Judging(inputs, settings, _role(who, iteration, judge.keep))
 
     return from_both if together else from_each
 
@@ -187,13 +204,49 @@ def beside_adapter(recipe: Recipe, build: Builder, policy: Input) -> dict[str, I
     return {"adapter": StageOutput(policy.stage, ADAPTER), "base": build.stages[policy.stage].inputs["policy"]}
 
 
-def _reference(judge: ImplicitRewardJudge, build: Builder, models: Models) -> tuple[Input, str]:
-    """The judge's reference and its name; the same in every iteration."""
+def _reference(judge: ImplicitRewardJudge, build: Builder, models: Models) -> Callable[[Iteration], Named]:
+    """The judge's reference in an iteration: the same in each, unless it is the policy before pi_{i-1}."""
+    if judge.reference == "previous":
+        return lambda iteration: iteration.earlier
     if judge.reference == "init":
-        return models.init, "pi_init"
-    if judge.reference == "base":
-        return models.base, "the base model"
-    return build.model(judge.reference, None, "judge.reference"), judge.reference
+        fixed = Named(models.init, "pi_init")
+    elif judge.reference == "base":
+        fixed = Named(models.base, "the base model")
+    else:
+        fixed = Named(build.model(judge.reference, None, "judge.reference"), judge.reference)
+    return lambda iteration: fixed
+
+
+def _judges(
+    judge: ImplicitRewardJudge, recipe: Recipe, build: Builder, models: Models
+) -> Callable[[Iteration], tuple[Named, ...]]:
+    """The models whose rewards label the answers of an iteration: pi_{i-1}, or what `judge.policy` says.
+
+    In the first iteration pi_{i-1} is pi_0, so `seed` and `mean` add nothing to it.
+    """
+    seed = Named(StageOutput("seed", MODEL) if recipe.data.seed_labels else models.init, "pi_0")
+
+    def own(iteration: Iteration) -> Named:
+        return Named(iteration.policy, iteration.before)
+
+    if judge.policy == "previous":
+        return lambda iteration: (own(iteration),)
+    if judge.policy == "seed":
+        return lambda iteration: (seed,)
+    if judge.policy == "mean":
+        return lambda iteration: (own(iteration), *([seed] if iteration.number > 1 else []))
+    fixed = Named(build.model(judge.policy, None, "judge.policy"), judge.policy)
+    return lambda iteration: (fixed,)
+
+
+def _role(who: tuple[Named, ...], iteration: Iteration, keep: float) -> str:
+    """What a judge stage does, in words."""
+    names = [judging.name for judging in who]
+    if names == [iteration.before]:
+        words = f"{iteration.before} labels its own answers"
+    else:
+        words = f"{' and '.join(names)} {'label' if names[1:] else 'labels'} the answers of {iteration.before}"
+    return words if keep == 1.0 else f"{words}; the {keep:.0%} with the largest margins are kept"
 
 
 def _given_or_trained(judge: RewardModelJudge, recipe: Recipe, build: Builder, models: Models) -> Input:

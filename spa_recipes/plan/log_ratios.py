@@ -6,6 +6,8 @@ from spa_recipes.plan.stages import Builder, Input, StageOutput
 from spa_recipes.recipe.schema import Method, Model
 
 LOG_RATIOS = "log_ratios.parquet"
+LOG_RATIOS_INPUT = "log_ratios"
+"""What a stage that reads the file calls it."""
 
 
 def of_both_models(model: Model, method: Method, *, with_noise: bool = False) -> bool:

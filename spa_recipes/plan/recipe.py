@@ -10,7 +10,7 @@ from typing import Any
 from spa_recipes.data.places import count_rows
 from spa_recipes.plan.benchmarks import add_benchmarks
 from spa_recipes.plan.gates import with_gates
-from spa_recipes.plan.judges import FRAGMENTS, Iteration, Judging, Label, Models, beside_adapter
+from spa_recipes.plan.judges import FRAGMENTS, Iteration, Judging, Label, Models, Named, beside_adapter
 from spa_recipes.plan.kinds import MODEL
 from spa_recipes.plan.log_ratios import of_both_models
 from spa_recipes.plan.stages import Builder, Input, Plan, StageOutput
@@ -44,8 +44,11 @@ def compile_plan(recipe: Recipe, memo: DigestMemo) -> Plan:
         _add_evaluation("0", "pi_0", policy, recipe, build, models)
     if recipe.iterations:
         label = FRAGMENTS[recipe.judge.type](recipe, build, models)
+    earlier = Named(models.init, "pi_init")
     for i in range(1, recipe.iterations + 1):
-        policy = _add_iteration(i, policy, label, recipe, build, models)
+        before = Named(policy, f"pi_{i - 1}")
+        policy = _add_iteration(i, before, earlier, label, recipe, build, models)
+        earlier = before
         _add_evaluation(str(i), f"pi_{i}", policy, recipe, build, models)
     add_benchmarks(recipe, build, models, policy)
     memo.save()
@@ -128,23 +131,27 @@ def _seed_rows(recipe: Recipe) -> int | None:
     return None if rows is None else round(labels * rows)
 
 
-def _add_iteration(i: int, policy: Input, label: Label, recipe: Recipe, build: Builder, models: Models) -> Input:
-    """Generate, judge and refine of iteration i, from pi_{i-1}; returns pi_i."""
+def _add_iteration(
+    i: int, before: Named, earlier: Named, label: Label, recipe: Recipe, build: Builder, models: Models
+) -> Input:
+    """Generate, judge and refine of iteration i, from pi_{i-1}, the one before it being `earlier`; returns pi_i."""
     prompts = StageOutput("data", f"prompts-{i}.jsonl")
     count, n = recipe.data.prompts_per_iteration[i - 1], recipe.sampling.n
-    before = f"pi_{i - 1}"
+    policy = before.model
     generate = build.add(
         f"generate-{i}",
         "generate",
-        f"{n} answers per fresh prompt, sampled from {before}",
+        f"{n} answers per fresh prompt, sampled from {before.name}",
         settings={**models.settings, "sampling": recipe.sampling, "seed": recipe.seed, "iteration": i},
         inputs={"policy": policy, **beside_adapter(recipe, build, policy), "prompts": prompts},
         rows=count * n,
     )
-    iteration = Iteration(i, before, policy, prompts, StageOutput(generate, "completions.parquet"), count * n)
+    completions = StageOutput(generate, "completions.parquet")
+    iteration = Iteration(i, before.name, policy, earlier, prompts, completions, count * n)
     judging = label(iteration)
-    _add_judge(iteration, judging, recipe, build, rows=count)
-    return _add_refine(iteration, judging, recipe, build, models, rows=count)
+    kept = max(1, round(recipe.judge.keep * count)) if recipe.judge.type == "implicit_reward" else count
+    _add_judge(iteration, judging, recipe, build, rows=kept)
+    return _add_refine(iteration, judging, recipe, build, models, rows=kept)
 
 
 def _add_judge(iteration: Iteration, judging: Judging, recipe: Recipe, build: Builder, *, rows: int) -> None:

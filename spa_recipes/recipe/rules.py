@@ -310,10 +310,13 @@ def judge_has_a_reference(recipe: schema.Recipe) -> Conflicts:
     judge = recipe.judge
     if judge.type != "implicit_reward":
         return
-    if judge.reference == "init" and recipe.data.seed_labels == 0 and recipe.iterations:
+    is_a_policy_of_the_run = judge.policy in ("previous", "seed", "mean")
+    at_start = is_a_policy_of_the_run and judge.reference in ("init", "previous")
+    if at_start and recipe.data.seed_labels == 0 and recipe.iterations:
         yield Conflict(
             ("judge.reference", "data.seed_labels"),
-            "with data.seed_labels 0, pi_0 is pi_init, and judge.reference init would compare it with itself",
+            f"with data.seed_labels 0, pi_0 is pi_init, and judge.reference {judge.reference} would compare it with "
+            "itself",
             "set judge.reference to base, a folder or a Hub id",
         )
     if judge.reference == "base" and recipe.sft is None:
@@ -321,6 +324,40 @@ def judge_has_a_reference(recipe: schema.Recipe) -> Conflicts:
             ("judge.reference",),
             "base needs an sft section, without which the model is pi_init itself",
             "add one, or choose another reference",
+        )
+
+
+def judge_is_another_one(recipe: schema.Recipe) -> Conflicts:
+    """`judge.policy` and `judge.reference: previous` name other models than the method's, and two different ones."""
+    judge = recipe.judge
+    if judge.type != "implicit_reward":
+        return
+    policy, reference = judge.policy, judge.reference
+    if recipe.iterations < 2 and reference == "previous":
+        yield Conflict(("judge.reference",), "previous differs from init from iteration 2 on only", "set it to init")
+    if recipe.iterations == 1 and policy in ("seed", "mean"):
+        yield Conflict(("judge.policy",), f"{policy} differs from previous from iteration 2 on only", "remove it")
+    elif policy in ("seed", "mean") and reference == "previous":
+        yield Conflict(
+            ("judge.reference", "judge.policy"),
+            f"previous is pi_0 in iteration 2, and judge.policy {policy} would compare pi_0 with itself",
+            "set one of them to its default",
+        )
+    if policy == reference and policy != "previous":
+        yield Conflict(("judge.policy",), "is the judge's reference, too: all rewards would be 0", "name another model")
+    if policy in ("previous", "mean"):
+        return
+    if judge.recompute_policy_logps:
+        yield Conflict(
+            ("judge.recompute_policy_logps",),
+            f"is for a judge that reads log-probs of sampling, and judge.policy {policy} is scored anyway",
+            "remove it",
+        )
+    if recipe.evaluation.max_judge_decay is not None:
+        yield Conflict(
+            ("evaluation.max_judge_decay",),
+            f"measures pi_{{i-1}}, and judge.policy {policy} judges in its place",
+            "remove it, or set judge.policy to previous",
         )
 
 
@@ -339,7 +376,14 @@ def recomputing_has_an_effect(recipe: schema.Recipe) -> Conflicts:
     yield Conflict(("judge.recompute_policy_logps",), f"true has no effect {why}", "remove it")
 
 
-VARIANTS = ("refine.loss", "refine.divergence", "refine.reference_mix", "refine.sft_weight")
+VARIANTS = (
+    "judge.keep",
+    "judge.policy",
+    "refine.loss",
+    "refine.divergence",
+    "refine.reference_mix",
+    "refine.sft_weight",
+)
 """Settings beyond the paper that nothing but an iteration reads."""
 
 
@@ -361,11 +405,11 @@ def mixed_reference_is_known(recipe: schema.Recipe) -> Conflicts:
     if not recipe.refine.reference_mix or not recipe.iterations:
         return
     judge, key = recipe.judge, ("refine.reference_mix",)
-    if judge.type != "implicit_reward" or judge.reference != "init":
+    if judge.type != "implicit_reward" or judge.policy != "previous" or judge.reference != "init":
         yield Conflict(
             key,
             "needs log-probs of the answers under pi_init, which no judge computes but implicit_reward with reference "
-            "init",
+            "init and policy previous",
             "choose that judge, or remove it",
         )
     if recipe.refine.seed_replay:

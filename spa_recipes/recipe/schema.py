@@ -443,9 +443,19 @@ class ImplicitRewardJudge(Section):
     reference: str = Field(
         "init",
         min_length=1,
-        description="Reference model of the judge: init (pi_init, as in the paper), base (the model before `sft`), a "
-        "folder or a Hub id.",
+        description="Reference model of the judge: init (pi_init, as in the paper), base (the model before `sft`), "
+        "previous (pi_{i-2}, which is pi_init in the first iteration), a folder or a Hub id.",
         json_schema_extra=LOCATION,
+    )
+    policy: str = Field(
+        "previous",
+        min_length=1,
+        description="Model that judges: previous (pi_{i-1}, as in the paper), seed (pi_0 in every iteration), mean "
+        "(the mean of both rewards), a folder or a Hub id. It reads the policy's token ids.",
+        json_schema_extra=LOCATION,
+    )
+    keep: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="Share of the pairs that is kept: those with the largest margins. The paper keeps all."
     )
     method: Method = Field(
         "auto",
@@ -936,6 +946,7 @@ class Recipe(Document):
         rules.sampling_gives_pairs,
         rules.gold_needs_the_sandbox,
         rules.judge_has_a_reference,
+        rules.judge_is_another_one,
         rules.recomputing_has_an_effect,
         rules.refinement_takes_place,
         rules.mixed_reference_is_known,

@@ -22,7 +22,8 @@ DIGEST_SHOWN = 16
 """Hex digits of a fingerprint that people compare."""
 
 JUDGES = {
-    "implicit_reward": "by the reward that is implicit in it (its log-probabilities against those of {reference})",
+    "implicit_reward": "by the reward that is implicit in {policy} (its log-probabilities against those of "
+    "{reference})",
     "reward_model": "by a reward model",
     "gold": "by the sandbox's gold reward, which is a control",
     "random": "by a coin, which is a control",
@@ -30,8 +31,15 @@ JUDGES = {
 }
 """How the answers were labelled, by `judge.type`."""
 
-REFERENCES = {"init": "the model before the preference training", "base": "the base model"}
+REFERENCES = {
+    "init": "the model before the preference training",
+    "base": "the base model",
+    "previous": "the policy before it",
+}
 """The judge's reference, by `judge.reference`."""
+
+POLICIES = {"previous": "it", "seed": "pi_0", "mean": "it, averaged with that in pi_0"}
+"""The model that judges, by `judge.policy`."""
 
 WIN_RATES = {
     "seed": "The win rates and rewards are judged by the implicit reward of pi_0 against pi_init. It knows the seed "
@@ -204,6 +212,7 @@ def _judge(judge: Mapping[str, Any]) -> str:
     words = JUDGES.get(judge["type"], f"by the judge `{judge['type']}`")
     model = (judge.get("endpoint") or {}).get("model") or judge.get("model_name_or_path")
     return words.format(
+        policy=POLICIES.get(judge.get("policy", "previous"), "a model from outside the run"),
         reference=REFERENCES.get(judge.get("reference", ""), "a reference model"),
         model=f"`{model}`" if model else "the model itself",
     )

@@ -189,6 +189,13 @@ FIGURES: tuple[Figure, ...] = (
         silent_at_zero=True,
         iteration=Shown("dropped: margins in the noise", COUNT, place=1),
     ),
+    Figure(
+        "dropped_small_margin",
+        ("judge",),
+        Shown("dropped for small margins", COUNT),
+        silent_at_zero=True,
+        iteration=Shown("dropped: small margins (judge.keep)", COUNT, place=1),
+    ),
     Figure("ties", ("judge",), Shown("ties", COUNT), silent_at_zero=True, iteration=Shown("ties", COUNT)),
     # What was trained
     Figure("train_loss", TRAINED, Shown("loss", SHORT)),

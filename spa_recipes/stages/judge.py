@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from spa_recipes.algo.judgment import select_pair
+from spa_recipes.algo.judgment import largest_margins, select_pair
 from spa_recipes.algo.noise import flip_probability, is_inside
 from spa_recipes.data import tables
 from spa_recipes.data.arrow import rows_of
@@ -56,11 +56,16 @@ def run(context: Context) -> Result:
         pairs.append(_pair(judgment, prompt, answers, settings))
     if not pairs:
         raise _no_pairs(context, dropped, without, uncertain)
+    kept = largest_margins([judgment["margin"] for judgment in judgments], settings["judge"].get("keep", 1.0))
+    small = len(judgments) - len(kept)
+    judgments, pairs = [judgments[i] for i in kept], [pairs[i] for i in kept]
     write_jsonl(context.draft / "judgments.jsonl", judgments)
     write_jsonl(context.draft / "pairs.jsonl", pairs)
     metrics = {"dropped_identical": dropped, "dropped_empty": without, "length_penalty": penalty}
     if least is not None:
         metrics["dropped_uncertain"] = uncertain
+    if small:
+        metrics["dropped_small_margin"] = small
     metrics |= _metrics(judgments, groups)
     if "log_ratios" in context.spec.inputs:
         metrics |= _noise(context, judgments)
@@ -104,16 +109,27 @@ def _answers(context: Context) -> dict[int, list[Answer]]:
         return tables.read_values(context.input(name), completions, schema)
 
     policy, reference = column("policy_logps", tables.LOGPS), column("reference_logps", tables.LOGPS)
+    judging, seed = column("judging_logps", tables.LOGPS), column("seed_logps", tables.LOGPS)
     rewards = column("rewards", tables.REWARDS)
-    ratios = None
-    if "log_ratios" in context.spec.inputs:
-        ratios = tables.read_log_ratios(context.input("log_ratios"), completions)
+    ratios = [
+        tables.read_log_ratios(context.input(name), completions)
+        for name in ("log_ratios", "seed_log_ratios")
+        if name in context.spec.inputs
+    ]
     groups: dict[int, list[Answer]] = defaultdict(list)
     for i, row in enumerate(rows_of(completions)):
         sampled = None if row["logps"] is None else sum(row["logps"])
         ours = sampled if policy is None else policy[i]
         theirs = None if reference is None else reference[i]
-        subtracted = None if ours is None or theirs is None else ours - theirs
+        log_ratio = error = None
+        if ratios:
+            log_ratio = mean([table.values[i] for table in ratios])
+            error = math.hypot(*(table.errors[i] for table in ratios)) / len(ratios)
+        elif theirs is not None:
+            # The mean of two rewards with one reference is that of the mean log-prob.
+            judges = ours if judging is None else judging[i]
+            if judges is not None:
+                log_ratio = (judges if seed is None else (judges + seed[i]) / 2) - theirs
         groups[row["item"]].append(
             Answer(
                 row["item"],
@@ -123,8 +139,8 @@ def _answers(context: Context) -> dict[int, list[Answer]]:
                 ours,
                 theirs,
                 None if rewards is None else rewards[i],
-                subtracted if ratios is None else ratios.values[i],
-                None if ratios is None else ratios.errors[i],
+                log_ratio,
+                error,
             )
         )
     return groups

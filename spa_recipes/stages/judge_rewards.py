@@ -17,8 +17,10 @@ class Answer(NamedTuple):
     Attributes:
         item, sample: as in `CompletionRow`.
         tokens: of the response.
-        policy_logp, reference_logp, reward: what the tables say about it; None where the judge needs no such table.
-        log_ratio: log pi_{i-1}(y|x) - log pi_ref(y|x): of a table, or the difference of the two log-probs.
+        policy_logp, reference_logp, reward: what the tables say about it, `policy_logp` under pi_{i-1}; None where the
+            judge needs no such table.
+        log_ratio: log pi(y|x) - log pi_ref(y|x) of the model that judges, pi_{i-1} unless the recipe names another: of
+            a table, or the difference of the two log-probs; the mean where two models judge.
         error: standard error of the log-ratio in nats; None where it was not measured.
     """
 

@@ -1,6 +1,8 @@
 """Single stages on made-up inputs, without a run around them."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -32,9 +34,15 @@ def context_of(folder: Path, kind: str = "score", **given: Any) -> Context:
 
 
 def judged(
-    folder: Path, texts: list[list[str]], policy: list[list[float]], reference: list[list[float]], **settings: Any
+    folder: Path,
+    texts: list[list[str]],
+    policy: list[list[float]],
+    reference: list[list[float]],
+    *,
+    also: Mapping[str, list[list[float]]] = MappingProxyType({}),
+    **settings: Any,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
-    """Judge made-up answers; returns judgments, pairs and metrics."""
+    """Judge made-up answers; returns judgments, pairs and metrics. `also` are further tables of log-probs by name."""
     folder.mkdir(exist_ok=True)
     prompts = [
         {"prompt_id": f"p{i}", "prompt": [{"role": "user", "content": f"question {i}"}]} for i in range(len(texts))
@@ -55,8 +63,10 @@ def judged(
         for k, text in enumerate(group)
     ]
     write_completions(folder / "completions.parquet", answers)
-    scores = [{"item": a["item"], "sample": a["sample"], "logp": reference[a["item"]][a["sample"]]} for a in answers]
-    pq.write_table(pa.Table.from_pylist(scores), folder / "logps.parquet")
+    tables = {"reference_logps": reference, **also}
+    for name, logps in tables.items():
+        scores = [{"item": a["item"], "sample": a["sample"], "logp": logps[a["item"]][a["sample"]]} for a in answers]
+        pq.write_table(pa.Table.from_pylist(scores), folder / f"{name}.parquet")
     context = context_of(
         folder / "stage",
         "judge",
@@ -70,7 +80,7 @@ def judged(
         inputs={
             "prompts": folder / "prompts.jsonl",
             "completions": folder / "completions.parquet",
-            "reference_logps": folder / "logps.parquet",
+            **{name: folder / f"{name}.parquet" for name in tables},
         },
     )
     result = judge.run(context)

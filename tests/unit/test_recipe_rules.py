@@ -45,7 +45,7 @@ CASES = {
         "refine.seed_replay",
     "noise: {lambdas: [0, 0]}\njudge: {type: random}\nrefine: {reference_mix: 0.5}":
         "8: refine.reference_mix: needs log-probs of the answers under pi_init, which no judge computes but "
-        "implicit_reward with reference init; choose that judge, or remove it",
+        "implicit_reward with reference init and policy previous; choose that judge, or remove it",
     "noise:\n  detector: judge\n  lambdas: [0, 0]":
         "8: noise.lambdas: has no effect with detector judge, which reads no logits; remove it",
     "judge:\n  type: reward_model\n  model_name_or_path: r\n  training: {}":
@@ -128,6 +128,28 @@ CASES = {
     "  prompts_per_iteration: []\nrefine:\n  sft_weight: 0.5":
         "8: refine.sft_weight: has no effect without iterations (data.prompts_per_iteration is []); remove it, or add "
         "some",
+    "  prompts_per_iteration: []\njudge:\n  policy: seed":
+        "8: judge.policy: has no effect without iterations (data.prompts_per_iteration is []); remove it, or add some",
+    "  prompts_per_iteration: []\njudge: {keep: 0.5}":
+        "7: judge.keep: has no effect without iterations (data.prompts_per_iteration is []); remove it, or add some",
+    "  prompts_per_iteration: [9]\njudge:\n  policy: mean":
+        "8: judge.policy: mean differs from previous from iteration 2 on only; remove it",
+    "  prompts_per_iteration: [9]\njudge:\n  reference: previous":
+        "8: judge.reference: previous differs from init from iteration 2 on only; set it to init",
+    "judge:\n  policy: seed\n  reference: previous":
+        "8: judge.reference: previous is pi_0 in iteration 2, and judge.policy seed would compare pi_0 with itself; "
+        "set one of them to its default",
+    "judge: {reference: some/model, policy: some/model}":
+        "6: judge.policy: is the judge's reference, too: all rewards would be 0; name another model",
+    "  heldout: 5\njudge: {policy: seed}\nevaluation:\n  max_judge_decay: 0.1":
+        "9: evaluation.max_judge_decay: measures pi_{i-1}, and judge.policy seed judges in its place; remove it, or "
+        "set judge.policy to previous",
+    "judge: {policy: seed}\nnoise: {detector: judge}\nrefine: {reference_mix: 1.0}":
+        "8: refine.reference_mix: needs log-probs of the answers under pi_init, which no judge computes but "
+        "implicit_reward with reference init and policy previous; choose that judge, or remove it",
+    f"{NO_LABELS}judge:\n  reference: previous":
+        "8: judge.reference: with data.seed_labels 0, pi_0 is pi_init, and judge.reference previous would compare it "
+        "with itself; set judge.reference to base, a folder or a Hub id",
     f"{NO_LABELS}  prompts_per_iteration: []":
         "6: data.seed_labels: there is nothing to do: no sft section, data.seed_labels is 0 and "
         "data.prompts_per_iteration is []; set one of them",
