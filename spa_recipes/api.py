@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
-from spa_recipes.errors import DAMAGE, RecipeError, SpaError
+from spa_recipes.errors import DAMAGE, RecipeError, SpaError, setting
 from spa_recipes.plan import MODEL, External, Plan, Stage, compile_judge_plan, compile_plan
 from spa_recipes.recipe.load import changed, load_recipe
 from spa_recipes.recipe.rules import conflicts_in
@@ -227,8 +227,8 @@ class JudgeRequest(NamedTuple):
     dtype: str = "auto"
     method: str = "auto"
     min_margin_in_noise: float | None = None
-    max_length: int = 2048
-    max_prompt_length: int = 1024
+    max_length: int | None = None
+    max_prompt_length: int | None = None
     columns: dict[str, str | None] | None = None
     data: dict[str, Any] | None = None
     split: str | None = None
@@ -262,7 +262,7 @@ def judge_pairs(request: JudgeRequest, reporter: Reporter) -> Manifest:
         raise in_the_way
     if not request.out.parent.is_dir():
         raise RecipeError("no such folder", where=str(request.out.parent), fix="make it first")
-    job = _judge_job(request)
+    job = _judge_job(_with_lengths(request))
     plan = compile_judge_plan(job, DigestMemo(run.path / DIGEST_MEMO, afresh=True))
     check_inputs(plan, run)
     text = json.dumps(job.model_dump(mode="json"), indent=2)
@@ -282,11 +282,11 @@ def _judge_job(request: JudgeRequest) -> JudgeJob:
     from spa_recipes.run.executors import has_nvidia_driver
 
     adapter = _is_adapter(request.policy)  # it is the policy together with the reference
+    lengths = {"max_length": request.max_length, "max_prompt_length": request.max_prompt_length}
     model: dict[str, Any] = {
         "model_name_or_path": request.reference if adapter else request.policy,
         "dtype": request.dtype,
-        "max_length": request.max_length,
-        "max_prompt_length": request.max_prompt_length,
+        **{name: value for name, value in lengths.items() if value is not None},
         "trust_remote_code": request.trust_remote_code,
         "chat_template": request.chat_template,
     }
@@ -323,6 +323,30 @@ def _judge_job(request: JudgeRequest) -> JudgeJob:
             raise RecipeError(conflict.what, where=f"--{option}", fix=conflict.fix) from None
         first = error.errors()[0]
         raise RecipeError(first["msg"], where="--" + "-".join(str(part) for part in first["loc"])) from None
+
+
+def _with_lengths(request: JudgeRequest) -> JudgeRequest:
+    """The request with the lengths that it does not name: what both models have positions for, and half of it.
+
+    Raises:
+        DataError, TryAgainError: the configuration of a model cannot be read.
+    """
+    from spa_recipes.data.chat import is_path
+    from spa_recipes.run.model_files import ModelFiles
+    from spa_recipes.run.model_preflight import positions
+
+    most = request.max_length
+    if most is None:
+        limits = []
+        for option, location in (("--policy", request.policy), ("--reference", request.reference)):
+            files = ModelFiles(location, None)
+            if is_path(location) and not files.local:
+                continue  # the look at all inputs says so
+            with setting(option):
+                found = positions(files.read("config.json"))
+            limits += [found[1]] if found is not None else []
+        most = min(limits, default=2048)
+    return request._replace(max_length=most, max_prompt_length=request.max_prompt_length or max(1, most // 2))
 
 
 def _is_adapter(location: str) -> bool:

@@ -28,8 +28,13 @@ def judge(
     min_margin_in_noise: Annotated[
         float | None, typer.Option(help="Drop pairs whose margin is below so many standard errors.")
     ] = None,
-    max_length: Annotated[int, typer.Option(help="Tokens of prompt and response.")] = 2048,
-    max_prompt_length: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 1024,
+    max_length: Annotated[
+        int | None,
+        typer.Option(help="Tokens of prompt and response; default: what the models have.", show_default=False),
+    ] = None,
+    max_prompt_length: Annotated[
+        int | None, typer.Option(help="Tokens of the prompt; default: half of them.", show_default=False)
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Split of the dataset.")] = None,
     prompt_column: Annotated[str | None, typer.Option(help="Column of the prompt.")] = None,
     chosen_column: Annotated[str | None, typer.Option(help="Column of the chosen response.")] = None,

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from spa_recipes.recipe.schema import Lora
     from spa_recipes.run.model_files import ModelFiles
 
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len")
+"""What architectures call the most tokens that they have positions for."""
+
 _EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings", "embedding", "embeddings")
 """What architectures call their input embeddings."""
 
@@ -22,6 +25,22 @@ def inner(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """A configuration with that of its language model, which stands inside where the model sees images, too."""
     text = config.get("text_config")
     return {**config, **text} if isinstance(text, dict) else config
+
+
+def positions(config: Mapping[str, Any]) -> tuple[str, int] | None:
+    """The most tokens that a model has positions for, and the setting that says so; None where there is no limit."""
+    settings = inner(config)
+    name = next((name for name in _POSITIONS if isinstance(settings.get(name), int) and settings[name] > 0), None)
+    return None if name is None else (name, max(settings[name], _stretched(settings, settings[name])))
+
+
+def _stretched(settings: Mapping[str, Any], positions: int) -> int:
+    """Positions with RoPE scaling, which a configuration may count in or not."""
+    rope = settings.get("rope_parameters") or settings.get("rope_scaling")
+    if not isinstance(rope, dict) or not isinstance(rope.get("factor"), int | float):
+        return positions
+    original = rope.get("original_max_position_embeddings", positions)
+    return int(original * rope["factor"]) if isinstance(original, int) else positions
 
 
 def refuse_quantised(files: ModelFiles, config: Mapping[str, Any]) -> None:

@@ -33,7 +33,6 @@ WEIGHTS = "model.safetensors"
 SHARDED_WEIGHTS = "model.safetensors.index.json"
 PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
-POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len")
 
 _OPTIONS = {
     "model.model_name_or_path": "--policy",
@@ -339,27 +338,16 @@ def _check_outputs(files: ModelFiles, config: Mapping[str, Any]) -> None:
 
 def _check_positions(files: ModelFiles, config: Mapping[str, Any], key: str, wanted: int) -> None:
     """Whether a model has positions for so many tokens, which `key` sets."""
-    inner = config.get("text_config")
-    settings = {**config, **inner} if isinstance(inner, dict) else config
-    name = next((name for name in POSITIONS if isinstance(settings.get(name), int) and settings[name] > 0), None)
-    if name is None:
+    found = model_preflight.positions(config)
+    if found is None:
         return
-    limit = max(settings[name], _stretched(settings, settings[name]))
+    name, limit = found
     if wanted > limit:
         raise RecipeError(
             f"{key} ({wanted}) is more than the model's {name} ({limit})",
             where=files.location,
             fix=f"set {key} to {limit} or less",
         )
-
-
-def _stretched(settings: Mapping[str, Any], positions: int) -> int:
-    """Positions with RoPE scaling, which a configuration may count in or not."""
-    rope = settings.get("rope_parameters") or settings.get("rope_scaling")
-    if not isinstance(rope, dict) or not isinstance(rope.get("factor"), int | float):
-        return positions
-    original = rope.get("original_max_position_embeddings", positions)
-    return int(original * rope["factor"]) if isinstance(original, int) else positions
 
 
 def _check_tokenizer(files: ModelFiles, use: _Use, recipe: AnyRecipe) -> None:
