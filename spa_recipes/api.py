@@ -331,20 +331,16 @@ def _with_lengths(request: JudgeRequest) -> JudgeRequest:
     Raises:
         DataError, TryAgainError: the configuration of a model cannot be read.
     """
-    from spa_recipes.data.chat import is_path
     from spa_recipes.run.model_files import ModelFiles
-    from spa_recipes.run.model_preflight import positions
+    from spa_recipes.run.model_preflight import context_of
 
     most = request.max_length
     if most is None:
         limits = []
         for option, location in (("--policy", request.policy), ("--reference", request.reference)):
-            files = ModelFiles(location, None)
-            if is_path(location) and not files.local:
-                continue  # the look at all inputs says so
             with setting(option):
-                found = positions(files.read("config.json"))
-            limits += [found[1]] if found is not None else []
+                limit = context_of(ModelFiles(location, None))
+            limits += [limit] if limit is not None else []
         most = min(limits, default=2048)
     return request._replace(max_length=most, max_prompt_length=request.max_prompt_length or max(1, most // 2))
 

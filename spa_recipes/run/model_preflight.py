@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from spa_recipes.data.chat import is_path
 from spa_recipes.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
@@ -41,6 +42,14 @@ def _stretched(settings: Mapping[str, Any], positions: int) -> int:
         return positions
     original = rope.get("original_max_position_embeddings", positions)
     return int(original * rope["factor"]) if isinstance(original, int) else positions
+
+
+def context_of(files: ModelFiles) -> int | None:
+    """The most tokens that a model has positions for; None where there is no limit, or no such folder."""
+    if is_path(files.location) and not files.local:
+        return None  # the look at all inputs says so
+    found = positions(files.read("config.json"))
+    return None if found is None else found[1]
 
 
 def refuse_quantised(files: ModelFiles, config: Mapping[str, Any]) -> None:
