@@ -24,6 +24,7 @@ import argparse
 import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -83,7 +84,7 @@ def write(tables: Tables, kept: Kept, options: argparse.Namespace) -> str:
 
 
 def measured(options: argparse.Namespace, world: World, runs: Runs, cases: Sequence[Case]) -> Iterator[None]:
-    """Measure what is missing. Yields after each way, check and loop, all seeds done: tables are there early."""
+    """Measure what is missing. Yields after each part of it; what tables need first comes first."""
     passes = Passes(world)
     items = {case: passes.items(runs.heldout(case)) for case in cases}
     for way in options.ways if "ways" in options.parts else []:
@@ -97,14 +98,23 @@ def measured(options: argparse.Namespace, world: World, runs: Runs, cases: Seque
         rounding_figures(world, passes, policy)
         tangents(world, passes, policy, NEW, items[case])
         yield
-    for loop in options.loops if "loops" in options.parts else []:
-        for case in (Case(seed, rate) for rate in options.loop_rates for seed in options.seeds):
-            judge, pairs = runs.policy("float32", Case(case.seed, max(options.rates)), 0), runs.heldout(case)
-            for iteration in range(2, world.sizes.iterations + 1):
-                policy = runs.policy(loop, case, iteration)
-                passes.log_ratios(policy, TRUTH, passes.items(pairs))
-                wins(world, passes, policy, getattr(torch, LOOPS[loop].dtype), judge, pairs)
-            yield
+    if "loops" not in options.parts:
+        return
+    iterations = range(2, world.sizes.iterations + 1)
+    loops = [
+        (iteration, loop, Case(*which))
+        for iteration in iterations
+        for loop in options.loops
+        for which in product(options.seeds, options.loop_rates)
+    ]
+    for iteration, loop, case in loops:
+        passes.log_ratios(runs.policy(loop, case, iteration), TRUTH, passes.items(runs.heldout(case)))
+        yield
+    for iteration, loop, case in loops:
+        judge = runs.policy("float32", Case(case.seed, max(options.rates)), 0)
+        policy, dtype = runs.policy(loop, case, iteration), getattr(torch, LOOPS[loop].dtype)
+        wins(world, passes, policy, dtype, judge, runs.heldout(case))
+        yield
 
 
 if __name__ == "__main__":
