@@ -65,5 +65,5 @@ def test_it_measures_every_way_and_goes_on_where_it_was_stopped(home: Path, monk
 def test_it_measures_whole_loops(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = measure(home, monkeypatch, "--parts", "loops", "--loops", "float32", "new", "today", "again")
     assert cells(text, "T = 2, float32 ")[0].startswith("1.000")
-    for label in ("bfloat16, new", "bfloat16, as it was", "float32, other random numbers"):
+    for label in ("bfloat16, now", "bfloat16, before", "float32, other random numbers"):
         assert cells(text, f"T = 2, {label}")

@@ -41,8 +41,8 @@ class Way(NamedTuple):
 
 WAYS = {
     "truth": Way("float32 throughout (the truth)", "as it is", torch.float32, "difference"),
-    "today": Way("to nearest, bfloat16, two passes: **as it was**", "to nearest", torch.bfloat16, "difference"),
-    "new": Way("stochastically, bfloat16, tangent: **as it is**", "stochastically", torch.bfloat16, "tangent"),
+    "today": Way("to nearest, bfloat16, two passes: **before**", "to nearest", torch.bfloat16, "difference"),
+    "new": Way("stochastically, bfloat16, tangent: **now**", "stochastically", torch.bfloat16, "tangent"),
     "two-passes": Way("stochastically, bfloat16, two passes", "stochastically", torch.bfloat16, "difference"),
     "stochastic": Way("stochastically, float32, two passes", "stochastically", torch.float32, "difference"),
     "nearest": Way("to nearest, float32, two passes", "to nearest", torch.float32, "difference"),

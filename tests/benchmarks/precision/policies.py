@@ -36,8 +36,8 @@ SIDES = ("chosen", "rejected")
 
 LOOPS = {
     "float32": Loop("float32", "float32"),
-    "new": Loop("bfloat16, new", "bfloat16"),
-    "today": Loop("bfloat16, as it was", "bfloat16", {"save_rounding": "nearest"}, {"method": "difference"}),
+    "new": Loop("bfloat16, now", "bfloat16"),
+    "today": Loop("bfloat16, before", "bfloat16", {"save_rounding": "nearest"}, {"method": "difference"}),
     "again": Loop("float32, other random numbers", "float32", seed_shift=1000),
 }
 """By name. `today` is what the package did, and what other tools do; `again` says how far chance alone leads."""

@@ -27,8 +27,8 @@ from tests.benchmarks.precision.passes import NEW, TRUTH, WAYS, Passes, Saved, W
 from tests.benchmarks.precision.policies import LOOPS, Case, Runs, World
 
 SAVED: dict[Saved, str] = {
-    "to nearest": "to nearest (today)",
-    "stochastically": "stochastically (new)",
+    "to nearest": "to nearest (before)",
+    "stochastically": "stochastically (now)",
 }
 
 HEAD = 2
@@ -51,9 +51,10 @@ class Tables:
             return ""
         quartiles = np.percentile(np.abs(joined(truth).true), [25, 50, 75])
         lines = [
-            f"Learning rate {rate:g}; quartiles of the true |margin|: {', '.join(f'{q:.2f}' for q in quartiles)} nats.",
+            f"Learning rate {rate:g} ({len(truth)} seeds); quartiles of the true |margin|: "
+            f"{', '.join(f'{q:.2f}' for q in quartiles)} nats.",
             "",
-            "| saved, arithmetic, method | median error, nats | slope | as float32 labels | as the data label "
+            "| saved, arithmetic, method | median error, nats | slope | labels of float32 | labels of the data "
             "| error of reading, nats | pairs |",
             "|---|---|---|---|---|---|---|",
         ]
@@ -79,7 +80,7 @@ class Tables:
         for label, figures in rows.items():
             if found := self._known(rate, figures):
                 kept, noise = (fmean(f[name] for f in found) for name in ("update_kept", "rounding_to_update"))
-                lines.append(f"| {label} | {kept:.1%} | {noise:.2f} |")
+                lines.append(f"| {label} | {100 * kept:.1f} % | {noise:.2f} |")
         return "\n".join(lines) + "\n" if len(lines) > HEAD else ""
 
     def tangents(self, rate: float) -> str:
@@ -95,8 +96,8 @@ class Tables:
     def loops(self, rate: float, judge: float) -> str:
         """The policies of whole loops beside those of the float32 loop; the judge was trained with its own rate."""
         lines = [
-            f"| learning rate {rate:g} | correlation | median error, nats | slope | as float32 labels "
-            "| as the data label | win rate | pairs |",
+            f"| learning rate {rate:g} | correlation | median error, nats | slope | labels of float32 "
+            "| labels of the data | win rate | pairs |",
             "|---|---|---|---|---|---|---|---|",
         ]
         for iteration in range(2, self._world.sizes.iterations + 1):
@@ -117,7 +118,7 @@ class Tables:
         win_rate = ""
         if won:
             low, high = confidence_interval(won)
-            win_rate = f"{fmean(won):.1%} ({100 * low:.0f} to {100 * high:.0f})"
+            win_rate = f"{100 * fmean(won):.1f} % ({100 * low:.0f} to {100 * high:.0f})"
         (together,) = with_intervals(both, correlation)
         yield (
             f"| {label} | {together.value:.3f} ({together.low:.2f} to {together.high:.2f}) | {_agreement(both)} | "
@@ -185,6 +186,6 @@ def _agreement(both: Margins) -> str:
     cells = [
         f"{error.value:.2g} ({error.low:.2g} to {error.high:.2g})",
         f"{line.value:.2f} ({line.low:.2f} to {line.high:.2f})",
-        *(f"{share.value:.1%} ({100 * share.low:.0f} to {100 * share.high:.0f})" for share in shares),
+        *(f"{100 * share.value:.1f} % ({100 * share.low:.0f} to {100 * share.high:.0f})" for share in shares),
     ]
     return " | ".join(cells)
