@@ -121,7 +121,7 @@ KINDS: dict[str, Kind] = {
     # --- training
     "sft": Kind(
         "sft",
-        version=2,
+        version=3,
         settings={**_MODEL, "training": SupervisedTraining, "source": Source, "seed": int},
         reads={"policy": "policy", "source": "dataset"},
         writes=_TRAINED,
@@ -132,6 +132,7 @@ KINDS: dict[str, Kind] = {
     ),
     "dpo": Kind(
         "dpo",
+        version=2,
         settings={**_MODEL, "training": PreferenceTraining, "seed": int},
         reads={"policy": "policy", "reference": "model", "pairs": "rows"},
         writes=_TRAINED,
@@ -160,6 +161,7 @@ KINDS: dict[str, Kind] = {
     ),
     "reward_model": Kind(
         "reward_model",
+        version=2,
         settings={**_MODEL, "training": Training, "seed": int},
         reads={"policy": "policy", "pairs": "rows"},
         writes=_TRAINED,
@@ -170,6 +172,7 @@ KINDS: dict[str, Kind] = {
     # --- answers, and what they are judged by
     "generate": Kind(
         "generate",
+        version=2,
         settings={**_MODEL, "sampling": Sampling, "seed": int, "iteration": int},
         reads={"policy": "policy", "prompts": "rows"},
         may_read={"adapter": "weights", "base": "weights"},
@@ -179,7 +182,7 @@ KINDS: dict[str, Kind] = {
     ),
     "candidates": Kind(
         "candidates",
-        version=2,
+        version=3,
         settings={**_MODEL, "source": DatasetSource},
         reads={"policy": "policy", "reference": "policy", "pairs": "dataset"},
         writes=("completions.parquet", "prompts.jsonl"),
@@ -247,7 +250,7 @@ KINDS: dict[str, Kind] = {
     # --- what a policy is worth
     "evaluate": Kind(
         "evaluate",
-        version=2,
+        version=3,
         settings={
             **_MODEL,
             "sampling": Sampling,
@@ -273,7 +276,7 @@ KINDS: dict[str, Kind] = {
     # --- the field's benchmarks
     "answers": Kind(
         "answers",
-        version=2,
+        version=3,
         settings={
             **_MODEL,
             "sampling": Sampling,
