@@ -65,7 +65,7 @@ def main() -> None:
     kept = Kept(options.work, where(options.threads))
     world = World(options.model.resolve(), made_by, options.work.resolve(), sizes, options.threads, kept)
     cases = [Case(seed, rate) for seed in options.seeds for rate in options.rates]
-    tables = Tables(dataclasses.replace(world, kept=dataclasses.replace(kept, only_look=True)), cases)
+    tables = Tables(dataclasses.replace(world, kept=dataclasses.replace(kept, only_look=True)), options.seeds)
     with closing(Runs(world)) as runs:
         for _ in measured(options, world, runs, cases):
             write(tables, kept, options)

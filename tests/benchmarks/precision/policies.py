@@ -1,4 +1,4 @@
-"""The policies that are compared, each trained by the package's own runs, and found again by its stage's key."""
+"""The policies that are compared, each trained by the package's own runs."""
 
 import json
 from collections.abc import Mapping

@@ -1,6 +1,7 @@
 """The tables in Markdown, from what was made so far: what is missing is left out, and the pairs are counted."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from statistics import fmean
 from typing import TypeVar
@@ -40,8 +41,8 @@ T = TypeVar("T")
 class Tables:
     """What all tables are made from. Nothing is made: `world.kept` only looks."""
 
-    def __init__(self, world: World, cases: Sequence[Case]) -> None:
-        self._world, self._cases = world, cases
+    def __init__(self, world: World, seeds: Sequence[int]) -> None:
+        self._world, self._seeds = world, seeds
         self._runs, self._passes = Runs(world), Passes(world)
 
     def ways(self, rate: float) -> str:
@@ -51,7 +52,7 @@ class Tables:
             return ""
         quartiles = np.percentile(np.abs(joined(truth).true), [25, 50, 75])
         lines = [
-            f"Learning rate {rate:g} ({len(truth)} seeds); quartiles of the true |margin|: "
+            f"Learning rate {rate:g} (seeds: {len(truth)}); quartiles of the true |margin|: "
             f"{', '.join(f'{q:.2f}' for q in quartiles)} nats.",
             "",
             "| saved, arithmetic, method | median error, nats | slope | labels of float32 | labels of the data "
@@ -110,11 +111,8 @@ class Tables:
         if not parts:
             return
         both = joined(parts)
-        won = [
-            w
-            for part in self._known(rate, partial(self._wins, name=name, iteration=iteration, judge=judge))
-            for w in part
-        ]
+        outcomes = self._known(rate, partial(self._wins, name=name, iteration=iteration, judge=judge))
+        won = [outcome for part in outcomes for outcome in part]
         win_rate = ""
         if won:
             low, high = confidence_interval(won)
@@ -128,12 +126,9 @@ class Tables:
     def _known(self, rate: float, value: Callable[[Case], T]) -> list[T]:
         """A value for each seed for which it is there."""
         found = []
-        for case in self._cases:
-            if case.rate == rate:
-                try:
-                    found.append(value(case))
-                except NotMadeError:
-                    continue
+        for seed in self._seeds:
+            with suppress(NotMadeError):
+                found.append(value(Case(seed, rate)))
         return found
 
     def _update(self, case: Case, *, saved: Saved) -> dict[str, float]:
