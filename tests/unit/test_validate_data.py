@@ -56,7 +56,7 @@ def test_data_that_cannot_be_read(
     [
         ("d.json", ROWS),
         ("d.json", b'{"data": ' + ROWS + b"}"),
-        ("d.json.gz", gzip.compress(ROWS)),
+        ("d.json.gz", gzip.compress(ROWS, mtime=0)),
         ("d.csv", b"prompt;chosen;rejected\na;b;c\n"),
     ],
 )
