@@ -7,7 +7,7 @@ gives the rewards of a prompt's answers. The stage `judge-i` labels by these, wh
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from spa_recipes.plan.kinds import ADAPTER, MODEL
+from spa_recipes.plan.kinds import ADAPTER, KINDS, MODEL
 from spa_recipes.plan.log_ratios import LOG_RATIOS_INPUT, add_log_ratios, of_both_models
 from spa_recipes.plan.stages import Builder, External, Input, StageOutput
 from spa_recipes.plan.verdicts import add_verdicts
@@ -200,6 +200,8 @@ def beside_adapter(recipe: Recipe, build: Builder, policy: Input) -> dict[str, I
     """The adapter of a policy and the weights below it, where the recipe samples from these instead of their sum."""
     backend = recipe.sampling.backend
     if backend.type != "vllm" or backend.lora != "adapter" or isinstance(policy, External):
+        return {}
+    if not KINDS[build.stages[policy.stage].kind].has_output(ADAPTER):
         return {}
     return {"adapter": StageOutput(policy.stage, ADAPTER), "base": build.stages[policy.stage].inputs["policy"]}
 

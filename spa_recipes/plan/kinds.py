@@ -159,6 +159,15 @@ KINDS: dict[str, Kind] = {
         section="refine",
         policy=True,
     ),
+    "extrapolate": Kind(
+        "extrapolate",
+        settings={**_MODEL, "factor": float},
+        reads={"policy": "policy", "init": "model"},
+        writes=(MODEL,),
+        torch=True,
+        section="final",
+        policy=True,
+    ),
     "reward_model": Kind(
         "reward_model",
         version=2,

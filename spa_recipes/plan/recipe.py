@@ -50,6 +50,9 @@ def compile_plan(recipe: Recipe, memo: DigestMemo) -> Plan:
         policy = _add_iteration(i, before, earlier, label, recipe, build, models)
         earlier = before
         _add_evaluation(str(i), f"pi_{i}", policy, recipe, build, models)
+    if recipe.final.extrapolate:
+        policy = _add_extrapolation(policy, recipe, build, models)
+        _add_evaluation("extrapolated", f"pi_{recipe.iterations}, extrapolated,", policy, recipe, build, models)
     add_benchmarks(recipe, build, models, policy)
     memo.save()
     return Plan(recipe, with_gates(recipe, build.stages))
@@ -224,6 +227,19 @@ def _add_refine(
         rows=rows,
     )
     return StageOutput(f"refine-{i}", MODEL)
+
+
+def _add_extrapolation(policy: Input, recipe: Recipe, build: Builder, models: Models) -> Input:
+    """The last policy's weights, moved further away from those of pi_init."""
+    factor, last = recipe.final.extrapolate, f"pi_{recipe.iterations}"
+    build.add(
+        "extrapolate",
+        "extrapolate",
+        f"{last} + {factor:g}*({last} - pi_init), in the weights",
+        settings={**models.training, "factor": factor},
+        inputs={"policy": policy, "init": models.init},
+    )
+    return StageOutput("extrapolate", MODEL)
 
 
 def _variants(recipe: Recipe) -> str:

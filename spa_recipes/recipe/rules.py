@@ -400,6 +400,15 @@ def refinement_takes_place(recipe: schema.Recipe) -> Conflicts:
             )
 
 
+def extrapolation_has_a_way(recipe: schema.Recipe) -> Conflicts:
+    if recipe.final.extrapolate and not recipe.iterations and not recipe.data.seed_labels:
+        yield Conflict(
+            ("final.extrapolate",),
+            "has no effect: without seed labels and iterations the last policy is pi_init",
+            "remove it",
+        )
+
+
 def mixed_reference_is_known(recipe: schema.Recipe) -> Conflicts:
     """pi_init is mixed in by log-probs that the judge has computed anyway: of whole answers, and of no others."""
     if not recipe.refine.reference_mix or not recipe.iterations:

@@ -617,6 +617,16 @@ class Noise(Section):
     warmup_ratio: Fraction = Field(0.2, description="Share of the optimizer steps, from the first, with alpha = 0.")
 
 
+class Final(Section):
+    """What happens to the last policy."""
+
+    extrapolate: Annotated[float, Field(ge=0.0)] = Field(
+        0.0,
+        description="a: the final model is W + a*(W - W_init), with the weights W of the last policy (of pi_0 without "
+        "iterations) and W_init of pi_init. A control that trains nothing; 0 leaves the last policy as it is.",
+    )
+
+
 class Answering(Section):
     """How a benchmark's prompts are answered."""
 
@@ -949,6 +959,7 @@ class Recipe(Document):
         rules.judge_is_another_one,
         rules.recomputing_has_an_effect,
         rules.refinement_takes_place,
+        rules.extrapolation_has_a_way,
         rules.mixed_reference_is_known,
         rules.seed_labels_are_there,
         rules.there_is_something_to_do,
@@ -971,6 +982,7 @@ class Recipe(Document):
     judge: Judge = Field(ImplicitRewardJudge.model_construct(), description="What labels the sampled pairs.")
     refine: RefineTraining = Field(RefineTraining.model_construct(), description="Training on the judged pairs.")
     noise: Noise = Field(Noise.model_construct(), description="Softening of doubtful labels in the refine stages.")
+    final: Final = Field(Final.model_construct(), description="What happens to the last policy.")
     evaluation: Evaluation = Field(Evaluation.model_construct(), description="Measurements on held-out rows.")
     tracking: Tracking = Field(Tracking.model_construct(), description="Experiment trackers.")
     compute: Compute = Field(Compute.model_construct(), description="Where the stages run.")

@@ -89,7 +89,7 @@ def _card(plan: Plan, found: Mapping[str, Manifest], public: Mapping[str, Any], 
         name=recipe.name,
         description=public["description"],
         recipe=recipe,
-        symbol=_symbol(made),
+        symbol=_symbol(made, recipe),
         stage=made.id,
         base=_base(plan),
         with_seed="seed" in found,
@@ -108,8 +108,11 @@ def _card(plan: Plan, found: Mapping[str, Manifest], public: Mapping[str, Any], 
     )
 
 
-def _symbol(made: Stage) -> str:
+def _symbol(made: Stage, recipe: Recipe) -> str:
     """What the method calls the policy that a stage makes."""
+    if made.kind == "extrapolate":
+        a = f"{recipe.final.extrapolate:g}"
+        return f"pi_{recipe.iterations} with its weights W extrapolated, W + {a}*(W - W_init)"
     if made.kind == "refine":
         return "pi_" + made.id.removeprefix("refine-")
     return "pi_0" if made.kind == "dpo" else "pi_init"

@@ -12,6 +12,7 @@ COUNT, LARGE_COUNT, PERCENT = "{}", "{:,}", "{:.1%}"
 SHORT, TENTHS, HUNDREDTHS, WHOLE = "{:.3g}", "{:.1f}", "{:.2f}", "{:.0f}"
 
 TRAINED = ("sft", "dpo", "reward_model", "refine")
+SAVED = (*TRAINED, "extrapolate")
 ANSWERED = ("generate", "evaluate", "answers")
 ASKED = ("verdicts", "endpoint_verdicts")
 
@@ -201,19 +202,19 @@ FIGURES: tuple[Figure, ...] = (
     Figure("train_loss", TRAINED, Shown("loss", SHORT)),
     Figure(
         "update_kept",
-        TRAINED,
+        SAVED,
         Shown("update kept", PERCENT),
         iteration=Shown("update kept by the saved model", PERCENT, place=2),
     ),
     Figure(
         "update_visible",
-        TRAINED,
+        SAVED,
         Shown("by rounding to nearest", PERCENT),
         iteration=Shown("update that rounding to nearest would keep", PERCENT, place=2),
     ),
     Figure(
         "rounding_to_update",
-        TRAINED,
+        SAVED,
         Shown("rounding/update", SHORT),
         iteration=Shown("length of the rounding, in lengths of the update", SHORT, place=2),
     ),

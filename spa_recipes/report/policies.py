@@ -21,18 +21,19 @@ FIRST = {
 
 
 def lines(plan: Plan, name: str, found: Mapping[str, Manifest]) -> list[Line]:
-    """pi_init, pi_0, pi_1, ... of a run, as far as they are evaluated.
+    """pi_init, pi_0, pi_1, ..., and the extrapolated one, of a run, as far as they are evaluated.
 
     `labels` are the seed labels that a policy was trained with, `steps` the optimizer steps of DPO and refinement up to
     it. The other columns are those of `spa_recipes.report.figures`.
     """
     assert isinstance(plan.recipe, Recipe)
     result = []
-    for policy in ("init", *map(str, range(plan.recipe.iterations + 1))):
+    count = plan.recipe.iterations
+    for policy, rounds_before in (("init", 0), *((str(i), i) for i in range(count + 1)), ("extrapolated", count)):
         evaluation = found.get(f"evaluate-{policy}")
         if evaluation is None:
             continue
-        numbers = {str(i) for i in range(1, int(policy) + 1)} if policy != "init" else set[str]()
+        numbers = {str(i) for i in range(1, rounds_before + 1)}
         rounds = [manifest for stage, manifest in found.items() if stage.rpartition("-")[2] in numbers]
         seed = found.get("seed") if policy != "init" else None
         trained = [*([seed] if seed else []), *(stage for stage in rounds if stage.kind == "refine")]

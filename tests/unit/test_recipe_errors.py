@@ -11,7 +11,7 @@ from tests.kit.recipe_texts import BASE
 TYPES = "gold, implicit_reward, llm, random, reward_model"
 TOP = (
     "name, description, hardware, seed, model, data, sft, seed_training, sampling, judge, refine, noise, "
-    "evaluation, tracking, compute, storage"
+    "final, evaluation, tracking, compute, storage"
 )
 SEED = "must be an integer of at least 0 and at most 4294967295"
 SEED_LABELS = "must be an integer of at least 0 or a number above 0 and at most 1"

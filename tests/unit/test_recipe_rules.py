@@ -150,6 +150,9 @@ CASES = {
     f"{NO_LABELS}judge:\n  reference: previous":
         "8: judge.reference: with data.seed_labels 0, pi_0 is pi_init, and judge.reference previous would compare it "
         "with itself; set judge.reference to base, a folder or a Hub id",
+    f"{NO_LABELS}  prompts_per_iteration: []\nsft: {{data: {{type: sandbox}}}}\nfinal:\n  extrapolate: 1.0":
+        "10: final.extrapolate: has no effect: without seed labels and iterations the last policy is pi_init; remove "
+        "it",
     f"{NO_LABELS}  prompts_per_iteration: []":
         "6: data.seed_labels: there is nothing to do: no sft section, data.seed_labels is 0 and "
         "data.prompts_per_iteration is []; set one of them",
