@@ -33,7 +33,12 @@ def findings() -> Iterator[Finding]:
 
 def _packages() -> Iterator[Finding]:
     """Each declared requirement: installed, missing, or outside the bounds that this version was tested with."""
-    for line in requires("spa-recipes") or []:
+    try:
+        declared = requires("spa-recipes") or []
+    except PackageNotFoundError:
+        yield Finding("spa-recipes", "not installed", "its requirements cannot be looked at: pip install spa-recipes")
+        return
+    for line in declared:
         requirement = Requirement(line)
         extra = str(requirement.marker).partition("extra == ")[2].strip("\"'") if requirement.marker else ""
         if extra == "dev":

@@ -158,6 +158,10 @@ class Renderer:
                     break
         return Conversation(ids[: self.max_length], mask[: self.max_length])
 
+    def check(self, messages: Sequence[Message]) -> None:
+        """Raise DataError where the template refuses messages, such as a system message that it does not know."""
+        self._apply(self._controls.hide(messages), generation_prompt=messages[-1]["role"] != "assistant")
+
     def decode(self, response_ids: Sequence[int]) -> str:
         """Text of a response up to the end of the turn, without special tokens."""
         ids = list(response_ids)

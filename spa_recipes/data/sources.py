@@ -23,7 +23,7 @@ from spa_recipes.data.forms.pairs import PAIR_FORMS
 from spa_recipes.data.forms.prompts import PROMPT_FORMS, prompt_row
 from spa_recipes.data.forms.reading import Reading, recognise
 from spa_recipes.data.raw import local_file, read_raw
-from spa_recipes.data.rows import CandidatesRow, ConversationRow, PairRow, PromptRow
+from spa_recipes.data.rows import CandidatesRow, ConversationRow, Message, PairRow, PromptRow
 from spa_recipes.errors import DataError
 from spa_recipes.recipe.schema import Columns, DatasetSource, SandboxSource
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from spa_recipes.data.arrow import Rows
 
 Row = TypeVar("Row", PairRow, PromptRow, ConversationRow, CandidatesRow)
+Check = Callable[[Sequence[Message]], None]
+Finish = Callable[[Any, Raw, int], Mapping[str, Any]]
 AnySource = DatasetSource | SandboxSource
 # The form of a dataset is the one that most of its first rows have.
 _ROWS_TO_DETECT_BY = 20
@@ -124,28 +126,39 @@ def read_prompts(source: AnySource, scratch: Path | None = None) -> Loaded[Promp
     return _read(source, PROMPTS, scratch)
 
 
-def read_conversations(source: AnySource, scratch: Path | None = None) -> Loaded[ConversationRow]:
+def read_conversations(
+    source: AnySource, scratch: Path | None = None, check: Check | None = None
+) -> Loaded[ConversationRow]:
     """Read demonstrations for supervised fine-tuning.
 
     `columns.prompt` alone names the column of whole conversations; with `columns.chosen`, that one is the completion.
 
+    Args:
+        source, scratch: as in `read_pairs`.
+        check: raises DataError for the messages of a row that a model's template refuses; such a row is malformed.
+
     Raises:
         DataError, TryAgainError: as `read_pairs`.
     """
-    return _read(source, CONVERSATIONS, scratch)
+    return _read(source, CONVERSATIONS, scratch, check)
 
 
-def read_candidates(source: AnySource | str | Path, scratch: Path | None = None) -> Loaded[CandidatesRow]:
+def read_candidates(
+    source: AnySource | str | Path, scratch: Path | None = None, check: Check | None = None
+) -> Loaded[CandidatesRow]:
     """Read responses to judge: labelled pairs in any form, or answers without labels.
 
     The label of a row is the index of the answer that is known to be the best one.
+
+    Args:
+        source, scratch, check: as in `read_conversations`; of a row, its prompt is checked.
 
     Raises:
         DataError, TryAgainError: as `read_pairs`.
     """
     if isinstance(source, str | Path):
         source = DatasetSource(source=str(source))
-    return _read(source, CANDIDATES, scratch)
+    return _read(source, CANDIDATES, scratch, check)
 
 
 def look(source: DatasetSource, use: Use) -> None:
@@ -197,7 +210,7 @@ def _opened(source: AnySource, use: Use, *, to_its_end: bool = True) -> _Opened:
     return _Opened(name, skip, chain(first, raws), reading)
 
 
-def _read(source: AnySource, use: Use, scratch: Path | None) -> Loaded[Any]:
+def _read(source: AnySource, use: Use, scratch: Path | None, check: Check | None = None) -> Loaded[Any]:
     """Read a source: find the form of its rows, translate each, and collect what is malformed."""
     opened = _opened(source, use)
     skipped: list[tuple[int, str]] = []
@@ -206,6 +219,8 @@ def _read(source: AnySource, use: Use, scratch: Path | None) -> Loaded[Any]:
     if reading is not None and use.labelled:
         label = labelling.meaning_of(reading, lambda: _open_raw(source, use), opened.name, use.name)
     schema, finish, complete = labelling.way(reading, use.name, use.finish, label)
+    if check is not None:
+        finish = _checked(finish, check)
     try:
         stored = _stored(_usable(opened, finish, skipped), schema, scratch)
     except DataError:
@@ -219,6 +234,20 @@ def _read(source: AnySource, use: Use, scratch: Path | None) -> Loaded[Any]:
     remarks = [*reading.cells.words, *([label.words] if label else [])]
     ignored = [name for name in reading.ignored if name not in reading.used]
     return Loaded(stored, reading.form.name, list(reading.used), ignored, remarks, skipped)
+
+
+def _checked(finish: Finish, check: Check) -> Finish:
+    """Make a row, and look whether its messages can be rendered."""
+
+    def checked(found: Any, raw: Raw, row: int) -> Mapping[str, Any]:
+        made = finish(found, raw, row)
+        try:
+            check(made["messages" if "messages" in made else "prompt"])
+        except DataError as error:
+            raise BadRowError(error.what) from error
+        return made
+
+    return checked
 
 
 def _stored(rows: Iterator[Mapping[str, Any]], schema: str, scratch: Path | None) -> Rows:

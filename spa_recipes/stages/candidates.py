@@ -19,7 +19,7 @@ def run(context: Context) -> Result:
             fix="judge with a policy and the model it was trained from",
         )
     source = DatasetSource.model_validate(context.located(context.spec.settings["source"], "pairs"))
-    loaded = read_candidates(source, context.draft)
+    loaded = read_candidates(source, context.draft, policy.check)
     rows = loaded.rows
     for line in (f"{len(rows):,} rows, read as {loaded.line}", *counts.table(loaded.skipped)):
         print(line, flush=True)

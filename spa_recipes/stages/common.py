@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
@@ -10,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from spa_recipes.data.chat import Renderer, load_tokenizer
-from spa_recipes.data.rows import PairRow
+from spa_recipes.data.rows import PairRow, Prompt
 from spa_recipes.data.tables import write_synced
-from spa_recipes.errors import StageError
+from spa_recipes.errors import DataError, StageError
 from spa_recipes.recipe.schema import Model
 from spa_recipes.stages.context import Context
 from spa_recipes.state import atomic
@@ -66,10 +67,28 @@ class TokenPair(TypedDict):
     ref_rejected_logps: NotRequired[float]
 
 
+@contextmanager
+def of_row(row: Prompt) -> Iterator[None]:
+    """Say of which row of the data the chat template, or the tokenizer, can make no tokens.
+
+    Raises:
+        DataError: names the row.
+    """
+    try:
+        yield
+    except DataError as error:
+        raise DataError(
+            error.what,
+            where=f"row {row['row']} of the data" if "row" in row else f"prompt {row['prompt_id']}",
+            fix=error.fix,
+        ) from error
+
+
 def token_pair(renderer: Renderer, pair: PairRow) -> TokenPair:
     """Render a labelled pair."""
     texts = [pair["chosen"][0]["content"], pair["rejected"][0]["content"]]
-    prompt, (chosen, rejected) = renderer.render_given(pair["prompt"], texts)
+    with of_row(pair):
+        prompt, (chosen, rejected) = renderer.render_given(pair["prompt"], texts)
     return {"prompt_ids": prompt.ids, "chosen_ids": chosen.ids, "rejected_ids": rejected.ids}
 
 

@@ -20,6 +20,7 @@ from spa_recipes.stages.common import (
     Shards,
     mean,
     model_section,
+    of_row,
     renderer_of,
     share,
     use_local_device,
@@ -42,12 +43,12 @@ class Sampler:
 
     def requests(self, prompts: Sequence[Prompt], n: int) -> list[Request]:
         """n requests per prompt, in the order of the prompts."""
-        return [
-            Request(row["prompt_id"], k, ids)
-            for row in prompts
-            for ids in [self.renderer.prompt_ids(row["prompt"])]
-            for k in range(n)
-        ]
+        requests = []
+        for row in prompts:
+            with of_row(row):
+                ids = self.renderer.prompt_ids(row["prompt"])
+            requests += [Request(row["prompt_id"], k, ids) for k in range(n)]
+        return requests
 
     def __call__(
         self, requests: Sequence[Request], *, seed: int, purpose: str, progress: Progress | None = None

@@ -24,7 +24,7 @@ def run(context: Context) -> Result:
     source: DatasetSource | SandboxSource = TypeAdapter(Source).validate_python(
         context.located(context.spec.settings["source"], "source")
     )
-    loaded = read_conversations(source, context.draft)
+    loaded = read_conversations(source, context.draft, renderer.check)
     for line in (f"{len(loaded.stored):,} conversations, read as {loaded.line}", *counts.table(loaded.skipped)):
         print(line, flush=True)
     counts.check_skipped(loaded, source, "sft.data")
