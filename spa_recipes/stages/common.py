@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import NotRequired, TypedDict, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -77,11 +77,9 @@ def of_row(row: Prompt) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        raise DataError(
-            error.what,
-            where=f"row {row['row']} of the data" if "row" in row else f"prompt {row['prompt_id']}",
-            fix=error.fix,
-        ) from error
+        number: object = cast("dict[str, object]", row).get("row")
+        where = f"prompt {row['prompt_id']}" if number is None else f"row {number} of the data"
+        raise DataError(error.what, where=where, fix=error.fix) from error
 
 
 def token_pair(renderer: Renderer, pair: PairRow) -> TokenPair:

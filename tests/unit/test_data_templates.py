@@ -186,6 +186,7 @@ def test_a_row_that_the_template_refuses_is_malformed(tmp_path: Path) -> None:
         loaded = read(source, check=check)
         assert len(loaded.stored) == 23
         ((number, why),) = loaded.skipped
+        assert number == 8
         assert "no system role" in why
         with pytest.raises(DataError, match=r"p\.jsonl:8: .*no system role") as caught:
             read(source.model_copy(update={"on_bad_row": "error"}), check=check)
@@ -197,5 +198,5 @@ def test_an_error_of_a_stage_names_the_row() -> None:
         "prompt_id": "x", "row": 8, "prompt": [SYSTEM, *CHATS["one"]],
         "chosen": [{"role": "assistant", "content": "a"}], "rejected": [{"role": "assistant", "content": "b"}],
     }  # fmt: skip
-    with pytest.raises(DataError, match="row 8 of the data: .*no system role"):
+    with pytest.raises(DataError, match=r"row 8 of the data: .*no system role"):
         token_pair(renderer("gemma2"), row)
