@@ -73,7 +73,9 @@ def needs(stage: Stage, plan: Plan) -> Need:
             scratch=_checkpoint_bytes(stage, recipe, size),
         )
     if MODEL in kind.writes:
-        return Need(disk=weights)
+        # An extrapolation holds both models in float32, and what it stores.
+        both = None if size is None or weights is None or "factor" not in stage.settings else 8 * size + weights
+        return Need(memory=both, disk=weights)
     # A judge that the recipe names has a size of its own.
     memory = weights if kind.loads_model and "judge" not in map(kind.content, stage.inputs) else None
     if memory is not None and "method" in stage.settings:

@@ -35,4 +35,4 @@ def extrapolated(policy: PreTrainedModel, init: PreTrainedModel, factor: float) 
         return moved
 
     moving = [name for name, tensor in tensors.items() if factor and tensor.is_floating_point()]
-    return Weights(tensors, {name: partial(further, name) for name in moving}, start=tensors)
+    return Weights(tensors, {name: partial(further, name) for name in moving})

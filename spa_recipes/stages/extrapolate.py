@@ -1,5 +1,7 @@
 """The last policy, moved further away from pi_init in its weights: a control that trains nothing."""
 
+from dataclasses import replace
+
 import torch
 
 from spa_recipes.models.extrapolation import extrapolated
@@ -17,14 +19,16 @@ def run(context: Context) -> Result:
         load_causal_lm(section.model_name_or_path, section, torch.float32)
         for section in (policy, model_section(context, "init"))
     )
+    dtype = stored_dtype(policy) or torch.float32
+    weights = extrapolated(trained, init, context.spec.settings["factor"])
     kept = save_model(
         trained,
-        extrapolated(trained, init, context.spec.settings["factor"]),
+        weights if dtype == torch.float32 else replace(weights, start=weights.tensors),
         renderer_of(policy, context.notice).tokenizer,
         context.draft / MODEL,
         source=policy.model_name_or_path,
         settings=policy,
-        dtype=stored_dtype(policy) or torch.float32,
+        dtype=dtype,
         key=context.spec.key,
     )
-    return Result(rows=0, tokens=0, metrics={**kept})
+    return Result(rows=0, tokens=0, metrics=dict(kept))

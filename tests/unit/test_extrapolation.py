@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from spa_recipes.errors import StageError
+from spa_recipes.estimates import needs
 from spa_recipes.models.extrapolation import extrapolated
 from spa_recipes.plan import StageOutput
 from spa_recipes.stages import extrapolate
@@ -98,6 +99,9 @@ def test_it_is_the_last_policy_and_is_evaluated() -> None:
     assert own.role == "pi_2 + 1.5*(pi_2 - pi_init), in the weights"
     assert own.inputs == {"policy": StageOutput("refine-2", MODEL), "init": StageOutput("sft", MODEL)}
     assert plan.newest_model({stage.id for stage in plan.stages}) == own
+    need = needs(own, plan)
+    assert need.disk
+    assert need.memory == 3 * need.disk  # three models in float32
 
 
 def test_without_iterations_it_is_pi_0_that_moves_on() -> None:
