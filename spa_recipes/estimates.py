@@ -78,10 +78,16 @@ def needs(stage: Stage, plan: Plan) -> Need:
         return Need(memory=both, disk=weights)
     # A judge that the recipe names has a size of its own.
     memory = weights if kind.loads_model and "judge" not in map(kind.content, stage.inputs) else None
-    if memory is not None and "method" in stage.settings:
+    if memory is not None and "method" in stage.settings and not _is_thin(stage):
         memory *= 2  # a log-ratio may be read from the policy and its update at once
     sampled = tokens if "sample" in kind.work else None
     return Need(tokens, memory, disk=None if sampled is None else sampled * BYTES_PER_SAMPLED_TOKEN)
+
+
+def _is_thin(stage: Stage) -> bool:
+    """Whether the update that log-ratios are read along is an adapter."""
+    roles = ("adapter",) if stage.kind == "log_ratios" else ("stack", "reward_stack")
+    return any(role in stage.inputs for role in roles)
 
 
 def _tokens(stage: Stage, recipe: AnyRecipe) -> int | None:
@@ -119,8 +125,6 @@ def _checkpoint_bytes(stage: Stage, recipe: AnyRecipe, size: int | None) -> int 
 def _train_memory(stage: Stage, recipe: AnyRecipe, size: int | None, weights: int | None) -> int | None:
     if size is None or weights is None:
         return None
-    reference = weights if stage.settings.get("lambda", 0) else 0
-    if recipe.model.lora is not None:
-        base = size // 2 if recipe.model.lora.load_in_4bit else weights
-        return base + reference
-    return size * ADAMW_BYTES + reference
+    if recipe.model.lora is not None:  # the reference is the policy without its adapter
+        return size // 2 if recipe.model.in_4bit else weights
+    return size * ADAMW_BYTES + (weights if stage.settings.get("lambda", 0) else 0)

@@ -60,7 +60,7 @@ def open_vllm(
             generation_config="vllm",
             # Log-probs before temperature and nucleus, which is what is judged.
             logprobs_mode="raw_logprobs",
-            **_adapter_settings(model, adapter),
+            **_adapter_settings(adapter),
             **_cpu_settings(),
         )
     except Exception as error:  # vLLM's parts and its engine's process raise all kinds
@@ -209,11 +209,12 @@ def _cpu_settings() -> dict[str, Any]:
 # --- adapters
 
 
-def _adapter_settings(model: Model, adapter: Path | None) -> dict[str, Any]:
+def _adapter_settings(adapter: Path | None) -> dict[str, Any]:
     if adapter is None:
         return {}
-    assert model.lora is not None
-    rank = model.lora.lora_r
+    from spa_recipes.models.lora_files import read_lora
+
+    rank = int(read_lora(adapter).config["r"])  # a stack of adapters has the sum of their ranks
     return {
         "enable_lora": True,
         "max_loras": 1,

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.functional import linear
 from transformers import PreTrainedModel
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from spa_recipes.errors import RecipeError
+from spa_recipes.errors import RecipeError, StageError
+from spa_recipes.models.lora_files import CONFIG, read_lora
 from spa_recipes.recipe.schema import Lora
 from spa_recipes.state import atomic
 
@@ -86,6 +88,35 @@ def with_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     return inner
 
 
+def lay_under(model: PreTrainedModel, adapter: Path, dtype: torch.dtype) -> None:
+    """Let the layers of a frozen model, perhaps in 4 bits, compute with an adapter that was trained before.
+
+    An adapter that peft adds then is on top of it: switched off, it leaves the model as it is here.
+
+    Args:
+        dtype: precision of the products.
+
+    Raises:
+        DataError, StageError: the adapter cannot be read, is not plain LoRA, or has no place in the model.
+    """
+    lora = read_lora(adapter)
+    layers = dict(model.named_modules())
+    for name, (down, up) in lora.factors.items():
+        if name not in layers:
+            raise StageError(f"the adapter does not fit the model, which has no {name}", where=str(adapter))
+        device = next(layers[name].parameters()).device
+        factors = (down.to(device, dtype), (lora.scale * up.float()).to(device, dtype))
+        layers[name].register_forward_hook(partial(_add_product, *factors))
+
+
+def _add_product(
+    down: torch.Tensor, up: torch.Tensor, layer: torch.nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor
+) -> torch.Tensor:
+    """A layer's output with an adapter's."""
+    added = linear(linear(inputs[0].to(down.dtype), down), up)
+    return output + added.to(output.dtype)
+
+
 def keep_or_drop(adapter: Path, folder: Path | None) -> None:
     """Move an adapter that has been merged to `folder`, or delete it where that is None.
 
@@ -98,9 +129,9 @@ def keep_or_drop(adapter: Path, folder: Path | None) -> None:
         return
     for name in ("README.md", TRAINING_ARGS_NAME):
         (adapter / name).unlink(missing_ok=True)
-    config = json.loads((adapter / "adapter_config.json").read_text())
+    config = json.loads((adapter / CONFIG).read_text())
     config["base_model_name_or_path"] = None
     if isinstance(config["target_modules"], list):  # otherwise it is a pattern
         config["target_modules"].sort()
-    atomic.write_json(adapter / "adapter_config.json", config)
+    atomic.write_json(adapter / CONFIG, config)
     adapter.rename(folder)

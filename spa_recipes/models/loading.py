@@ -1,6 +1,5 @@
 """Loading a model: one way for all stages, which takes nothing but a whole checkpoint of the right shape."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,22 +34,47 @@ _NAMED = 3  # tensors that an error names, of each kind
 
 
 def load_causal_lm(path: str | Path, settings: Model, dtype: torch.dtype, *, in_4bit: bool = False) -> PreTrainedModel:
-    """Load a causal language model in evaluation mode, on the CPU unless it is loaded in 4 bits.
+    """Load a causal language model in evaluation mode, on the CPU unless it is loaded in 4 bits on a GPU.
 
     Args:
         path: a local folder, which is read without the network, or a Hub id. It may differ from the model that
             `settings` names; the revision holds for that one only.
         settings: attention implementation, remote code, revision.
         dtype: precision of the weights in memory.
-        in_4bit: quantize the weights to NF4 (QLoRA), on this process's GPU.
+        in_4bit: quantize the weights to NF4 (QLoRA), on this process's device; products are in `dtype`.
 
     Raises:
         DataError: there is no such model, it cannot be read, or its weights do not fit its architecture.
-        RecipeError: 4 bits without a GPU or without bitsandbytes.
+        RecipeError: 4 bits without bitsandbytes.
         TryAgainError: the Hub is out of reach.
     """
-    quantization = {"quantization_config": _four_bits(dtype), "device_map": {"": _local_gpu()}} if in_4bit else {}
-    return _load(AutoModelForCausalLM, path, settings, dtype, **quantization)
+    if not in_4bit:
+        return _load(AutoModelForCausalLM, path, settings, dtype)
+    quantization = {"quantization_config": _four_bits(dtype), "device_map": {"": local_device()}}
+    model = _load(AutoModelForCausalLM, path, settings, dtype, **quantization)
+    for layer in model.modules():
+        # On some CPUs, bitsandbytes would store the weights anew in the first pass, and round their scales to bfloat16.
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+    return model
+
+
+def load_four_bit_values(
+    path: str | Path, settings: Model, dtype: torch.dtype, *, trained_in: torch.dtype
+) -> PreTrainedModel:
+    """A model whose weights have the values that NF4 leaves of them, as plain tensors, on the CPU.
+
+    It gives the log-probs of the model that `load_causal_lm` loads in 4 bits in `trained_in`: that one multiplies by
+    these values, too.
+
+    Args:
+        path, settings, dtype: as in `load_causal_lm`.
+        trained_in: the precision in which adapters on the 4 bits are trained; the values have it.
+
+    Raises: as `load_causal_lm`.
+    """
+    plain: PreTrainedModel = load_causal_lm(path, settings, trained_in, in_4bit=True).dequantize()
+    return plain.to("cpu", dtype)
 
 
 def load_reward_model(
@@ -266,8 +290,6 @@ def _common_prefix(missing: set[str], unexpected: set[str]) -> str:
 
 
 def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
-    if not torch.cuda.is_available():
-        raise RecipeError("load_in_4bit needs a CUDA GPU", where="model.lora.load_in_4bit", fix="set it to false")
     if not transformers.utils.is_bitsandbytes_available():
         raise RecipeError(
             "load_in_4bit needs bitsandbytes", where="model.lora.load_in_4bit", fix="pip install 'spa-recipes[qlora]'"
@@ -276,9 +298,5 @@ def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16 if dtype == torch.float32 else dtype,
+        bnb_4bit_compute_dtype=dtype,
     )
-
-
-def _local_gpu() -> int:
-    return int(os.environ.get("LOCAL_RANK", "0"))

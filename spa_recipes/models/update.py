@@ -13,10 +13,9 @@ from transformers import PreTrainedModel
 
 from spa_recipes.algo.tangents import Move, Thin
 from spa_recipes.errors import DataError, StageError
+from spa_recipes.models.lora_files import read_lora
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_LORA = ("lora_A.weight", "lora_B.weight")
-
 
 Read = Callable[[str], torch.Tensor]
 
@@ -75,44 +74,25 @@ def adapter_update(folder: Path, reference: PreTrainedModel) -> Update:
     """A peft LoRA adapter over the reference, as thin factors: s*B*A, never multiplied out.
 
     Raises:
-        DataError: there is no such adapter, or it cannot be read.
-        StageError: it holds more than plain LoRA, or does not fit the reference.
+        DataError, StageError: as `read_lora`.
+        StageError: it does not fit the reference.
     """
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        rank, alpha = float(config["r"]), float(config["lora_alpha"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise DataError(
-            f"cannot read the adapter: {error}",
-            where=str(folder),
-            fix="give a folder with adapter_config.json and adapter_model.safetensors",
-        ) from error
-    beyond = [key for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save") if config.get(key)]
-    beyond += [name for name in sorted(tensors) if not name.endswith(_LORA)][:1]
-    if config.get("peft_type") != "LORA" or beyond:
-        what = beyond[0] if beyond else f"peft_type {config.get('peft_type')}"
-        raise StageError(f"the adapter is not plain LoRA: {what}", where=str(folder), fix="merge it into its base")
-    factor = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    lora = read_lora(folder)
     parameters = dict(reference.named_parameters())
     moves: dict[str, Move] = {}
-    for name in sorted(tensors):
-        if not name.endswith(_LORA[0]):
-            continue
-        target = name.removeprefix("base_model.model.").removesuffix(_LORA[0]) + "weight"
-        up, down = tensors[name.removesuffix(_LORA[0]) + _LORA[1]], tensors[name]
-        if config.get("fan_in_fan_out"):  # the weight is stored as (I, O)
+    for module, (down, up) in lora.factors.items():
+        if lora.config.get("fan_in_fan_out"):  # the weight is stored as (I, O)
             up, down = down.T, up.T
-        weight = parameters.get(target)
+        weight = parameters.get(f"{module}.weight")
         if weight is None or (len(up), down.shape[1]) != tuple(weight.shape):
             raise StageError(
-                f"the adapter does not fit the reference: {target} "
+                f"the adapter does not fit the reference: {module}.weight "
                 + ("is not among its weights" if weight is None else f"has shape {list(weight.shape)}"),
                 where=str(folder),
                 fix="give the base model that the adapter was trained on",
             )
-        moves[target] = Thin(down.to(weight.device), factor * up.to(weight.device, torch.float32))
+        thin = Thin(down.to(weight.device), lora.scale * up.to(weight.device, torch.float32))
+        moves[f"{module}.weight"] = thin
     return _scaled(moves, parameters, str(folder))
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+from spa_recipes.plan.adapters import stack
 from spa_recipes.plan.judges import Models
 from spa_recipes.plan.kinds import MODEL
 from spa_recipes.plan.log_ratios import add_log_ratios, of_both_models
@@ -39,7 +40,8 @@ class _Subject(NamedTuple):
         model: the model section as settings of a stage.
         policy: the model.
         sampling: with the engine to sample with.
-        implicit_reward: policy and reference of the judge of a pairwise comparison that names neither.
+        implicit_reward: policy and reference of the judge of a pairwise comparison that names neither; with QLoRA also
+            the adapter that the policy is on the reference.
         init: the model to compare with, where a comparison names none.
         prompts: those of a comparison that names none.
     """
@@ -78,6 +80,13 @@ def compile_benchmark_plan(job: BenchmarkJob, memo: DigestMemo) -> Plan:
     return Plan(job, tuple(build.stages.values()))
 
 
+def _judge_of(recipe: Recipe, build: Builder, models: Models) -> dict[str, Input]:
+    """The judge of the method after the seed stage: pi_0 against pi_init."""
+    seed = StageOutput("seed", MODEL)
+    adapter = stack("adapter", recipe, build, seed, models.init)
+    return {"policy": models.init if adapter else seed, "reference": models.init, **adapter}
+
+
 def add_benchmarks(recipe: Recipe, build: Builder, models: Models, policy: Input) -> None:
     """The benchmarks of the final policy; a second one of a kind gets a number."""
     for index, benchmark in enumerate(recipe.evaluation.benchmarks):
@@ -88,9 +97,7 @@ def add_benchmarks(recipe: Recipe, build: Builder, models: Models, policy: Input
             policy,
             recipe.sampling,
             recipe.seed,
-            implicit_reward={"policy": StageOutput("seed", MODEL), "reference": models.init}
-            if recipe.data.seed_labels
-            else {},
+            implicit_reward=_judge_of(recipe, build, models) if recipe.data.seed_labels else {},
             init=models.init,
             prompts=StageOutput("data", "heldout.jsonl"),
         )
@@ -289,7 +296,7 @@ def _comparison(benchmark: Pairwise, name: str, build: Builder, subject: _Subjec
         "candidates",
         "the answers as the judge's tokens",
         settings={**subject.model, "source": DatasetSource(source="pairs.jsonl")},
-        inputs={**models, "pairs": pairs},
+        inputs={"policy": models["policy"], "reference": models["reference"], "pairs": pairs},
     )
     completions = StageOutput(f"{name}-candidates", "completions.parquet")
     if of_both_models(subject.model["model"], judge.method):

@@ -7,7 +7,8 @@ gives the rewards of a prompt's answers. The stage `judge-i` labels by these, wh
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from spa_recipes.plan.kinds import ADAPTER, KINDS, MODEL
+from spa_recipes.plan.adapters import sampled_with, stack
+from spa_recipes.plan.kinds import MODEL
 from spa_recipes.plan.log_ratios import LOG_RATIOS_INPUT, add_log_ratios, of_both_models
 from spa_recipes.plan.stages import Builder, External, Input, StageOutput
 from spa_recipes.plan.verdicts import add_verdicts
@@ -93,13 +94,19 @@ def implicit_reward(recipe: Recipe, build: Builder, models: Models) -> Label:
         reference, who = reference_of(iteration), judges_of(iteration)
         inputs: dict[str, Input] = {}
         for prefix, judging in zip(("", "seed_"), who, strict=False):
+            adapter = stack("adapter", recipe, build, judging.model, models.init)
             inputs[f"{prefix}{LOG_RATIOS_INPUT}"] = add_log_ratios(
                 build,
                 f"log-ratios-{iteration.number}{'-seed' if prefix else ''}",
                 f"log-ratios of the answers: {judging.name} against {reference.name}, the judge's reference",
                 model=models.settings,
                 method=judge.method,
-                inputs={"policy": judging.model, "reference": reference.model, "completions": iteration.completions},
+                inputs={
+                    "policy": reference.model if adapter else judging.model,
+                    "reference": reference.model,
+                    **adapter,
+                    "completions": iteration.completions,
+                },
                 rows=iteration.rows,
             )
         return Judging(inputs, settings, _role(who, iteration, judge.keep))
@@ -172,7 +179,7 @@ def llm(recipe: Recipe, build: Builder, models: Models) -> Label:
             answers={"completions": iteration.completions, "prompts": iteration.prompts},
             policy=(
                 iteration.before,
-                {"policy": iteration.policy, **beside_adapter(recipe, build, iteration.policy)},
+                {"policy": iteration.policy, **sampled_with(recipe, build, iteration.policy)},
             ),
             rows=iteration.rows * (recipe.sampling.n - 1),
         )
@@ -194,16 +201,6 @@ FRAGMENTS: dict[str, Fragment] = {
     "random": control,
 }
 """By `judge.type`."""
-
-
-def beside_adapter(recipe: Recipe, build: Builder, policy: Input) -> dict[str, Input]:
-    """The adapter of a policy and the weights below it, where the recipe samples from these instead of their sum."""
-    backend = recipe.sampling.backend
-    if backend.type != "vllm" or backend.lora != "adapter" or isinstance(policy, External):
-        return {}
-    if not KINDS[build.stages[policy.stage].kind].has_output(ADAPTER):
-        return {}
-    return {"adapter": StageOutput(policy.stage, ADAPTER), "base": build.stages[policy.stage].inputs["policy"]}
 
 
 def _reference(judge: ImplicitRewardJudge, build: Builder, models: Models) -> Callable[[Iteration], Named]:

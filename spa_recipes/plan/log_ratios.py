@@ -14,12 +14,12 @@ def of_both_models(model: Model, method: Method, *, with_noise: bool = False) ->
     """Whether one stage reads policy and reference and gives log-ratios.
 
     Otherwise each model has a table of log-probs, and these are subtracted: exact enough in float32 alone. `auto` may
-    be half precision on the machine that runs the stage.
+    be half precision on the machine that runs the stage. With QLoRA they are two adapters on one model in 4 bits.
 
     Args:
         with_noise: the recipe asks for the standard error of every margin, which needs both models, too.
     """
-    return model.dtype != "float32" or method == "tangent" or with_noise
+    return model.dtype != "float32" or model.in_4bit or method == "tangent" or with_noise
 
 
 def add_log_ratios(

@@ -8,9 +8,10 @@ reference).
 from typing import Any
 
 from spa_recipes.data.places import count_rows
+from spa_recipes.plan.adapters import sampled_with, stack, trained_on
 from spa_recipes.plan.benchmarks import add_benchmarks
 from spa_recipes.plan.gates import with_gates
-from spa_recipes.plan.judges import FRAGMENTS, Iteration, Judging, Label, Models, Named, beside_adapter
+from spa_recipes.plan.judges import FRAGMENTS, Iteration, Judging, Label, Models, Named
 from spa_recipes.plan.kinds import MODEL
 from spa_recipes.plan.log_ratios import of_both_models
 from spa_recipes.plan.stages import Builder, Input, Plan, StageOutput
@@ -99,7 +100,7 @@ def _initial_policy(recipe: Recipe, build: Builder, model: dict[str, Any], base:
             "source": _limited(recipe.sft.data, recipe.data.max_skipped),
             "seed": recipe.seed,
         },
-        inputs={"policy": base, "source": build.source(recipe.sft.data, "sft.data")},
+        inputs={"policy": base, **trained_on(recipe, build, base, base), "source": build.source(recipe.sft.data, "sft.data")},
         rows=recipe.sft.data.rows if recipe.sft.data.type == "sandbox" else None,
     )
     return StageOutput("sft", MODEL)
@@ -119,7 +120,12 @@ def _add_seed(recipe: Recipe, build: Builder, models: Models) -> Input:
         "dpo",
         "pi_0: DPO on the seed labels, from pi_init, reference pi_init",
         settings={**models.training, "training": recipe.seed_training, "seed": recipe.seed},
-        inputs={"policy": models.init, "reference": models.init, "pairs": StageOutput("data", "seed.jsonl")},
+        inputs={
+            "policy": models.init,
+            "reference": models.init,
+            **trained_on(recipe, build, models.init, models.init),
+            "pairs": StageOutput("data", "seed.jsonl"),
+        },
         rows=_seed_rows(recipe),
     )
     return StageOutput("seed", MODEL)
@@ -146,7 +152,7 @@ def _add_iteration(
         "generate",
         f"{n} answers per fresh prompt, sampled from {before.name}",
         settings={**models.settings, "sampling": recipe.sampling, "seed": recipe.seed, "iteration": i},
-        inputs={"policy": policy, **beside_adapter(recipe, build, policy), "prompts": prompts},
+        inputs={"policy": policy, **sampled_with(recipe, build, policy), "prompts": prompts},
         rows=count * n,
     )
     completions = StageOutput(generate, "completions.parquet")
@@ -178,10 +184,11 @@ def _reference_logps(iteration: Iteration, recipe: Recipe, build: Builder, model
     """The log-probs of the answers under pi_{i-1} that a training without a live reference (lambda = 0) reads.
 
     In float32 those that the sampling kept, which come with the judgments. In half precision the sampler's differ from
-    the trainer's by as much as a margin, so they are scored.
+    the trainer's by as much as a margin, so they are scored. With QLoRA the training gives them: the policy without its
+    new adapter.
     """
     i, before = iteration.number, iteration.before
-    if recipe.lambda_of(i) or recipe.model.dtype == "float32":
+    if recipe.lambda_of(i) or recipe.model.dtype == "float32" or recipe.model.in_4bit:
         return {}
     stage = build.add(
         f"score-{i}-policy",
@@ -200,7 +207,8 @@ def _add_refine(
     """Training on the labels of an iteration; returns pi_i."""
     i, before, policy = iteration.number, iteration.before, iteration.policy
     logps = _reference_logps(iteration, recipe, build, models)
-    source = "" if recipe.lambda_of(i) else f" (its log-probs: {'scored' if logps else 'kept'})"
+    live = bool(recipe.lambda_of(i)) or recipe.model.in_4bit
+    source = "" if live else f" (its log-probs: {'scored' if logps else 'kept'})"
     noise = {name: value for name, value in judging.inputs.items() if name == "log_ratios"}
     replay = {"seed_pairs": StageOutput("data", "seed.jsonl")} if recipe.refine.seed_replay else {}
     build.add(
@@ -218,6 +226,7 @@ def _add_refine(
         inputs={
             "policy": policy,
             "reference": policy,
+            **trained_on(recipe, build, policy, models.init),
             "judgments": StageOutput(f"judge-{i}", "judgments.jsonl"),
             "completions": iteration.completions,
             **logps,
@@ -261,7 +270,7 @@ def _add_evaluation(name: str, symbol: str, policy: Input, recipe: Recipe, build
         return
     inputs: dict[str, Input] = {
         "policy": policy,
-        **beside_adapter(recipe, build, policy),
+        **sampled_with(recipe, build, policy),
         "heldout": StageOutput("data", "heldout.jsonl"),
     }
     settings: dict[str, Any] = {
@@ -272,7 +281,9 @@ def _add_evaluation(name: str, symbol: str, policy: Input, recipe: Recipe, build
         "seed": recipe.seed,
     }
     if evaluation.reward == "seed":
-        inputs |= {"reward_policy": StageOutput("seed", MODEL), "reward_reference": models.init}
+        seed = StageOutput("seed", MODEL)
+        inputs |= {"reward_policy": seed, "reward_reference": models.init}
+        inputs |= stack("reward_stack", recipe, build, seed, models.init)
     for role in ("reward_policy", "reward_reference"):
         if (location := getattr(evaluation, role)) is not None:
             inputs[role] = build.model(location, None, f"evaluation.{role}")
@@ -284,7 +295,7 @@ def _add_evaluation(name: str, symbol: str, policy: Input, recipe: Recipe, build
         settings["beta"] = recipe.seed_training.beta
         inputs["init_samples"] = StageOutput("evaluate-init", "samples.jsonl")
         if together:
-            inputs["init"] = models.init
+            inputs |= {"init": models.init, **stack("stack", recipe, build, policy, models.init)}
         else:
             inputs["init_logps"] = StageOutput("evaluate-init", "heldout.jsonl")
     build.add(

@@ -361,6 +361,24 @@ def judge_is_another_one(recipe: schema.Recipe) -> Conflicts:
         )
 
 
+def qlora_judges_on_one_base(recipe: schema.Recipe) -> Conflicts:
+    judge = recipe.judge
+    if not recipe.model.in_4bit:
+        return
+    if recipe.refine.reference_mix:
+        yield Conflict(
+            ("refine.reference_mix", "model.lora.load_in_4bit"),
+            "a mixed reference has log-probs that are given, and QLoRA's are those of the policy without its new adapter",
+            "remove it, or set model.lora.load_in_4bit to false",
+        )
+    if judge.type == "implicit_reward" and judge.reference != "init":
+        yield Conflict(
+            ("judge.reference", "model.lora.load_in_4bit"),
+            f"the policies are adapters on pi_init in 4 bits, and judge.reference {judge.reference} is another model",
+            "set judge.reference to init, or model.lora.load_in_4bit to false",
+        )
+
+
 def recomputing_has_an_effect(recipe: schema.Recipe) -> Conflicts:
     judge = recipe.judge
     if judge.type != "implicit_reward" or not judge.recompute_policy_logps:

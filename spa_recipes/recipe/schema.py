@@ -78,7 +78,11 @@ class Lora(Section):
     lora_target_modules: Annotated[list[str], Field(min_length=1)] | Literal["all-linear"] = Field(
         "all-linear", description="Modules that get an adapter. lm_head cannot have one."
     )
-    load_in_4bit: bool = Field(False, description="QLoRA: keep the frozen weights in 4 bits. Needs a GPU.")
+    load_in_4bit: bool = Field(
+        False,
+        description="QLoRA: keep the frozen weights in 4 bits (NF4). They are those of pi_init in every iteration; the "
+        "adapters of the iterations stack on them. Needs bitsandbytes.",
+    )
 
 
 class ModelSource(Section):
@@ -137,6 +141,11 @@ class Model(ModelSource):
         "this disk.",
         json_schema_extra=RUNTIME,
     )
+
+    @property
+    def in_4bit(self) -> bool:
+        """Whether adapters are trained on weights in 4 bits (QLoRA)."""
+        return self.lora is not None and self.lora.load_in_4bit
 
 
 class Columns(Section):
@@ -957,6 +966,7 @@ class Recipe(Document):
         rules.gold_needs_the_sandbox,
         rules.judge_has_a_reference,
         rules.judge_is_another_one,
+        rules.qlora_judges_on_one_base,
         rules.recomputing_has_an_effect,
         rules.refinement_takes_place,
         rules.extrapolation_has_a_way,

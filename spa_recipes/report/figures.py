@@ -131,6 +131,12 @@ FIGURES: tuple[Figure, ...] = (
         Shown("kept log-probs off by", SHORT),
         iteration=Shown("kept log-probs off by, in nats", SHORT),
     ),
+    Figure(
+        "quantization_mismatch",
+        ("log_ratios",),
+        Shown("log-probs of merged and 4-bit policy differ by", SHORT),
+        iteration=Shown("log-probs of the merged and the trained (4-bit) policy differ by, in nats", SHORT),
+    ),
     # What was labelled
     Figure(
         "accuracy_vs_gold",

@@ -1,7 +1,7 @@
 """DPO on the seed labels: makes pi_0 from pi_init, with pi_init as the reference.
 
 Policy and reference start as the same model, so the reference's log-probs are scored once before training and no
-second model is kept in memory.
+second model is kept in memory. With QLoRA both have the same weights in 4 bits, and the training gives both log-probs.
 """
 
 from spa_recipes.data.rows import PairRow, read_rows
@@ -17,7 +17,8 @@ def run(context: Context) -> Result:
     model = model_section(context, "policy")
     renderer = renderer_of(model, context.notice)
     rows = [token_pair(renderer, pair) for pair in read_rows(context.input("pairs"), PairRow)]
-    add_reference_logps(context, rows)
+    if not model.in_4bit:  # there the reference is the policy without its adapter
+        add_reference_logps(context, rows)
     training = PreferenceTraining.model_validate(context.spec.settings["training"])
     env = train_env(context, model, renderer)
     result = train_preference(model.model_name_or_path, rows, training, env, reference_path=None, refinement=None)

@@ -17,7 +17,7 @@ from spa_recipes.sandbox.gold import gold_reward
 from spa_recipes.stages.common import mean, model_section, share, token_pair
 from spa_recipes.stages.context import NO_RESULT, Context, Result
 from spa_recipes.stages.generate import Sampler, is_cut, sampler_of
-from spa_recipes.stages.log_ratios import log_ratios
+from spa_recipes.stages.log_ratios import LogRatios, log_ratios
 from spa_recipes.stages.score import score, score_pairs
 
 
@@ -64,7 +64,7 @@ def _heldout_logps(context: Context, sampler: Sampler, pairs: Sequence[PairRow])
 def _heldout_ratios(context: Context, sampler: Sampler, pairs: Sequence[PairRow]) -> list[HeldoutRatioRow] | None:
     rows = [token_pair(sampler.renderer, pair) for pair in pairs]
     items = [Scored(row["prompt_ids"], ids) for row in rows for ids in (row["chosen_ids"], row["rejected_ids"])]
-    found = log_ratios(context, "heldout", ("policy", "init"), items, _in_twos(len(items)))
+    found = _log_ratios(context, "heldout", ("policy", "init"), items, stack="stack")
     if found is None:
         return None
     return [
@@ -76,6 +76,15 @@ def _heldout_ratios(context: Context, sampler: Sampler, pairs: Sequence[PairRow]
         }
         for k, pair in enumerate(pairs)
     ]
+
+
+def _log_ratios(
+    context: Context, name: str, roles: tuple[str, str], items: list[Scored], *, stack: str
+) -> LogRatios | None:
+    """Log-ratios of answers, two of which are compared; with the input `stack`, those of adapters on the reference."""
+    adapter = context.input(stack) if stack in context.spec.inputs else None
+    policy, reference = roles if adapter is None else (roles[1], roles[1])
+    return log_ratios(context, name, (policy, reference), items, _in_twos(len(items)), adapter=adapter)
 
 
 def _in_twos(count: int) -> list[tuple[int, int]]:
@@ -128,7 +137,7 @@ def _rewards(
     sampler.close()
     if "method" in context.spec.settings:
         # Answers to different prompts stand in for the two answers to a prompt, of which pi_init's are not at hand.
-        found = log_ratios(context, "reward", ("reward_policy", "reward_reference"), items, _in_twos(len(items)))
+        found = _log_ratios(context, "reward", ("reward_policy", "reward_reference"), items, stack="reward_stack")
         assert found is not None
         return found.values
     policy, reference = (

@@ -28,7 +28,13 @@ from spa_recipes.generation.log_ratios import (
 from spa_recipes.generation.scoring import Scored
 from spa_recipes.models.adapters import with_adapter
 from spa_recipes.models.dtype import torch_dtype
-from spa_recipes.models.loading import for_inference, load_causal_lm, local_device, stored_dtype
+from spa_recipes.models.loading import (
+    for_inference,
+    load_causal_lm,
+    load_four_bit_values,
+    local_device,
+    stored_dtype,
+)
 from spa_recipes.models.update import Update, adapter_update, difference, stored_difference
 from spa_recipes.recipe.schema import Model
 from spa_recipes.stages.common import BARRIER_POLL_SECONDS, mean, model_section, sharded_values, use_local_device
@@ -77,7 +83,8 @@ def run(context: Context) -> Result:
     if choice.measured:
         metrics["method_error"] = next(m.error for m in choice.measured if m.way == choice.way)
     if choice.kept is not None:
-        metrics["kept_mismatch"] = choice.kept
+        in_4bit = _in_4bit(model_section(context, "policy"), adapter)
+        metrics["quantization_mismatch" if in_4bit else "kept_mismatch"] = choice.kept
     return Result(len(items), tokens, metrics)
 
 
@@ -106,10 +113,10 @@ def log_ratios(
         None in every process but the first.
     """
     sections = [model_section(context, role) for role in roles]
-    models = _both_models(sections[0], sections[1], adapter)
+    models, in_4bit = _both_models(sections[0], sections[1], adapter), _in_4bit(sections[0], adapter)
     dtype = str(torch_dtype(sections[0].dtype)).removeprefix("torch.")
     pairs = _measured_pairs(items, groups)
-    choice = _chosen(context, name, lambda: _choice(context, name, models, dtype, items, pairs, kept))
+    choice = _chosen(context, name, lambda: _choice(context, name, models, dtype, items, pairs, kept, in_4bit))
     way = choice.way
     shards = f"{name}-{way}".replace(" ", "-")
     if way.kind == "tangent":
@@ -167,8 +174,13 @@ def _choice(
     items: Sequence[Scored],
     pairs: Sequence[tuple[int, int]],
     kept: Sequence[float] | None,
+    in_4bit: bool,
 ) -> Choice:
     """Measure and choose, and say what came out.
+
+    Args:
+        in_4bit: the policy is an adapter on weights in 4 bits, while the answers were sampled from their sum with the
+            weights that were never in 4 bits: log-probs differ by that, however exact they are.
 
     Raises:
         StageError: log-probs that sampling kept are not those of the policy; as `choose`.
@@ -185,7 +197,12 @@ def _choice(
         **_options(context),
     )
     context.notice(f"{name}: {choice.why}")
-    if choice.kept is None or dtype == "float32":
+    if choice.kept is not None and in_4bit:
+        context.notice(
+            f"{name}: the answers were sampled from the merged model, whose weights are not in 4 bits, and those that "
+            f"adapters are trained on are: the log-probs of the two differ by {choice.kept:.2g} nats (rms)"
+        )
+    if choice.kept is None or in_4bit or dtype == "float32":
         return choice
     context.notice(f"{name}: the log-probs that sampling kept differ from scored ones by {choice.kept:.2g} nats (rms)")
     tokens = mean([len(items[i].response_ids) for pair in pairs for i in pair])
@@ -223,10 +240,14 @@ def _by_tangent(
 
 
 def _both_models(policy: Model, reference: Model, adapter: Path | None) -> BothModels:
-    """How two models are loaded; with `adapter`, the policy is the reference with these LoRA weights."""
+    """How two models are loaded; with `adapter`, the policy is its own model with these LoRA weights.
+
+    An adapter of QLoRA was trained on weights in 4 bits, so both are loaded with the values that those have.
+    """
+    load = partial(_load, in_4bit=_in_4bit(policy, adapter))
 
     def load_policy(dtype: str, *, on_cpu: bool = False) -> PreTrainedModel:
-        model = _load(policy, dtype, on_cpu=on_cpu)
+        model = load(policy, dtype, on_cpu=on_cpu)
         return model if adapter is None else with_adapter(model, adapter)
 
     def update(loaded_reference: PreTrainedModel) -> Update:
@@ -235,25 +256,31 @@ def _both_models(policy: Model, reference: Model, adapter: Path | None) -> BothM
         # What a lower precision takes from the reference's weights is no part of the update.
         stored = stored_dtype(reference)
         lossless = stored is not None and torch.promote_types(stored, loaded_reference.dtype) == loaded_reference.dtype
-        finer = None if lossless else _load(reference, "float32", on_cpu=True)
+        finer = None if lossless else load(reference, "float32", on_cpu=True)
         folder = Path(policy.model_name_or_path)
         if folder.is_dir():
             return stored_difference(folder, loaded_reference, stored=finer)
-        return difference(_load(policy, "float32", on_cpu=True), loaded_reference, stored=finer)
+        return difference(load(policy, "float32", on_cpu=True), loaded_reference, stored=finer)
 
-    on_cpu = BothModels(partial(load_policy, on_cpu=True), partial(_load, reference, on_cpu=True), update)
-    return BothModels(load_policy, partial(_load, reference), update, on_cpu if local_device().type == "cuda" else None)
+    on_cpu = BothModels(partial(load_policy, on_cpu=True), partial(load, reference, on_cpu=True), update)
+    return BothModels(load_policy, partial(load, reference), update, on_cpu if local_device().type == "cuda" else None)
 
 
-def _load(model: Model, dtype: str, *, on_cpu: bool = False) -> PreTrainedModel:
+def _in_4bit(policy: Model, adapter: Path | None) -> bool:
+    """Whether a policy is an adapter of QLoRA; merged models and those from outside are read as they are stored."""
+    return adapter is not None and policy.in_4bit
+
+
+def _load(model: Model, dtype: str, *, on_cpu: bool = False, in_4bit: bool = False) -> PreTrainedModel:
     """A model in a precision that need not be its own, on this process's device or on the CPU."""
     use_local_device()
     section = model.model_copy(update={"dtype": dtype})
     if dtype in ("float32", "float64") and (model.attn_implementation or "").startswith("flash"):
         section = section.model_copy(update={"attn_implementation": "sdpa"})  # flash has half precision only
+    load = partial(load_four_bit_values, trained_in=torch_dtype(model.dtype)) if in_4bit else load_causal_lm
     if on_cpu:
-        return load_causal_lm(section.model_name_or_path, section, torch_dtype(dtype)).eval()
-    return for_inference(load_causal_lm, section)
+        return load(section.model_name_or_path, section, torch_dtype(dtype)).eval()
+    return for_inference(load, section)
 
 
 def _options(context: Context) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 With lambda = 0 the reference's log-probs are those of the sampled tokens, or scored ones in half precision, and no
 reference model is loaded. With
 lambda > 0 the de-coupled detection needs the reference's whole distribution at every token, so the reference runs in
-training, too.
+training, too. With LoRA that is the policy with its new adapter switched off; with QLoRA at any lambda.
 """
 
 import math
@@ -43,19 +43,20 @@ def run(context: Context) -> Result:
     lam = settings["lambda"]
     training = RefineTraining.model_validate(settings["training"])
     completions = read_table(context.input("completions"), COMPLETIONS)
+    given = lam == 0 and not model.in_4bit  # the reference's log-probs
     reference_logps = None
-    if lam == 0:
+    if given:
         reference_logps = mixed(judgments, _reference_logps(context, judgments, completions), training.reference_mix)
     judged = _judged(judgments, completions, reference_logps)
     refinement = _refinement(settings, judgments)
-    replayed = _replayed(context, training.seed_replay, len(judged), with_reference=lam == 0)
+    replayed = _replayed(context, training.seed_replay, len(judged), with_reference=given)
     first_margins = _first_margins(context, judged, training.beta)
     result = train_preference(
         model.model_name_or_path,
         datasets.Dataset(pa.concat_tables([judged, pa.Table.from_pylist(replayed, schema=judged.schema)])),
         training,
         train_env(context, model, renderer_of(model)),
-        reference_path=context.input("reference") if lam > 0 else None,
+        reference_path=context.input("reference") if lam > 0 and not model.in_4bit else None,
         refinement=refinement,
         loss=_loss(training, judgments),
         replayed=len(replayed),

@@ -22,6 +22,7 @@ def train_env(context: Context, model: Model, renderer: Renderer) -> TrainEnv:
 
     # Without this, transformers writes TensorBoard's files among the checkpoints, which are deleted after the stage.
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(context.attempt_dir / "tensorboard"))
+    inputs = context.spec.inputs
     return TrainEnv(
         model=model,
         key=context.spec.key,
@@ -31,6 +32,8 @@ def train_env(context: Context, model: Model, renderer: Renderer) -> TrainEnv:
         checkpoint_dir=context.work / "checkpoints",
         checkpoints_kept=context.spec.runtime["storage"]["checkpoints_while_training"],
         tokenizer=renderer.tokenizer,
+        base=model_section(context, "base") if "base" in inputs else None,
+        stack=context.input("adapter") if "adapter" in inputs else None,
         report_to=context.spec.runtime["tracking"]["report_to"],
         run_name=f"{context.spec.runtime['run']}/{context.spec.id}",
         on_progress=report,

@@ -33,6 +33,8 @@ class TrainEnv:
         checkpoint_dir: checkpoints of the running training, which continues from the newest one that it finds there.
         checkpoints_kept: whole checkpoints to keep; while the next one is written there is one more.
         tokenizer: the policy's, with its chat template; saved beside the model and never changed.
+        base: QLoRA: the model whose weights are kept in 4 bits; None: the policy that is trained.
+        stack: QLoRA: the adapter on `base` that makes it the policy that is trained; None where `base` is that itself.
         report_to: trackers of transformers; none by default.
         on_notice: called with what a person should know, such as a damaged checkpoint; on the first process.
     """
@@ -45,6 +47,8 @@ class TrainEnv:
     tokenizer: "PreTrainedTokenizerBase"
     adapter_dir: Path | None = None
     checkpoints_kept: int = 2
+    base: Model | None = None
+    stack: Path | None = None
     report_to: list[str] = field(default_factory=list)
     run_name: str | None = None
     on_progress: OnProgress = ignore_progress

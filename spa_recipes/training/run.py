@@ -10,11 +10,11 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from trl import DPOConfig, SFTConfig
 
 from spa_recipes.errors import DataError
-from spa_recipes.models.adapters import lora_config, refuse_on_output_layer
+from spa_recipes.models.adapters import lay_under, lora_config, refuse_on_output_layer
 from spa_recipes.models.causal import check_causal
 from spa_recipes.models.dtype import dtype_name
 from spa_recipes.models.loading import load_causal_lm
-from spa_recipes.recipe.schema import PreferenceTraining, SupervisedTraining
+from spa_recipes.recipe.schema import Model, PreferenceTraining, SupervisedTraining
 from spa_recipes.training import common
 from spa_recipes.training.common import Rows
 from spa_recipes.training.dropout import check_no_dropout, switch_off_dropout
@@ -92,7 +92,7 @@ def train_preference(
     table = common.checked_rows(rows, ("prompt_ids", "chosen_ids", "rejected_ids"))
     has_columns = all(name in table.column_names for name in REFERENCE_COLUMNS)
     needs_live = refinement is not None and refinement.lam > 0
-    own_base = env.model.lora is not None and reference_path in (None, policy_path)
+    own_base = env.model.lora is not None and (reference_path is None or str(reference_path) == str(policy_path))
     if (needs_live or not has_columns) and reference_path is None and not own_base:
         raise DataError(
             "the reference is missing: de-coupled detection (lambda > 0) needs a live reference model"
@@ -166,7 +166,7 @@ def _train(
         dtype,
         env.tokenizer,
         source=policy_path,
-        load_source=lambda: load_causal_lm(policy_path, env.model, torch.float32),
+        load_source=lambda: load_causal_lm(*_start(policy_path, env), torch.float32),
     )
     if detector is not None and trainer.is_world_process_zero():
         common.write_lines(env.output_dir / PAIRS_TRACE, detector.trace)
@@ -185,6 +185,8 @@ def _say_what_the_detector_missed(
     The forward pass computes with weights that are rounded to nearest. The gradient suffers little from that, since it
     depends on a margin only through a sigmoid; the detector compares margins that are small.
     """
+    if env.model.lora is not None:
+        return  # adapters are multiplied by themselves, and not rounded with the weights
     visible = kept.get("update_visible", 1.0)
     if visible < common.LITTLE and detector.settings.detector != "judge":
         env.on_notice(
@@ -197,15 +199,25 @@ def _say_what_the_detector_missed(
 def _policy(
     path: Path | str, env: TrainEnv, dtype: torch.dtype, args: TrainingArguments, *, dropout: bool = False
 ) -> PreTrainedModel:
-    """The model to train: float32 master weights; with LoRA the frozen weights stay in the compute precision."""
+    """The model to train: float32 master weights; with LoRA the frozen weights stay in the compute precision.
+
+    With QLoRA they are those of `env.base` in 4 bits, with the adapters that were trained before.
+    """
     lora = env.model.lora
     if lora is None:
         model = load_causal_lm(path, env.model, torch.float32)
     else:
-        model = load_causal_lm(path, env.model, dtype, in_4bit=lora.load_in_4bit)
+        model = load_causal_lm(*_start(path, env), dtype, in_4bit=lora.load_in_4bit)
+    if env.stack is not None:
+        lay_under(model, env.stack, dtype)
     if not dropout:
         switch_off_dropout(model)
     return common.ready_to_train(model, args)
+
+
+def _start(policy_path: Path | str, env: TrainEnv) -> tuple[Path | str, Model]:
+    """The weights that the training adds to, and how they are loaded."""
+    return (policy_path, env.model) if env.base is None else (env.base.model_name_or_path, env.base)
 
 
 def _adapter(env: TrainEnv) -> dict[str, Any]:
