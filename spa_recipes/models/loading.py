@@ -292,7 +292,9 @@ def _common_prefix(missing: set[str], unexpected: set[str]) -> str:
 def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
     if not transformers.utils.is_bitsandbytes_available():
         raise RecipeError(
-            "load_in_4bit needs bitsandbytes", where="model.lora.load_in_4bit", fix="pip install 'spa-recipes[qlora]'"
+            "weights in 4 bits (QLoRA) need bitsandbytes",
+            where="model.lora.load_in_4bit",
+            fix="pip install 'spa-recipes[qlora]'",
         )
     return BitsAndBytesConfig(
         load_in_4bit=True,

@@ -14,6 +14,7 @@ from spa_recipes.state import atomic
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
+_TRAINED_ON, _NF4 = "trained_on", "nf4"  # in the metadata of the weights' file, which peft and vLLM leave alone
 _PREFIX, _DOWN, _UP = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
 
@@ -57,36 +58,55 @@ def read_lora(folder: Path) -> LoraFiles:
     return LoraFiles(config, factors, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
 
 
-def put_before(below: Path, adapter: Path) -> None:
-    """Make an adapter the sum of one that was trained before and itself, in place: the factors are joined.
+def is_on_4bit(folder: Path) -> bool:
+    """Whether an adapter was trained on weights in 4 bits, as `stack_up` wrote it down.
 
-    Ranks and alphas add up. Where both have one scale, it stays, and so does each number.
+    Raises:
+        DataError: there is no adapter, or it cannot be read.
+    """
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            return (file.metadata() or {}).get(_TRAINED_ON) == _NF4
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"cannot read the adapter: {error}", where=str(folder / WEIGHTS)) from error
+
+
+def stack_up(adapter: Path, below: Path | None) -> None:
+    """Make an adapter that was trained on weights in 4 bits the sum of the one below it and itself, in place.
+
+    The factors are joined; ranks and alphas add up. Where both have one scale, it stays, and so does each number. The
+    file says that it belongs on weights in 4 bits.
+
+    Args:
+        below: what was trained before on the same weights; None where this is the first one.
 
     Raises:
         DataError, StageError: as `read_lora`.
-        StageError: the two are on different modules, or in different forms.
+        StageError: the two are on different modules.
     """
-    first, second = read_lora(below), read_lora(adapter)
-    form = ("use_rslora", "fan_in_fan_out")
-    if first.factors.keys() != second.factors.keys() or any(
-        bool(first.config.get(key)) != bool(second.config.get(key)) for key in form
-    ):
+    config, tensors = _joined(read_lora(adapter), None if below is None else read_lora(below), str(below))
+    save_file(tensors, adapter / WEIGHTS, metadata={"format": "pt", _TRAINED_ON: _NF4})
+    atomic.write_json(adapter / CONFIG, config)
+
+
+def _joined(lora: LoraFiles, below: LoraFiles | None, where: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Configuration and tensors of two adapters' sum."""
+    parts = [lora] if below is None else [below, lora]
+    if any(part.factors.keys() != lora.factors.keys() for part in parts):
         raise StageError(
             "the adapter that was trained before is on other modules than this one",
-            where=str(below),
+            where=where,
             fix="train all iterations with the same model.lora",
         )
-    config = {**second.config, **{key: first.config[key] + second.config[key] for key in ("r", "lora_alpha")}}
-    rank = math.sqrt(config["r"]) if config.get("use_rslora") else config["r"]
-    scale = config["lora_alpha"] / rank
+    config = {**lora.config, **{key: sum(part.config[key] for part in parts) for key in ("r", "lora_alpha")}}
+    scale = config["lora_alpha"] / config["r"]
     tensors = {}
-    for module, (down, up) in second.factors.items():
-        down_before, up_before = first.factors[module]
-        ups = [_times(up_before, first.scale / scale), _times(up, second.scale / scale)]
-        tensors[_PREFIX + module + _DOWN] = torch.cat([down_before, down]).contiguous()
+    for module in lora.factors:
+        downs, ups = zip(*(part.factors[module] for part in parts), strict=True)
+        ups = tuple(_times(up, part.scale / scale) for up, part in zip(ups, parts, strict=True))
+        tensors[_PREFIX + module + _DOWN] = torch.cat(downs).contiguous()
         tensors[_PREFIX + module + _UP] = torch.cat(ups, dim=1).contiguous()
-    save_file(tensors, adapter / WEIGHTS, metadata={"format": "pt"})
-    atomic.write_json(adapter / CONFIG, config)
+    return config, tensors
 
 
 def _times(up: torch.Tensor, factor: float) -> torch.Tensor:

@@ -35,6 +35,7 @@ from spa_recipes.models.loading import (
     local_device,
     stored_dtype,
 )
+from spa_recipes.models.lora_files import is_on_4bit
 from spa_recipes.models.update import Update, adapter_update, difference, stored_difference
 from spa_recipes.recipe.schema import Model
 from spa_recipes.stages.common import BARRIER_POLL_SECONDS, mean, model_section, sharded_values, use_local_device
@@ -83,8 +84,7 @@ def run(context: Context) -> Result:
     if choice.measured:
         metrics["method_error"] = next(m.error for m in choice.measured if m.way == choice.way)
     if choice.kept is not None:
-        in_4bit = _in_4bit(model_section(context, "policy"), adapter)
-        metrics["quantization_mismatch" if in_4bit else "kept_mismatch"] = choice.kept
+        metrics["quantization_mismatch" if _in_4bit(adapter) else "kept_mismatch"] = choice.kept
     return Result(len(items), tokens, metrics)
 
 
@@ -113,7 +113,7 @@ def log_ratios(
         None in every process but the first.
     """
     sections = [model_section(context, role) for role in roles]
-    models, in_4bit = _both_models(sections[0], sections[1], adapter), _in_4bit(sections[0], adapter)
+    models, in_4bit = _both_models(sections[0], sections[1], adapter), _in_4bit(adapter)
     dtype = str(torch_dtype(sections[0].dtype)).removeprefix("torch.")
     pairs = _measured_pairs(items, groups)
     choice = _chosen(context, name, lambda: _choice(context, name, models, dtype, items, pairs, kept, in_4bit))
@@ -244,7 +244,7 @@ def _both_models(policy: Model, reference: Model, adapter: Path | None) -> BothM
 
     An adapter of QLoRA was trained on weights in 4 bits, so both are loaded with the values that those have.
     """
-    load = partial(_load, in_4bit=_in_4bit(policy, adapter))
+    load = partial(_load, in_4bit=_in_4bit(adapter))
 
     def load_policy(dtype: str, *, on_cpu: bool = False) -> PreTrainedModel:
         model = load(policy, dtype, on_cpu=on_cpu)
@@ -266,9 +266,9 @@ def _both_models(policy: Model, reference: Model, adapter: Path | None) -> BothM
     return BothModels(load_policy, partial(load, reference), update, on_cpu if local_device().type == "cuda" else None)
 
 
-def _in_4bit(policy: Model, adapter: Path | None) -> bool:
+def _in_4bit(adapter: Path | None) -> bool:
     """Whether a policy is an adapter of QLoRA; merged models and those from outside are read as they are stored."""
-    return adapter is not None and policy.in_4bit
+    return adapter is not None and is_on_4bit(adapter)
 
 
 def _load(model: Model, dtype: str, *, on_cpu: bool = False, in_4bit: bool = False) -> PreTrainedModel:

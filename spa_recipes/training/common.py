@@ -24,7 +24,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from spa_recipes.errors import DataError, RecipeError, StageError
 from spa_recipes.models.adapters import keep_or_drop, sums_with
 from spa_recipes.models.dtype import dtype_name, torch_dtype
-from spa_recipes.models.lora_files import put_before
+from spa_recipes.models.lora_files import stack_up
 from spa_recipes.models.saving import Weights, save_model
 from spa_recipes.recipe.schema import Model, Training
 from spa_recipes.state import atomic
@@ -185,8 +185,8 @@ def save_trained(
         return {}
     unset_hf_deepspeed_config()  # else ZeRO-3 would wait for the other processes to load with this one
     is_rounded = dtype != torch.float32
-    if adapter is not None and env.stack is not None:
-        put_before(env.stack, adapter)
+    if adapter is not None and env.model.in_4bit:
+        stack_up(adapter, env.stack)
     if adapter is None:
         weights = Weights(state_dict, start=load_source().state_dict() if is_rounded else None)
     else:

@@ -16,7 +16,7 @@ from spa_recipes.data.tables import COMPLETIONS, CompletionRow, read_log_ratios,
 from spa_recipes.generation.scoring import Scored, sequence_logps
 from spa_recipes.models.adapters import lay_under
 from spa_recipes.models.loading import load_causal_lm, load_four_bit_values
-from spa_recipes.models.lora_files import put_before, read_lora
+from spa_recipes.models.lora_files import is_on_4bit, read_lora, stack_up
 from spa_recipes.recipe.schema import Lora, Model
 from spa_recipes.stages import log_ratios as stage
 from spa_recipes.training.env import TrainResult
@@ -190,6 +190,7 @@ def test_policy_and_reference_are_scored_on_the_same_4_bits(world: World, tmp_pa
 
 def test_the_judge_differentiates_along_the_adapter_in_half_precision(world: World, tmp_path: Path) -> None:
     adapter_over(world.base, tmp_path / "small")
+    stack_up(tmp_path / "small", None)
     section = world.section.model_copy(update={"dtype": "bfloat16"})
     reference, policy = (
         load_four_bit_values(world.base, section, torch.float64, trained_in=torch.bfloat16) for _ in range(2)
@@ -211,7 +212,9 @@ def test_adapters_of_two_scales_are_joined_as_their_sum(world: World, tmp_path: 
     config = tmp_path / "below" / "adapter_config.json"
     config.write_text(config.read_text().replace('"lora_alpha": 8', '"lora_alpha": 5'))
     below, above = (read_lora(tmp_path / name) for name in ("below", "above"))
-    put_before(tmp_path / "below", tmp_path / "above")
+    assert not is_on_4bit(tmp_path / "above")
+    stack_up(tmp_path / "above", tmp_path / "below")
+    assert is_on_4bit(tmp_path / "above")
     both = read_lora(tmp_path / "above")
     assert (below.scale, above.scale, both.config["r"]) == (5 / 4, 2.0, 8)
     for module, (down, up) in both.factors.items():

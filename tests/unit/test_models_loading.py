@@ -212,5 +212,5 @@ def test_memory_that_runs_out_while_loading_says_what_helps(folder: Path, monkey
 
 def test_four_bits_need_bitsandbytes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformers.utils.is_bitsandbytes_available", lambda: False)
-    with pytest.raises(RecipeError, match=r"load_in_4bit needs bitsandbytes.*spa-recipes\[qlora\]"):
+    with pytest.raises(RecipeError, match=r"load_in_4bit: .* need bitsandbytes.*spa-recipes\[qlora\]"):
         load_causal_lm(folder, Model(model_name_or_path=str(folder)), torch.float32, in_4bit=True)
