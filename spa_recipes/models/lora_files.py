@@ -85,7 +85,7 @@ def stack_up(adapter: Path, below: Path | None) -> None:
         StageError: the two are on different modules.
     """
     config, tensors = _joined(read_lora(adapter), None if below is None else read_lora(below), str(below))
-    save_file(tensors, adapter / WEIGHTS, metadata={"format": "pt", _TRAINED_ON: _NF4})
+    save_file(tensors, adapter / WEIGHTS, metadata={_TRAINED_ON: _NF4})  # one key: the order of several is random
     atomic.write_json(adapter / CONFIG, config)
 
 

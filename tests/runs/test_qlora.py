@@ -41,7 +41,7 @@ PAIRS = make_pairs(20, reference=False)
 ITEMS = [Scored(pair["prompt_ids"], pair[side]) for pair in PAIRS for side in ("chosen_ids", "rejected_ids")]
 
 
-def refine(base: Path, before: Path | None, folder: Path, *, dtype: str = "float32", **options: Any) -> TrainResult:
+def refine(base: Path, before: Path | None, folder: Path, *, dtype: Any = "float32", **options: Any) -> TrainResult:
     """Refine the policy in `before` (None: the base itself): 20 pairs in batches of 8, six steps."""
     policy = base if before is None else before / "out"
     env = replace(

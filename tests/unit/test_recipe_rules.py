@@ -201,8 +201,8 @@ WHOLE = {
         "weight directly",
     "name: x\nmodel: {model_name_or_path: m, lora: {load_in_4bit: true}}\ndata: {pairs: {type: sandbox}}\n"
     "judge:\n  reference: other":
-        "r.yaml:5: judge.reference: the policies are adapters on pi_init in 4 bits, and judge.reference other is another "
-        "model; set judge.reference to init, or model.lora.load_in_4bit to false",
+        "r.yaml:5: judge.reference: the policies are adapters on pi_init in 4 bits, and judge.reference other is "
+        "another model; set judge.reference to init, or model.lora.load_in_4bit to false",
     "name: x\nmodel:\n  dtype: float32\n  save_rounding: nearest\n  model_name_or_path: m\n"
     "data: {pairs: {type: sandbox}}":
         "r.yaml:4: model.save_rounding: nearest has no effect with dtype float32, in which trained weights are saved "
