@@ -100,7 +100,11 @@ def _initial_policy(recipe: Recipe, build: Builder, model: dict[str, Any], base:
             "source": _limited(recipe.sft.data, recipe.data.max_skipped),
             "seed": recipe.seed,
         },
-        inputs={"policy": base, **trained_on(recipe, build, base, base), "source": build.source(recipe.sft.data, "sft.data")},
+        inputs={
+            "policy": base,
+            **trained_on(recipe, build, base, base),
+            "source": build.source(recipe.sft.data, "sft.data"),
+        },
         rows=recipe.sft.data.rows if recipe.sft.data.type == "sandbox" else None,
     )
     return StageOutput("sft", MODEL)

@@ -368,7 +368,7 @@ def qlora_judges_on_one_base(recipe: schema.Recipe) -> Conflicts:
     if recipe.refine.reference_mix:
         yield Conflict(
             ("refine.reference_mix", "model.lora.load_in_4bit"),
-            "a mixed reference has log-probs that are given, and QLoRA's are those of the policy without its new adapter",
+            "a mixed reference has log-probs that are given, and that of QLoRA is the policy without its new adapter",
             "remove it, or set model.lora.load_in_4bit to false",
         )
     if judge.type == "implicit_reward" and judge.reference != "init":

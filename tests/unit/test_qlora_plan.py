@@ -53,6 +53,17 @@ def test_a_judge_on_another_model_is_refused() -> None:
         plan_of(model=FOUR_BITS, judge={"reference": "base"})
 
 
+def test_a_mixed_reference_is_refused() -> None:
+    with pytest.raises(ValidationError, match="and that of QLoRA is the policy without its new adapter"):
+        plan_of(model=FOUR_BITS, refine={"reference_mix": 0.5}, noise={"lambdas": [0.0, 0.0]})
+
+
+def test_weights_that_no_adapter_makes_are_read_as_they_are_stored() -> None:
+    inputs = plan_of(model=FOUR_BITS, final={"extrapolate": 0.5}).stage("evaluate-extrapolated").inputs
+    assert inputs["init"] == INIT
+    assert "stack" not in inputs
+
+
 def test_log_ratios_of_adapters_need_memory_for_one_model(plan: Plan) -> None:
     def memory(stage: Stage, of: Plan) -> int:
         found = needs(stage, of).memory
