@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from spa_recipes.errors import DataError, RecipeError, StageError
 from spa_recipes.generation import scoring
+from spa_recipes.generation.requests import Request
 from spa_recipes.generation.scoring import Scored, sequence_logps
+from spa_recipes.generation.transformers import sample
 from spa_recipes.models.adapters import lora_config, refuse_on_output_layer
 from spa_recipes.models.causal import check_causal
 from spa_recipes.recipe.schema import Lora, Model
@@ -139,6 +141,24 @@ def test_a_generation_config_that_transformers_will_not_save_is_kept(tmp_path: P
     )
     saved = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert content.items() <= saved.items()
+
+
+def test_sampling_keys_of_a_generation_config_do_not_leak() -> None:
+    model = tiny("llama", 40)
+    requests = [Request(str(i), 0, [1 + i, 2, 3]) for i in range(4)]
+
+    def sampled() -> list[list[int]]:
+        answers = sample(
+            model, requests, temperature=1.0, top_p=1.0, max_tokens=30, stop_ids=[0],
+            seed_of=lambda r: int(r.prompt_id), batch_size=4,
+        )  # fmt: skip
+        return [answer.response_ids for answer in answers]
+
+    before = sampled()
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=0.01, top_k=1, top_p=0.1, repetition_penalty=9.0, eos_token_id=before[0][0]
+    )
+    assert sampled() == before
 
 
 def test_a_pad_token_beyond_the_embeddings_is_nothing_to_a_training(tmp_path: Path) -> None:
