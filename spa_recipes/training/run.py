@@ -20,7 +20,14 @@ from spa_recipes.training.common import Rows
 from spa_recipes.training.dropout import check_no_dropout, switch_off_dropout
 from spa_recipes.training.env import METHODS_LOSS, PairLoss, Refinement, TrainEnv, TrainResult
 from spa_recipes.training.order import column_lengths
-from spa_recipes.training.preference import REFERENCE_COLUMNS, NoiseDetector, PairCollator, SpaTrainer, pair_tokens
+from spa_recipes.training.preference import (
+    REFERENCE_COLUMNS,
+    NoiseDetector,
+    PairCollator,
+    SpaTrainer,
+    pair_lengths,
+    pair_tokens,
+)
 from spa_recipes.training.response_logps import check_response_logps, is_sharded
 from spa_recipes.training.sft import SftCollator, SpaSftTrainer
 
@@ -56,9 +63,21 @@ def train_sft(model_path: Path | str, rows: Rows, settings: SupervisedTraining, 
         data_collator=SftCollator(_pad_token_id(env, policy)),
         **_adapter(env),
     )
-    tokens = sum(column_lengths(table, "input_ids")) * settings.num_train_epochs
+    lengths = column_lengths(table, "input_ids")
+    tokens = sum(lengths) * settings.num_train_epochs
     example = table[0]["input_ids"][:_EXAMPLE]
-    return _train(trainer, model_path, env, dtype, len(table), tokens, example, detector=None, dropout=settings.dropout)
+    return _train(
+        trainer,
+        model_path,
+        env,
+        dtype,
+        len(table),
+        tokens,
+        example,
+        longest=max(lengths),
+        detector=None,
+        dropout=settings.dropout,
+    )
 
 
 def train_preference(
@@ -134,7 +153,8 @@ def train_preference(
     )
     tokens = pair_tokens(table) * settings.num_train_epochs
     example = (table[0]["prompt_ids"] + table[0]["chosen_ids"])[:_EXAMPLE]
-    return _train(trainer, policy_path, env, dtype, len(table), tokens, example, detector=detector)
+    longest = max(pair_lengths(table))
+    return _train(trainer, policy_path, env, dtype, len(table), tokens, example, longest=longest, detector=detector)
 
 
 def _train(
@@ -146,16 +166,22 @@ def _train(
     tokens: int,
     example: list[int],
     *,
+    longest: int,
     detector: NoiseDetector | None,
     dropout: bool = False,
 ) -> TrainResult:
-    """Train, from a checkpoint if there is one, save, and sum up; `example` is a text of some tokens."""
+    """Train, from a checkpoint if there is one, save, and sum up.
+
+    Args:
+        example: a text of some tokens.
+        longest: tokens of the longest text.
+    """
     if env.model.lora is not None:
         refuse_on_output_layer(trainer.model)
     common.train_in_float32(trainer.model)
     if not is_sharded():
         with trainer.accelerator.autocast():
-            check_causal(trainer.model)
+            check_causal(trainer.model, max(2, longest))
             check_response_logps(trainer.model, example, common.tolerance(dtype))
             if not dropout:
                 check_no_dropout(trainer.model, example, common.tolerance(dtype))

@@ -17,6 +17,7 @@ from spa_recipes.models.adapters import lora_config, refuse_on_output_layer
 from spa_recipes.models.causal import check_causal
 from spa_recipes.recipe.schema import Lora, Model
 from spa_recipes.stages.generate import _refuse_other_model
+from spa_recipes.training import run
 from spa_recipes.training.run import train_preference
 from tests.kit.families import tiny
 from tests.kit.training import make_env, make_model, make_pairs, preference
@@ -101,6 +102,31 @@ def test_a_model_that_reads_later_tokens_is_refused(family: str) -> None:
     settings = {"use_bidirectional_attention": True} if family == "gemma3_text" else {}
     with pytest.raises(DataError, match="it is no causal language model"):
         check_causal(tiny(family, 40, **settings))
+
+
+def test_a_model_that_reads_later_tokens_of_long_texts_only_is_refused_where_they_are_that_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def looks_ahead(layer: torch.nn.Module, _: Any, out: torch.Tensor) -> torch.Tensor:
+        return out + out.mean(1, keepdim=True) if out.shape[1] > 10 else out
+
+    model = tiny("llama", 40)
+    model.model.embed_tokens.register_forward_hook(looks_ahead)
+    check_causal(model, 10)
+    with pytest.raises(DataError, match="later tokens of a text of 11"):
+        check_causal(model, 11)
+    policy = make_model(tmp_path / "model")
+    load = run.load_causal_lm
+
+    def loaded(*arguments: Any, **options: Any) -> PreTrainedModel:
+        made = load(*arguments, **options)
+        made.get_input_embeddings().register_forward_hook(looks_ahead)
+        return made
+
+    monkeypatch.setattr(run, "load_causal_lm", loaded)
+    env = make_env(policy, tmp_path)
+    with pytest.raises(DataError, match="it is no causal language model"):
+        train_preference(policy, make_pairs(8), preference(), env, reference_path=None, refinement=None)
 
 
 @pytest.mark.parametrize(("module", "tied"), [("embed_tokens", True), ("lm_head", False), ("lm_head", True)])
