@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-from spa_recipes.recipe import rules
+from spa_recipes.recipe import document_rules, rules
 
 RUNTIME: dict[str, Any] = {"runtime": True}
 """Marks a field that changes how or where the work is done, but not its result."""
@@ -926,7 +926,7 @@ class BenchmarkedModel(ModelSource):
 class BenchmarkJob(Document):
     """What `spa evaluate` does: one of the field's benchmarks for one model."""
 
-    RULES: ClassVar[rules.Rules] = (rules.benchmark_stands_alone, rules.vllm_python_has_an_effect)
+    RULES: ClassVar[rules.Rules] = (document_rules.benchmark_stands_alone, document_rules.vllm_python_has_an_effect)
 
     model: BenchmarkedModel = Field(description="The model; a finished run may be named instead of a folder.")
     benchmark: Benchmark = Field(description="The benchmark: an entry of a recipe's `evaluation.benchmarks`.")
@@ -957,25 +957,25 @@ class Recipe(Document):
     """One run, from a model and a few labels to an aligned model."""
 
     RULES: ClassVar[rules.Rules] = (
-        rules.sandbox_has_the_prompts,
-        rules.sandbox_model_is_fine_tuned,
-        rules.one_lambda_per_iteration,
-        rules.prompt_and_response_fit,
-        rules.vllm_can_sample,
-        rules.sampling_gives_pairs,
-        rules.gold_needs_the_sandbox,
-        rules.judge_has_a_reference,
-        rules.judge_is_another_one,
-        rules.qlora_judges_on_one_base,
-        rules.recomputing_has_an_effect,
-        rules.refinement_takes_place,
-        rules.extrapolation_has_a_way,
-        rules.mixed_reference_is_known,
-        rules.seed_labels_are_there,
-        rules.there_is_something_to_do,
-        rules.verdict_leaves_room,
-        rules.decay_is_measured,
-        rules.benchmarks_fit_the_run,
+        document_rules.sandbox_has_the_prompts,
+        document_rules.sandbox_model_is_fine_tuned,
+        document_rules.one_lambda_per_iteration,
+        document_rules.prompt_and_response_fit,
+        document_rules.vllm_can_sample,
+        document_rules.sampling_gives_pairs,
+        document_rules.gold_needs_the_sandbox,
+        document_rules.judge_has_a_reference,
+        document_rules.judge_is_another_one,
+        document_rules.qlora_judges_on_one_base,
+        document_rules.recomputing_has_an_effect,
+        document_rules.refinement_takes_place,
+        document_rules.extrapolation_has_a_way,
+        document_rules.mixed_reference_is_known,
+        document_rules.seed_labels_are_there,
+        document_rules.there_is_something_to_do,
+        document_rules.verdict_leaves_room,
+        document_rules.decay_is_measured,
+        document_rules.benchmarks_fit_the_run,
     )
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$", description="Name of the run and of its folder.")
