@@ -15,6 +15,7 @@ from spa_recipes.generation.scoring import Scored, sequence_logps
 from spa_recipes.generation.transformers import sample
 from spa_recipes.models.adapters import lora_config, refuse_on_output_layer
 from spa_recipes.models.causal import check_causal
+from spa_recipes.models.loading import load_causal_lm
 from spa_recipes.recipe.schema import Lora, Model
 from spa_recipes.stages.generate import _refuse_other_model
 from spa_recipes.training import run
@@ -116,7 +117,7 @@ def test_a_model_that_reads_later_tokens_of_long_texts_only_is_refused_where_the
     with pytest.raises(DataError, match="later tokens of a text of 11"):
         check_causal(model, 11)
     policy = make_model(tmp_path / "model")
-    load = run.load_causal_lm
+    load = load_causal_lm
 
     def loaded(*arguments: Any, **options: Any) -> PreTrainedModel:
         made = load(*arguments, **options)
