@@ -1,6 +1,8 @@
 """De-coupled noise detection: the method in spa_recipes/README.md, 3. Refine (SPA, arXiv 2406.04412).
 
 h~ = (1 + lambda)*h_theta - lambda*h_ref are logits; log-softmax of h~ at each response token, summed, is log pi~(y|x).
+That is h_ref + (1 + lambda)*(h_theta - h_ref), and to first order in the update h_theta - h_ref is the derivative of
+the logits along it.
 """
 
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from spa_recipes.algo.logps import (
     observed_token_logps,
     target_logps,
 )
+from spa_recipes.algo.tangents import Dual, Move, tiles_of_logits, with_target
 
 
 class DecoupledLogps(NamedTuple):
@@ -87,3 +90,48 @@ def chunked_decoupled_logps(
 
     policy_N = observed_token_logps(policy_hidden_ND, policy_head, targets_N, chunk_size, gather_head, observe)
     return DecoupledLogps(policy_N, reference_N, decoupled_N)
+
+
+def decoupled_log_ratios(
+    hidden_ND: Dual,
+    head: LmHead,
+    move: Move,
+    bias_tangent_V: torch.Tensor | None,
+    targets_N: torch.Tensor,
+    *,
+    reach: float,
+    rows: int,
+    columns: int,
+) -> torch.Tensor:
+    """log pi~ - log pi_ref of each target token, from the reference's logits z and their tangents dz along the update.
+
+    With c = 1 + lambda it is c*dz_y - log(sum over v of p_ref(v)*exp(c*dz_v)); no logits of a policy are subtracted.
+    Exact where the logits are linear in the update; otherwise the error is of the second order in the update, as dz
+    is h_theta - h_ref to first order. Where log-ratios are a few nats, that is a few per cent of them.
+
+    Args:
+        hidden_ND, head, move, bias_tangent_V, targets_N, rows, columns: as in `tangents.tiled_token_logps`, at the
+            reference.
+        reach: how far the logits go along the direction: 1 + lambda, where it is the whole update.
+
+    Returns:
+        (N,), in float64: the two log-sum-exps lie near each other.
+
+    Raises:
+        ValueError: shapes disagree.
+    """
+    if targets_N.shape != hidden_ND.value.shape[:1]:
+        raise ValueError(f"shapes disagree: hidden {tuple(hidden_ND.value.shape)}, targets {tuple(targets_N.shape)}")
+    target_N = torch.zeros(targets_N.shape, dtype=torch.float64, device=targets_N.device)
+    reference_lse_N, decoupled_lse_N = (torch.full_like(target_N, -torch.inf) for _ in range(2))
+    for n, words, (z_nC, dz_nC) in tiles_of_logits(
+        hidden_ND, head, move, bias_tangent_V, at=0.0, rows=rows, columns=columns
+    ):
+        moved_nC = reach * dz_nC
+        target_N[n] = with_target(target_N[n], moved_nC.double(), targets_N[n], words)
+        most_n1 = z_nC.amax(dim=-1, keepdim=True)
+        below_nC = z_nC - most_n1  # near the largest logit, which counts most, nothing of dz is lost beside it
+        most_n = most_n1.squeeze(-1).double()
+        for lse_N, logits_nC in ((reference_lse_N, below_nC), (decoupled_lse_N, below_nC + moved_nC)):
+            lse_N[n] = torch.logaddexp(lse_N[n], most_n + logits_nC.logsumexp(dim=-1).double())
+    return target_N - (decoupled_lse_N - reference_lse_N)

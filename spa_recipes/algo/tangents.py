@@ -4,6 +4,7 @@ A value `x` comes with its tangent `dx`, the derivative of `x` along the directi
 """
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -158,33 +159,63 @@ def tiled_token_logps(
     Returns:
         (N,), at least in float32.
     """
-    hidden_ND = Dual(hidden_ND.value.to(head.weight.dtype), hidden_ND.tangent.to(head.weight.dtype))
     target_N, target_tangent_N, mean_N = (
         torch.zeros(targets_N.shape, dtype=logps_dtype(head.weight.dtype), device=targets_N.device) for _ in range(3)
     )
     lse_N = torch.full_like(target_N, -torch.inf)
-    for tile in chunks(len(head.weight), columns):
-        part_of_head = head._replace(weight=head.weight[tile], bias=None if head.bias is None else head.bias[tile])
+    for n, words, (z_nC, dz_nC) in tiles_of_logits(
+        hidden_ND, head, move, bias_tangent_V, at=at, rows=rows, columns=columns
+    ):
+        target_N[n] = with_target(target_N[n], z_nC, targets_N[n], words)
+        target_tangent_N[n] = with_target(target_tangent_N[n], dz_nC, targets_N[n], words)
+        most_n1 = z_nC.amax(dim=-1, keepdim=True)
+        shares_nC = (z_nC - most_n1).exp_()
+        sum_n = shares_nC.sum(dim=-1)
+        before_n, here_n = lse_N[n], most_n1.squeeze(-1) + sum_n.log()
+        after_n = torch.logaddexp(before_n, here_n)
+        mean_here_n = shares_nC.mul_(dz_nC).sum(dim=-1) / sum_n
+        mean_N[n] = mean_N[n] * (before_n - after_n).exp() + mean_here_n * (here_n - after_n).exp()
+        lse_N[n] = after_n
+    return Dual(target_N - lse_N, target_tangent_N - mean_N)
+
+
+class Tile(NamedTuple):
+    """Logits of some tokens and some words, (n, C)."""
+
+    tokens: slice
+    words: slice
+    logits: Dual
+
+
+def tiles_of_logits(
+    hidden_ND: Dual,
+    head: LmHead,
+    move: Move,
+    bias_tangent_V: torch.Tensor | None,
+    *,
+    at: float,
+    rows: int,
+    columns: int,
+) -> Iterator[Tile]:
+    """All logits with their tangents, a tile at a time; arguments as in `tiled_token_logps`."""
+    hidden_ND = Dual(hidden_ND.value.to(head.weight.dtype), hidden_ND.tangent.to(head.weight.dtype))
+    for words in chunks(len(head.weight), columns):
+        part_of_head = head._replace(weight=head.weight[words], bias=None if head.bias is None else head.bias[words])
         part_of_move = (
-            Thin(move.down, move.up[tile]) if isinstance(move, Thin) else None if move is None else move[tile]
+            Thin(move.down, move.up[words]) if isinstance(move, Thin) else None if move is None else move[words]
         )
         layer = moving_weight(part_of_head.weight, part_of_move, at)
-        bias_tangent_C = None if bias_tangent_V is None else bias_tangent_V[tile]
-        for n in chunks(len(targets_N), rows):
-            z_nC, dz_nC = _logits(Dual(hidden_ND.value[n], hidden_ND.tangent[n]), part_of_head, layer, bias_tangent_C)
-            is_here_n = (targets_N[n] >= tile.start) & (targets_N[n] < tile.stop)
-            token_n1 = (targets_N[n] - tile.start).clamp(0, z_nC.shape[1] - 1)[:, None]
-            target_N[n] = torch.where(is_here_n, z_nC.gather(-1, token_n1).squeeze(-1), target_N[n])
-            target_tangent_N[n] = torch.where(is_here_n, dz_nC.gather(-1, token_n1).squeeze(-1), target_tangent_N[n])
-            most_n1 = z_nC.amax(dim=-1, keepdim=True)
-            shares_nC = (z_nC - most_n1).exp_()
-            sum_n = shares_nC.sum(dim=-1)
-            before_n, here_n = lse_N[n], most_n1.squeeze(-1) + sum_n.log()
-            after_n = torch.logaddexp(before_n, here_n)
-            mean_here_n = shares_nC.mul_(dz_nC).sum(dim=-1) / sum_n
-            mean_N[n] = mean_N[n] * (before_n - after_n).exp() + mean_here_n * (here_n - after_n).exp()
-            lse_N[n] = after_n
-    return Dual(target_N - lse_N, target_tangent_N - mean_N)
+        bias_tangent_C = None if bias_tangent_V is None else bias_tangent_V[words]
+        for n in chunks(len(hidden_ND.value), rows):
+            hidden_nD = Dual(hidden_ND.value[n], hidden_ND.tangent[n])
+            yield Tile(n, words, _logits(hidden_nD, part_of_head, layer, bias_tangent_C))
+
+
+def with_target(known_n: torch.Tensor, values_nC: torch.Tensor, targets_n: torch.Tensor, words: slice) -> torch.Tensor:
+    """What is known of each token's target, with the value from this tile where the target is among its words."""
+    is_here_n = (targets_n >= words.start) & (targets_n < words.stop)
+    token_n1 = (targets_n - words.start).clamp(0, values_nC.shape[1] - 1)[:, None]
+    return torch.where(is_here_n, values_nC.gather(-1, token_n1).squeeze(-1), known_n)
 
 
 def _logits(hidden_nD: Dual, head: LmHead, layer: MovingWeight, bias_tangent_C: torch.Tensor | None) -> Dual:

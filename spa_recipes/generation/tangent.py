@@ -15,12 +15,19 @@ from torch.autograd import forward_ad
 from transformers import PreTrainedModel
 
 from spa_recipes.algo.logps import CHUNK_SIZE, LmHead
-from spa_recipes.algo.tangents import Dual, tiled_token_logps
-from spa_recipes.errors import StageError
+from spa_recipes.algo.tangents import tiled_token_logps
 from spa_recipes.generation.engines import Progress
-from spa_recipes.generation.forward_mode import ForwardMode, Moving, NoForwardModeError, make_dual, refusal, unpack
 from spa_recipes.generation.products import fast_products
 from spa_recipes.generation.scoring import CPU_WORDS, Rule, Scored, Values, score
+from spa_recipes.models.forward_mode import (
+    Moving,
+    NoForwardModeError,
+    derivatives,
+    make_dual,
+    no_tangent,
+    one_expert_at_a_time,
+    unpack,
+)
 from spa_recipes.models.update import Update, difference
 
 __all__ = ["LogRatio", "NoForwardModeError", "sequence_log_ratios"]
@@ -77,7 +84,7 @@ def sequence_log_ratios(
     shares: list[list[Values]] = []
     for node in NODES[nodes]:
         progress = None if on_progress is None else partial(_over_nodes, on_progress, len(shares) * len(items), nodes)
-        with forward_ad.dual_level(), _one_expert_at_a_time(reference):
+        with forward_ad.dual_level(), one_expert_at_a_time(reference):
             rule = _rule(reference, update, node, onednn_products)
             shares.append(score(reference, items, rule, tokens_per_batch, progress, first_item))
     ratios = [
@@ -86,23 +93,8 @@ def sequence_log_ratios(
     ]
     for i, (ratio, _) in enumerate(ratios):
         if ratio == 0.0:
-            raise _no_tangent(f"of item {first_item + i} is exactly 0")
+            raise no_tangent(f"of item {first_item + i} is exactly 0")
     return ratios
-
-
-@contextmanager
-def _one_expert_at_a_time(model: PreTrainedModel) -> Iterator[None]:
-    """A mixture's grouped products have no derivative in forward mode; its experts by themselves have."""
-    config = model.config.get_text_config()
-    own = getattr(config, "_experts_implementation", None)
-    if own is None:
-        yield
-        return
-    config._experts_implementation = "eager"
-    try:
-        yield
-    finally:
-        config._experts_implementation = own
 
 
 def _over_nodes(report: Progress, before: int, nodes: int, done: int, tokens: int) -> None:
@@ -117,52 +109,20 @@ def _rule(reference: PreTrainedModel, update: Update, at: float, onednn_products
     @contextmanager
     def within() -> Iterator[None]:
         fast = fast_products(reference.device) if onednn_products else nullcontext()
-        try:
-            with torch.inference_mode(False), torch.no_grad(), fast, ForwardMode(moving):
-                yield
-        except (NotImplementedError, RuntimeError) as error:
-            if "jvp" not in str(error) and "forward AD" not in str(error):
-                raise
-            raise refusal(error, _function_of(error)) from error
+        with fast, derivatives(moving):
+            yield
 
     def token_logps(hidden_ND: torch.Tensor, head: LmHead, targets_N: torch.Tensor) -> torch.Tensor:
-        value, tangent = unpack(hidden_ND)
-        if tangent is None and moving.others_than(head.weight):
-            raise _no_tangent("of the hidden states is missing")
-        hidden = Dual(value, torch.zeros_like(value) if tangent is None else tangent)
-        move, still, bias_tangent = moving.move(head.weight), head._replace(weight=moving.still(head.weight)), None
-        if head.bias is not None:
-            bias, bias_tangent = unpack(moving.whole(head.bias))
-            still = still._replace(bias=bias)
-        rows, columns = (CPU_TOKENS, CPU_WORDS) if value.device.type == "cpu" else (CHUNK_SIZE, len(head.weight))
-        logps_N = tiled_token_logps(
-            hidden, still, move, bias_tangent, targets_N, at=moving.at, rows=rows, columns=columns
-        )
+        hidden = moving.hidden(hidden_ND, head)
+        on_cpu = hidden_ND.device.type == "cpu"
+        rows, columns = (CPU_TOKENS, CPU_WORDS) if on_cpu else (CHUNK_SIZE, len(head.weight))
+        logps_N = tiled_token_logps(hidden, *moving.head(head), targets_N, at=moving.at, rows=rows, columns=columns)
         return make_dual(*logps_N)
 
     def read(sums_B: torch.Tensor) -> list[Values]:
         logps_B, tangents_B = unpack(sums_B)
         if tangents_B is None:
-            raise _no_tangent("of the log-probs is missing")
+            raise no_tangent("of the log-probs is missing")
         return list(zip(logps_B.tolist(), (tangents_B / update.scale).tolist(), strict=True))
 
     return Rule(within, token_logps, read)
-
-
-def _function_of(error: BaseException) -> str:
-    """The `torch.autograd.Function` that an error comes from, whose message names none."""
-    trace = error.__traceback__
-    name = "a function of the model"
-    while trace is not None:
-        owner = trace.tb_frame.f_locals.get("cls")
-        name = owner.__name__ if isinstance(owner, type) and issubclass(owner, torch.autograd.Function) else name
-        trace = trace.tb_next
-    return name
-
-
-def _no_tangent(what: str) -> StageError:
-    """An operation that computes values alone gives no error by itself."""
-    return StageError(
-        f"the derivative along the update {what}: the model has an operation that carries none",
-        fix="set judge.method to difference and model.dtype to float32",
-    )

@@ -13,9 +13,15 @@ from transformers import PreTrainedModel
 
 from spa_recipes.algo.tangents import Move, Thin
 from spa_recipes.errors import DataError, StageError
+from spa_recipes.models.forward_mode import NoForwardModeError
 from spa_recipes.models.lora_files import read_lora
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+class NoUpdateError(StageError):
+    """Policy and reference have equal weights."""
+
 
 Read = Callable[[str], torch.Tensor]
 
@@ -96,6 +102,33 @@ def adapter_update(folder: Path, reference: PreTrainedModel) -> Update:
     return _scaled(moves, parameters, str(folder))
 
 
+def trained_adapter(model: PreTrainedModel) -> Update:
+    """The LoRA adapter that is trained inside a model, as thin factors.
+
+    Args:
+        model: with peft's layers, without peft's wrapper.
+
+    Raises:
+        NoForwardModeError: an adapter is not on a linear layer.
+        NoUpdateError: all adapters are still 0.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    moves: dict[str, Move] = {}
+    for name, layer in model.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        (adapter,) = layer.active_adapters
+        if adapter not in layer.lora_A:
+            raise NoForwardModeError(f"{name} has an adapter and is no linear layer")
+        down, up = (part[adapter].weight.detach() for part in (layer.lora_A, layer.lora_B))
+        if bool(up.any()):
+            up = layer.scaling[adapter] * up
+            # with `fan_in_fan_out` the weight is stored as (I, O)
+            moves[f"{name}.base_layer.weight"] = Thin(up.T, down.T) if layer.fan_in_fan_out else Thin(down, up)
+    return _scaled(moves, dict(model.named_parameters()), "")
+
+
 def _weight_files(folder: Path) -> Iterator[Path]:
     if (folder / _INDEX).is_file():
         names = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()
@@ -130,7 +163,9 @@ def _update(
             continue
         if group[0] not in parameters:
             raise StageError(f"policy and reference differ in {group[0]}, which is no weight", where=where)
-        moves[group[0]] = moved[0]
+        weight = parameters[group[0]]
+        # What will be lifted stays in float32 until all sizes are known; all else need not be in memory twice as large.
+        moves[group[0]] = moved[0] if weight.dtype == torch.float16 else moved[0].to(weight)
     return _scaled(moves, parameters, where)
 
 
@@ -163,7 +198,7 @@ def _move(policy: torch.Tensor, reference: torch.Tensor, name: str, where: str) 
 def _scaled(moves: dict[str, Move], parameters: dict[str, torch.nn.Parameter], where: str) -> Update:
     """The moves in the precision of the weights that they move, lifted where that is float16."""
     if not moves:
-        raise StageError(
+        raise NoUpdateError(
             "policy and reference have equal weights, so all their log-ratios are 0",
             where=where,
             fix="give another policy or reference",

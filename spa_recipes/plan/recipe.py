@@ -224,6 +224,7 @@ def _add_refine(
             "training": recipe.refine,
             "noise": recipe.noise.model_copy(update={"lambdas": None}),
             "lambda": recipe.lambda_of(i),
+            **_detection(recipe),
             "seed": recipe.seed,
             "iteration": i,
         },
@@ -253,6 +254,14 @@ def _add_extrapolation(policy: Input, recipe: Recipe, build: Builder, models: Mo
         inputs={"policy": policy, "init": models.init},
     )
     return StageOutput("extrapolate", MODEL)
+
+
+def _detection(recipe: Recipe) -> dict[str, str]:
+    """How p~ is computed, where that is another way than in float32: it is part of the key."""
+    noise, model = recipe.noise, recipe.model
+    if model.dtype == "float32" or not noise.enabled or noise.detector == "judge":
+        return {}
+    return {"p_detect": "derivative"}
 
 
 def _variants(recipe: Recipe) -> str:

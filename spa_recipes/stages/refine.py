@@ -1,9 +1,9 @@
 """Self-refined DPO on judged pairs: makes pi_i from pi_{i-1}, with pi_{i-1} as the reference.
 
-With lambda = 0 the reference's log-probs are those of the sampled tokens, or scored ones in half precision, and no
-reference model is loaded. With
-lambda > 0 the de-coupled detection needs the reference's whole distribution at every token, so the reference runs in
-training, too. With LoRA that is the policy with its new adapter switched off; with QLoRA at any lambda.
+With lambda = 0 the reference's log-probs are those of the sampled tokens, and no reference model is loaded; in half
+precision they are scored ones, and the detector differentiates the reference along the update. With lambda > 0 the
+de-coupled detection needs the reference's whole distribution at every token, so the reference runs in training, too. With LoRA
+that is the policy with its new adapter switched off; with QLoRA at any lambda.
 """
 
 import math
@@ -22,6 +22,7 @@ from spa_recipes.data.rows import PairRow, read_rows
 from spa_recipes.data.stage_rows import JudgmentRow, TraceRow
 from spa_recipes.data.tables import COMPLETIONS, LOGPS, log_ratios_choice, read_table, read_values
 from spa_recipes.errors import DataError
+from spa_recipes.models.dtype import dtype_name, torch_dtype
 from spa_recipes.plan import MODEL
 from spa_recipes.recipe.schema import Noise, RefineTraining
 from spa_recipes.stages.common import TokenPair, mean, model_section, renderer_of, share, token_pair
@@ -31,8 +32,6 @@ from spa_recipes.training.run import PAIRS_TRACE, PairLoss, Refinement, train_pr
 
 FAR_FROM_ZERO = 10.0
 """So many times the rounding noise, the margins of the first step say that the reference is another model."""
-NOISY_DETECTOR = 0.5
-"""Share of the spread of the detector's margins that may be rounding without a warning."""
 
 
 def run(context: Context) -> Result:
@@ -68,9 +67,12 @@ def run(context: Context) -> Result:
         trace = read_rows(context.draft / MODEL / PAIRS_TRACE, TraceRow)
         outcome.metrics.update(_audit(judgments, trace))
         if "log_ratios" in context.spec.inputs and refinement.detector != "judge":
-            outcome.metrics["detector_noise"] = _detector_noise(
-                context, trace, _first_margins(context, judged, training.beta)
-            )
+            if result.detects_along_update:
+                share = _error_of_derivatives(context)
+            else:
+                share = _share_of_rounding(trace, _first_margins(context, judged, training.beta))
+            if share is not None:
+                outcome.metrics["detector_noise"] = share
     return outcome
 
 
@@ -159,21 +161,29 @@ def _first_margins(context: Context, judged: pa.Table, beta: float) -> float:
     return beta * standard_error(noise, round(2 * tokens))
 
 
-def _detector_noise(context: Context, trace: Sequence[TraceRow], noise: float) -> float:
-    """The noise of the detector's margins over their spread, with a warning where p~ ranks hardly anything else.
+def _share_of_rounding(trace: Sequence[TraceRow], noise: float) -> float:
+    """The noise of the detector's margins, which are differences of log-probs, over their spread.
 
     The spread is that of a normal distribution with the same quartiles: a few large margins are no help to the others.
     """
     margins = [math.log(p / (1.0 - p)) for row in trace if 0.0 < (p := row["p_detect"]) < 1.0]
     low, _, high = statistics.quantiles(margins, n=4) if len(margins) > 1 else (0.0, 0.0, 0.0)
     spread = (high - low) / 1.349
-    share = min(1.0, noise / spread) if spread else float(noise > 0)
-    if share > NOISY_DETECTOR:
-        context.notice(
-            f"in this precision, rounding makes {share:.0%} of the spread of the margins behind p~, so it decides in "
-            "part which pairs are flagged; noise.detector: judge flags by margins without it"
-        )
-    return share
+    return min(1.0, noise / spread) if spread else float(noise > 0)
+
+
+def _error_of_derivatives(context: Context) -> float | None:
+    """The error of margins from derivatives, as a share of them; None where it was not measured.
+
+    It is that of the judge's margins, by the same pass in the same precision along the update before.
+    """
+    choice = log_ratios_choice(context.input("log_ratios"))
+    dtype = dtype_name(torch_dtype(model_section(context, "policy").dtype))
+    for measured in choice["measured"]:
+        kind, precision, _ = measured["way"]
+        if kind == "tangent" and precision == dtype and choice["margin"]:
+            return min(1.0, float(measured["error"]) / float(choice["margin"]))
+    return None
 
 
 def _refinement(settings: dict[str, Any], judgments: Sequence[JudgmentRow]) -> Refinement | None:

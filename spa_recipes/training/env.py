@@ -108,6 +108,7 @@ class TrainResult:
             Where the model was rounded when it was saved, also what it keeps of the update: see
             `spa_recipes.models.rounding.Update`.
         history: one dict per log line, as in `training_log.jsonl`.
+        detects_along_update: whether the detector's p~ came from derivatives along the update.
     """
 
     steps: int
@@ -115,3 +116,4 @@ class TrainResult:
     tokens: int
     metrics: dict[str, float]
     history: list[dict[str, float]]
+    detects_along_update: bool = False

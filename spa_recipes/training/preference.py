@@ -1,5 +1,6 @@
 """DPO and self-refinement on TRL's DPOTrainer: 0. Seed and 3. Refine of the method (spa_recipes/README.md)."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from spa_recipes.algo.variants import divergence_margin, divergence_term, pair_l
 from spa_recipes.data.stage_rows import TraceRow
 from spa_recipes.errors import StageError
 from spa_recipes.recipe.schema import FixedThreshold
+from spa_recipes.training.along_update import AlongUpdate
 from spa_recipes.training.env import METHODS_LOSS, PairLoss, Refinement
 from spa_recipes.training.order import column_lengths
 from spa_recipes.training.response_logps import IGNORED, Reference, add_response_logps
@@ -78,6 +80,16 @@ class NoiseDetector:
         """The threshold, or None while alpha = 0."""
         return None if done_steps < self.warmup_steps else self.tau()
 
+    def reads(self, done_steps: int, pairs_per_step: int) -> bool:
+        """Whether the p~ of a step flags anything: by itself, or in the window when the first pairs may be flagged.
+
+        Args:
+            pairs_per_step: judged pairs in a step, at least.
+        """
+        threshold = self.settings.threshold
+        earlier = 0 if isinstance(threshold, FixedThreshold) else math.ceil(threshold.window / pairs_per_step)
+        return done_steps >= self.warmup_steps - earlier
+
     def see(self, records: Sequence[TraceRow]) -> None:
         """Record the pairs of a finished step, in an order that does not depend on the micro-batches."""
         self.trace.extend(records)
@@ -131,6 +143,10 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
         replayed: the last so many rows are labelled seed pairs among judged ones: they are spread evenly over the
             batches, are never flagged, and the detector does not see them.
         largest_first_margin: as in `train_preference`.
+
+    Attributes:
+        along_update: in half precision, where the detector's log-ratios come from; None: from the log-probs of the
+            training itself.
     """
 
     # The loss is divided by the pairs of the whole step here, not by transformers per micro-batch.
@@ -151,6 +167,7 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         self.detector = detector
+        self.along_update: AlongUpdate | None = None
         self._pair_loss = loss
         self._global_batch_size = global_batch_size
         self._seen: list[_SeenPairs] = []
@@ -175,12 +192,12 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
     def _compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool) -> torch.Tensor:
         """The loss of the pairs of a micro-batch, as their share of the step's mean."""
         logps = self._pair_logps(model, inputs)
-        margin_B = self._margin(logps.policy_chosen, logps.policy_rejected, logps)
+        margin_B = self._margin(logps.policy, logps.reference)
         if self.detector is None:
             p_detect_B = torch.sigmoid(margin_B.detach())
             flagged_B = torch.zeros_like(p_detect_B)
         else:
-            detector_margin_B = self._margin(logps.detector_chosen, logps.detector_rejected, logps)
+            detector_margin_B = self._margin(logps.detector, logps.detector_reference)
             p_detect_B = torch.sigmoid(self.detector.margin(detector_margin_B, inputs["row"]))
             flagged_B = flag_noisy(p_detect_B, self.detector.tau_in_use(self.state.global_step))
             flagged_B = flagged_B * self._judged(inputs["row"])
@@ -192,17 +209,16 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
                 margin_B.detach(),
                 p_detect_B,
                 flagged_B,
-                self._reward(logps.policy_chosen - logps.reference_chosen),
-                self._reward(logps.policy_rejected - logps.reference_rejected),
+                self._reward(logps.policy.chosen - logps.reference.chosen),
+                self._reward(logps.policy.rejected - logps.reference.rejected),
                 self._moved(logps, inputs["row"]),
             )
         )
         return self._share_of_step(loss_B, inputs["row"])
 
-    def _margin(self, chosen_B: torch.Tensor, rejected_B: torch.Tensor, logps: "_PairLogps") -> torch.Tensor:
+    def _margin(self, policy: "_Both", reference: "_Both") -> torch.Tensor:
         """The margin of log-probs against the reference's."""
-        reference = (logps.reference_chosen, logps.reference_rejected)
-        return divergence_margin(chosen_B, rejected_B, *reference, self.beta, self._pair_loss.divergence)
+        return divergence_margin(*policy, *reference, beta=self.beta, divergence=self._pair_loss.divergence)
 
     def _reward(self, log_ratio_B: torch.Tensor) -> torch.Tensor:
         """The implicit reward of log-ratios, without gradient."""
@@ -211,9 +227,7 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
 
     def _moved(self, logps: "_PairLogps", row_B: torch.Tensor) -> torch.Tensor:
         """How far the policy has moved from its start, as a margin: 0 before the first step but for rounding."""
-        margin_B = dpo_margin(
-            logps.policy_chosen, logps.policy_rejected, logps.reference_chosen, logps.reference_rejected, self.beta
-        ).detach()
+        margin_B = dpo_margin(*logps.policy, *logps.reference, beta=self.beta).detach()
         return margin_B - _of_rows(self._pair_loss.first_margins, row_B, like=margin_B)
 
     def _loss(
@@ -233,7 +247,7 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
         if not wanted.sft_weight:
             return loss_B
         tokens_B, _ = inputs["completion_mask"].sum(dim=1).chunk(2)
-        return loss_B + wanted.sft_weight * sft_loss(logps.policy_chosen, tokens_B)
+        return loss_B + wanted.sft_weight * sft_loss(logps.policy.chosen, tokens_B)
 
     def _judged(self, row_B: torch.Tensor) -> torch.Tensor:
         """Which rows are judged pairs; the others are replayed ones."""
@@ -243,17 +257,39 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
         """Log-probs of both responses under the policy, the reference and the detector's distribution."""
         labels_BT = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, IGNORED)
         tokens = {"input_ids": inputs["input_ids"], "response_labels": labels_BT}
-        if self.detector is not None and self.detector.settings.lam > 0:
+        log_ratios_B = self._log_ratios_along_update(**tokens, row=inputs["row"])
+        if log_ratios_B is None and self.detector is not None and self.detector.settings.lam > 0:
             hidden_ND = self._reference_pass(**tokens, hidden_only=True)
             given = Reference(hidden_ND, self._reference_head(), self.detector.settings.lam)
             logps: DecoupledLogps = model(**tokens, reference=given)
-            return _pairs(logps.policy, logps.reference, logps.decoupled)
+            return _pairs(logps.policy, logps.reference, logps.decoupled, logps.reference)
         policy_B: torch.Tensor = model(**tokens)
         if self.precompute_ref_logps:
             reference_B = torch.cat([inputs[name] for name in REFERENCE_COLUMNS])
         else:
             reference_B = self._reference_pass(**tokens)
-        return _pairs(policy_B, reference_B, policy_B)
+        if log_ratios_B is None:
+            return _pairs(policy_B, reference_B, policy_B, reference_B)
+        return _pairs(policy_B, reference_B, log_ratios_B.to(policy_B.dtype), torch.zeros_like(reference_B))
+
+    def _log_ratios_along_update(
+        self, input_ids: torch.Tensor, response_labels: torch.Tensor, row: torch.Tensor
+    ) -> torch.Tensor | None:
+        """The detector's log-ratios from derivatives, where there are any and the detector reads them.
+
+        With a mixed reference the chosen response has the whole difference to the policy's start.
+        """
+        along = self.along_update
+        if self.detector is None or along is None or not along.works:
+            return None
+        judged = 1.0 - self._replayed / len(self._lengths)
+        if not self.detector.reads(self.state.global_step, max(1, int(judged * self._global_batch_size))):
+            return None
+        log_ratios_2B = along.log_ratios(self.accelerator.unwrap_model(self.model), input_ids, response_labels)
+        if log_ratios_2B is not None and self._pair_loss.first_margins:  # of the start against a mixed reference
+            chosen_B = log_ratios_2B.chunk(2)[0]
+            chosen_B += _of_rows(self._pair_loss.first_margins, row, like=chosen_B) / self.beta
+        return log_ratios_2B
 
     def _reference_pass(self, **tokens: Any) -> torch.Tensor:
         """A forward pass of the reference: a model of its own, or the policy without its adapter."""
@@ -268,6 +304,8 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
     def finish_step(self) -> None:
         """Gather the pairs of the step over the processes; stop at a loss that is not finite; feed window and log."""
         micro_batches, self._seen = self._seen, []
+        if self.along_update is not None:
+            self.along_update.forget()
         columns = _SeenPairs(*self._pairs_of_step(micro_batches))
         step = self.state.global_step + 1
         self._stop_unless_finite(columns.loss, columns.row, self._grad_norm)
@@ -319,21 +357,30 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
         return self._grad_norm
 
 
+class _Both(NamedTuple):
+    """Of the chosen and the rejected response of each pair, (B,) each."""
+
+    chosen: torch.Tensor
+    rejected: torch.Tensor
+
+
 class _PairLogps(NamedTuple):
-    """Log-probs of the chosen and the rejected response of each pair, (B,) each."""
+    """Log-probs of both responses.
 
-    policy_chosen: torch.Tensor
-    policy_rejected: torch.Tensor
-    reference_chosen: torch.Tensor
-    reference_rejected: torch.Tensor
-    detector_chosen: torch.Tensor
-    detector_rejected: torch.Tensor
+    Attributes:
+        detector, detector_reference: those of the detector's distribution and those that they are compared with; or
+            log-ratios, and zeros.
+    """
+
+    policy: _Both
+    reference: _Both
+    detector: _Both
+    detector_reference: _Both
 
 
-def _pairs(policy_2B: torch.Tensor, reference_2B: torch.Tensor, detector_2B: torch.Tensor) -> _PairLogps:
+def _pairs(*logps_2B: torch.Tensor) -> _PairLogps:
     """A batch holds the chosen sequences first, then the rejected ones."""
-    halves = [tensor.chunk(2) for tensor in (policy_2B, reference_2B, detector_2B)]
-    return _PairLogps(*(half for pair in halves for half in pair))
+    return _PairLogps(*(_Both(*both_2B.chunk(2)) for both_2B in logps_2B))
 
 
 class _StepEnd(TrainerCallback):  # type: ignore[misc]

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from spa_recipes.errors import DataError
 from spa_recipes.models.adapters import lay_under, lora_config, refuse_on_output_layer
 from spa_recipes.models.causal import check_causal
 from spa_recipes.models.dtype import dtype_name
-from spa_recipes.models.loading import load_causal_lm
+from spa_recipes.models.loading import load_causal_lm, stored_dtype
 from spa_recipes.recipe.schema import Model, PreferenceTraining, SupervisedTraining
 from spa_recipes.training import common
+from spa_recipes.training.along_update import AlongUpdate
 from spa_recipes.training.common import Rows
 from spa_recipes.training.dropout import check_no_dropout, switch_off_dropout
 from spa_recipes.training.env import METHODS_LOSS, PairLoss, Refinement, TrainEnv, TrainResult
@@ -101,6 +103,8 @@ def train_preference(
             log-probs in the columns `ref_chosen_logps` and `ref_rejected_logps` and lambda is 0. lambda > 0 needs a
             live model: this one or, with LoRA and None or the policy's own path, the policy with its adapter switched
             off.
+            In half precision the detector loads it, unless it is the policy without its adapter; it has to be what
+            the policy starts from, and is taken for the policy itself where it is None.
         loss: what is minimised for a pair; by default the method's loss.
         replayed: the last so many rows are labelled seed pairs; every batch gets its share of them.
         largest_first_margin: the root mean square of the margins in the first step, where policy and reference are one
@@ -151,10 +155,59 @@ def train_preference(
         data_collator=PairCollator(_pad_token_id(env, policy)),
         **_adapter(env),
     )
+    if refinement is not None and dtype != torch.float32 and refinement.detector != "judge":
+        start = reference_path or policy_path
+        trainer.along_update = _along_update(start, reference, refinement.lam, loss, env, dtype, args)
     tokens = pair_tokens(table) * settings.num_train_epochs
     example = (table[0]["prompt_ids"] + table[0]["chosen_ids"])[:_EXAMPLE]
     longest = max(pair_lengths(table))
-    return _train(trainer, policy_path, env, dtype, len(table), tokens, example, longest=longest, detector=detector)
+    result = _train(trainer, policy_path, env, dtype, len(table), tokens, example, longest=longest, detector=detector)
+    return replace(result, detects_along_update=trainer.along_update is not None and trainer.along_update.works)
+
+
+def _along_update(
+    path: Path | str,
+    reference: PreTrainedModel | None,
+    lam: float,
+    loss: PairLoss,
+    env: TrainEnv,
+    dtype: torch.dtype,
+    args: TrainingArguments,
+) -> AlongUpdate | None:
+    """Where the detector's log-ratios come from in half precision; None, which is said, where that cannot be.
+
+    Args:
+        path: of the reference, which the policy starts from.
+        reference: it, where the training has it in memory.
+    """
+
+    def say(reason: str) -> None:
+        env.on_notice(
+            f"p~ of the noise detector is a difference of log-probs in {dtype_name(dtype)}, not a derivative, since "
+            f"{reason}: rounding decides in part which pairs are flagged; set noise.detector to judge, or model.dtype "
+            "to float32"
+        )
+
+    if is_sharded():
+        say("the weights are sharded")
+        return None
+    if loss.first_margins and loss.divergence != "reverse_kl":
+        say(
+            f"how far the policy starts from a mixed reference is known for pairs, and {loss.divergence} reads responses"
+        )
+        return None
+    if env.model.lora is not None:
+        if env.model.lora.load_in_4bit:
+            say("products with weights in 4 bits have no derivative in forward mode")
+            return None
+        return AlongUpdate(None, None, lam, say)
+    if reference is None:
+        reference = load_causal_lm(path, env.model, dtype)
+        reference.to(args.device)
+    stored = stored_dtype(env.model.model_copy(update={"model_name_or_path": str(path)}))
+    is_exact = stored is not None and torch.promote_types(stored, dtype) == dtype
+    exact = None if is_exact else load_causal_lm(path, env.model, torch.float32)
+    return AlongUpdate(reference, exact, lam, say)
 
 
 def _train(
@@ -199,27 +252,7 @@ def _train(
     result = common.finish(trainer, env, resumed_from, row_count, tokens, kept)
     if detector is not None:
         result.metrics["spa/flagged"] = detector.flagged_share()
-        _say_what_the_detector_missed(kept, detector, dtype, env)
     return result
-
-
-def _say_what_the_detector_missed(
-    kept: dict[str, float], detector: NoiseDetector, dtype: torch.dtype, env: TrainEnv
-) -> None:
-    """Tell a person where the policy's margins, by which pairs are flagged, hardly showed what it learned.
-
-    The forward pass computes with weights that are rounded to nearest. The gradient suffers little from that, since it
-    depends on a margin only through a sigmoid; the detector compares margins that are small.
-    """
-    if env.model.lora is not None:
-        return  # adapters are multiplied by themselves, and not rounded with the weights
-    visible = kept.get("update_visible", 1.0)
-    if visible < common.LITTLE and detector.settings.detector != "judge":
-        env.on_notice(
-            f"only {visible:.1%} of the update was visible to the detector, which computes with weights rounded to "
-            f"{dtype_name(dtype)}: rounding has a part in which pairs it flags; set noise.detector to judge, or "
-            "model.dtype to float32"
-        )
 
 
 def _policy(

@@ -4,19 +4,20 @@
 
 The policy is a model in training: float32 weights, as a training holds them (a policy that a float32 recipe saved). The
 reference is what it started from, stored in bfloat16. `--data`: JSON lines with `prompt`, `chosen` and `rejected` as
-strings; the last pairs are taken. p~ of every pair is computed as the training does, in float32 throughout and under
-bfloat16's autocast with a reference in bfloat16, for lambda 0 and 0.5. The policy is also placed at a quarter of its
-update, as it is early in a training.
+strings; the last pairs are taken. p~ of every pair is computed in float32 throughout and in two ways with a reference
+in bfloat16, for lambda 0 and 0.5: as a difference of log-probs under autocast, and by a derivative along the update, as
+the training does. The policy is also placed at a quarter of its update, as it is early in a training.
 
-Printed are Spearman's correlation of p~ between the two, the share of the tenth with the smallest p~ that both flag,
-and the error of a margin beside the margins' spread.
+Printed are for each way Spearman's correlation of its p~ with float32's, the share of the tenth with the smallest p~
+that both flag, the error of a margin, the margins' spread in float32, and the seconds for a pair.
 """
 
 import argparse
 import json
 from pathlib import Path
 from statistics import median, pstdev
-from typing import Any
+from time import perf_counter
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -26,6 +27,7 @@ from spa_recipes.algo.refine import dpo_margin
 from spa_recipes.data.chat import Renderer
 from spa_recipes.models.loading import load_causal_lm
 from spa_recipes.recipe.schema import Model
+from spa_recipes.training.along_update import AlongUpdate
 from spa_recipes.training.response_logps import IGNORED, Reference, add_response_logps
 from tests.benchmarks.kit import where
 
@@ -47,18 +49,33 @@ def main() -> None:
     Accelerator(cpu=True)  # the training's forward pass asks for its state
     rows = _rows(options)
     print(f"{len(rows)} pairs; {where(options.threads)}", flush=True)
-    columns = "rank correlation | flagged by both | error of a margin | standard deviation of margins"
-    print(f"| of the update | lambda | {columns} |")
-    print("|---|---|---|---|---|---|", flush=True)
+    columns = "rank correlation | flagged by both | error of a margin | standard deviation of margins | s for a pair"
+    print(f"| of the update | lambda | p~ in bfloat16 | {columns} |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
     for share in options.shares:
-        places = zip(*(_margins(options, share, rows, half=half) for half in (False, True)), strict=True)
-        for lam, (exact, half) in zip((0.0, LAMBDA), places, strict=True):
-            errors = median(abs(a - b) for a, b in zip(exact, half, strict=True))
-            correlation, both = spearman(exact, half), flagged_by_both(exact, half)
-            print(
-                f"| {share:.0%} | {lam} | {correlation:.2f} | {both:.0%} | {errors:.2g} | {pstdev(exact):.2g} |",
-                flush=True,
-            )
+        exact, halves = _by_difference(options, share, rows, half=False), {}
+        halves["a difference"] = _by_difference(options, share, rows, half=True)
+        halves["a derivative"] = _by_derivative(options, share, rows)
+        for k, lam in enumerate((0.0, LAMBDA)):
+            for way, half in halves.items():
+                print(
+                    f"| {share:.0%} | {lam} | {way} | {_compared(exact.margins[k], half.margins[k])} | "
+                    f"{half.seconds / len(rows):.2g} |",
+                    flush=True,
+                )
+
+
+class Measured(NamedTuple):
+    """Margins of all pairs for each lambda, and the seconds that they took; a difference gives both at once."""
+
+    margins: list[list[float]]
+    seconds: float
+
+
+def _compared(exact: list[float], half: list[float]) -> str:
+    errors = median(abs(a - b) for a, b in zip(exact, half, strict=True))
+    correlation, both = spearman(exact, half), flagged_by_both(exact, half)
+    return f"{correlation:.2f} | {both:.0%} | {errors:.2g} | {pstdev(exact):.2g}"
 
 
 def spearman(one: list[float], other: list[float]) -> float:
@@ -88,35 +105,60 @@ def _rows(options: Any) -> list[tuple[list[int], list[list[int]]]]:
     return found
 
 
-@torch.no_grad()
-def _margins(options: Any, share: float, rows: Any, *, half: bool) -> tuple[list[float], list[float]]:
-    """beta times the difference of log-ratios of each pair, plain and de-coupled; p~ is the sigmoid of one of them."""
+def _both_models(options: Any, share: float, *, half: bool) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """The policy at a place along its update, and its reference."""
     settings = Model(model_name_or_path=options.policy)
     reference = load_causal_lm(options.reference, settings, torch.bfloat16 if half else torch.float32)
     policy = load_causal_lm(options.policy, settings, torch.float32)
-    for ours, theirs in zip(policy.parameters(), reference.parameters(), strict=True):
-        ours.lerp_(theirs.float(), 1.0 - share)
+    with torch.no_grad():
+        for ours, theirs in zip(policy.parameters(), reference.parameters(), strict=True):
+            ours.lerp_(theirs.float(), 1.0 - share)
+    return policy, reference
+
+
+@torch.no_grad()
+def _by_difference(options: Any, share: float, rows: Any, *, half: bool) -> Measured:
+    """beta times the difference of log-ratios of each pair, plain and de-coupled; p~ is the sigmoid of one of them."""
+    policy, reference = _both_models(options, share, half=half)
     add_response_logps(policy)
-    head = add_response_logps(reference)
+    head, start = add_response_logps(reference), perf_counter()
+    margins: list[list[float]] = [[], []]
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
-        plain, decoupled = zip(
-            *(_pair(policy, reference, head, prompt, answers) for prompt, answers in rows), strict=True
-        )
-    return list(plain), list(decoupled)
+        for prompt, answers in rows:
+            chosen, rejected = (
+                policy(**tokens, reference=Reference(reference(**tokens, hidden_only=True), head(), LAMBDA))
+                for tokens in _tokens(prompt, answers)
+            )
+            before = (chosen.reference, rejected.reference, BETA)
+            margins[0].append(float(dpo_margin(chosen.policy, rejected.policy, *before)))
+            margins[1].append(float(dpo_margin(chosen.decoupled, rejected.decoupled, *before)))
+    return Measured(margins, perf_counter() - start)
 
 
-def _pair(policy: PreTrainedModel, reference: PreTrainedModel, head: Any, prompt: Any, answers: Any) -> Any:
-    found: list[Any] = []
-    for answer in answers:
-        ids = torch.tensor([prompt + answer])
-        tokens = {"input_ids": ids, "response_labels": torch.tensor([[IGNORED] * len(prompt) + answer])}
-        found.append(policy(**tokens, reference=Reference(reference(**tokens, hidden_only=True), head(), LAMBDA)))
-    chosen, rejected = found
-    before = (chosen.reference, rejected.reference, BETA)
-    return (
-        float(dpo_margin(chosen.policy, rejected.policy, *before)),
-        float(dpo_margin(chosen.decoupled, rejected.decoupled, *before)),
-    )
+def _by_derivative(options: Any, share: float, rows: Any) -> Measured:
+    """The same from derivatives along the update."""
+    policy, reference = _both_models(options, share, half=True)
+    margins: list[list[float]] = []
+    start = perf_counter()
+    for lam in (0.0, LAMBDA):
+        along = AlongUpdate(reference, None, lam, print)
+        margins.append([])
+        for prompt, answers in rows:
+            ratios = [along.log_ratios(policy, *tokens.values()) for tokens in _tokens(prompt, answers)]
+            chosen, rejected = (float(ratio) for ratio in ratios if ratio is not None)
+            margins[-1].append(BETA * (chosen - rejected))
+    return Measured(margins, (perf_counter() - start) / len(margins))
+
+
+def _tokens(prompt: list[int], answers: list[list[int]]) -> list[dict[str, torch.Tensor]]:
+    """The training's inputs for both answers to a prompt, each without padding."""
+    return [
+        {
+            "input_ids": torch.tensor([prompt + answer]),
+            "response_labels": torch.tensor([[IGNORED] * len(prompt) + answer]),
+        }
+        for answer in answers
+    ]
 
 
 if __name__ == "__main__":

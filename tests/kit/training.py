@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from spa_recipes.recipe.schema import Model, PercentileThreshold, PreferenceTraining, SupervisedTraining
@@ -30,6 +30,13 @@ def make_model(folder: Path, seed: int = 0) -> Path:
     build_model(
         folder, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=24, initializer_range=0.5, seed=seed
     )
+    return folder
+
+
+def make_half_model(folder: Path) -> Path:
+    """The same with weights that are stored in bfloat16."""
+    state = {name: tensor.bfloat16() for name, tensor in weights(make_model(folder)).items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
@@ -142,8 +149,6 @@ def plain_reward(model: Any, ids: list[int]) -> float:
 
 
 def spoil(folder: Path, name: str) -> None:
-    from safetensors.torch import save_file
-
     state = weights(folder)
     state[name] = torch.full_like(state[name], math.nan)
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})

@@ -9,7 +9,6 @@ from typing import Any, cast
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import save_file
 from transformers import Trainer
 
 from spa_recipes.errors import StageError
@@ -25,7 +24,7 @@ from tests.kit.training import (
     KilledError,
     dying_at,
     make_env,
-    make_model,
+    make_half_model,
     make_pairs,
     make_texts,
     preference,
@@ -41,14 +40,7 @@ SMALL = {"learning_rate": 2e-5, "num_train_epochs": 2, "save_steps": 2}
 
 @pytest.fixture(scope="module")
 def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A policy whose weights are stored in bfloat16."""
-    folder = make_model(tmp_path_factory.mktemp("half"))
-    save_file(
-        {name: tensor.bfloat16() for name, tensor in weights(folder).items()},
-        folder / "model.safetensors",
-        metadata={"format": "pt"},
-    )
-    return folder
+    return make_half_model(tmp_path_factory.mktemp("half"))
 
 
 @pytest.fixture
@@ -162,12 +154,6 @@ def test_a_person_is_told_that_rounding_to_nearest_lost_the_update_and_what_to_d
     assert said.startswith("the saved model keeps ")
     assert said.endswith("rounded to bfloat16: set model.save_rounding to stochastic")
     assert float(said.split()[4].rstrip("%")) < 50
-
-
-def test_a_person_is_told_that_the_detector_saw_little_of_the_update(half: Path, tmp_path: Path) -> None:
-    (said,) = notices_of(half, tmp_path, "refine", dtype="bfloat16")
-    assert "of the update was visible to the detector" in said
-    assert said.endswith("set noise.detector to judge, or model.dtype to float32")
 
 
 def test_float32_is_saved_as_it_is_and_measures_nothing(

@@ -7,7 +7,8 @@ rules of their own. Everything else is float32 at least: sums of the residual st
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch.autograd import forward_ad
@@ -15,7 +16,7 @@ from torch.nn.functional import embedding, group_norm, layer_norm, linear, rms_n
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
-from spa_recipes.algo.logps import at_least_fp32, logps_dtype
+from spa_recipes.algo.logps import LmHead, at_least_fp32, logps_dtype
 from spa_recipes.algo.tangents import Dual, Move, MovingWeight, Thin, attention, moving_linear, moving_weight
 from spa_recipes.errors import StageError
 
@@ -50,6 +51,20 @@ def dual_of(tensor: torch.Tensor) -> Dual:
     return Dual(value, torch.zeros_like(value) if tangent is None else tangent)
 
 
+class MovingHead(NamedTuple):
+    """An output layer on its way, as `algo.tangents` takes it.
+
+    Attributes:
+        head: its weight is that at the start of the direction, its bias that at the place.
+        move: the direction of its weight.
+        bias_tangent: that of its bias, (V,).
+    """
+
+    head: LmHead
+    move: Move
+    bias_tangent: torch.Tensor | None
+
+
 class Moving:
     """The weights of a model at one place along an update.
 
@@ -74,9 +89,24 @@ class Moving:
         """A parameter as a plain tensor, which the mode leaves alone."""
         return self._still[id(weight)]
 
-    def others_than(self, weight: torch.Tensor) -> bool:
-        """Whether anything else moves."""
-        return any(move is not None for one, move in self._moves.items() if one != id(weight))
+    def hidden(self, hidden_ND: torch.Tensor, head: LmHead) -> Dual:
+        """The model's last hidden states with their tangent.
+
+        Raises:
+            StageError: they have none, though more than the output layer moves.
+        """
+        value_ND, tangent_ND = unpack(hidden_ND)
+        if tangent_ND is None and any(move is not None for one, move in self._moves.items() if one != id(head.weight)):
+            raise no_tangent("of the hidden states is missing")
+        return Dual(value_ND, torch.zeros_like(value_ND) if tangent_ND is None else tangent_ND)
+
+    def head(self, head: LmHead) -> MovingHead:
+        """The model's output layer; `head` holds the parameters themselves."""
+        still, bias_tangent_V = head._replace(weight=self.still(head.weight)), None
+        if head.bias is not None:
+            bias_V, bias_tangent_V = unpack(self.whole(head.bias))
+            still = still._replace(bias=bias_V)
+        return MovingHead(still, self.move(head.weight), bias_tangent_V)
 
     def knows(self, weight: object) -> bool:
         """Whether this is a parameter of the model."""
@@ -281,4 +311,54 @@ def refusal(error: BaseException | None, operation: str) -> NoForwardModeError:
     return NoForwardModeError(
         f"{named[1] if named else operation} has no derivative in forward mode",
         fix="set judge.method to difference and model.dtype to float32",
+    )
+
+
+@contextmanager
+def derivatives(moving: Moving) -> Iterator[None]:
+    """Surround a forward pass of the model that carries derivatives along the update.
+
+    Raises:
+        NoForwardModeError: an operation of the model has no derivative in forward mode.
+    """
+    try:
+        with torch.inference_mode(False), torch.no_grad(), ForwardMode(moving):
+            yield
+    except (NotImplementedError, RuntimeError) as error:
+        if "jvp" not in str(error) and "forward AD" not in str(error):
+            raise
+        raise refusal(error, _function_of(error)) from error
+
+
+@contextmanager
+def one_expert_at_a_time(model: PreTrainedModel) -> Iterator[None]:
+    """A mixture's grouped products have no derivative in forward mode; its experts by themselves have."""
+    config = model.config.get_text_config()
+    own = getattr(config, "_experts_implementation", None)
+    if own is None:
+        yield
+        return
+    config._experts_implementation = "eager"
+    try:
+        yield
+    finally:
+        config._experts_implementation = own
+
+
+def _function_of(error: BaseException) -> str:
+    """The `torch.autograd.Function` that an error comes from, whose message names none."""
+    trace = error.__traceback__
+    name = "a function of the model"
+    while trace is not None:
+        owner = trace.tb_frame.f_locals.get("cls")
+        name = owner.__name__ if isinstance(owner, type) and issubclass(owner, torch.autograd.Function) else name
+        trace = trace.tb_next
+    return name
+
+
+def no_tangent(what: str) -> StageError:
+    """An operation that computes values alone gives no error by itself."""
+    return StageError(
+        f"the derivative along the update {what}: the model has an operation that carries none",
+        fix="set model.dtype to float32, and judge.method to difference where it is tangent",
     )
