@@ -127,4 +127,6 @@ def _train_memory(stage: Stage, recipe: AnyRecipe, size: int | None, weights: in
         return None
     if recipe.model.lora is not None:  # the reference is the policy without its adapter
         return size // 2 if recipe.model.in_4bit else weights
+    if "p_detect" in stage.settings:  # in half precision the detector differentiates the reference along the update
+        return size * ADAMW_BYTES + 2 * weights
     return size * ADAMW_BYTES + (weights if stage.settings.get("lambda", 0) else 0)

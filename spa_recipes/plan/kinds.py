@@ -150,6 +150,7 @@ KINDS: dict[str, Kind] = {
             "training": RefineTraining,
             "noise": Noise,
             "lambda": float,
+            "p_detect": str,
             "seed": int,
             "iteration": int,
         },

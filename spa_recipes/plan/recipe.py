@@ -257,9 +257,9 @@ def _add_extrapolation(policy: Input, recipe: Recipe, build: Builder, models: Mo
 
 
 def _detection(recipe: Recipe) -> dict[str, str]:
-    """How p~ is computed, where that is another way than in float32: it is part of the key."""
+    """How p~ is computed, where that is another way than in float32 (or with weights in 4 bits): a part of the key."""
     noise, model = recipe.noise, recipe.model
-    if model.dtype == "float32" or not noise.enabled or noise.detector == "judge":
+    if model.dtype == "float32" or model.in_4bit or not noise.enabled or noise.detector == "judge":
         return {}
     return {"p_detect": "derivative"}
 

@@ -2,8 +2,8 @@
 
 With lambda = 0 the reference's log-probs are those of the sampled tokens, and no reference model is loaded; in half
 precision they are scored ones, and the detector differentiates the reference along the update. With lambda > 0 the
-de-coupled detection needs the reference's whole distribution at every token, so the reference runs in training, too. With LoRA
-that is the policy with its new adapter switched off; with QLoRA at any lambda.
+de-coupled detection needs the reference's whole distribution at every token, so the reference runs in training, too.
+With LoRA that is the policy with its new adapter switched off; with QLoRA at any lambda.
 """
 
 import math

@@ -197,7 +197,7 @@ def _along_update(
         )
         return None
     if env.model.lora is not None:
-        if env.model.lora.load_in_4bit:
+        if env.model.in_4bit:
             say("products with weights in 4 bits have no derivative in forward mode")
             return None
         return AlongUpdate(None, None, lam, say)

@@ -74,3 +74,11 @@ def test_log_ratios_need_a_policys_update_beside_its_reference(tmp_path: Path) -
     plan = compile_plan(Recipe.model_validate(mini(model=changes)), DigestMemo(tmp_path / "memo"))
     assert needs(plan.stage("log-ratios-1"), plan).memory == 2 * 2 * 1000
     assert needs(plan.stage("generate-1"), plan).memory == 2 * 1000
+
+
+def test_in_half_precision_the_detector_needs_reference_and_update(tmp_path: Path) -> None:
+    changes = {"num_parameters": 1000.0, "dtype": "bfloat16"}
+    for noise, weights in (({"lambdas": [0.0, 0.0]}, 2), ({"lambdas": [0.5, 0.5]}, 2), ({"enabled": False}, 0)):
+        recipe = Recipe.model_validate(mini(model=changes, noise=noise))
+        plan = compile_plan(recipe, DigestMemo(tmp_path / "memo"))
+        assert needs(plan.stage("refine-1"), plan).memory == 16 * 1000 + weights * 2 * 1000

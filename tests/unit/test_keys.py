@@ -124,6 +124,17 @@ def test_rounding_is_in_no_key_of_a_stage_that_trains_nothing() -> None:
     assert plans[0].stage("evaluate-0").key != plans[1].stage("evaluate-0").key
 
 
+@pytest.mark.parametrize(
+    ("noise", "is_known"), [({}, True), ({"detector": "both"}, True), ({"detector": "judge"}, False), (None, False)]
+)
+def test_that_p_is_a_derivative_is_in_the_keys_of_half_precision(noise: dict[str, Any] | None, is_known: bool) -> None:
+    recipe = {"noise": {"enabled": False} if noise is None else noise}
+    half, whole = (plan_of(model={"dtype": dtype}, **recipe) for dtype in ("bfloat16", "float32"))
+    known = [stage.id for stage in half.stages if "p_detect" in stage.material["settings"]]
+    assert known == (["refine-1", "refine-2"] if is_known else [])
+    assert not any("p_detect" in stage.material["settings"] for stage in whole.stages)
+
+
 def test_no_key_of_float32_knows_of_rounding() -> None:
     assert all("save_rounding" not in json.dumps(stage.material) for stage in plan_of().stages)
 
