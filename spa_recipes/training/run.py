@@ -192,9 +192,7 @@ def _along_update(
         say("the weights are sharded")
         return None
     if loss.first_margins and loss.divergence != "reverse_kl":
-        say(
-            f"how far the policy starts from a mixed reference is known for pairs, and {loss.divergence} reads responses"
-        )
+        say(f"the start's distance to a mixed reference is known for pairs, and {loss.divergence} reads responses")
         return None
     if env.model.lora is not None:
         if env.model.in_4bit:

@@ -10,7 +10,7 @@ import torch
 
 from spa_recipes.models.forward_mode import NoForwardModeError
 from spa_recipes.training import along_update, run
-from spa_recipes.training.env import Refinement, TrainResult
+from spa_recipes.training.env import PairLoss, Refinement, TrainResult
 from spa_recipes.training.run import train_preference
 from tests.kit.training import REFINEMENT, make_env, make_half_model, make_pairs, preference, same_weights, trace
 
@@ -68,6 +68,20 @@ def test_without_a_live_reference_it_takes_the_start_of_the_policy(start: Path, 
     assert train_preference(start, rows, settings, env, reference_path=None, refinement=EARLY).detects_along_update
     late = [row["p_detect"] for row in trace(tmp_path) if row["step"] > 1]
     assert max(abs(p - 0.5) for p in late) < 0.1  # the invented log-probs of the reference are nowhere in it
+
+
+def test_the_start_against_a_mixed_reference_is_part_of_p(start: Path, tmp_path: Path) -> None:
+    starts = [0.1 * (k % 5 - 2) for k in range(40)]
+    settings = preference(per_device_train_batch_size=4, learning_rate=1e-4)
+    said: list[str] = []
+    for divergence in ("reverse_kl", "chi_squared"):
+        folder, loss = tmp_path / divergence, PairLoss(divergence=divergence, first_margins=starts)
+        env = replace(make_env(start, folder, dtype="bfloat16"), on_notice=said.append)
+        train_preference(start, make_pairs(40), settings, env, reference_path=None, refinement=EARLY, loss=loss)
+    assert [line.startswith(f"{TELLS}the start's distance to a mixed reference is") for line in said] == [True]
+    rows = trace(tmp_path / "reverse_kl")
+    p_N = torch.tensor([row["p_detect"] for row in rows])
+    torch.testing.assert_close(p_N, torch.tensor([starts[row["row"]] for row in rows]).sigmoid(), rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.5])
