@@ -28,7 +28,7 @@ def compile_plan(recipe: Recipe, memo: DigestMemo) -> Plan:
     """
     build = Builder(memo)
     settings = build.model_settings(recipe.model.model_copy(update={"save_rounding": None}))
-    training = {**settings, "model": _saved(recipe.model)}
+    training = build.model_settings(_saved(recipe.model))
     # Rows come first: what is wrong with them is found before any model is loaded.
     _add_data(recipe, build)
     base = _base_model(recipe, build)

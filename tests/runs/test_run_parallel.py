@@ -114,12 +114,11 @@ def test_a_failure_stops_the_stage_beside_it_and_a_resume_does_both(tmp_path: Pa
 
 
 RUNNER = """
-import signal, sys
+import sys
 from pathlib import Path
-from spa_recipes.cli.app import _stop
+from spa_recipes.cli.signals import stop_on_signals
 from tests.runs.test_run_parallel import run_plan
-signal.signal(signal.SIGTERM, _stop)
-signal.signal(signal.SIGINT, _stop)
+stop_on_signals()
 run_plan(Path(sys.argv[1]), {"evaluate-init": "time.sleep(99)", "seed": "time.sleep(99)"})
 """
 

@@ -155,6 +155,7 @@ def test_a_model_and_a_benchmark_are_a_whole_job(job_of: JobOf) -> None:
         "attn_implementation": None,
         "trust_remote_code": False,
         "chat_template": None,
+        "chat_template_kwargs": {},
         "max_length": 4096,
     }
     assert job["name"] == "Some-Model"
