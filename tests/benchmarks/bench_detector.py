@@ -9,15 +9,14 @@ in bfloat16, for lambda 0 and 0.5: as a difference of log-probs under autocast, 
 the training does. The policy is also placed at a quarter of its update, as it is early in a training.
 
 Printed are for each way Spearman's correlation of its p~ with float32's, the share of the tenth with the smallest p~
-that both flag, the error of a margin, the margins' spread in float32, and the seconds for a pair.
+that both flag, the error of a margin, and the margins' spread in float32.
 """
 
 import argparse
 import json
 from pathlib import Path
 from statistics import median, pstdev
-from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -49,27 +48,16 @@ def main() -> None:
     Accelerator(cpu=True)  # the training's forward pass asks for its state
     rows = _rows(options)
     print(f"{len(rows)} pairs; {where(options.threads)}", flush=True)
-    columns = "rank correlation | flagged by both | error of a margin | standard deviation of margins | s for a pair"
+    columns = "rank correlation | flagged by both | error of a margin | standard deviation of margins"
     print(f"| of the update | lambda | p~ in bfloat16 | {columns} |")
-    print("|---|---|---|---|---|---|---|---|", flush=True)
+    print("|---|---|---|---|---|---|---|", flush=True)
     for share in options.shares:
         exact, halves = _by_difference(options, share, rows, half=False), {}
         halves["a difference"] = _by_difference(options, share, rows, half=True)
         halves["a derivative"] = _by_derivative(options, share, rows)
         for k, lam in enumerate((0.0, LAMBDA)):
             for way, half in halves.items():
-                print(
-                    f"| {share:.0%} | {lam} | {way} | {_compared(exact.margins[k], half.margins[k])} | "
-                    f"{half.seconds / len(rows):.2g} |",
-                    flush=True,
-                )
-
-
-class Measured(NamedTuple):
-    """Margins of all pairs for each lambda, and the seconds that they took; a difference gives both at once."""
-
-    margins: list[list[float]]
-    seconds: float
+                print(f"| {share:.0%} | {lam} | {way} | {_compared(exact[k], half[k])} |", flush=True)
 
 
 def _compared(exact: list[float], half: list[float]) -> str:
@@ -117,11 +105,11 @@ def _both_models(options: Any, share: float, *, half: bool) -> tuple[PreTrainedM
 
 
 @torch.no_grad()
-def _by_difference(options: Any, share: float, rows: Any, *, half: bool) -> Measured:
-    """beta times the difference of log-ratios of each pair, plain and de-coupled; p~ is the sigmoid of one of them."""
+def _by_difference(options: Any, share: float, rows: Any, *, half: bool) -> list[list[float]]:
+    """beta times the difference of log-ratios, for lambda 0 and 0.5 those of all pairs; p~ is the sigmoid of one."""
     policy, reference = _both_models(options, share, half=half)
     add_response_logps(policy)
-    head, start = add_response_logps(reference), perf_counter()
+    head = add_response_logps(reference)
     margins: list[list[float]] = [[], []]
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
         for prompt, answers in rows:
@@ -132,14 +120,13 @@ def _by_difference(options: Any, share: float, rows: Any, *, half: bool) -> Meas
             before = (chosen.reference, rejected.reference, BETA)
             margins[0].append(float(dpo_margin(chosen.policy, rejected.policy, *before)))
             margins[1].append(float(dpo_margin(chosen.decoupled, rejected.decoupled, *before)))
-    return Measured(margins, perf_counter() - start)
+    return margins
 
 
-def _by_derivative(options: Any, share: float, rows: Any) -> Measured:
+def _by_derivative(options: Any, share: float, rows: Any) -> list[list[float]]:
     """The same from derivatives along the update."""
     policy, reference = _both_models(options, share, half=True)
     margins: list[list[float]] = []
-    start = perf_counter()
     for lam in (0.0, LAMBDA):
         along = AlongUpdate(reference, None, lam, print)
         margins.append([])
@@ -147,7 +134,7 @@ def _by_derivative(options: Any, share: float, rows: Any) -> Measured:
             ratios = [along.log_ratios(policy, *tokens.values()) for tokens in _tokens(prompt, answers)]
             chosen, rejected = (float(ratio) for ratio in ratios if ratio is not None)
             margins[-1].append(BETA * (chosen - rejected))
-    return Measured(margins, (perf_counter() - start) / len(margins))
+    return margins
 
 
 def _tokens(prompt: list[int], answers: list[list[int]]) -> list[dict[str, torch.Tensor]]:
