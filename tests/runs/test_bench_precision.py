@@ -49,6 +49,7 @@ def cells(text: str, label: str) -> list[str]:
     return [cell.strip() for cell in row.strip("|").split("|")][1:]
 
 
+@pytest.mark.slow
 def test_it_measures_every_way_and_goes_on_where_it_was_stopped(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = measure(home, monkeypatch, "--parts", "ways", "checks")
     assert cells(text, "float32 throughout")[0].startswith("0 ")

@@ -73,6 +73,7 @@ def test_people_are_shown_what_is_kept(whole: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+@pytest.mark.slow  # test_training_rounding.py has this for each training
 def test_killed_and_resumed_it_ends_with_the_same_bytes(whole: Path, tmp_path: Path) -> None:
     write_recipe(tmp_path / "mini.yaml", RECIPE)
     running = start(tmp_path, "run", "mini.yaml")
