@@ -51,12 +51,14 @@ def test_nothing_of_a_launch_can_be_reached_from_another_machine(tmp_path: Path)
         launched = []
         for name in ("one", "two"):
             (tmp_path / name).mkdir()
-            launched.append(
-                subprocess.Popen([*command, name], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
-            )
-        for process in launched:
-            _, said = process.communicate(timeout=200)
-            assert process.returncode == 0, said
+            with (tmp_path / name / "said").open("w") as said:  # its input stays open: it ends with who started it
+                launched.append(
+                    subprocess.Popen(
+                        [*command, name], cwd=tmp_path, env=environment, stdin=subprocess.PIPE, stderr=said
+                    )
+                )
+        for name, process in zip(("one", "two"), launched, strict=True):
+            assert process.wait(timeout=200) == 0, (tmp_path / name / "said").read_text()
     found = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*/*.json"))]
     assert [each["processes"] for each in found] == [2, 2, 2, 2]
     assert [each["sum"] for each in found] == [2.0] * 4
