@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from spa_recipes.data.hub import hub_error
+from spa_recipes.data.template import MAX_FILE_BYTES
 from spa_recipes.errors import DataError
+from spa_recipes.state.reading import read_text
 
 
 class ModelFiles(NamedTuple):
@@ -72,6 +74,17 @@ class ModelFiles(NamedTuple):
         if not isinstance(value, dict):
             raise DataError(f"{name} is not a JSON object", where=self.location, fix="save the model again")
         return value
+
+    def chat_template(self) -> str:
+        """The text of the model's own chat template, wherever it stands; empty where it has none.
+
+        Raises:
+            DataError: as `find` and `read`.
+        """
+        path = self.find("chat_template.jinja")
+        if path is not None:
+            return read_text(path, limit=MAX_FILE_BYTES)
+        return str(self.read("tokenizer_config.json").get("chat_template") or "")
 
 
 def hub_is_offline() -> bool:

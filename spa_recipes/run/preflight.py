@@ -15,7 +15,6 @@ from spa_recipes.benchmarks import alpaca_eval, mt_bench
 from spa_recipes.data.chat import is_path
 from spa_recipes.data.hub import hub_error
 from spa_recipes.data.places import local_path
-from spa_recipes.data.template import MAX_FILE_BYTES
 from spa_recipes.errors import DataError, RecipeError, TryAgainError, setting
 from spa_recipes.plan import ALPACA_EVAL_PROMPTS, KINDS, Content, External, Plan, Stage, is_of_benchmark
 from spa_recipes.plan.powers import is_kernel
@@ -27,7 +26,6 @@ from spa_recipes.run.model_files import ModelFiles, hub_is_offline
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.run.tangent_preflight import check_adapter, refuse_different
 from spa_recipes.run.vllm_preflight import IN_A_JOB, IN_A_RECIPE, check_vllm
-from spa_recipes.state.reading import read_text
 
 WEIGHTS = "model.safetensors"
 SHARDED_WEIGHTS = "model.safetensors.index.json"
@@ -363,17 +361,12 @@ def _check_tokenizer(files: ModelFiles, use: _Use, recipe: AnyRecipe) -> None:
     if use.judge and use.asked is not None:
         key, template = _judge_key(use.asked, "chat_template"), use.asked.settings["model"].chat_template
     given = template is not None and not use.reward
-    if not given and not settings.get("chat_template") and files.find("chat_template.jinja") is None:
+    template_of_model = files.chat_template()
+    if not given and not template_of_model:
         fix = "name a reward model whose tokenizer has one" if use.reward else f"name a file with one in {key}"
         raise DataError("the tokenizer has no chat template", where=files.location, fix=fix)
     config = files.read("config.json")
-    model_preflight.refuse_unknown_tokens(files, config, _vocabulary(files), _template(files, settings))
-
-
-def _template(files: ModelFiles, settings: Mapping[str, Any]) -> str:
-    """The text of the model's own chat template."""
-    path = files.find("chat_template.jinja")
-    return read_text(path, limit=MAX_FILE_BYTES) if path is not None else str(settings.get("chat_template"))
+    model_preflight.refuse_unknown_tokens(files, config, _vocabulary(files), template_of_model)
 
 
 # --- vocabularies

@@ -40,7 +40,7 @@ def refuse_different(policy: ModelFiles, reference: ModelFiles) -> None:
                 where=policy.location,
                 fix=_FIX,
             )
-    if _template(policy) != _template(reference):
+    if policy.chat_template() != reference.chat_template():
         raise DataError(
             f"the method tangent needs two models with one chat template, and that of {reference.location} differs",
             where=policy.location,
@@ -59,9 +59,3 @@ def check_adapter(location: str) -> None:
             raise DataError(
                 f"there is no {name}", where=location, fix="give a folder as peft's save_pretrained writes it"
             )
-
-
-def _template(files: ModelFiles) -> object:
-    """The chat template of a model, wherever it stands."""
-    path = files.find("chat_template.jinja")
-    return files.read("tokenizer_config.json").get("chat_template") if path is None else path.read_text()
