@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from spa_recipes.cli.terminal import print_errors, say
+from spa_recipes.data.places import local_path
 from spa_recipes.errors import DataError, RecipeError, SpaError, setting
 from spa_recipes.recipe.load import load_recipe
 from spa_recipes.recipe.schema import DatasetSource, Recipe
@@ -32,17 +33,24 @@ def validate_recipes(paths: Sequence[Path], overrides: Sequence[str]) -> int:
 
 def _faults(recipe: Recipe) -> Iterator[SpaError]:
     """What is wrong with local data as a whole: that it is missing, of a kind that is not read, or of no known form."""
-    from spa_recipes.data import sources
-
     named = {
-        "data.pairs.source": (recipe.data.pairs, sources.PAIRS),
-        "data.prompts.source": (recipe.data.prompts, sources.PROMPTS),
-        "sft.data.source": (recipe.sft.data if recipe.sft is not None else None, sources.CONVERSATIONS),
+        "data.pairs.source": recipe.data.pairs,
+        "data.prompts.source": recipe.data.prompts,
+        "sft.data.source": recipe.sft.data if recipe.sft is not None else None,
     }
-    for key, (source, use) in named.items():
-        if isinstance(source, DatasetSource):
-            try:
-                with setting(key):
-                    sources.look(source, use)
-            except SpaError as error:
-                yield error
+    local = {
+        key: source
+        for key, source in named.items()
+        if isinstance(source, DatasetSource) and local_path(source.source) is not None
+    }
+    if not local:
+        return
+    from spa_recipes.data import sources  # takes a while, which a recipe without local data need not wait for
+
+    uses = dict(zip(named, (sources.PAIRS, sources.PROMPTS, sources.CONVERSATIONS), strict=True))
+    for key, source in local.items():
+        try:
+            with setting(key):
+                sources.look(source, uses[key])
+        except SpaError as error:
+            yield error

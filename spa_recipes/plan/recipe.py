@@ -96,7 +96,9 @@ def _initial_policy(recipe: Recipe, build: Builder, model: dict[str, Any], base:
         "pi_init: supervised fine-tuning of the base model",
         settings={
             **model,
-            "training": SupervisedTraining.model_validate(recipe.sft.model_dump(exclude={"data"})),
+            "training": SupervisedTraining.model_construct(
+                **{name: getattr(recipe.sft, name) for name in SupervisedTraining.model_fields}
+            ),
             "source": _limited(recipe.sft.data, recipe.data.max_skipped),
             "seed": recipe.seed,
         },
