@@ -387,11 +387,12 @@ def init(
 def doctor() -> None:
     """Say what this machine can do, and what is missing.
 
-    It lists versions, devices, the state of the Hub and the free disk.
+    It lists versions, devices, the state of the Hub and the free disk. It exits with 1 if something is wrong. What is
+    optional and not installed is not wrong.
     """
     from spa_recipes.cli.doctor import print_report
 
-    print_report()
+    raise typer.Exit(print_report())
 
 
 def _start_fast() -> None:
@@ -425,7 +426,8 @@ def main() -> None:
         app()
     except SystemExit as leaving:
         if leaving.code in (128 + signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGHUP):
-            say("stopped; finished work is kept: `spa resume`, or the same command again, continues", err=True)
+            again = "`spa resume`, or the same command again," if sys.argv[1:2] == ["run"] else "the same command again"
+            say(f"stopped; finished work is kept: {again} continues", err=True)
         raise
     except Exception as error:
         if debug:

@@ -3,14 +3,15 @@
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from packaging.requirements import Requirement
 
 from spa_recipes.cli.terminal import red, say
+from spa_recipes.recipe.schema import Tracking
 from spa_recipes.units import human_bytes
 
 
@@ -26,6 +27,7 @@ def findings() -> Iterator[Finding]:
     """Everything that is worth a line."""
     yield Finding("python", f"{platform.python_version()} on {platform.platform()}")
     yield from _packages()
+    yield from _trackers()
     yield from _devices()
     yield from _hub()
     yield Finding("disk", f"{human_bytes(shutil.disk_usage(Path.cwd()).free)} free here")
@@ -38,22 +40,39 @@ def _packages() -> Iterator[Finding]:
     except PackageNotFoundError:
         yield Finding("spa-recipes", "not installed", "its requirements cannot be looked at: pip install spa-recipes")
         return
+    by_name: dict[str, list[Requirement]] = {}
     for line in declared:
         requirement = Requirement(line)
-        extra = str(requirement.marker).partition("extra == ")[2].strip("\"'") if requirement.marker else ""
-        if extra == "dev":
-            continue
-        name = requirement.name
+        by_name.setdefault(requirement.name, []).append(requirement)
+    for name, requirements in by_name.items():
+        extras = sorted(filter(None, map(_extra, requirements)))
+        if extras != ["dev"]:
+            yield _package(name, requirements[0], [extra for extra in extras if extra != "dev"])
+
+
+def _extra(requirement: Requirement) -> str:
+    """The extra that a requirement belongs to; empty for what is always needed."""
+    return str(requirement.marker).partition("extra == ")[2].strip("\"'") if requirement.marker else ""
+
+
+def _package(name: str, requirement: Requirement, extras: Sequence[str]) -> Finding:
+    try:
+        found = version(name)
+    except PackageNotFoundError:
+        if extras:
+            return Finding(name, f"not installed (optional: extra {' or '.join(f'`{extra}`' for extra in extras)})")
+        return Finding(name, "not installed", f"pip install '{name}{requirement.specifier}'")
+    fits = requirement.specifier.contains(found, prereleases=True)
+    return Finding(name, found, "" if fits else f"needs {requirement.specifier}")
+
+
+def _trackers() -> Iterator[Finding]:
+    """What `tracking.report_to` can name."""
+    for name in get_args(get_args(Tracking.model_fields["report_to"].annotation)[0]):
         try:
-            found = version(name)
+            yield Finding(name, version(name))
         except PackageNotFoundError:
-            if extra:
-                yield Finding(name, f"not installed (optional: extra `{extra}`)")
-            else:
-                yield Finding(name, "not installed", f"pip install '{name}{requirement.specifier}'")
-            continue
-        fits = requirement.specifier.contains(found, prereleases=True)
-        yield Finding(name, found, "" if fits else f"needs {requirement.specifier}")
+            yield Finding(name, f"not installed (optional: for `tracking.report_to: [{name}]`)")
 
 
 def _devices() -> Iterator[Finding]:
@@ -83,10 +102,12 @@ def _hub() -> Iterator[Finding]:
     yield Finding("hub token", "found" if token else "none (needed for gated models only: `hf auth login`)")
 
 
-def print_report() -> None:
-    """Print the findings; problems stand out."""
+def print_report() -> int:
+    """Print the findings; problems stand out. Returns the exit code: 1 with problems."""
     problems = 0
     for what, value, problem in findings():
         say(f"{red('!') if problem else ' '} {what:<16} {value}" + (f"  {red(problem)}" if problem else ""))
         problems += bool(problem)
-    say("", f"{problems} problems" if problems else "ready: try `spa run quickstart`")
+    said = f"{problems} problem{'s' if problems > 1 else ''}"
+    say("", said if problems else "ready: try `spa run quickstart`")
+    return 1 if problems else 0

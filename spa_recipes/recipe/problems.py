@@ -181,9 +181,10 @@ def _known_keys(keys: Keys, values: Values, document: type[Document]) -> str:
         elif values.places[(*section, "type")].text.startswith("--set"):
             return f"replace the whole section: --set '{dotted(section)}={{type: {siblings['type']}}}'"
         return guess or f"allowed for type {node['properties']['type']['const']}: {', '.join(allowed)}"
-    homes = [home for home in homes_of(document, name) if home != dotted(section)]
-    if homes and not guess:
-        return f"it belongs under {' or '.join(homes)}"
+    for meant in (name, _OTHER_NAMES.get(name.lower(), name)):
+        homes = [home for home in homes_of(document, meant) if home != dotted(section)]
+        if homes and not guess:
+            return f"{'it' if meant == name else meant} belongs under {' or '.join(homes)}"
     return guess or f"allowed here: {', '.join(allowed)}"
 
 

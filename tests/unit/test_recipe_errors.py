@@ -33,6 +33,7 @@ APPENDED = {
     "sampling: {max_new_tokens: 8}": "6: sampling.max_new_tokens: unknown key; did you mean max_tokens?",
     "sampling: {num_return_sequences: 2}": "6: sampling.num_return_sequences: unknown key; did you mean n?",
     "learning_rate: 1e-5": "6: learning_rate: unknown key; it belongs under sft or seed_training or refine",
+    "lr: 1e-5": "6: lr: unknown key; learning_rate belongs under sft or seed_training or refine",
     "temperature: 1": "6: temperature: unknown key; it belongs under sampling",
     "noise: {max_tokens: 1}": "6: noise.max_tokens: unknown key; it belongs under sampling or judge",
     "noise.alpha: 0.1": "6: noise.alpha: unknown key; write noise: {alpha: ...}",
