@@ -280,8 +280,9 @@ def judge_pairs(request: JudgeRequest, reporter: Reporter) -> Manifest:
 
 def _judge_job(request: JudgeRequest) -> JudgeJob:
     from spa_recipes.run.executors import has_nvidia_driver
+    from spa_recipes.run.tangent_preflight import is_adapter
 
-    adapter = _is_adapter(request.policy)  # it is the policy together with the reference
+    adapter = is_adapter(request.policy)  # it is the policy together with the reference
     lengths = {"max_length": request.max_length, "max_prompt_length": request.max_prompt_length}
     model: dict[str, Any] = {
         "model_name_or_path": request.reference if adapter else request.policy,
@@ -343,12 +344,6 @@ def _with_lengths(request: JudgeRequest) -> JudgeRequest:
             limits += [limit] if limit is not None else []
         most = min(limits, default=2048)
     return request._replace(max_length=most, max_prompt_length=request.max_prompt_length or max(1, most // 2))
-
-
-def _is_adapter(location: str) -> bool:
-    """Whether a folder holds LoRA weights alone."""
-    folder = Path(location)
-    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
 
 
 def _length_penalty(text: str) -> float | Literal["balanced"]:

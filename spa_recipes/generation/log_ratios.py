@@ -27,6 +27,10 @@ MEASURED_PAIRS = 16
 ERROR_SHARE = 0.1
 """A way is precise enough if its median error is at most this share of the median margin."""
 
+CHECKED_PAIRS, CHECKED_SHARE, FEWEST_CHECKED = 64, 0.1, 8
+"""Other pairs on which the estimated standard errors are checked: the most of them, their largest share of all pairs,
+since exact arithmetic is dear, and the fewest that say something."""
+
 Load = Callable[[str], PreTrainedModel]
 """Loads a model in a precision."""
 
@@ -82,10 +86,19 @@ class Measured(NamedTuple):
     noise: float
 
 
+class Known(NamedTuple):
+    """Places of two responses, and the exact margin of the first over the second, in nats."""
+
+    first: int
+    second: int
+    margin: float
+
+
 class Choice(NamedTuple):
     """The way that is taken, and why.
 
     Attributes:
+        asked: `judge.method`.
         margin: median of the exact |margins| of the measured pairs, in nats; 0 where there was no pair.
         noise: standard error of a margin per root of a response token, by the way that is taken.
         logp_noise: that of one log-prob in the precision of the model.
@@ -93,8 +106,10 @@ class Choice(NamedTuple):
             in nats; None without kept ones.
         measured: what was measured, in this order.
         dropped: ways that could not be measured, with the reason.
+        others: pairs that were not measured, on which `noise` is checked.
     """
 
+    asked: Method
     way: Way
     margin: float
     noise: float
@@ -102,6 +117,7 @@ class Choice(NamedTuple):
     kept: float | None
     measured: list[Measured]
     dropped: dict[str, str]
+    others: list[Known]
 
     @property
     def why(self) -> str:
@@ -116,7 +132,9 @@ class Choice(NamedTuple):
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
         measured = [{**m._asdict(), "way": list(m.way)} for m in self.measured]
-        return {**self._asdict(), "way": list(self.way), "measured": measured, "method": str(self.way)}
+        others = [list(known) for known in self.others]
+        lists = {"way": list(self.way), "measured": measured, "others": others}
+        return {**self._asdict(), **lists, "method": str(self.way)}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Choice":
@@ -127,7 +145,8 @@ class Choice(NamedTuple):
         """
         measured = [Measured(**{**m, "way": Way(*m["way"])}) for m in value["measured"]]
         fields = {name: value[name] for name in cls._fields}
-        return cls(**{**fields, "way": Way(*value["way"]), "measured": measured})
+        others = [Known(*known) for known in value["others"]]
+        return cls(**{**fields, "way": Way(*value["way"]), "measured": measured, "others": others})
 
 
 def _share(error: float, margin: float) -> str:
@@ -162,6 +181,7 @@ def choose(
     items: Sequence[Scored],
     pairs: Sequence[tuple[int, int]],
     kept: Sequence[float] | None = None,
+    others: Sequence[tuple[int, int]] = (),
     *,
     on_gpu: bool,
     **options: Any,
@@ -177,6 +197,8 @@ def choose(
         items: responses.
         pairs: places of two responses whose margin is measured, at most `MEASURED_PAIRS`.
         kept: for each item the log-prob under the policy that sampling kept.
+        others: places of two responses whose exact margin is to be known; not looked at where this process's device
+            has no room for exact arithmetic.
         options: of `sequence_logps`.
 
     Raises:
@@ -184,7 +206,7 @@ def choose(
     """
     ways = candidates(asked, dtype, on_gpu=on_gpu)
     if not pairs:
-        return Choice(ways[-1], 0.0, 0.0, 0.0, None, [], {})
+        return Choice(asked, ways[-1], 0.0, 0.0, 0.0, None, [], {}, [])
     used = sorted({i for pair in pairs for i in pair})
     some, place = [items[i] for i in used], {i: k for k, i in enumerate(used)}
     tokens = [len(item.response_ids) for item in some]
@@ -195,7 +217,8 @@ def choose(
         return [ratios[i] - ratios[j] for i, j in couples]
 
     exact_dtype = "float64" if dtype == "float32" else "float32"
-    exact, has_room = _exact(models, exact_dtype, some, **options)
+    both, has_room = _exact(models, exact_dtype, some, [items[i] for pair in others for i in pair], **options)
+    exact, further = [logps[: len(some)] for logps in both], subtracted(*(logps[len(some) :] for logps in both))
     plain = models.logps(dtype, some, **options)
     truth = margins(subtracted(*exact))
     plain_errors = [a - b for a, b in zip(margins(subtracted(*plain)), truth, strict=True)]
@@ -227,7 +250,10 @@ def choose(
             break
     best = measured[-1] if measured[-1].error <= ERROR_SHARE * scale else min(measured, key=lambda m: m.error)
     off = [a - b for values, rights in zip(plain, exact, strict=True) for a, b in zip(values, rights, strict=True)]
+    checked = zip(others if has_room else (), further[::2], further[1::2], strict=True)
+    known = [Known(*pair, one - other) for pair, one, other in checked]
     return Choice(
+        asked,
         best.way,
         scale,
         best.noise,
@@ -235,15 +261,34 @@ def choose(
         None if kept is None else _root_mean_square([kept[i] - plain[0][place[i]] for i in used]),
         measured,
         dropped,
+        known if best.way != Way("difference", exact_dtype) else [],
     )
 
 
+def estimate_check(choice: Choice, ratios: Sequence[float], items: Sequence[Scored]) -> float | None:
+    """The errors of the margins of the other pairs, as a multiple of their estimated standard errors (rms).
+
+    About 1 where the estimate from the measured pairs holds for all.
+
+    Args:
+        ratios: log-ratios of all items, by the way that was chosen.
+
+    Returns:
+        None where no other pair has a known margin.
+    """
+    if not choice.others or not choice.noise:
+        return None
+    errors = [ratios[i] - ratios[j] - margin for i, j, margin in choice.others]
+    tokens = [len(items[i].response_ids) + len(items[j].response_ids) for i, j, _ in choice.others]
+    return error_per_root_token(errors, tokens) / choice.noise
+
+
 def _exact(
-    models: BothModels, dtype: str, items: Sequence[Scored], **options: Any
+    models: BothModels, dtype: str, items: Sequence[Scored], more: Sequence[Scored], **options: Any
 ) -> tuple[tuple[list[float], list[float]], bool]:
-    """Exact log-probs under both models, and whether this process's device has room for them."""
+    """Exact log-probs under both models, and whether this process's device has room for them; without it, no `more`."""
     try:
-        return models.logps(dtype, items, **options), True
+        return models.logps(dtype, [*items, *more], **options), True
     except (TryAgainError, RuntimeError) as error:
         if models.on_cpu is None or not _no_room(error):
             raise
@@ -287,7 +332,11 @@ def loaded(load: Load, dtype: str) -> PreTrainedModel:
     model = load(dtype)
     for name, weight in model.named_parameters():
         if not weight.isfinite().all():
-            raise StageError(f"the weight {name} is infinite or NaN in {dtype}", fix="look at how the model was made")
+            raise StageError(
+                f"the weight {name} is infinite or NaN in {dtype}",
+                where=model.name_or_path,
+                fix="look at how the model was made",
+            )
     return model
 
 

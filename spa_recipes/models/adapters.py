@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from spa_recipes.errors import RecipeError, StageError
-from spa_recipes.models.lora_files import CONFIG, read_lora
+from spa_recipes.models.lora_files import read_lora
+from spa_recipes.models.lora_names import CONFIG
 from spa_recipes.recipe.schema import Lora
 from spa_recipes.state import atomic
 

@@ -10,9 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from spa_recipes.errors import DataError, StageError
+from spa_recipes.models.lora_names import CONFIG, WEIGHTS
 from spa_recipes.state import atomic
-
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 _TRAINED_ON, _NF4 = "trained_on", "nf4"  # in the metadata of the weights' file, which peft and vLLM leave alone
 _PREFIX, _DOWN, _UP = "base_model.model.", ".lora_A.weight", ".lora_B.weight"

@@ -190,7 +190,12 @@ def _move(policy: torch.Tensor, reference: torch.Tensor, name: str, where: str) 
     at_least = torch.promote_types(torch.promote_types(policy.dtype, reference.dtype), torch.float32)
     move = policy.to(reference.device, at_least) - reference.to(at_least)
     if not bool(move.isfinite().all()):
-        raise StageError(f"a weight of policy or reference is NaN or infinite: {name}", where=where)
+        whose = "reference" if bool(policy.isfinite().all()) else "policy"
+        raise StageError(
+            f"a weight of the {whose} is NaN or infinite: {name}",
+            where=where if whose == "policy" else "",
+            fix="look at how the model was made",
+        )
     # The difference of two half-precision numbers is kept in half precision where that is exact, or the best there is.
     return move
 

@@ -141,7 +141,7 @@ def judge_is_another_one(recipe: schema.Recipe) -> Conflicts:
         )
 
 
-def qlora_judges_on_one_base(recipe: schema.Recipe) -> Conflicts:
+def qlora_is_possible(recipe: schema.Recipe) -> Conflicts:
     judge = recipe.judge
     if not recipe.model.in_4bit:
         return
@@ -156,6 +156,12 @@ def qlora_judges_on_one_base(recipe: schema.Recipe) -> Conflicts:
             ("judge.reference", "model.lora.load_in_4bit"),
             f"the policies are adapters on pi_init in 4 bits, and judge.reference {judge.reference} is another model",
             "set judge.reference to init, or model.lora.load_in_4bit to false",
+        )
+    if judge.type == "reward_model" and judge.model_name_or_path is None and recipe.iterations:
+        yield Conflict(
+            ("judge.type", "model.lora.load_in_4bit"),
+            "a reward model is not trained in 4 bits",
+            "give a finished one by judge.model_name_or_path, or set model.lora.load_in_4bit to false",
         )
 
 

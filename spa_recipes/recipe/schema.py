@@ -966,7 +966,7 @@ class Recipe(Document):
         document_rules.gold_needs_the_sandbox,
         document_rules.judge_has_a_reference,
         document_rules.judge_is_another_one,
-        document_rules.qlora_judges_on_one_base,
+        document_rules.qlora_is_possible,
         document_rules.recomputing_has_an_effect,
         document_rules.refinement_takes_place,
         document_rules.extrapolation_has_a_way,

@@ -160,6 +160,12 @@ FIGURES: tuple[Figure, ...] = (
         iteration=Shown("standard error of a margin", SHORT),
     ),
     Figure(
+        "error_check",
+        ("judge",),
+        Shown("errors of other pairs over the estimated ones", HUNDREDTHS),
+        iteration=Shown("errors of other pairs over the estimated ones", HUNDREDTHS),
+    ),
+    Figure(
         "labels_in_noise",
         ("judge",),
         Shown("within two of it", PERCENT),

@@ -16,6 +16,7 @@ from spa_recipes.data.chat import is_path
 from spa_recipes.data.hub import hub_error
 from spa_recipes.data.places import local_path
 from spa_recipes.errors import DataError, RecipeError, TryAgainError, setting
+from spa_recipes.models.lora_names import CONFIG as ADAPTER_CONFIG
 from spa_recipes.plan import ALPACA_EVAL_PROMPTS, KINDS, Content, External, Plan, Stage, is_of_benchmark
 from spa_recipes.plan.powers import is_kernel
 from spa_recipes.recipe.schema import AnyRecipe, BenchmarkJob, Endpoint, JudgeJob
@@ -225,7 +226,7 @@ def _check_model(files: ModelFiles, use: _Use, recipe: AnyRecipe) -> None:
         raise DataError("no such model folder", where=files.location, fix="check the path")
     config = files.read("config.json", needed=True)
     if not config:
-        adapter = files.find("adapter_config.json") is not None
+        adapter = files.find(ADAPTER_CONFIG) is not None
         raise DataError(
             "only an adapter, without the model that it belongs to" if adapter else "there is no config.json",
             where=files.location,
@@ -399,16 +400,22 @@ def _check_vocabularies(recipe: AnyRecipe, uses: Mapping[External, _Use]) -> Non
 
 
 def _check_both_models(stage: Stage, recipe: AnyRecipe) -> None:
-    """The models of a stage that gives log-ratios; those of this run have one shape and one template."""
-    if stage.kind != "log_ratios":
-        return
-    adapter, policy, reference = (stage.inputs.get(name) for name in ("adapter", "policy", "reference"))
-    if isinstance(adapter, External):
+    """The models whose log-ratios a stage gives; those that the run trains have the shape of the recipe's model."""
+    adapter = stage.inputs.get("adapter")
+    if stage.kind == "log_ratios" and isinstance(adapter, External):
         with _named(recipe, adapter):
             check_adapter(adapter.location)
-    if stage.settings["method"] == "tangent" and isinstance(policy, External) and isinstance(reference, External):
-        with _named(recipe, policy):
-            refuse_different(*(ModelFiles(model.location, model.revision) for model in (policy, reference)))
+    if stage.settings.get("method") != "tangent":
+        return
+    rendered = isinstance(recipe, JudgeJob) or is_of_benchmark(stage)
+    for roles in (("policy", "reference"), ("reward_policy", "reward_reference")):
+        both = [stage.inputs[role] for role in roles if role in stage.inputs]
+        outside = [ModelFiles(model.location, model.revision) for model in both if isinstance(model, External)]
+        if len(both) < 2 or not outside or (len(outside) == 1 and recipe.model.is_sandbox):
+            continue
+        own = ModelFiles(recipe.model.model_name_or_path, recipe.model.revision)
+        with _named(recipe, next(model for model in both if isinstance(model, External))):
+            refuse_different(outside[0], [*outside, own][1], with_template=rendered and len(outside) == 2)
 
 
 def _is_policy(recipe: AnyRecipe, model: External) -> bool:

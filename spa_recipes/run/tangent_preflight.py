@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spa_recipes.errors import DataError
+from spa_recipes.models.lora_names import CONFIG, WEIGHTS
 
 if TYPE_CHECKING:
     from spa_recipes.run.model_files import ModelFiles
@@ -25,27 +26,38 @@ _SHAPE = (
 _FIX = "give a policy and the model that it was trained from, or set the method to difference"
 
 
-def refuse_different(policy: ModelFiles, reference: ModelFiles) -> None:
+def refuse_different(model: ModelFiles, other: ModelFiles, *, with_template: bool) -> None:
     """Refuse two models between which there is no way of the weights from one to the other.
+
+    A setting that only one of the two configurations has may be the other one's default, and says nothing.
+
+    Args:
+        with_template: the answers that they read are rendered by the chat template of one of them.
 
     Raises:
         DataError: their shapes or their chat templates differ.
     """
-    ours, theirs = policy.read("config.json"), reference.read("config.json")
+    ours, theirs = model.read("config.json"), other.read("config.json")
     for name in _SHAPE:
-        if ours.get(name) != theirs.get(name):
+        one, another = ours.get(name), theirs.get(name)
+        if None not in (one, another) and one != another:
             raise DataError(
-                f"the method tangent needs two models of one shape: {name} is {ours.get(name)}, and {theirs.get(name)} "
-                f"in {reference.location}",
-                where=policy.location,
+                f"the method tangent needs two models of one shape: {name} is {one}, and {another} in {other.location}",
+                where=model.location,
                 fix=_FIX,
             )
-    if policy.chat_template() != reference.chat_template():
+    if with_template and model.chat_template() != other.chat_template():
         raise DataError(
-            f"the method tangent needs two models with one chat template, and that of {reference.location} differs",
-            where=policy.location,
+            f"the method tangent needs two models with one chat template, and that of {other.location} differs",
+            where=model.location,
             fix=_FIX,
         )
+
+
+def is_adapter(location: str) -> bool:
+    """Whether a folder holds LoRA weights alone."""
+    folder = Path(location)
+    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
 def check_adapter(location: str) -> None:
@@ -54,7 +66,7 @@ def check_adapter(location: str) -> None:
     Raises:
         DataError: a file is missing.
     """
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
+    for name in (CONFIG, WEIGHTS):
         if not (Path(location) / name).is_file():
             raise DataError(
                 f"there is no {name}", where=location, fix="give a folder as peft's save_pretrained writes it"

@@ -216,8 +216,15 @@ def _noise(context: Context, judgments: Sequence[JudgmentRow]) -> dict[str, Any]
         "labels_in_noise": inside,
         "labels_by_noise": changed,
     }
+    if choice["error_check"] is not None:
+        metrics["error_check"] = choice["error_check"]
     if inside > WARN_ABOVE:
-        remedy = "set judge.method to auto" if inside > 0.5 else "judge.min_margin_in_noise: 2 leaves them out"
+        method, least = (
+            ("judge.method", "judge.min_margin_in_noise:")
+            if context.spec.settings["iteration"]
+            else ("--method", "--min-margin-in-noise")
+        )
+        remedy = f"set {method} to auto" if choice["asked"] == "difference" else f"{least} 2 leaves them out"
         error = f"{metrics['standard_error']:.2g} on average, by {choice['method']}"
         context.notice(
             f"{inside:.1%} of the margins are within two standard errors of 0 ({error}): rounding decides about "

@@ -15,11 +15,15 @@ from spa_recipes.data.arrow import rows_of
 from spa_recipes.data.tables import COMPLETIONS, LogRatioTable, read_table, write_log_ratios
 from spa_recipes.errors import StageError
 from spa_recipes.generation.log_ratios import (
+    CHECKED_PAIRS,
+    CHECKED_SHARE,
+    FEWEST_CHECKED,
     MEASURED_PAIRS,
     BothModels,
     Choice,
     Way,
     choose,
+    estimate_check,
     loaded,
     movable,
     subtracted,
@@ -48,13 +52,23 @@ from spa_recipes.state.reading import read_json
 FAR_FROM_KEPT = 10.0
 """Log-probs that sampling kept may differ from those of a separate pass by so many times the rounding of the pass."""
 
+FAR_FROM_ESTIMATE = 2.0
+"""Errors that are so many times as large as they were estimated, or as small, are told. With 16 pairs to estimate from
+and 64 to check, chance explains about half of that."""
+
 
 class LogRatios(NamedTuple):
-    """Log-ratios of some responses in nats, their standard errors, and how they were computed."""
+    """Log-ratios of some responses in nats, their standard errors, and how they were computed.
+
+    Attributes:
+        error_check: errors of other margins than those that were measured, in units of their standard errors (rms);
+            None where there were too few to look at.
+    """
 
     values: list[float]
     errors: list[float]
     choice: Choice
+    error_check: float | None
 
 
 def run(context: Context) -> Result:
@@ -72,7 +86,7 @@ def run(context: Context) -> Result:
     if found is None:
         return NO_RESULT
     choice = found.choice
-    table = LogRatioTable(found.values, found.errors, choice.to_json())
+    table = LogRatioTable(found.values, found.errors, {**choice.to_json(), "error_check": found.error_check})
     write_log_ratios(context.draft / "log_ratios.parquet", completions, table)
     tokens = sum(len(i.prompt_ids) + len(i.response_ids) for i in items)
     metrics: dict[str, Any] = {
@@ -83,6 +97,8 @@ def run(context: Context) -> Result:
     }
     if choice.measured:
         metrics["method_error"] = next(m.error for m in choice.measured if m.way == choice.way)
+    if found.error_check is not None:
+        metrics |= {"error_check": found.error_check, "checked_pairs": len(choice.others)}
     if choice.kept is not None:
         metrics["quantization_mismatch" if _in_4bit(adapter) else "kept_mismatch"] = choice.kept
     return Result(len(items), tokens, metrics)
@@ -115,8 +131,10 @@ def log_ratios(
     sections = [model_section(context, role) for role in roles]
     models, in_4bit = _both_models(sections[0], sections[1], adapter), _in_4bit(adapter)
     dtype = str(torch_dtype(sections[0].dtype)).removeprefix("torch.")
-    pairs = _measured_pairs(items, groups)
-    choice = _chosen(context, name, lambda: _choice(context, name, models, dtype, items, pairs, kept, in_4bit))
+    pairs, others = _measured_pairs(items, groups)
+    if dtype == "float32":
+        others = []  # rounding is far below the margins: no pair is worth a pass in float64
+    choice = _chosen(context, name, lambda: _choice(context, name, models, dtype, items, pairs, others, kept, in_4bit))
     way = choice.way
     shards = f"{name}-{way}".replace(" ", "-")
     if way.kind == "tangent":
@@ -132,17 +150,43 @@ def log_ratios(
     if values is None:
         return None
     errors = [standard_error(choice.noise, len(item.response_ids)) for item in items]
-    return LogRatios(values, errors, choice)
+    return LogRatios(values, errors, choice, _checked_errors(context, name, choice, values, items))
 
 
-def _measured_pairs(items: Sequence[Scored], groups: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
-    """Two different responses of some groups, spread evenly over all."""
+def _checked_errors(
+    context: Context, name: str, choice: Choice, values: Sequence[float], items: Sequence[Scored]
+) -> float | None:
+    """`estimate_check`, which a person is told where it is far from 1."""
+    check = estimate_check(choice, values, items)
+    if check is not None and not 1 / FAR_FROM_ESTIMATE <= check <= FAR_FROM_ESTIMATE:
+        context.notice(
+            f"{name}: the standard errors of margins are estimated from {MEASURED_PAIRS} pairs; on "
+            f"{len(choice.others)} others, errors are {check:.2g} times as large as estimated: multiply "
+            "standard_error by that"
+        )
+    return check
+
+
+Places = list[tuple[int, int]]
+"""Places of two responses each."""
+
+
+def _measured_pairs(items: Sequence[Scored], groups: Sequence[Sequence[int]]) -> tuple[Places, Places]:
+    """Two different responses of some groups, spread evenly over all; and of other ones, to check what is estimated."""
     pairs = []
     for group in groups:
         other = next((i for i in group if items[i].response_ids != items[group[0]].response_ids), None)
         if other is not None:
             pairs.append((group[0], other))
-    count = min(MEASURED_PAIRS, len(pairs))
+    measured = _spread(pairs, MEASURED_PAIRS)
+    count = min(CHECKED_PAIRS, int(CHECKED_SHARE * len(pairs)))
+    left = [*dict.fromkeys(pairs).keys() - set(measured)] if count >= FEWEST_CHECKED else []
+    return measured, _spread(sorted(left), count)
+
+
+def _spread(pairs: Places, most: int) -> Places:
+    """So many of some pairs, at equal distances."""
+    count = min(most, len(pairs))
     return [pairs[len(pairs) * k // count] for k in range(count)]
 
 
@@ -172,7 +216,8 @@ def _choice(
     models: BothModels,
     dtype: str,
     items: Sequence[Scored],
-    pairs: Sequence[tuple[int, int]],
+    pairs: Places,
+    others: Places,
     kept: Sequence[float] | None,
     in_4bit: bool,
 ) -> Choice:
@@ -192,8 +237,9 @@ def _choice(
         items,
         pairs,
         kept,
+        others,
         on_gpu=local_device().type == "cuda",
-        on_progress=lambda done, tokens: context.progress(done, 2 * len(pairs), "measured responses", name),
+        on_progress=lambda done, tokens: context.progress(done, 2 * len([*pairs, *others]), "measured responses", name),
         **_options(context),
     )
     context.notice(f"{name}: {choice.why}")

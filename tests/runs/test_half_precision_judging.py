@@ -1,7 +1,7 @@
 """`spa judge` and recipes in bfloat16: labels are those of exact arithmetic, and the noise is said."""
 
-import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -75,9 +75,15 @@ def test_every_pair_has_a_standard_error_that_holds_for_others(subtracted: Any, 
     assert sum(value < 0.25 for value in off) / len(off) < 0.6
 
 
+def test_that_it_holds_for_others_was_checked_on_some_and_is_said(subtracted: Any) -> None:
+    said = re.search(r"errors of other pairs over the estimated ones ([\d.]+)", subtracted[1])
+    assert said is not None
+    assert 0.3 < float(said[1]) < 3
+
+
 def test_many_labels_in_the_noise_are_warned_of_with_the_key(automatic: Any, subtracted: Any) -> None:
     (line,) = [line for line in subtracted[1].splitlines() if "two standard errors" in line]
-    assert "set judge.method to auto" in line or "judge.min_margin_in_noise" in line
+    assert line.endswith("; set --method to auto")
     assert "two standard errors" not in automatic[1]
 
 
@@ -111,21 +117,3 @@ def test_an_adapter_over_its_base_is_judged_without_a_merge(world: Path, tmp_pat
     same = [margins["half"][name]["chosen"] == row["chosen"] for name, row in margins["whole"].items()]
     assert sum(same) / len(same) >= 0.97
     assert all(math.isfinite(row["margin"]) and row["standard_error"] > 0 for row in margins["half"].values())
-
-
-@pytest.mark.parametrize("what", ["shape", "template"])
-def test_a_tangent_between_two_architectures_is_refused(world: Path, tmp_path: Path, what: str) -> None:
-    home = Path(shutil.copytree(world, tmp_path, dirs_exist_ok=True))
-    if what == "shape":
-        path = home / "reference" / "config.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "num_hidden_layers": 3}))
-        expected = "needs two models of one shape: num_hidden_layers is 2, and 3 in"
-    else:
-        (home / "reference" / "chat_template.jinja").write_text("{{ messages }}")
-        expected = "needs two models with one chat template"
-    inputs = ("--policy", "policy", "--reference", "reference", "--pairs", "pairs.jsonl", "--out", "x.jsonl")
-    done = run_spa(home, "judge", *inputs, "--method", "tangent", *LENGTHS)
-    assert done.returncode == 3
-    (line,) = done.stderr.strip().splitlines()
-    assert expected in line
-    assert line.startswith("error: --policy: ")

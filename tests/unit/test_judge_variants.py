@@ -86,7 +86,7 @@ def test_errors_of_two_log_ratios_are_independent(tmp_path: Path) -> None:
     completions = tables.read_table(tmp_path / "completions.parquet", tables.COMPLETIONS)
     rows = len(completions)
     for name, value, error in (("log_ratios", 1.0, 0.3), ("seed_log_ratios", 2.0, 0.4)):
-        table = tables.LogRatioTable([value] * rows, [error] * rows, {"method": "tangent"})
+        table = tables.LogRatioTable([value] * rows, [error] * rows, {})
         tables.write_log_ratios(tmp_path / f"{name}.parquet", completions, table)
     names = ("completions", "log_ratios", "seed_log_ratios")
     context = context_of(tmp_path / "both", "judge", inputs={name: tmp_path / f"{name}.parquet" for name in names})

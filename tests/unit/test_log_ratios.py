@@ -1,11 +1,14 @@
 """The choice of the way to compute log-ratios: which, why, and that it is made once."""
 
+import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from transformers import AutoModelForCausalLM
 
 from spa_recipes.data.tables import (
     COMPLETIONS,
@@ -18,7 +21,7 @@ from spa_recipes.data.tables import (
 from spa_recipes.errors import StageError, TryAgainError
 from spa_recipes.generation import log_ratios as ways
 from spa_recipes.generation.log_ratios import Choice, Way, candidates, choose
-from spa_recipes.generation.scoring import Scored
+from spa_recipes.generation.scoring import Scored, sequence_logps
 from spa_recipes.stages import log_ratios as stage
 from tests.kit.half import half_inputs
 from tests.kit.stages import context_of
@@ -117,14 +120,19 @@ def test_kept_log_probs_are_compared_with_scored_ones() -> None:
 @pytest.fixture
 def inputs(tmp_path: Path) -> dict[str, Path]:
     half_inputs(tmp_path, pairs=4)
-    rows = [
-        given_answer(item, f"p{item}", k, "", [5, 6, 7 + item], [8 + 3 * k + item] * (6 + k))
-        for item in range(6)
-        for k in range(2)
-    ]
-    write_completions(tmp_path / "completions.parquet", rows)
+    answer(tmp_path / "completions.parquet", 6)
     names = {"policy": "policy", "reference": "reference", "completions": "completions.parquet"}
     return {role: tmp_path / name for role, name in names.items()}
+
+
+def answer(path: Path, prompts: int) -> None:
+    """Two answers to each prompt, of several lengths."""
+    rows = [
+        given_answer(item, f"p{item}", k, "", [5, 6, 7 + item % 40], [8 + 3 * k + item % 40] * (6 + k + item % 3))
+        for item in range(prompts)
+        for k in range(2)
+    ]
+    write_completions(path, rows)
 
 
 def context(folder: Path, inputs: dict[str, Path], **changes: Any) -> Any:
@@ -221,3 +229,59 @@ def test_what_a_gpu_has_no_room_for_is_measured_on_the_cpu_and_not_taken() -> No
         small.on_cpu = None
         with pytest.raises(TryAgainError):
             choose("auto", "bfloat16", small, ITEMS, PAIRS, on_gpu=False)
+
+
+# --- the estimate of the standard errors
+
+
+def test_standard_errors_are_checked_on_a_tenth_of_the_pairs_which_were_not_measured(
+    inputs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer(inputs["completions"], 90)
+    here = context(tmp_path / "stage", inputs)
+    metrics = stage.run(here).metrics
+    table = read_log_ratios(here.draft / "log_ratios.parquet", read_table(inputs["completions"], COMPLETIONS))
+    others = table.choice["others"]
+    assert metrics["checked_pairs"] == len(others) == 9
+    in_units = []
+    exact = exact_ratios(inputs)
+    for first, second, margin in others:
+        assert margin == pytest.approx(exact[first] - exact[second], abs=1e-3)
+        off = table.values[first] - table.values[second] - margin
+        in_units.append(off / math.hypot(table.errors[first], table.errors[second]))
+    assert metrics["error_check"] == pytest.approx(math.sqrt(sum(u * u for u in in_units) / 9))
+    assert metrics["error_check"] == table.choice["error_check"]
+    assert 0.3 < metrics["error_check"] < 3
+    places = {first // 2 for first, _, _ in others}
+    measured = {first // 2 for first, _ in stage._measured_pairs([Scored([1], [k]) for k in range(180)], TWOS)[0]}
+    assert len(places) == 9
+    assert not places & measured
+
+    # The same, had the 16 pairs by chance been ten times as exact as the others.
+    again = context(tmp_path / "again", inputs)
+    choice = json.loads((here.work / "log-ratios.choice.json").read_text())
+    (again.work / "log-ratios.choice.json").write_text(json.dumps({**choice, "noise": choice["noise"] / 10}))
+    capsys.readouterr()
+    assert stage.run(again).metrics["error_check"] == pytest.approx(10 * metrics["error_check"])
+    said = f"on 9 others, errors are {10 * metrics['error_check']:.2g} times as large as estimated"
+    assert said in capsys.readouterr().out
+
+
+TWOS = [(k, k + 1) for k in range(0, 180, 2)]
+
+
+def exact_ratios(inputs: dict[str, Path]) -> list[float]:
+    """Log-ratios in float64 on the stored weights."""
+    rows: list[CompletionRow] = pq.read_table(inputs["completions"]).to_pylist()
+    items = [Scored(row["prompt_ids"], row["response_ids"]) for row in rows]
+    models = (AutoModelForCausalLM.from_pretrained(inputs[role]).double().eval() for role in ("policy", "reference"))
+    return ways.subtracted(*(sequence_logps(model, items, tokens_per_batch=2000) for model in models))
+
+
+def test_nothing_is_checked_where_that_would_say_little_or_cost_much(inputs: dict[str, Path], tmp_path: Path) -> None:
+    assert stage._measured_pairs([Scored([1], [k]) for k in range(158)], TWOS[:79])[1] == []
+    few = context(tmp_path / "few", inputs)
+    assert "error_check" not in stage.run(few).metrics
+    answer(inputs["completions"], 90)
+    whole = {"model_name_or_path": "m", "dtype": "float32", "max_length": 128, "max_prompt_length": 48}
+    assert "error_check" not in stage.run(context(tmp_path / "float32", inputs, model=whole)).metrics

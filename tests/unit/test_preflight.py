@@ -194,6 +194,52 @@ def test_every_model_from_outside_is_looked_at(key: str, tmp_path: Path) -> None
         assert f"the tokenizers of this model and of {good} differ" in refusal(tmp_path, recipe).what
 
 
+TANGENT = {"type": "implicit_reward", "method": "tangent"}
+
+
+@pytest.mark.parametrize("key", ["judge.reference", "judge.policy", "evaluation.reward_policy"])
+def test_a_tangent_needs_two_models_of_one_shape(key: str, tmp_path: Path) -> None:
+    """Said before anything runs, although the policies are trained in the run: they have the shape of its model."""
+    good, other = model_folder(tmp_path / "good", {"hidden_size": 64}), model_folder(tmp_path / "other")
+    section, name = key.split(".")
+    evaluation = {**EVALUATION, "reward_policy": str(other), "reward_reference": str(good)}
+    changes = {"judge": {**TANGENT, name: str(other)}} if section == "judge" else {"evaluation": evaluation}
+    recipe = merged(recipe_for(good), {"judge": TANGENT, **changes})
+    accepted(tmp_path, recipe)  # a default is left out of some config.json
+    (other / "config.json").write_text(json.dumps({**CONFIG, "hidden_size": 32}))
+    error = refusal(tmp_path, recipe)
+    assert error.where == f"{key}: {other}"
+    assert error.what == f"the method tangent needs two models of one shape: hidden_size is 32, and 64 in {good}"
+    recipe["judge"] = {**recipe["judge"], "method": "auto"}
+    accepted(tmp_path, recipe)
+
+
+@pytest.mark.parametrize(
+    ("files", "line"),
+    [
+        ({"config": {"num_hidden_layers": 3}},
+         "--policy: P: the method tangent needs two models of one shape: num_hidden_layers is 2, and 3 in R; give a "
+         "policy and the model that it was trained from, or set the method to difference"),
+        ({"config": {"vocab_size": 9}},
+         "--policy: P: the method tangent needs two models of one shape: vocab_size is 3, and 9 in R; "),
+        ({"chat_template__jinja": "{{ other }}"},
+         "--policy: P: the method tangent needs two models with one chat template, and that of R differs; "),
+        ({"tokenizer__json": other_vocabulary()}, "--reference: R: the tokenizers of this model and of P differ; "),
+    ],
+    ids=["shape", "vocabulary", "template", "tokenizer"],
+)  # fmt: skip
+def test_a_tangent_of_spa_judge_needs_two_alike(files: dict[str, Any], line: str, tmp_path: Path) -> None:
+    policy = model_folder(tmp_path / "p", {"num_hidden_layers": 2, "vocab_size": 3})
+    reference = model_folder(tmp_path / "r", **files)
+    job = judge_job(policy, reference)
+    tangent = job.model_copy(update={"judge": ImplicitRewardJudge(method="tangent")})
+    with pytest.raises(DataError) as caught:
+        check_inputs(compile_judge_plan(tangent, DigestMemo(tmp_path / "memo")), RunDir(tmp_path / "out.spa"))
+    assert str(caught.value).replace(str(reference), "R").replace(str(policy), "P").startswith(line)
+    if "tokenizer__json" not in files:
+        check_inputs(compile_judge_plan(job, DigestMemo(tmp_path / "memo")), RunDir(tmp_path / "out.spa"))
+
+
 def judge_job(policy: Path, reference: Path, **model: Any) -> JudgeJob:
     pairs = policy.parent / "pairs.jsonl"
     pairs.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')

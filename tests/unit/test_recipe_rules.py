@@ -203,6 +203,10 @@ WHOLE = {
     "judge:\n  reference: other":
         "r.yaml:5: judge.reference: the policies are adapters on pi_init in 4 bits, and judge.reference other is "
         "another model; set judge.reference to init, or model.lora.load_in_4bit to false",
+    "name: x\nmodel: {model_name_or_path: m, lora: {load_in_4bit: true}}\ndata: {pairs: {type: sandbox}}\n"
+    "judge:\n  type: reward_model":
+        "r.yaml:5: judge.type: a reward model is not trained in 4 bits; give a finished one by "
+        "judge.model_name_or_path, or set model.lora.load_in_4bit to false",
     "name: x\nmodel:\n  dtype: float32\n  save_rounding: nearest\n  model_name_or_path: m\n"
     "data: {pairs: {type: sandbox}}":
         "r.yaml:4: model.save_rounding: nearest has no effect with dtype float32, in which trained weights are saved "
