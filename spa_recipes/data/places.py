@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from spa_recipes.data.opening import is_packed
 from spa_recipes.errors import DataError
 from spa_recipes.recipe.schema import DatasetSource, SandboxSource
 
@@ -112,6 +111,8 @@ def _siblings(path: Path) -> list[str]:
 
 
 def _jsonl_rows(path: Path) -> int | None:
+    from spa_recipes.data.opening import is_packed  # brings the readers of all kinds of files
+
     try:
         if is_packed(path):
             return None
