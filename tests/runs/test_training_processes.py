@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.kit.processes import run_script
 from tests.kit.training import (
     KilledError,
     dying_at,
@@ -44,7 +45,6 @@ def test_a_fresh_process_resumes(policy: Path, tmp_path: Path) -> None:
 
 DDP = """
 import sys, pathlib, torch
-sys.path.insert(0, {root!r})
 torch.set_num_threads(1)
 from dataclasses import replace
 from spa_recipes.training.run import train_preference
@@ -61,16 +61,10 @@ for lam in (0.0, 0.5):
 @pytest.mark.slow
 def test_two_processes_train_like_one(policy: Path, tmp_path: Path) -> None:
     reference = make_model(tmp_path / "reference", seed=1)
-    root = str(Path(__file__).parents[2])
     script = tmp_path / "train.py"
-    script.write_text(DDP.format(root=root))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": root}
-    launch = ["-m", "spa_recipes.run.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    for name, how in (("one", []), ("two", launch)):
-        command = [sys.executable, *how, str(script), str(policy), str(reference), str(tmp_path / name)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
+    script.write_text(DDP)
+    for processes, name in enumerate(("one", "two"), start=1):
+        run_script(script, policy, reference, tmp_path / name, processes=processes)
     for lam in ("0.0", "0.5"):
         one, two = tmp_path / "one" / lam, tmp_path / "two" / lam
         assert same_weights(one / "out", two / "out", tolerance=1e-4)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from spa_recipes.errors import StageError, TryAgainError
 from spa_recipes.generation import log_ratios as ways
 from spa_recipes.generation.log_ratios import Choice, Way, candidates, choose
 from spa_recipes.generation.scoring import Scored, sequence_logps
+from spa_recipes.stages import common
 from spa_recipes.stages import log_ratios as stage
 from tests.kit.half import half_inputs
 from tests.kit.stages import context_of
@@ -173,6 +175,26 @@ def test_other_processes_read_the_choice(
     other.rank, other.world_size = 1, 2
     monkeypatch.setattr(stage, "choose", lambda *arguments, **options: pytest.fail("only the first process chooses"))
     assert stage.run(other).rows == 0
+
+
+def test_two_processes_give_the_bytes_of_one(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each computes every second shard; test_half_precision_processes.py has two at the same time."""
+    monkeypatch.setattr(common, "SCORED_PER_SHARD", 4)
+    alone = context(tmp_path / "alone", inputs)
+    stage.run(alone)
+    first, second = (context(tmp_path / "two", inputs) for _ in range(2))
+    for rank, of_two in enumerate((first, second)):
+        of_two.rank, of_two.world_size = rank, 2
+    shutil.copy(alone.work / "log-ratios.choice.json", first.work)
+    shards = []
+    for of_two in (second, first):
+        stage.run(of_two)
+        shards.append(sorted(path.stem for path in first.work.glob("shards/*/*.parquet")))
+    assert shards == [["00000004-00000008"], ["00000000-00000004", "00000004-00000008", "00000008-00000012"]]
+    one, two = ((c.draft / "log_ratios.parquet").read_bytes() for c in (alone, first))
+    assert one == two
 
 
 def test_log_ratios_and_standard_errors_stand_beside_the_completions(inputs: dict[str, Path], tmp_path: Path) -> None:
