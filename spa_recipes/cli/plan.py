@@ -28,7 +28,7 @@ def print_plan(prepared: api.Prepared, *, diff: bool, overrides: Sequence[str] =
         f"disk:   {human_bytes(disk)} for results and up to {human_bytes(scratch)} for checkpoints while a stage "
         f"trains; {human_bytes(free_bytes(run.path.absolute()))} are free",
     )
-    say("memory: weights, gradients, optimizer over all devices; activations come on top")
+    say("memory: of each device, for rows as long as model.max_length")
     print_powers(plan, run.path, overrides)
 
 
@@ -45,7 +45,7 @@ def _print_stage(view: api.StageView, need: Need, *, why: bool) -> None:
     sizes = {
         "rows": human_count(stage.rows),
         "tokens <=": human_count(need.tokens),
-        "memory": human_bytes(need.memory),
+        "memory <=": human_bytes(None if need.memory is None else need.memory.total),
         "disk <=": human_bytes(need.disk),
         "while it runs <=": human_bytes(need.scratch),
     }

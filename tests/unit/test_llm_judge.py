@@ -119,7 +119,10 @@ def test_the_policy_of_before_is_asked_and_its_rewards_are_read() -> None:
         assert (model.max_length, model.max_prompt_length) == (200, 192)
         assert plan.stage(f"judge-{i}").inputs["rewards"] == StageOutput(f"llm-judge-{i}", "rewards.parquet")
         assert needs(stage, plan).tokens == stage.rows * 8
-        assert needs(stage, plan).memory == needs(plan.stage("generate-1"), plan).memory
+        asked, sampled = needs(stage, plan).memory, needs(plan.stage("generate-1"), plan).memory
+        assert asked is not None
+        assert sampled is not None
+        assert asked.weights == sampled.weights
     assert not any(stage.kind == "score" for stage in plan.stages)
 
 

@@ -68,7 +68,7 @@ def test_log_ratios_of_adapters_need_memory_for_one_model(plan: Plan) -> None:
     def memory(stage: Stage, of: Plan) -> int:
         found = needs(stage, of).memory
         assert found is not None
-        return found
+        return found.held
 
     whole = plan_of(model={"dtype": "bfloat16"})
     one, two = (memory(of.stage("log-ratios-1"), of) for of in (plan, whole))

@@ -1,0 +1,102 @@
+"""What a stage will need, before it runs: upper bounds for tokens, memory and disk, from sizes alone."""
+
+import math
+from typing import NamedTuple
+
+from spa_recipes.estimates.memory import FLOAT32, Memory, Sharding, reading_memory, training_memory
+from spa_recipes.estimates.shape import parameters_of
+from spa_recipes.models.dtype import weight_bytes
+from spa_recipes.plan import KINDS, MODEL, Plan, Stage
+from spa_recipes.recipe.schema import AccelerateExecutor, AnyRecipe
+
+BYTES_PER_SAMPLED_TOKEN = 8
+"""On the disk: its id, and its log-prob."""
+CHECKPOINT_BYTES: dict[Sharding, int] = {"none": 12, "fsdp2": 16, "zero2": 20, "zero3": 16}
+"""Per trained parameter: float32 weight and two moments; sharded, also the weights as the launcher keeps them."""
+
+
+class Need(NamedTuple):
+    """Upper bounds; None where the recipe does not tell.
+
+    Attributes:
+        tokens: tokens generated, scored or trained on.
+        memory: of each device.
+        disk: bytes that the stage leaves.
+        scratch: bytes that it needs besides while it runs.
+    """
+
+    tokens: int | None = None
+    memory: Memory | None = None
+    disk: int | None = None
+    scratch: int | None = None
+
+
+def processes_of(recipe: AnyRecipe) -> int:
+    """Processes that train together."""
+    executor = recipe.compute.executor
+    return executor.num_processes if isinstance(executor, AccelerateExecutor) else 1
+
+
+def needs(stage: Stage, plan: Plan, sharding: Sharding = "none") -> Need:
+    """Upper bounds for one stage of a plan.
+
+    Args:
+        sharding: how a training is shared out over its processes.
+    """
+    recipe = plan.recipe
+    size, each = parameters_of(recipe), weight_bytes(recipe.model.dtype)
+    weights = None if size is None else size * each
+    kind, tokens = KINDS[stage.kind], _tokens(stage, recipe)
+    if "train" in kind.work:
+        return Need(
+            tokens,
+            training_memory(stage, recipe, sharding=sharding, processes=processes_of(recipe)),
+            disk=weights,
+            scratch=_checkpoint_bytes(stage, recipe, size, sharding),
+        )
+    if MODEL in kind.writes:
+        # An extrapolation holds both models in float32, and what it stores.
+        memory = None
+        if size is not None and "factor" in stage.settings:
+            memory = Memory(2 * FLOAT32 * size + each * size)
+        return Need(memory=memory, disk=weights)
+    # A judge that the recipe names has a size of its own.
+    reads = kind.loads_model and "judge" not in map(kind.content, stage.inputs)
+    sampled = tokens if "sample" in kind.work else None
+    return Need(
+        tokens,
+        reading_memory(stage, recipe) if reads else None,
+        disk=None if sampled is None else sampled * BYTES_PER_SAMPLED_TOKEN,
+    )
+
+
+def _tokens(stage: Stage, recipe: AnyRecipe) -> int | None:
+    """Tokens of all rows, each as long as the settings allow; of training in all epochs."""
+    if stage.rows is None:
+        return None
+    match KINDS[stage.kind].tokens:
+        case "text":
+            each = recipe.model.max_length
+        case "pair":
+            each = 2 * recipe.model.max_length
+        case "answer":
+            each = stage.settings["sampling"].max_tokens
+        case "verdict":
+            each = stage.settings["judge"].max_tokens
+        case None:
+            return None
+    training = stage.settings.get("training")
+    return stage.rows * each * (1 if training is None else training.num_train_epochs)
+
+
+def _checkpoint_bytes(stage: Stage, recipe: AnyRecipe, size: int | None, sharding: Sharding) -> int | None:
+    """Checkpoints that are on the disk at the same time; None for adapters, which are small."""
+    if size is None or recipe.model.lora is not None:
+        return None
+    most = recipe.storage.checkpoints_while_training + 1  # the next one is written before the oldest one goes
+    training = stage.settings["training"]
+    if stage.rows is not None:
+        rows = stage.rows / (1.0 - getattr(training, "seed_replay", 0.0))
+        steps = math.ceil(rows / training.global_batch_size) * training.num_train_epochs
+        most = min(most, (steps - 1) // training.save_steps)  # none after the last step: the model itself is saved
+    return int(most) * size * CHECKPOINT_BYTES[sharding]
