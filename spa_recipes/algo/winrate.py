@@ -1,14 +1,13 @@
 """Win rates: a share of comparisons won, its interval, and the rate at equal length."""
 
-import math
 from collections.abc import Sequence
 
 import torch
 
+from spa_recipes.algo.interval import wilson_interval
+
 _RIDGE = 1e-3
 _NEWTON_STEPS = 50
-_Z = 1.959963984540054
-"""97.5 % quantile of the normal distribution: an interval contains the true rate with probability 95 %."""
 
 
 def outcomes(rewards: Sequence[float], baseline_rewards: Sequence[float]) -> list[float]:
@@ -19,10 +18,7 @@ def outcomes(rewards: Sequence[float], baseline_rewards: Sequence[float]) -> lis
 
 
 def confidence_interval(outcome: Sequence[float]) -> tuple[float, float]:
-    """Wilson's 95 % interval of a win rate: all rates p whose own error, sqrt(p * (1 - p) / n), explains the one seen.
-
-    Outcomes between 0 and 1 vary less than wins and losses with the same mean do, so ties make the interval wider than
-    it need be and never too narrow. It has a width even where every outcome is a win.
+    """Wilson's 95 % interval of a win rate.
 
     Args:
         outcome: per prompt, from 0 (lost) to 1 (won); prompts are taken to be independent.
@@ -30,13 +26,9 @@ def confidence_interval(outcome: Sequence[float]) -> tuple[float, float]:
     Raises:
         ValueError: no outcomes.
     """
-    n = len(outcome)
-    if not n:
+    if not outcome:
         raise ValueError("no interval of no outcomes")
-    rate, weight = sum(outcome) / n, _Z * _Z / n
-    middle = (rate + weight / 2) / (1 + weight)
-    reach = _Z / (1 + weight) * math.sqrt(rate * (1 - rate) / n + weight / (4 * n))
-    return max(0.0, min(rate, middle - reach)), min(1.0, max(rate, middle + reach))  # rounding could leave [0, 1]
+    return wilson_interval(sum(outcome) / len(outcome), len(outcome))
 
 
 def length_controlled_win_rate(

@@ -23,7 +23,7 @@ def print_runs(runs_dir: Path) -> None:
 
 def _cells(run: Overview) -> list[str]:
     touched = f"{datetime.fromtimestamp(run.touched):%Y-%m-%d %H:%M}" if run.touched else "-"
-    win_rate = figures.phrase("win_rate_vs_init", run.win_rate) if run.win_rate is not None else ""
+    win_rate = figures.phrase(run.evaluation, "win_rate_vs_init") if run.evaluation is not None else ""
     return [run.name, run.stages, run.state, human_bytes(sum(run.files.values())), touched, run.note or win_rate]
 
 
@@ -62,7 +62,7 @@ def print_run_status(name: str, runs_dir: Path) -> None:
                 say(f"  {'':<18} log: {attempt / 'worker.log'}")
             elif stall := stalled(attempt):
                 say(yellow(f"  {'':<18} {stall}"))
-    print_results(manifests)
+    print_results(prepared.plan.recipe, manifests)
     decay = judge_decay(prepared.plan.recipe, manifests)
     if decay is not None:
         say(yellow(str(decay)))

@@ -11,10 +11,11 @@ from spa_recipes.cli.terminal import bold, say, table, yellow
 from spa_recipes.data.rows import read_rows
 from spa_recipes.data.stage_rows import SampleRow
 from spa_recipes.plan import Plan
-from spa_recipes.recipe.schema import Recipe
+from spa_recipes.recipe.schema import AnyRecipe, Recipe
 from spa_recipes.report import figures
 from spa_recipes.report.benchmarks import benchmark_lines
 from spa_recipes.report.figures import PERCENT, Trend
+from spa_recipes.report.warnings import warnings
 from spa_recipes.run.intact import remarks
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.state.stagedir import Manifest
@@ -44,7 +45,7 @@ def print_summary(prepared: api.Prepared, outcome: Outcome) -> None:
         for name, manifest in outcome.manifests.items()
     ]
     say(*table(("stage", "rows", "tokens", "time", "figures"), rows, right=("rows", "tokens", "time")))
-    print_results(outcome.manifests)
+    print_results(prepared.plan.recipe, outcome.manifests)
     if outcome.decay is not None:
         say(yellow(str(outcome.decay)))
     for line in remarks(prepared.run):
@@ -53,25 +54,18 @@ def print_summary(prepared: api.Prepared, outcome: Outcome) -> None:
     _print_places(prepared, outcome)
 
 
-def print_results(manifests: Mapping[str, Manifest]) -> None:
-    """Print the win rates, the accuracy of the judge with a warning where it falls, and the benchmarks."""
+def print_results(recipe: AnyRecipe, manifests: Mapping[str, Manifest]) -> None:
+    """Print the win rates, the accuracy of the judge, the benchmarks, and what the figures warn of."""
     if wins := figures.series(manifests, WINS):
-        say("", f"{WINS.label}: {_listing(wins)}")
+        rates = [f"pi_{i} {figures.win_rate(manifests[f'{WINS.kind}-{i}'], WINS.name)}" for i, _ in wins]
+        say("", f"{WINS.label} (95 % interval): {', '.join(rates)}")
     for judge in JUDGES:
-        accuracies = figures.series(manifests, judge)
-        if not accuracies:
-            continue
-        say(f"{judge.label}: {_listing(accuracies)}")
-        (_, first), (_, last) = accuracies[0], accuracies[-1]
-        if last < first:
-            fall = f"it fell from {PERCENT.format(first)} to {PERCENT.format(last)}"
-            say(yellow(f"  {fall}: later labels are less to be trusted"))
+        if accuracies := figures.series(manifests, judge):
+            say(f"{judge.label}: " + ", ".join(f"pi_{i} {PERCENT.format(value)}" for i, value in accuracies))
     for text in benchmark_lines(manifests):
         say(text)
-
-
-def _listing(series: list[tuple[int, float]]) -> str:
-    return ", ".join(f"pi_{i} {PERCENT.format(value)}" for i, value in series)
+    for text in warnings(recipe, manifests) if isinstance(recipe, Recipe) else []:
+        say(yellow(f"warning: {text}"))
 
 
 def _print_samples(plan: Plan, run: RunDir) -> None:

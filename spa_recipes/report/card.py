@@ -3,7 +3,7 @@
 Everything comes from the plan and the manifests, nothing from the clock: the same results give the same card.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jinja2
@@ -12,9 +12,10 @@ import yaml
 from spa_recipes.plan import CARD, RECIPE_FILE, External, Input, Plan, Stage
 from spa_recipes.recipe.schema import Recipe
 from spa_recipes.report.benchmarks import benchmark_lines
-from spa_recipes.report.figures import LARGE_COUNT, PERCENT, iterations
+from spa_recipes.report.figures import LARGE_COUNT, iterations
 from spa_recipes.report.policies import as_table, lines
 from spa_recipes.report.public import is_local, last_part, public_recipe
+from spa_recipes.report.warnings import warnings
 from spa_recipes.run.decay import judge_decay
 from spa_recipes.state.stagedir import Manifest
 
@@ -236,7 +237,7 @@ def _caveats(plan: Plan, found: Mapping[str, Manifest]) -> list[str]:
     assert isinstance(plan.recipe, Recipe)
     evaluations = {name: manifest for name, manifest in found.items() if name.startswith("evaluate-")}
     if not evaluations:
-        return ["Nothing was measured on held-out rows."]
+        return ["Nothing was measured on held-out rows.", *_warnings(plan.recipe, found)]
     evaluation = plan.recipe.evaluation
     rated = any("win_rate_vs_init" in manifest.metrics for manifest in evaluations.values())
     accuracies = [m.metrics["heldout_accuracy"] for m in evaluations.values() if "heldout_accuracy" in m.metrics]
@@ -253,7 +254,7 @@ def _caveats(plan: Plan, found: Mapping[str, Manifest]) -> list[str]:
             if accuracies
             else []
         ),
-        *_falls(accuracies),
+        *_warnings(plan.recipe, found),
         *([f"The run {decay}."] if decay else []),
         f"One run with one seed ({plan.recipe.seed}): figures move by several points from seed to seed.",
     ]
@@ -266,11 +267,8 @@ def _win_rate_terms(answers: int) -> list[str]:
     ]
 
 
-def _falls(accuracies: Sequence[float]) -> list[str]:
-    if len(accuracies) < 2 or accuracies[-1] >= accuracies[0]:
-        return []
-    fall = f"from {PERCENT.format(accuracies[0])} to {PERCENT.format(accuracies[-1])}"
-    return [f"The label accuracy fell {fall}: later labels are less to be trusted."]
+def _warnings(recipe: Recipe, found: Mapping[str, Manifest]) -> list[str]:
+    return [f"{text[0].upper()}{text[1:]}." for text in warnings(recipe, found)]
 
 
 def versions(found: Mapping[str, Manifest]) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ A new figure is one entry of `FIGURES`, and a line in the stage that measures it
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from spa_recipes.algo.interval import wilson_interval
 from spa_recipes.state.stagedir import Manifest
 
 COUNT, LARGE_COUNT, PERCENT = "{}", "{:,}", "{:.1%}"
@@ -43,6 +44,7 @@ class Figure(NamedTuple):
         column: in the table of policies: report, card and `spa compare`. A policy has the figure of its own evaluation;
             what the stages of the iterations measure is averaged over their rows.
         key: name of the column in `spa compare --json`; the figure's name if empty.
+        is_win_rate: a share of prompts on which a policy won; its 95 % interval stands behind it.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Figure(NamedTuple):
     iteration: Shown | None = None
     column: Shown | None = None
     key: str = ""
+    is_win_rate: bool = False
 
 
 FIGURES: tuple[Figure, ...] = (
@@ -80,6 +83,7 @@ FIGURES: tuple[Figure, ...] = (
         key="tokens",
     ),
     Figure("length_cut", ANSWERED, Shown("cut off", PERCENT)),
+    Figure("thinking", ("generate", "evaluate"), Shown("with a think block", PERCENT), silent_at_zero=True),
     Figure("identical", ("generate",), Shown("identical", PERCENT), silent_at_zero=True),
     Figure("empty", ("generate", "answers"), Shown("empty", PERCENT), silent_at_zero=True),
     Figure("logp_difference_max", ("generate",), Shown("kept log-probs off by at most", SHORT)),
@@ -271,9 +275,11 @@ FIGURES: tuple[Figure, ...] = (
         "win_rate_vs_init",
         ("evaluate",),
         Shown("win rate", PERCENT),
-        column=Shown("win rate", PERCENT, place=1),
+        column=Shown("win rate (95 %)", PERCENT, place=1),
         key="win_rate",
+        is_win_rate=True,
     ),
+    Figure("same_as_init", ("evaluate",), Shown("the same as pi_init's", PERCENT), silent_at_zero=True),
     Figure(
         "length_controlled_win_rate_vs_init",
         ("evaluate",),
@@ -291,6 +297,7 @@ FIGURES: tuple[Figure, ...] = (
     Figure("heldout_in_noise", ("evaluate",), Shown("margins in the noise", PERCENT), silent_at_zero=True),
     # What the field's benchmarks say
     Figure("alpaca_win_rate", ("alpaca_score",), Shown("AlpacaEval win rate", PERCENT)),
+    Figure("alpaca_standard_error", ("alpaca_score",), Shown("standard error", PERCENT)),
     Figure("alpaca_length_controlled", ("alpaca_score",), Shown("length-controlled", PERCENT)),
     Figure("mt_bench_score", ("mt_bench_grades",), Shown("MT-Bench", SHORT)),
     Figure("mt_bench_turn_1", ("mt_bench_grades",), Shown("turn 1", SHORT)),
@@ -354,18 +361,49 @@ CHARTS = (
 """The charts of the report over the iterations."""
 
 CURVES = {
-    "loss": "loss",
-    "rewards/margins": "reward margin",
-    "rewards/accuracies": "reward accuracy",
-    "grad_norm": "gradient norm",
+    "loss": {"loss": ""},
+    "reward": {"rewards/chosen": "chosen", "rewards/rejected": "rejected"},
+    "reward margin": {"rewards/margins": ""},
+    "reward accuracy": {"rewards/accuracies": ""},
+    "gradient norm": {"grad_norm": ""},
 }
-"""The charts of the report over the steps of a training: name in the trainer's log, and label."""
+"""The charts of the report over the steps of a training: their label, and their lines by the name in its log."""
 
 
-def phrase(name: str, value: float) -> str:
-    """A figure with its label, as in the one-line account."""
-    shown = next(figure.line for figure in FIGURES if figure.name == name and figure.line is not None)
-    return f"{shown.label} {shown.pattern.format(value)}"
+def phrase(manifest: Manifest, name: str) -> str:
+    """A figure of a stage with its label, as in the one-line account."""
+    figure = _figure(name)
+    assert figure.line is not None
+    return f"{figure.line.label} {_written(figure, figure.line, manifest)}"
+
+
+def win_rate(manifest: Manifest, name: str) -> str:
+    """A win rate of a stage with its interval, such as `74.0% (68.2% to 79.1%)`."""
+    return _written(_figure(name), Shown("", PERCENT), manifest)
+
+
+def with_interval(share: float, low: float, high: float) -> str:
+    """A win rate with its interval."""
+    return f"{PERCENT.format(share)} ({PERCENT.format(low)} to {PERCENT.format(high)})"
+
+
+def interval(manifest: Manifest, name: str) -> tuple[float, float]:
+    """The 95 % interval of a win rate. Prompts are independent; several answers to one prompt are not.
+
+    Raises:
+        DataError: the manifest was altered.
+    """
+    prompts = manifest.number("prompts") if "prompts" in manifest.metrics else manifest.rows
+    return wilson_interval(min(1.0, max(0.0, manifest.number(name))), max(1, int(prompts)))
+
+
+def _figure(name: str) -> Figure:
+    return next(figure for figure in FIGURES if figure.name == name)
+
+
+def _written(figure: Figure, shown: Shown, manifest: Manifest) -> str:
+    value = manifest.number(figure.name)
+    return with_interval(value, *interval(manifest, figure.name)) if figure.is_win_rate else shown.pattern.format(value)
 
 
 def line(manifest: Manifest) -> str:
@@ -377,7 +415,7 @@ def line(manifest: Manifest) -> str:
             continue
         value = manifest.number(figure.name)
         if value or not figure.silent_at_zero:
-            parts.append(phrase(figure.name, value))
+            parts.append(phrase(manifest, figure.name))
     return ", ".join(parts)
 
 

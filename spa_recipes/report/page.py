@@ -18,8 +18,9 @@ from spa_recipes.recipe.schema import Recipe
 from spa_recipes.report.benchmarks import benchmark_lines
 from spa_recipes.report.card import versions
 from spa_recipes.report.charts import Series, histogram, line_chart
-from spa_recipes.report.figures import CHARTS, CURVES, LARGE_COUNT, PERCENT, iterations, series
-from spa_recipes.report.policies import Line, as_table, lines
+from spa_recipes.report.figures import CHARTS, CURVES, LARGE_COUNT, columns, iterations, series
+from spa_recipes.report.policies import Line, as_table, lines, text_of
+from spa_recipes.report.warnings import warnings
 from spa_recipes.run.intact import remarks
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.state.stagedir import Manifest
@@ -90,6 +91,7 @@ def render(plan: Plan, run: RunDir, found: Mapping[str, Manifest]) -> str:
         state="finished" if len(found) == len(plan.stages) else "unfinished, last stage",
         headline=_headline(policies),
         remarks=remarks(run),
+        warnings=warnings(plan.recipe, found),
         policy_headings=headings,
         policies=rows,
         stages=_stage_rows(plan, run, found),
@@ -139,8 +141,9 @@ class _Files:
 
 
 def _headline(policies: Sequence[Line]) -> str:
-    wins = [f"{line['policy']} {PERCENT.format(line['win_rate'])}" for line in policies if line["win_rate"] is not None]
-    return "Win rate against pi_init: " + ", ".join(wins) if wins else ""
+    _, shown = columns()["win_rate"]
+    wins = [f"{line['policy']} {text_of(line, 'win_rate', shown)}" for line in policies if line["win_rate"] is not None]
+    return "Win rate against pi_init, with its 95 % interval: " + ", ".join(wins) if wins else ""
 
 
 def _stage_rows(plan: Plan, run: RunDir, found: Mapping[str, Manifest]) -> list[StageRow]:
@@ -164,9 +167,12 @@ def _curves(files: _Files) -> list[tuple[str, list[Markup]]]:
     for stage in files.stages("sft", "dpo", "reward_model", "refine"):
         log = files.log(stage.id)
         charts = []
-        for name, label in CURVES.items():
-            points = [(float(line["step"]), float(line[name])) for line in log if name in line]
-            charts.append(line_chart([Series("", points)], x="optimizer step", y=label))
+        for y, curves in CURVES.items():
+            drawn = [
+                Series(label, [(float(line["step"]), float(line[name])) for line in log if name in line])
+                for name, label in curves.items()
+            ]
+            charts.append(line_chart(drawn, x="optimizer step", y=y))
         if shown := [chart for chart in charts if chart]:
             result.append((f"{stage.id}: {stage.role}", shown))
     return result

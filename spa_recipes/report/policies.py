@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from spa_recipes.plan import Plan
 from spa_recipes.recipe.schema import Recipe
-from spa_recipes.report.figures import LARGE_COUNT, Figure, Shown, columns
+from spa_recipes.report.figures import LARGE_COUNT, Figure, Shown, columns, interval, with_interval
 from spa_recipes.state.stagedir import Manifest
 
 Line = dict[str, str | int | float | None]
@@ -24,7 +24,7 @@ def lines(plan: Plan, name: str, found: Mapping[str, Manifest]) -> list[Line]:
     """pi_init, pi_0, pi_1, ..., and the extrapolated one, of a run, as far as they are evaluated.
 
     `labels` are the seed labels that a policy was trained with, `steps` the optimizer steps of DPO and refinement up to
-    it. The other columns are those of `spa_recipes.report.figures`.
+    it. The other columns are those of `spa_recipes.report.figures`; beside a win rate are the ends of its interval.
     """
     assert isinstance(plan.recipe, Recipe)
     result = []
@@ -43,9 +43,18 @@ def lines(plan: Plan, name: str, found: Mapping[str, Manifest]) -> list[Line]:
             "labels": 0 if seed is None else seed.rows,
             "steps": sum(int(stage.number("steps")) for stage in trained),
         }
-        line |= {key: _value(figure, evaluation, rounds) for key, (figure, _) in columns().items()}
+        for key, (figure, _) in columns().items():
+            line[key] = value = _value(figure, evaluation, rounds)
+            if figure.is_win_rate:
+                ends = (None, None) if value is None else interval(evaluation, figure.name)
+                line |= dict(zip(interval_keys(key), ends, strict=True))
         result.append(line)
     return result
+
+
+def interval_keys(key: str) -> tuple[str, str]:
+    """The columns of the ends of a win rate's interval."""
+    return f"{key}_low", f"{key}_high"
 
 
 def _value(figure: Figure, evaluation: Manifest, rounds: Sequence[Manifest]) -> float | None:
@@ -69,7 +78,13 @@ def as_table(found: Sequence[Line], *, with_run: bool = False) -> PolicyTable:
     every = {**FIRST, **{key: shown for key, (_, shown) in columns().items()}}
     keys = [key for key in every if any(line[key] is not None for line in found)]
     keys = [key for key in keys if with_run or key != "run"]
-    rows = [
-        ["" if (value := line[key]) is None else every[key].pattern.format(value) for key in keys] for line in found
-    ]
+    rows = [["" if line[key] is None else text_of(line, key, every[key]) for key in keys] for line in found]
     return PolicyTable([every[key].label for key in keys], rows)
+
+
+def text_of(line: Line, key: str, shown: Shown) -> str:
+    """A figure of a policy for people; a win rate has its interval."""
+    value, low, high = line[key], *(line.get(end) for end in interval_keys(key))
+    if isinstance(value, float) and isinstance(low, float) and isinstance(high, float):
+        return with_interval(value, low, high)
+    return shown.pattern.format(value)

@@ -18,7 +18,7 @@ class Overview(NamedTuple):
     Attributes:
         stages: done and all, such as `3/16`; `?` if the plan cannot be read.
         note: the next stage, that one makes no progress, or what is wrong with the run; empty if it is finished.
-        win_rate: that of its newest policy against pi_init; None if it is not finished, or none was measured.
+        evaluation: that of its newest policy with a win rate; None if it is not finished, or none was measured.
         touched: time of the newest event, in seconds since the epoch.
         files: bytes by inode, so that files which runs share can be counted once.
     """
@@ -27,7 +27,7 @@ class Overview(NamedTuple):
     stages: str
     state: str
     note: str
-    win_rate: float | None
+    evaluation: Manifest | None
     touched: float
     files: dict[tuple[int, int], int]
 
@@ -64,23 +64,23 @@ def _overview(run: RunDir) -> Overview:
         run.check()
         planned = run.planned()
         done = run.done(planned)
-        state, note, win_rate = _state(run, planned, done)
+        state, note, evaluation = _state(run, planned, done)
     except (SpaError, *DAMAGE) as error:  # whatever is in one run's folder, the other runs are listed
         return Overview(run.name, "?", "unreadable", " ".join(str(error).split()), None, touched, content)
-    return Overview(run.name, f"{len(done)}/{len(planned)}", state, note, win_rate, touched, content)
+    return Overview(run.name, f"{len(done)}/{len(planned)}", state, note, evaluation, touched, content)
 
 
-def _state(run: RunDir, planned: Sequence[Planned], done: set[str]) -> tuple[str, str, float | None]:
-    """The state of a run, the note on an unfinished one, and the win rate of a finished one."""
+def _state(run: RunDir, planned: Sequence[Planned], done: set[str]) -> tuple[str, str, Manifest | None]:
+    """The state of a run, the note on an unfinished one, and the evaluation of a finished one."""
     manifests = {
         stage.id: manifest
         for stage in planned
         if stage.id in done and (folder := run.existing(stage)) and (manifest := folder.manifest())
     }
     if len(done) == len(planned):
-        return "done", "", _win_rate(manifests)
+        return "done", "", _rated(manifests)
     if _stopped_early(run, manifests):
-        return "stopped early", "", _win_rate(manifests)
+        return "stopped early", "", _rated(manifests)
     left = [stage for stage in planned if stage.id not in done]
     folders = {stage.id: folder for stage in left if (folder := run.existing(stage)) is not None}
     states = {name: run.status_unfinished(folder) for name, folder in folders.items()}
@@ -104,8 +104,14 @@ def _stopped_early(run: RunDir, manifests: dict[str, Manifest]) -> bool:
     return recipe is not None and judge_decay(recipe, manifests) is not None
 
 
-def _win_rate(manifests: dict[str, Manifest]) -> float | None:
-    """The newest policy's, if the evaluations measured one."""
+def _rated(manifests: dict[str, Manifest]) -> Manifest | None:
+    """The newest evaluation with a win rate.
+
+    Raises:
+        DataError: its win rate is no number.
+    """
     name = "win_rate_vs_init"
-    rates = [manifest.number(name) for manifest in manifests.values() if manifest.metrics.get(name) is not None]
-    return rates[-1] if rates else None
+    rated = [manifest for manifest in manifests.values() if manifest.metrics.get(name) is not None]
+    for manifest in rated:
+        manifest.number(name)
+    return rated[-1] if rated else None

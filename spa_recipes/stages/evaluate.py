@@ -16,7 +16,7 @@ from spa_recipes.recipe.schema import Evaluation, Sampling
 from spa_recipes.sandbox.gold import gold_reward
 from spa_recipes.stages.common import mean, model_section, share, token_pair
 from spa_recipes.stages.context import NO_RESULT, Context, Result
-from spa_recipes.stages.generate import Sampler, is_cut, sampler_of
+from spa_recipes.stages.generate import Sampler, is_cut, is_thinking, sampler_of
 from spa_recipes.stages.log_ratios import LogRatios, log_ratios
 from spa_recipes.stages.score import score, score_pairs
 
@@ -153,6 +153,8 @@ def _sample_metrics(samples: Sequence[SampleRow]) -> dict[str, Any]:
     metrics: dict[str, Any] = {
         "mean_tokens": mean([sample["tokens"] for sample in samples]),
         "length_cut": share([is_cut(sample) for sample in samples]),
+        "thinking": share([is_thinking(sample["response"]) for sample in samples]),
+        "prompts": len({sample["prompt_id"] for sample in samples}),
     }
     if rewards := _rewards_in(samples):
         metrics["mean_reward"] = mean(rewards)
@@ -165,13 +167,18 @@ def _rewards_in(samples: Sequence[SampleRow]) -> list[float]:
 
 
 def _against_init(samples: Sequence[SampleRow], init: Sequence[SampleRow]) -> dict[str, Any]:
-    """Win rates against pi_init's answers to the same prompts; a tie counts one half."""
+    """Win rates against pi_init's answers to the same prompts, and the share of answers that are those.
+
+    A tie counts one half.
+    """
+    same = share([ours["response"] == theirs["response"] for ours, theirs in zip(samples, init, strict=True)])
     rewards, init_rewards = _rewards_in(samples), _rewards_in(init)
     if not rewards:
-        return {}
+        return {"same_as_init": same}
     won = outcomes(rewards, init_rewards)
     lengths = [[sample["tokens"] for sample in side] for side in (samples, init)]
     return {
+        "same_as_init": same,
         "win_rate_vs_init": mean(won),
         "length_controlled_win_rate_vs_init": length_controlled_win_rate(won, *lengths),
     }

@@ -231,6 +231,11 @@ def is_cut(answer: CompletionRow | SampleRow) -> bool:
     return answer["finish_reason"] == "length"
 
 
+def is_thinking(text: str) -> bool:
+    """Whether an answer holds a think block; where the template opens it, the answer has its end only."""
+    return "<think>" in text or "</think>" in text
+
+
 def _identical(rows: Sequence[CompletionRow], n: int) -> list[bool]:
     """For each prompt, whether its n answers are the same text."""
     return [len({row["text"] for row in rows[i : i + n]}) == 1 for i in range(0, len(rows), n)]
@@ -242,6 +247,7 @@ def _metrics(rows: Sequence[CompletionRow], n: int) -> dict[str, Any]:
         "length_cut": share([is_cut(row) for row in rows]),
         "empty": share([is_empty(row["text"]) for row in rows]),
         "identical": share(_identical(rows, n)),
+        "thinking": share([is_thinking(row["text"]) for row in rows]),
     }
 
 

@@ -34,6 +34,7 @@ from spa_recipes.training.order import as_dataset, steps_per_epoch
 from spa_recipes.training.preference import NoiseDetector
 
 TRAINING_LOG = "training_log.jsonl"
+_REWARDS = ("chosen", "rejected", "margins", "accuracies")
 LITTLE = 0.5
 """Below this share of an update that is kept or visible, a person is told."""
 
@@ -263,7 +264,7 @@ def finish(
     last = history[-1]
     metrics = {"train_loss": _mean_loss(history), "resumed_from_step": float(resumed_from), **kept}
     last.update(kept)
-    metrics |= {name: last[name] for name in ("rewards/accuracies", "rewards/margins") if name in last}
+    metrics |= {f"rewards/{name}": last[f"rewards/{name}"] for name in _REWARDS if f"rewards/{name}" in last}
     if trainer.is_world_process_zero():
         write_lines(env.output_dir / TRAINING_LOG, history)
     trainer.accelerator.wait_for_everyone()

@@ -58,7 +58,7 @@ ALLOWED: dict[str, set[str]] = {
         "benchmarks",
     },
     "api": {"errors", "recipe", "plan", "state", "run", "report"},
-    "report": {"errors", "units", "recipe", "plan", "state", "data", "run"},
+    "report": {"errors", "units", "recipe", "plan", "state", "data", "run", "algo"},
     "publish": {"errors", "plan", "state", "data", "run"},
     "benchmark_job": {"errors", "recipe", "plan", "state", "run", "api", "benchmarks"},
     "cli": {

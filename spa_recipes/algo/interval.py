@@ -1,0 +1,26 @@
+"""The interval of a share that was seen in a sample. It needs no torch, so that light commands can write one."""
+
+import math
+
+_Z = 1.959963984540054
+"""97.5 % quantile of the normal distribution: an interval contains the true share with probability 95 %."""
+
+
+def wilson_interval(share: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval: all shares p whose own error, sqrt(p * (1 - p) / n), explains the one seen.
+
+    Outcomes between 0 and 1 vary less than wins and losses with the same mean do, so ties make the interval wider than
+    it need be and never too narrow. It has a width even where every outcome is a win.
+
+    Args:
+        share: mean of n independent outcomes, each from 0 to 1.
+
+    Raises:
+        ValueError: no outcomes.
+    """
+    if n < 1:
+        raise ValueError("no interval of no outcomes")
+    weight = _Z * _Z / n
+    middle = (share + weight / 2) / (1 + weight)
+    reach = _Z / (1 + weight) * math.sqrt(share * (1 - share) / n + weight / (4 * n))
+    return max(0.0, min(share, middle - reach)), min(1.0, max(share, middle + reach))  # rounding could leave [0, 1]
