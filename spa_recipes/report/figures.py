@@ -85,6 +85,7 @@ FIGURES: tuple[Figure, ...] = (
     Figure("length_cut", ANSWERED, Shown("cut off", PERCENT)),
     Figure("thinking", ("generate", "evaluate"), Shown("with a think block", PERCENT), silent_at_zero=True),
     Figure("identical", ("generate",), Shown("identical", PERCENT), silent_at_zero=True),
+    Figure("same_as_init", ("evaluate",), Shown("equal to pi_init's", PERCENT), silent_at_zero=True),
     Figure("empty", ("generate", "answers"), Shown("empty", PERCENT), silent_at_zero=True),
     Figure("logp_difference_max", ("generate",), Shown("kept log-probs off by at most", SHORT)),
     # What a language model was asked
@@ -279,7 +280,6 @@ FIGURES: tuple[Figure, ...] = (
         key="win_rate",
         is_win_rate=True,
     ),
-    Figure("same_as_init", ("evaluate",), Shown("the same as pi_init's", PERCENT), silent_at_zero=True),
     Figure(
         "length_controlled_win_rate_vs_init",
         ("evaluate",),
