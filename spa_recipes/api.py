@@ -332,7 +332,7 @@ def _with_lengths(request: JudgeRequest) -> JudgeRequest:
     Raises:
         DataError, TryAgainError: the configuration of a model cannot be read.
     """
-    from spa_recipes.run.model_files import ModelFiles
+    from spa_recipes.data.model_files import ModelFiles
     from spa_recipes.run.model_preflight import context_of
 
     most = request.max_length

@@ -26,6 +26,11 @@ def human_count(number: float | None) -> str:
     raise AssertionError("unreachable")
 
 
+def count_of(number: int, noun: str, plural: str = "") -> str:
+    """Text such as `1 row` or `2,000 rows`; `plural` is the noun's where that is not by an s."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 def human_seconds(seconds: float) -> str:
     """Text such as `42 s`, `3 min 20 s`, `5 h 10 min`."""
     whole = round(seconds)

@@ -10,15 +10,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spa_recipes.data.controls import Controls
+from spa_recipes.data.controls import EMBEDDINGS, Controls
+from spa_recipes.data.model_files import ModelFiles, embeddings_of
 from spa_recipes.data.rows import Message
-from spa_recipes.data.template import MAX_FILE_BYTES, render
+from spa_recipes.data.template import MAX_FILE_BYTES
+from spa_recipes.data.templating import apply, apply_marked, marks_answers
 from spa_recipes.errors import DataError, SpaError, TryAgainError, system_error
 from spa_recipes.state.patience import NOT_THERE
 from spa_recipes.state.reading import read_text
 
 _PROBE = "SPAPROBE"
-_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 class Rendered(NamedTuple):
@@ -128,7 +129,7 @@ class Renderer:
 
     def render_given(self, messages: Sequence[Message], texts: Sequence[str]) -> Given:
         """A prompt and answers to it, all behind the same prompt."""
-        prompt_ids, answers = self._given(messages, texts)
+        prompt_ids, answers = self._given(messages, [{"role": "assistant", "content": text} for text in texts])
         prompt = self._cut_prompt(prompt_ids)
         room = self.max_length - len(prompt.ids)
         return Given(prompt, [Rendered(ids[:room], len(ids) > room) for ids in answers])
@@ -139,17 +140,18 @@ class Renderer:
         The mask is the template's own where it marks what the assistant wrote by `{% generation %}`. Otherwise the
         ids are those of the last turn's uncut prompt and answer. An earlier assistant turn is in the mask where
         its own prompt and answer are found unchanged at the start of these ids; where a template shows
-        earlier turns in another way, these are context only. A conversation that is too long loses its end.
+        earlier turns in another way, these are context only, as turns of weight 0 are. A conversation that is too
+        long loses its end.
         """
         if not messages or messages[-1]["role"] != "assistant":
             raise DataError("a conversation to learn from must end with the assistant")
-        if _GENERATION.search(self.tokenizer.get_chat_template()):
+        if marks_answers(self.tokenizer):
             ids, mask = self._marked(messages)
             return Conversation(ids[: self.max_length], mask[: self.max_length])
         turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         ids, start = self._turn(messages, turns[-1])
-        mask = [0] * start + [1] * (len(ids) - start)
-        for index in turns[:-1]:
+        mask = [0] * start + [int(_is_learned(messages[-1]))] * (len(ids) - start)
+        for index in (index for index in turns[:-1] if _is_learned(messages[index])):
             turn, start = self._turn(messages, index)
             # A template may end a turn with plain text: then only the last turn has the end-of-turn token.
             for end in (len(turn), len(turn) - 1):
@@ -157,10 +159,6 @@ class Renderer:
                     mask[start:end] = [1] * (end - start)
                     break
         return Conversation(ids[: self.max_length], mask[: self.max_length])
-
-    def check(self, messages: Sequence[Message]) -> None:
-        """Raise DataError where the template refuses messages, such as a system message that it does not know."""
-        self._apply(self._controls.hide(messages), generation_prompt=messages[-1]["role"] != "assistant")
 
     def decode(self, response_ids: Sequence[int]) -> str:
         """Text of a response up to the end of the turn, without special tokens."""
@@ -185,10 +183,10 @@ class Renderer:
 
     # --- answers that somebody gave
 
-    def _given(self, messages: Sequence[Message], texts: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+    def _given(self, messages: Sequence[Message], answers: Sequence[Message]) -> tuple[list[int], list[list[int]]]:
         """Uncut ids of a prompt and of answers to it."""
         prompt = self._prompt(messages)
-        wholes = [self._whole(messages, self._without_end(text)) for text in texts]
+        wholes = [self._whole([*messages, self._without_end(answer)]) for answer in answers]
         encoded = [self._ended(whole) for whole in wholes]
         shared = min(_shared(prompt.ids, ids) for ids in encoded)
         if shared == len(prompt.ids):
@@ -233,10 +231,9 @@ class Renderer:
         length = len(prompt.ids)
         return together[length:] if together[:length] == prompt.ids else self._ended(text)
 
-    def _whole(self, messages: Sequence[Message], text: str) -> str:
+    def _whole(self, messages: Sequence[Message]) -> str:
         """A conversation up to the end of its last turn, as the template shows it."""
-        hidden = self._controls.hide([*messages, {"role": "assistant", "content": text}])
-        whole = self._apply(hidden, generation_prompt=False)
+        whole = self._apply(self._controls.hide(messages), generation_prompt=False)
         if self._end is None:
             return whole.removesuffix(self._tail)
         return whole[: whole.rfind(self._end) + len(self._end)]
@@ -246,49 +243,43 @@ class Renderer:
         ids = self._controls.encode(text)
         return ids if self._end is not None else [*ids, self.end_of_turn_id]
 
-    def _without_end(self, text: str) -> str:
+    def _without_end(self, answer: Message) -> Message:
         """An answer without the end of turn that it ends with; one of them is removed."""
-        found = self._own_end.search(text)
+        found = self._own_end.search(answer["content"])
         if found is None:
-            return text
+            return answer
         self.removed_ends += 1
-        return text[: found.start()]
+        return {**answer, "content": answer["content"][: found.start()]}
 
     # --- conversations
 
     def _turn(self, messages: Sequence[Message], index: int) -> tuple[list[int], int]:
         """Uncut ids of the turn at `index` with its prompt, and where its response begins."""
-        prompt_ids, (answer,) = self._given(messages[:index], [messages[index]["content"]])
+        prompt_ids, (answer,) = self._given(messages[:index], [messages[index]])
         return prompt_ids + answer, len(prompt_ids)
 
     def _marked(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
         """Ids and mask of a conversation whose template marks the assistant's words, up to the last of them."""
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        spans: list[tuple[int, int]] = []
-
-        def whole() -> str:
-            texts, marked = render_jinja_template(
-                [self._controls.hide(self._without_ends(messages))],
-                chat_template=self.tokenizer.get_chat_template(),
-                return_assistant_tokens_mask=True,
-                **{**self.tokenizer.special_tokens_map, **self._template_kwargs},
-            )
-            spans.extend(marked[0])
-            return str(texts[0])
-
-        ids, places = self._controls.encode_with_places(_rendered(whole, messages))
+        turns = [message for message in messages if message["role"] == "assistant"]
+        hidden = self._controls.hide([self._without_end(m) if m["role"] == "assistant" else m for m in messages])
+        text, spans = apply_marked(self.tokenizer, hidden, self._template_kwargs)
+        if not all(map(_is_learned, turns)):
+            if len(spans) != len(turns):
+                raise DataError(
+                    f"the chat template marks {len(spans)} answers of a conversation that has {len(turns)}, so that "
+                    "those of weight 0 cannot be told",
+                    fix="leave the weights out, or set another model.chat_template",
+                )
+            spans = [span for span, turn in zip(spans, turns, strict=True) if _is_learned(turn)]
+        ids, places = self._controls.encode_with_places(text)
         mask = [int(any(start < end_ and begin < end for begin, end_ in spans)) for start, end in places]
         last = max((i for i, marked in enumerate(mask) if marked), default=-1)
         return ids[: last + 1], mask[: last + 1]
 
-    def _without_ends(self, messages: Sequence[Message]) -> list[Message]:
-        return [{**m, "content": self._without_end(m["content"])} if m["role"] == "assistant" else m for m in messages]
-
     # --- the template
 
     def _apply(self, messages: Sequence[Message], generation_prompt: bool = True) -> str:
-        return _apply_template(self.tokenizer, messages, generation_prompt, **self._template_kwargs)
+        return apply(self.tokenizer, messages, generation_prompt, self._template_kwargs)
 
     def _say(self, text: str) -> None:
         if self._notice is not None:
@@ -382,43 +373,12 @@ def load_tokenizer(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     setattr(tokenizer, NAMED_ENDS, _named_ends(name, revision, local=local))
+    setattr(tokenizer, EMBEDDINGS, embeddings_of(ModelFiles(name, revision).read("config.json")))
     return tokenizer
 
 
-def conversation_ids(controls: Controls, messages: Sequence[Message]) -> list[int]:
-    """Token ids of a whole conversation as the tokenizer's chat template writes it: what a foreign model reads.
-
-    Raises:
-        DataError: the template fails.
-    """
-    return controls.encode(_apply_template(controls.tokenizer, controls.hide(messages), generation_prompt=False))
-
-
-def _apply_template(
-    tokenizer: Any, messages: Sequence[Message], generation_prompt: bool = True, **variables: Any
-) -> str:
-    return _rendered(
-        lambda: tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=generation_prompt, **variables
-        ),
-        messages,
-    )
-
-
-def _rendered(template: Callable[[], str], messages: Sequence[Message]) -> str:
-    """The text of a template that shows these messages.
-
-    Raises:
-        DataError: it fails.
-    """
-    try:
-        return render(template)
-    except Exception as error:  # a template is a program: it can fail in any way
-        roles = ", ".join(message["role"] for message in messages)
-        raise DataError(
-            f"the chat template fails on a conversation of {roles}: {str(error) or type(error).__name__}",
-            fix="change the data or the template",
-        ) from error
+def _is_learned(answer: Message) -> bool:
+    return answer.get("weight") != 0
 
 
 def _tokenise(tokenizer: Any, text: str) -> list[int]:

@@ -8,6 +8,12 @@ from typing import Any
 from spa_recipes.data.rows import Message
 from spa_recipes.errors import DataError
 
+EMBEDDINGS = "embeddings"
+"""Attribute of a tokenizer: how many tokens the model beside it has an embedding for; None where it does not say."""
+
+GIVE_EMBEDDINGS = "call model.resize_token_embeddings(len(tokenizer)), train the new tokens, and save the model again"
+"""What to do about tokens without an embedding."""
+
 _FIRST = 0xF0000
 """The first of the private characters that stand for control tokens while a text is rendered; no text has them."""
 
@@ -33,6 +39,9 @@ class Controls:
         self._word = re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
         self._private = re.compile(f"[{chr(_FIRST)}-{chr(_FIRST + 2 * len(ordered))}]")
         self._backend: tuple[Any, dict[int, int]] | None = None
+        self._embeddings: int | None = getattr(tokenizer, EMBEDDINGS, None)
+        if self._embeddings is not None and max(tokenizer.get_vocab().values(), default=0) < self._embeddings:
+            self._embeddings = None  # all tokens have one: none is looked at
 
     def hide(self, messages: Sequence[Message]) -> list[Any]:
         """The messages with placeholders for control tokens in whatever was written; roles stay as they are."""
@@ -49,9 +58,12 @@ class Controls:
         """Token ids of a rendered text; what was hidden is text.
 
         Raises:
-            DataError: this tokenizer has no tokens for a control token's words but the control token itself.
+            DataError: this tokenizer has no tokens for a control token's words but the control token itself, or the
+                model has no embedding for a token of the text.
         """
-        return self.encode_with_places(rendered)[0] if self._private.search(rendered) else self._plain(rendered)
+        if self._private.search(rendered):
+            return self.encode_with_places(rendered)[0]
+        return self._known(self._plain(rendered))
 
     def encode_with_places(self, rendered: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids, and the characters [start, end) of the rendered text that each stands for; as `encode`."""
@@ -73,7 +85,18 @@ class Controls:
                 f"this tokenizer can read `{self.words[wrong]}` as a control token only",
                 fix="take it out of the data",
             )
-        return [own.get(index, index) for index in encoding.ids], encoding.offsets
+        return self._known([own.get(index, index) for index in encoding.ids]), encoding.offsets
+
+    def _known(self, ids: list[int]) -> list[int]:
+        """The ids, for all of which the model has an embedding."""
+        if self._embeddings is not None and max(ids, default=0) >= self._embeddings:
+            beyond = max(ids)
+            word = self.tokenizer.convert_ids_to_tokens(beyond)
+            raise DataError(
+                f"`{word}` is token {beyond} of the tokenizer, and the model has {self._embeddings} embeddings",
+                fix=f"take it out of the data, or {GIVE_EMBEDDINGS}",
+            )
+        return ids
 
     def _plain(self, rendered: str) -> list[int]:
         # verbose=False: no warning about a text beyond the tokenizer's model_max_length; the renderer cuts it.

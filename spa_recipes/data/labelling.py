@@ -10,7 +10,7 @@ from spa_recipes.data.files import RawRow
 from spa_recipes.data.forms import labels
 from spa_recipes.data.forms.answers import TIE, Answers
 from spa_recipes.data.forms.form import NoPairError, Raw
-from spa_recipes.data.forms.messages import check_answer, check_prompt
+from spa_recipes.data.forms.messages import asked, check_answer, check_prompt
 from spa_recipes.data.forms.pairs import JUDGED
 from spa_recipes.data.forms.reading import Reading
 from spa_recipes.data.rows import prompt_id
@@ -90,12 +90,13 @@ def way(reading: Reading | None, use: str, finish: Finish, label: Label | None) 
         return finish(found, raw, row)
 
     def judged(found: Answers, raw: Raw, row: int) -> Mapping[str, Any]:
-        check_prompt(found.prompt)
+        prompt = asked(found.prompt)
+        check_prompt(prompt)
         check_answer(found.texts[0], "the answer")
         index = side(raw).answer
         if index is None:
             raise NoPairError(TIE)
-        return {"prompt_id": prompt_id(found.prompt), "prompt": found.prompt, "answer": found.texts[0],
+        return {"prompt_id": prompt_id(prompt), "prompt": prompt, "answer": found.texts[0],
                 "good": index == 0, "row": row}  # fmt: skip
 
     def preferred(found: Answers, raw: Raw, row: int) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, TypeVar
+from typing import Any, NamedTuple, NotRequired, TypedDict, TypeVar
 
 from spa_recipes.encoding import remedy, wide_encoding
 from spa_recipes.errors import DataError, TryAgainError, system_error
@@ -15,18 +15,31 @@ from spa_recipes.state import atomic
 
 RowT = TypeVar("RowT", bound=Mapping[str, Any])
 BOM = b"\xef\xbb\xbf"
-_NAMING: tuple[Literal["role", "content", "tool_calls"], ...] = ("role", "content", "tool_calls")
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""What datasets and templates call the thoughts before an answer, where these stand beside its text."""
+_NAMING = ("role", "content", "tool_calls", *THOUGHTS, "tools")
 _TEXT = json.encoder.encode_basestring_ascii
 
 
 class Message(TypedDict):
-    """One turn; `role` is system, user, assistant or tool. What is beside the text is the chat template's to write."""
+    """One turn; `role` is system, user, assistant or tool. What is beside the text is the chat template's to write.
+
+    Attributes:
+        reasoning_content, reasoning, thinking: the assistant's thoughts, by the name that the dataset has for them.
+        tools: with the first message of a conversation, the tools that the assistant may call.
+        weight: 0 for an answer of a demonstration that is not learned.
+    """
 
     role: str
     content: str
     tool_calls: NotRequired[list[dict[str, Any]]]
     tool_call_id: NotRequired[str]
     name: NotRequired[str]
+    reasoning_content: NotRequired[str]
+    reasoning: NotRequired[str]
+    thinking: NotRequired[str]
+    tools: NotRequired[list[dict[str, Any]]]
+    weight: NotRequired[int]
 
 
 class Prompt(TypedDict):
@@ -89,8 +102,9 @@ def prompt_id(messages: Iterable[Message]) -> str:
 
 def _canonical(message: Message) -> str:
     """The canonical JSON of what names a prompt in a message. Most messages have a role and a text only."""
-    if "tool_calls" in message:
-        return json.dumps({key: message[key] for key in _NAMING}, sort_keys=True, separators=(",", ":"))
+    named: dict[str, Any] = {key: value for key, value in message.items() if key in _NAMING}
+    if len(named) > 2:
+        return json.dumps(named, sort_keys=True, separators=(",", ":"))
     return f'{{"content":{_TEXT(message["content"])},"role":{_TEXT(message["role"])}}}'
 
 

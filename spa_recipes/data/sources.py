@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from spa_recipes.data.arrow import Rows
 
 Row = TypeVar("Row", PairRow, PromptRow, ConversationRow, CandidatesRow)
-Check = Callable[[Sequence[Message]], None]
+Check = Callable[[Sequence[Message], Sequence[str]], None]
+"""Raises DataError for a prompt, or a conversation, and answers to it of which a model can make no tokens."""
 Finish = Callable[[Any, Raw, int], Mapping[str, Any]]
 AnySource = DatasetSource | SandboxSource
 # The form of a dataset is the one that most of its first rows have.
@@ -103,27 +104,31 @@ class Loaded(NamedTuple, Generic[Row]):
         return f"{self.form} ({', '.join(self.columns)}){ignored}{remarks}"
 
 
-def read_pairs(source: AnySource, scratch: Path | None = None) -> Loaded[PairRow]:
+def read_pairs(source: AnySource, scratch: Path | None = None, check: Check | None = None) -> Loaded[PairRow]:
     """Read labelled pairs.
 
     Args:
         source: where they are.
         scratch: a folder for many rows while they are in use; None for the system's.
+        check: whether a model can read a row; one that it cannot is malformed.
 
     Raises:
         DataError: the source is missing or unreadable, its form is unknown, or a row is malformed.
         TryAgainError: the network failed.
     """
-    return _read(source, PAIRS, scratch)
+    return _read(source, PAIRS, scratch, check)
 
 
-def read_prompts(source: AnySource, scratch: Path | None = None) -> Loaded[PromptRow]:
+def read_prompts(source: AnySource, scratch: Path | None = None, check: Check | None = None) -> Loaded[PromptRow]:
     """Read prompts without responses; the prompt of a conversation is all that comes before its last answer.
+
+    Args:
+        source, scratch, check: as in `read_pairs`.
 
     Raises:
         DataError, TryAgainError: as `read_pairs`.
     """
-    return _read(source, PROMPTS, scratch)
+    return _read(source, PROMPTS, scratch, check)
 
 
 def read_conversations(
@@ -134,8 +139,7 @@ def read_conversations(
     `columns.prompt` alone names the column of whole conversations; with `columns.chosen`, that one is the completion.
 
     Args:
-        source, scratch: as in `read_pairs`.
-        check: raises DataError for the messages of a row that a model's template refuses; such a row is malformed.
+        source, scratch, check: as in `read_pairs`.
 
     Raises:
         DataError, TryAgainError: as `read_pairs`.
@@ -151,7 +155,7 @@ def read_candidates(
     The label of a row is the index of the answer that is known to be the best one.
 
     Args:
-        source, scratch, check: as in `read_conversations`; of a row, its prompt is checked.
+        source, scratch, check: as in `read_pairs`.
 
     Raises:
         DataError, TryAgainError: as `read_pairs`.
@@ -237,17 +241,27 @@ def _read(source: AnySource, use: Use, scratch: Path | None, check: Check | None
 
 
 def _checked(finish: Finish, check: Check) -> Finish:
-    """Make a row, and look whether its messages can be rendered."""
+    """Make a row, and look whether a model can read it."""
 
     def checked(found: Any, raw: Raw, row: int) -> Mapping[str, Any]:
         made = finish(found, raw, row)
         try:
-            check(made["messages" if "messages" in made else "prompt"])
+            if "messages" in made:
+                check(made["messages"], ())
+            else:
+                check(made["prompt"], _answers_of(made))
         except DataError as error:
             raise BadRowError(error.what) from error
         return made
 
     return checked
+
+
+def _answers_of(row: Mapping[str, Any]) -> list[str]:
+    """The texts of the answers in a row of pairs, of candidates, or of one judged answer; none in one of prompts."""
+    if "chosen" in row:
+        return [row[side][0]["content"] for side in ("chosen", "rejected")]
+    return row["responses"] if "responses" in row else [row["answer"]] if "answer" in row else []
 
 
 def _stored(rows: Iterator[Mapping[str, Any]], schema: str, scratch: Path | None) -> Rows:

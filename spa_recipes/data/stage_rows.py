@@ -4,7 +4,7 @@
 in a file is that of the rows that a stage gives to `write_jsonl`.
 """
 
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from spa_recipes.algo.verdicts import Verdict
 from spa_recipes.data.rows import Message, Prompt
@@ -61,6 +61,7 @@ class JudgedPairRow(Prompt):
     iteration: int
     source: str
     standard_error: NotRequired[float]
+    tools: NotRequired[list[dict[str, Any]]]
 
 
 class TraceRow(TypedDict):

@@ -1,7 +1,8 @@
 """Parquet files that stages hand to each other: the type of a row and the schema of each file, reading and writing."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -34,6 +35,7 @@ class CompletionRow(TypedDict):
     finish_reason: str
 
 
+_ROWS_AT_ONCE = 1000
 _KEY = [("item", pa.int64()), ("sample", pa.int32())]
 COMPLETIONS = pa.schema(
     [
@@ -104,9 +106,14 @@ def given_answer(
     }
 
 
-def write_completions(path: Path, rows: Sequence[CompletionRow]) -> None:
-    """Write `completions.parquet`."""
-    write_table(path, pa.Table.from_pylist(rows, schema=COMPLETIONS))
+def write_completions(path: Path, rows: Iterable[CompletionRow]) -> pa.Table:
+    """Write `completions.parquet` and return it; only some rows are in memory as Python objects at a time."""
+    rows, batches = iter(rows), []
+    while some := list(islice(rows, _ROWS_AT_ONCE)):
+        batches.append(pa.RecordBatch.from_pylist(some, schema=COMPLETIONS))
+    table = pa.Table.from_batches(batches, schema=COMPLETIONS)
+    write_table(path, table)
+    return table
 
 
 def write_values(path: Path, completions: pa.Table, values: Sequence[float], schema: pa.Schema) -> None:

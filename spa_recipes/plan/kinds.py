@@ -34,9 +34,9 @@ MODEL = "model"
 ADAPTER = "adapter"
 """Folder of the LoRA weights that were merged into that model."""
 
-Content = Literal["policy", "model", "reward model", "judge", "weights", "dataset", "file", "rows"]
-"""What an input is: a `policy` renders texts with its own tokenizer and chat template, a plain `model` reads the token
-ids that a policy's tokenizer made, a `reward model` and a `judge` read texts in their own way. `weights` go with a
+Content = Literal["policy", "tokenizer", "model", "reward model", "judge", "weights", "dataset", "file", "rows"]
+"""What an input is: a `policy` renders texts with its own tokenizer and chat template, of a
+`tokenizer` these are all that is read, a plain `model` reads the token ids that a policy's tokenizer made, a `reward model` and a `judge` read texts in their own way. `weights` go with a
 policy. A `dataset` is a user's rows, `rows` are another stage's, and a `file` is any other file of the user's."""
 
 Work = Literal["train", "sample", "score"]
@@ -112,9 +112,9 @@ KINDS: dict[str, Kind] = {
     "data": Kind(
         "data",
         version=2,
-        settings={"data": Data},
+        settings={**_MODEL, "data": Data},
         reads={"pairs": "dataset"},
-        may_read={"prompts": "dataset"},
+        may_read={"prompts": "dataset", "policy": "tokenizer"},
         writes=("seed.jsonl", "prompts-*.jsonl", "heldout.jsonl"),
     ),
     "init_model": Kind("init_model", settings={"seed": int}, writes=(MODEL,), torch=True),

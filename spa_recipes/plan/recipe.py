@@ -73,7 +73,13 @@ def _add_data(recipe: Recipe, build: Builder) -> None:
     inputs: dict[str, Input] = {"pairs": build.source(recipe.data.pairs, "data.pairs")}
     if recipe.data.prompts is not None:
         inputs["prompts"] = build.source(recipe.data.prompts, "data.prompts")
-    build.add("data", "data", "share out the rows", settings={"data": recipe.data}, inputs=inputs)
+    settings: dict[str, Any] = {"data": recipe.data}
+    if not recipe.model.is_sandbox:  # whose template refuses nothing
+        named = ("model_name_or_path", "revision", "trust_remote_code", "chat_template", "chat_template_kwargs")
+        texts = {name: getattr(recipe.model, name) for name in named}
+        settings |= build.model_settings(Model.model_validate(texts))
+        inputs["policy"] = _base_model(recipe, build)
+    build.add("data", "data", "share out the rows", settings=settings, inputs=inputs)
 
 
 def _base_model(recipe: Recipe, build: Builder) -> Input:

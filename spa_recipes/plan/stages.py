@@ -230,6 +230,6 @@ def _part_material(stage: Stage, part: str) -> dict[str, Any]:
     if part == "heldout.jsonl":
         changes["seed_labels"] = 0
     inputs = stage.material["inputs"]
-    read = inputs if iteration else {"pairs": inputs["pairs"]}
-    settings = {"data": data.model_copy(update=changes)}
+    read = {name: value for name, value in inputs.items() if iteration or name != "prompts"}
+    settings = {**stage.settings, "data": data.model_copy(update=changes)}
     return {**key_material(stage.kind, KINDS[stage.kind].version, settings, read), "part": part}

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from spa_recipes.data.chat import is_path
+from spa_recipes.data.controls import GIVE_EMBEDDINGS
+from spa_recipes.data.model_files import embeddings_of, inner
 from spa_recipes.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
+    from spa_recipes.data.model_files import ModelFiles
     from spa_recipes.recipe.schema import Lora
-    from spa_recipes.run.model_files import ModelFiles
 
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len")
 """What architectures call the most tokens that they have positions for."""
@@ -20,12 +22,6 @@ _EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embedd
 
 _ROLES = ("user", "assistant", "system", "im_start", "im_end")
 """A template may put a control token together from `<|` and a role."""
-
-
-def inner(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A configuration with that of its language model, which stands inside where the model sees images, too."""
-    text = config.get("text_config")
-    return {**config, **text} if isinstance(text, dict) else config
 
 
 def positions(config: Mapping[str, Any]) -> tuple[str, int] | None:
@@ -104,8 +100,8 @@ def refuse_unknown_tokens(
 
     A pad token may lie beyond: nothing looks at it.
     """
-    rows = inner(config).get("vocab_size")
-    if not isinstance(rows, int):
+    rows = embeddings_of(config)
+    if rows is None:
         return
     settings = files.read("tokenizer_config.json")
     named = {name: _word_of(settings.get(f"{name}_token")) for name in ("bos", "eos", "pad")}
@@ -121,7 +117,7 @@ def refuse_unknown_tokens(
         raise DataError(
             f"the tokenizer has tokens that the model has no embedding for: {word} is {index}, and there are {rows}",
             where=files.location,
-            fix="call model.resize_token_embeddings(len(tokenizer)), train the new tokens, and save the model again",
+            fix=GIVE_EMBEDDINGS,
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from spa_recipes.benchmarks import alpaca_eval, mt_bench
 from spa_recipes.data.chat import is_path
 from spa_recipes.data.hub import hub_error
+from spa_recipes.data.model_files import ModelFiles, hub_is_offline
 from spa_recipes.data.places import local_path
 from spa_recipes.errors import DataError, RecipeError, TryAgainError, setting
 from spa_recipes.models.lora_names import CONFIG as ADAPTER_CONFIG
@@ -23,7 +24,6 @@ from spa_recipes.recipe.schema import AnyRecipe, BenchmarkJob, Endpoint, JudgeJo
 from spa_recipes.run import model_preflight
 from spa_recipes.run.downloads import check_download
 from spa_recipes.run.intact import check_made_model
-from spa_recipes.run.model_files import ModelFiles, hub_is_offline
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.run.tangent_preflight import check_adapter, refuse_different
 from spa_recipes.run.vllm_preflight import IN_A_JOB, IN_A_RECIPE, check_vllm
@@ -87,6 +87,7 @@ class _Use:
     """How the stages use a model.
 
     Attributes:
+        weights: they are loaded.
         texts: its own tokenizer and chat template render texts.
         tokens: it reads token ids that the policy's tokenizer made.
         reward: it is a reward model.
@@ -94,6 +95,7 @@ class _Use:
         judge: it is no policy then, and has a chat template of its own.
     """
 
+    weights: bool = False
     texts: bool = False
     tokens: bool = False
     reward: bool = False
@@ -120,7 +122,10 @@ def _models(stages: Sequence[Stage]) -> dict[External, _Use]:
             if not isinstance(value, External) or content in ("weights", "dataset", "file", "rows"):
                 continue
             use = uses.setdefault(value, _Use())
-            if content == "reward model":
+            use.weights |= content != "tokenizer"
+            if content == "tokenizer":
+                use.texts = True
+            elif content == "reward model":
                 use.reward = use.texts = True
             elif content == "judge":
                 use.judge = use.texts = True
@@ -234,8 +239,9 @@ def _check_model(files: ModelFiles, use: _Use, recipe: AnyRecipe) -> None:
             if adapter
             else "give a folder as `save_pretrained` writes it, or a Hub id",
         )
-    _check_fit(files, config, use, recipe)
-    _check_weights(files)
+    if use.weights:
+        _check_fit(files, config, use, recipe)
+        _check_weights(files)
     if not recipe.model.trust_remote_code:
         _refuse_remote_code(files, config, recipe, tokenizer=use.texts)
     if recipe.model.attn_implementation is None:
@@ -366,8 +372,7 @@ def _check_tokenizer(files: ModelFiles, use: _Use, recipe: AnyRecipe) -> None:
     if not given and not template_of_model:
         fix = "name a reward model whose tokenizer has one" if use.reward else f"name a file with one in {key}"
         raise DataError("the tokenizer has no chat template", where=files.location, fix=fix)
-    config = files.read("config.json")
-    model_preflight.refuse_unknown_tokens(files, config, _vocabulary(files), template_of_model)
+    model_preflight.refuse_unknown_tokens(files, files.read("config.json"), files.vocabulary(), template_of_model)
 
 
 # --- vocabularies
@@ -383,13 +388,13 @@ def _check_vocabularies(recipe: AnyRecipe, uses: Mapping[External, _Use]) -> Non
     if policy is None:
         return
     with _named(recipe, policy):
-        ours = _vocabulary(ModelFiles(policy.location, policy.revision))
+        ours = ModelFiles(policy.location, policy.revision).vocabulary()
     for model in readers:
         with _named(recipe, model):
             if (
                 model != policy
                 and ours
-                and (theirs := _vocabulary(ModelFiles(model.location, model.revision)))
+                and (theirs := ModelFiles(model.location, model.revision).vocabulary())
                 and theirs != ours
             ):
                 raise DataError(
@@ -421,15 +426,3 @@ def _check_both_models(stage: Stage, recipe: AnyRecipe) -> None:
 def _is_policy(recipe: AnyRecipe, model: External) -> bool:
     name = recipe.model.model_name_or_path
     return model.location in (name, str(Path(name).expanduser()))
-
-
-def _vocabulary(files: ModelFiles) -> dict[str, int]:
-    """Tokens and their ids as `tokenizer.json` lists them; empty where that cannot be told."""
-    content = files.read("tokenizer.json")
-    try:
-        words = content["model"]["vocab"]
-        # A dictionary, or the pieces of a Unigram model with their scores, in the order of their ids.
-        vocabulary = words if isinstance(words, dict) else {piece: i for i, (piece, _) in enumerate(words)}
-        return vocabulary | {token["content"]: token["id"] for token in content["added_tokens"]}
-    except (KeyError, TypeError, ValueError):
-        return {}

@@ -9,7 +9,7 @@ from spa_recipes.errors import DataError
 from spa_recipes.models.lora_names import CONFIG, WEIGHTS
 
 if TYPE_CHECKING:
-    from spa_recipes.run.model_files import ModelFiles
+    from spa_recipes.data.model_files import ModelFiles
 
 _SHAPE = (
     "model_type",

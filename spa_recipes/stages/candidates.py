@@ -1,13 +1,20 @@
 """The first stage of `spa judge`: writes answers that a user already has as `generate` writes those it samples."""
 
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import pyarrow.compute as pc
+
 from spa_recipes.data import counts
+from spa_recipes.data.chat import Renderer
 from spa_recipes.data.rows import write_jsonl
 from spa_recipes.data.sources import read_candidates
-from spa_recipes.data.tables import given_answer, write_completions
+from spa_recipes.data.tables import CompletionRow, given_answer, write_completions
 from spa_recipes.errors import DataError
 from spa_recipes.recipe.schema import DatasetSource
-from spa_recipes.stages.common import model_section, renderer_of
+from spa_recipes.stages.common import model_section, of_row, readable_by, renderer_of
 from spa_recipes.stages.context import Context, Result
+from spa_recipes.units import count_of
 
 
 def run(context: Context) -> Result:
@@ -19,23 +26,26 @@ def run(context: Context) -> Result:
             fix="judge with a policy and the model it was trained from",
         )
     source = DatasetSource.model_validate(context.located(context.spec.settings["source"], "pairs"))
-    loaded = read_candidates(source, context.draft, policy.check)
-    rows = loaded.rows
-    for line in (f"{len(rows):,} rows, read as {loaded.line}", *counts.table(loaded.skipped)):
+    model = model_section(context, "policy")
+    loaded = read_candidates(source, context.draft, readable_by(model, lambda: policy))
+    for line in (f"{count_of(len(loaded.stored), 'row')}, read as {loaded.line}", *counts.table(loaded.skipped)):
         print(line, flush=True)
     counts.check_skipped(loaded, source, "pairs")
-    write_jsonl(context.draft / "prompts.jsonl", rows)
-    answers = [
-        given_answer(item, row["prompt_id"], k, text, given.prompt.ids, answer.ids)
-        for item, row in enumerate(rows)
-        for given in [policy.render_given(row["prompt"], row["responses"])]
-        for k, (text, answer) in enumerate(zip(row["responses"], given.answers, strict=True))
-    ]
-    write_completions(context.draft / "completions.parquet", answers)
+    write_jsonl(context.draft / "prompts.jsonl", loaded.stored)
+    policy.removed_ends = 0  # rows that were tried come again
+    answers = write_completions(context.draft / "completions.parquet", _answers(policy, loaded.stored))
     metrics = {
         "form": loaded.form,
         "skipped": len(loaded.skipped),
         "skipped_why": counts.reasons(loaded.skipped),
         "removed_ends": policy.removed_ends,
     }
-    return Result(len(answers), sum(len(row["response_ids"]) for row in answers), metrics)
+    return Result(len(answers), pc.sum(pc.list_value_length(answers["response_ids"])).as_py(), metrics)
+
+
+def _answers(policy: Renderer, rows: Iterable[Mapping[str, Any]]) -> Iterator[CompletionRow]:
+    for item, row in enumerate(rows):
+        with of_row(row):
+            given = policy.render_given(row["prompt"], row["responses"])
+        for k, (text, answer) in enumerate(zip(row["responses"], given.answers, strict=True)):
+            yield given_answer(item, row["prompt_id"], k, text, given.prompt.ids, answer.ids)

@@ -2,16 +2,18 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NotRequired, TypedDict, cast
+from typing import Any, NotRequired, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from spa_recipes.data.chat import Renderer, load_tokenizer
-from spa_recipes.data.rows import PairRow, Prompt
+from spa_recipes.data.model_files import ModelFiles
+from spa_recipes.data.readable import Readable
+from spa_recipes.data.rows import PairRow
 from spa_recipes.data.tables import write_synced
 from spa_recipes.errors import DataError, StageError
 from spa_recipes.recipe.schema import Model
@@ -57,6 +59,11 @@ def renderer_of(model: Model, notice: Callable[[str], None] = print) -> Renderer
     )
 
 
+def readable_by(model: Model, renderer: Callable[[], Renderer]) -> Readable:
+    """What says whether a model can read a row; `renderer` makes its renderer where one is needed."""
+    return Readable(ModelFiles(model.model_name_or_path, model.revision), renderer)
+
+
 class TokenPair(TypedDict):
     """Token ids of a labelled pair, as training takes them, and the log-probs of its responses under the reference."""
 
@@ -68,7 +75,7 @@ class TokenPair(TypedDict):
 
 
 @contextmanager
-def of_row(row: Prompt) -> Iterator[None]:
+def of_row(row: Mapping[str, Any]) -> Iterator[None]:
     """Say of which row of the data the chat template, or the tokenizer, can make no tokens.
 
     Raises:
@@ -77,8 +84,7 @@ def of_row(row: Prompt) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        number: object = cast("dict[str, object]", row).get("row")
-        where = f"prompt {row['prompt_id']}" if number is None else f"row {number} of the data"
+        where = f"row {row['row']} of the data" if "row" in row else f"prompt {row['prompt_id']}"
         raise DataError(error.what, where=where, fix=error.fix) from error
 
 

@@ -6,10 +6,12 @@ import pyarrow as pa
 
 from spa_recipes.data import counts
 from spa_recipes.data.arrow import PROMPTS, Rows
+from spa_recipes.data.readable import Readable
 from spa_recipes.data.rows import write_jsonl
 from spa_recipes.data.sources import read_pairs, read_prompts
 from spa_recipes.data.split import split_rows
 from spa_recipes.recipe.schema import Data
+from spa_recipes.stages.common import model_section, readable_by, renderer_of
 from spa_recipes.stages.context import Context, Result
 
 
@@ -20,12 +22,13 @@ def run(context: Context) -> Result:
         if settings[name] is not None:
             settings[name] = context.located(settings[name], name)
     data = Data.model_validate(settings)
-    pairs = read_pairs(data.pairs, context.draft)
+    check = _readable(context)
+    pairs = read_pairs(data.pairs, context.draft, check)
     report(f"{len(pairs.stored):,} pairs, read as {pairs.line}", pairs.skipped)
     counts.check_skipped(pairs, data.pairs, "data.pairs", data.max_skipped)
     prompts = None
     if data.prompts is not None:
-        prompts = read_prompts(data.prompts, context.draft)
+        prompts = read_prompts(data.prompts, context.draft, check)
         report(f"{len(prompts.stored):,} prompts, read as {prompts.line}", prompts.skipped)
         counts.check_skipped(prompts, data.prompts, "data.prompts", data.max_skipped)
     parts = split_rows(
@@ -62,6 +65,14 @@ def run(context: Context) -> Result:
         "dropped_rows": sum(parts.dropped.values()),
     }
     return Result(rows=len(pairs.stored), tokens=0, metrics=metrics)
+
+
+def _readable(context: Context) -> Readable | None:
+    """Whether the model that all later ones come from can read a row; the sandbox's reads all of its rows."""
+    if "policy" not in context.spec.inputs:
+        return None
+    model = model_section(context, "policy")
+    return readable_by(model, lambda: renderer_of(model, lambda notice: None))  # a training gives the notice
 
 
 def report(line: str, skipped: list[tuple[int, str]]) -> None:

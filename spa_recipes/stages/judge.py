@@ -201,6 +201,10 @@ def _pair(
     }
     if "standard_error" in judgment:
         pair["standard_error"] = judgment["standard_error"]
+    if "tools" in pair["prompt"][0]:  # TRL reads them from a column
+        first = pair["prompt"][0].copy()
+        pair["tools"] = first.pop("tools")
+        pair["prompt"] = [first, *pair["prompt"][1:]]
     return pair
 
 

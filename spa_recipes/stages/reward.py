@@ -8,10 +8,11 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from spa_recipes.algo.reward import READS_TURNS
-from spa_recipes.data.chat import Renderer, conversation_ids, load_tokenizer, special_ids
+from spa_recipes.data.chat import Renderer, load_tokenizer, special_ids
 from spa_recipes.data.controls import Controls
 from spa_recipes.data.rows import Message, Prompt, read_rows
 from spa_recipes.data.tables import COMPLETIONS, REWARDS, CompletionRow, read_table, write_values
+from spa_recipes.data.templating import conversation_ids
 from spa_recipes.errors import DataError, StageError, setting
 from spa_recipes.generation.rewards import sequence_rewards
 from spa_recipes.models.loading import for_inference, load_reward_model, reward_config

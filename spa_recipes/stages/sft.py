@@ -1,14 +1,18 @@
 """Supervised fine-tuning of the base model: makes pi_init."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import datasets
 import pyarrow as pa
 from pydantic import TypeAdapter
 
 from spa_recipes.data import counts
 from spa_recipes.data.arrow import table_of
+from spa_recipes.data.chat import Conversation, Renderer
 from spa_recipes.data.sources import read_conversations
 from spa_recipes.recipe.schema import DatasetSource, SandboxSource, Source, SupervisedTraining
-from spa_recipes.stages.common import model_section, renderer_of
+from spa_recipes.stages.common import model_section, of_row, readable_by, renderer_of
 from spa_recipes.stages.context import Context, Result
 from spa_recipes.stages.training import stage_result, train_env
 from spa_recipes.training.run import train_sft
@@ -24,11 +28,12 @@ def run(context: Context) -> Result:
     source: DatasetSource | SandboxSource = TypeAdapter(Source).validate_python(
         context.located(context.spec.settings["source"], "source")
     )
-    loaded = read_conversations(source, context.draft, renderer.check)
+    loaded = read_conversations(source, context.draft, readable_by(model, lambda: renderer))
     for line in (f"{len(loaded.stored):,} conversations, read as {loaded.line}", *counts.table(loaded.skipped)):
         print(line, flush=True)
     counts.check_skipped(loaded, source, "sft.data")
-    rendered = (renderer.conversation(row["messages"]) for row in loaded.stored)
+    renderer.removed_ends = 0  # rows that were tried come again
+    rendered = (_conversation(renderer, row) for row in loaded.stored)
     table = table_of(({"input_ids": ids, "response_mask": mask} for ids, mask in rendered if any(mask)), TOKENS)
     cut = len(loaded.stored) - len(table)
     print(f"{len(table)} conversations; {cut} without a response within max_length", flush=True)
@@ -44,3 +49,8 @@ def run(context: Context) -> Result:
         removed_ends=renderer.removed_ends,
     )
     return outcome
+
+
+def _conversation(renderer: Renderer, row: Mapping[str, Any]) -> Conversation:
+    with of_row(row):
+        return renderer.conversation(row["messages"])

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from spa_recipes.data import chat as rendering
+from spa_recipes.data import templating
 from spa_recipes.data.chat import Renderer, load_tokenizer
 from spa_recipes.data.rows import Message
 from spa_recipes.data.sources import read_pairs
@@ -175,13 +176,13 @@ def test_the_response_is_the_same_behind_a_cut_prompt() -> None:
 def test_a_prompt_is_rendered_once_for_its_responses(monkeypatch: pytest.MonkeyPatch) -> None:
     one = renderer()
     rendered = []
-    apply = rendering._apply_template
+    apply = templating.apply
 
-    def apply_template(tokenizer: Any, messages: Any, generation_prompt: bool = True, **variables: Any) -> str:
+    def counted(tokenizer: Any, messages: Any, generation_prompt: bool = True, variables: Any = None) -> str:
         rendered.append(messages[-1]["content"])
-        return apply(tokenizer, messages, generation_prompt)
+        return apply(tokenizer, messages, generation_prompt, variables)
 
-    monkeypatch.setattr(rendering, "_apply_template", apply_template)
+    monkeypatch.setattr(rendering, "apply", counted)
     prompt = chat("The cat")
     first = one.prompt_ids(prompt), one.response_ids(prompt, "sat"), one.response_ids(prompt, "jumps")
     assert rendered == ["The cat", "sat", "jumps"]

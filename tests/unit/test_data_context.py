@@ -94,18 +94,34 @@ def test_every_form_reads_a_system_column(use: Any, form: Form) -> None:
 CASES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "input beside prompt": (read_pairs, {**GOOD, "input": "a text"}, "`input`"),
     "history beside prompt": (read_pairs, {**GOOD, "history": [["a", "b"]]}, "`history`"),
-    "tools beside prompt": (read_pairs, {**GOOD, "tools": [{"name": "f"}]}, "`tools`"),
+    "tools that are none": (read_pairs, {**GOOD, "tools": [{"parameters": {}}]}, "a tool of `tools` has no function"),
+    "tools in a message": (
+        read_prompts, {"messages": [{**user("q"), "tools": [{"name": "f"}]}]}, "give a column `tools`",
+    ),
     "another instruction": (read_pairs, {**GOOD, "instruction": "Who?"}, "`instruction`"),
     "images": (read_candidates, {"prompt": "q", "responses": ["a", "b"], "images": ["x.png"]}, "`images`"),
     "context beside completion": (read_conversations, {"prompt": "q", "completion": "a", "context": "c"}, "`context`"),
     "system message and column": (read_prompts, {"messages": [system("s"), user("q")], "system": "t"}, "two system"),
-    "reasoning": (
-        read_conversations, {"messages": [user("q"), {**assistant("a"), "reasoning_content": "hm"}]},
-        "message 2 of `messages` has `reasoning_content` beside its text",
+    "thoughts of an answer that is compared": (
+        read_pairs,
+        {"prompt": [user("q")], "chosen": [{**assistant("a"), "thinking": "hm"}], "rejected": [assistant("b")]},
+        "`chosen` ends with an answer that has `thinking` beside its text",
     ),
-    "weight": (
+    "thoughts of an answer in a list": (
+        read_candidates, {"prompt": "q", "responses": [{**assistant("a"), "reasoning_content": "hm"}, assistant("b")]},
+        "has `reasoning_content` beside its text",
+    ),
+    "half a weight": (
+        read_conversations, {"messages": [user("q"), {**assistant("a"), "weight": 0.5}]},
+        "message 2 of `messages` has the weight 0.5, where only 0 and 1 are read",
+    ),
+    "a preferred answer of weight 0": (
+        read_pairs, {"prompt": [user("q")], "chosen": [{**assistant("a"), "weight": 0}], "rejected": [assistant("b")]},
+        "ends with an answer of weight 0",
+    ),
+    "nothing to learn": (
         read_conversations, {"messages": [user("q"), {**assistant("a"), "weight": 0}]},
-        "message 2 of `messages` has the weight 0",
+        "all answers have the weight 0",
     ),
     "old function call": (
         read_prompts, {"messages": [user("q"), {**assistant("a"), "function_call": {"name": "f"}}, user("r")]},

@@ -1,7 +1,6 @@
 """Conversations are rendered as the templates of the commonest instruct models render them, and as TRL does."""
 
 from itertools import pairwise
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,10 +9,8 @@ import pytest
 from trl import DPOTrainer
 
 from spa_recipes.data.chat import Renderer
-from spa_recipes.data.rows import Message, PairRow, write_jsonl
-from spa_recipes.data.sources import read_candidates, read_conversations
+from spa_recipes.data.rows import Message, PairRow
 from spa_recipes.errors import DataError
-from spa_recipes.recipe.schema import DatasetSource
 from spa_recipes.stages.common import token_pair
 from tests.kit.chat_templates import FAMILIES, tokenizer_of
 
@@ -172,25 +169,6 @@ def test_the_mask_is_the_templates_own() -> None:
     assert ids == whole["input_ids"][: len(ids)]
     assert mask == whole["assistant_masks"][: len(ids)]
     assert not any(whole["assistant_masks"][len(ids) :])
-
-
-def test_a_row_that_the_template_refuses_is_malformed(tmp_path: Path) -> None:
-    rows = [{"prompt": [*([SYSTEM] * (i == 7)), *CHATS["one"]], "chosen": "a b", "rejected": "c"} for i in range(24)]
-    write_jsonl(tmp_path / "p.jsonl", rows)
-    check = renderer("gemma2").check
-    for read in (read_candidates, read_conversations):
-        source = DatasetSource(source=str(tmp_path / "p.jsonl"), on_bad_row="skip")
-        if read is read_conversations:
-            talks = [{"messages": [*row["prompt"], {"role": "assistant", "content": "a"}]} for row in rows]
-            write_jsonl(tmp_path / "p.jsonl", talks)
-        loaded = read(source, check=check)
-        assert len(loaded.stored) == 23
-        ((number, why),) = loaded.skipped
-        assert number == 8
-        assert "no system role" in why
-        with pytest.raises(DataError, match=r"p\.jsonl:8: .*no system role") as caught:
-            read(source.model_copy(update={"on_bad_row": "error"}), check=check)
-        assert "\n" not in str(caught.value)
 
 
 def test_an_error_of_a_stage_names_the_row() -> None:

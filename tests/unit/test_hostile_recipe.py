@@ -157,7 +157,7 @@ def test_a_folder_that_says_where_wandb_sends_to_needs_trust(tmp_path: Path, mon
 
 
 def test_a_model_whose_config_names_a_kernel_is_refused(tmp_path: Path) -> None:
-    from spa_recipes.run.model_files import ModelFiles
+    from spa_recipes.data.model_files import ModelFiles
     from spa_recipes.run.preflight import _refuse_kernels
 
     recipe = plan_of(tmp_path).recipe

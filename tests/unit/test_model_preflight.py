@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from spa_recipes.data.model_files import ModelFiles
 from spa_recipes.errors import DataError, RecipeError
 from spa_recipes.recipe.schema import Lora
-from spa_recipes.run.model_files import ModelFiles
 from spa_recipes.run.model_preflight import (
     refuse_bidirectional,
     refuse_growing_positions,

@@ -17,7 +17,15 @@ from spa_recipes.data.forms.form import (
     is_number,
     kind_of,
 )
-from spa_recipes.data.forms.messages import check_answer, check_prompt, check_text, read_messages, user
+from spa_recipes.data.forms.messages import (
+    asked,
+    check_answer,
+    check_prompt,
+    check_text,
+    read_messages,
+    split_answer,
+    user,
+)
 from spa_recipes.data.rows import CandidatesRow, Message, PairRow, prompt_id
 
 SCORES = {
@@ -62,7 +70,8 @@ def pair_row(answers: Answers, raw: Raw, row: int) -> PairRow:
     Raises:
         BadRowError: a text is missing, or both are the same. NoPairError: nothing says which one is better.
     """
-    check_prompt(answers.prompt)
+    prompt = asked(answers.prompt)
+    check_prompt(prompt)
     if answers.best is None or answers.worst is None:
         raise NoPairError(answers.why)
     chosen, rejected = answers.texts[answers.best], answers.texts[answers.worst]
@@ -71,8 +80,8 @@ def pair_row(answers: Answers, raw: Raw, row: int) -> PairRow:
     if chosen == rejected:
         raise BadRowError("the chosen response equals the rejected one")
     out: PairRow = {
-        "prompt_id": prompt_id(answers.prompt),
-        "prompt": answers.prompt,
+        "prompt_id": prompt_id(prompt),
+        "prompt": prompt,
         "chosen": [{"role": "assistant", "content": chosen}],
         "rejected": [{"role": "assistant", "content": rejected}],
         "row": row,
@@ -89,14 +98,15 @@ def pair_row(answers: Answers, raw: Raw, row: int) -> PairRow:
 
 def candidates_row(answers: Answers, row: int) -> CandidatesRow:
     """Check answers that are to be judged and give them their canonical form."""
-    check_prompt(answers.prompt)
+    prompt = asked(answers.prompt)
+    check_prompt(prompt)
     if len(answers.texts) < 2:
         raise BadRowError(f"{len(answers.texts)} response, where at least 2 are needed to judge")
     for index, text in enumerate(answers.texts):
         check_answer(text, f"response {index + 1}")
     return {
-        "prompt_id": prompt_id(answers.prompt),
-        "prompt": answers.prompt,
+        "prompt_id": prompt_id(prompt),
+        "prompt": prompt,
         "responses": answers.texts,
         "label": answers.best,
         "row": row,
@@ -119,7 +129,7 @@ def texts_of(value: Sequence[Any], name: str) -> list[str]:
     messages = read_messages(value, name)
     if any(message["role"] != "assistant" for message in messages):
         raise BadRowError(f"`{name}` holds a message that is not of assistant")
-    return [message["content"] for message in messages]
+    return [split_answer([message], f"`{name}`")[1] for message in messages]
 
 
 def ranked(prompt: list[Message], answers: Sequence[Raw], name: str) -> Answers:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from spa_recipes.data.forms.answers import alpaca_prompt
-from spa_recipes.data.forms.form import MESSAGES, TEXT, Form, Raw, Slot
+from spa_recipes.data.forms.form import MESSAGES, TEXT, Form, NoPairError, Raw, Slot
 from spa_recipes.data.forms.messages import (
     check_answer,
     check_prompt,
-    completion,
+    completion_message,
+    last_answer,
     read_messages,
     read_prompt,
-    split_answer,
 )
 from spa_recipes.data.forms.pairs import ALPACA_MAY, JUDGED, PROMPT_NAMES
 from spa_recipes.data.rows import ConversationRow, Message
@@ -20,9 +20,11 @@ COMPLETION = ("completion", "response", "answer", "output")
 
 def conversation_row(messages: list[Message], row: int) -> ConversationRow:
     """Check a demonstration and give it its canonical form."""
-    prompt, answer = split_answer(messages, "the conversation")
-    check_prompt(prompt)
-    check_answer(answer, "the last answer")
+    answer = last_answer(messages, "the conversation")
+    check_prompt(messages[:-1])
+    check_answer(answer["content"], "the last answer")
+    if all(message.get("weight") == 0 for message in messages if message["role"] == "assistant"):
+        raise NoPairError("all answers have the weight 0: nothing to learn")
     return {"messages": messages, "row": row}
 
 
@@ -32,7 +34,7 @@ def _parse_conversation(row: Raw) -> list[Message]:
 
 def _parse_prompt_completion(row: Raw) -> list[Message]:
     prompt = read_prompt(row["prompt"], "prompt")
-    return [*prompt, {"role": "assistant", "content": completion(row["chosen"], "chosen", prompt)}]
+    return [*prompt, completion_message(row["chosen"], "chosen", prompt)]
 
 
 def _parse_alpaca(row: Raw) -> list[Message]:

@@ -72,13 +72,16 @@ class Form(NamedTuple):
 
 SYSTEM = Slot(("system", "system_prompt", "system_message"))
 """What every form may have: text that stands in front of the prompt as a message of the system."""
+TOOLS = Slot(("tools",), ("other", "text", "texts"))
+"""What every form may have: the tools that the assistant may call, which the chat template writes."""
 PROMPT_COLUMNS = frozenset(
     ("prompt", "instruction", "question", "query", "messages", "conversations", "conversation", "dialogue")
 )
 """Columns that hold what a model is asked, in one form or another."""
 CONTEXT_COLUMNS = PROMPT_COLUMNS | {
     *SYSTEM.names,
-    *("input", "context", "history", "tools", "functions", "documents", "images", "image", "audio", "video"),
+    *TOOLS.names,
+    *("input", "context", "history", "functions", "documents", "images", "image", "audio", "video"),
 }
 """Columns that are a part of what a model is asked. None of them is left out silently: see `reading`."""
 

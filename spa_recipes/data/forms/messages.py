@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from spa_recipes.data.forms.form import (
     KIND_NAMES,
@@ -16,7 +16,7 @@ from spa_recipes.data.forms.form import (
     kind_of,
     kind_of_mapping,
 )
-from spa_recipes.data.rows import Message
+from spa_recipes.data.rows import THOUGHTS, Message
 
 ROLES = {
     "system": "system",
@@ -27,9 +27,15 @@ ROLES = {
     "chatgpt": "assistant",
     "tool": "tool",
 }
-READ_KEYS = frozenset(("role", "from", "content", "value", "tool_calls", "tool_call_id", "name", "weight"))
+READ_KEYS = frozenset(("role", "from", "content", "value", "tool_calls", "tool_call_id", "name", "weight", *THOUGHTS))
 """Keys of a message that are read. Of the others, those that change what a model would see are refused."""
-_REFUSED_KEYS = ("reasoning_content", "reasoning", "thinking", "function_call", "images", "image", "audio", "video")
+_REFUSED_KEYS = {
+    **dict.fromkeys(("images", "image", "audio", "video"), "only text is read"),
+    "function_call": "write it as `tool_calls`",
+    "tools": "give a column `tools`",
+    "functions": "give a column `tools`",
+}
+"""Keys of a message that are not read, and why, or what to do."""
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 # Marks of the two sides of a transcript: a text that has both is a conversation and not one answer.
 _TRANSCRIPTS = (
@@ -72,15 +78,22 @@ def read_prompt(value: Any, name: str) -> list[Message]:
 
 
 def completion(value: Any, name: str, prompt: list[Message]) -> str:
-    """The one response in a column: a string, a message, or a list that may repeat the prompt in front."""
+    """The one response in a column, which is compared with others, as its text."""
     if isinstance(value, str) and not is_transcript(value):
         return value
+    return split_answer([completion_message(value, name, prompt)], f"`{name}`")[1]
+
+
+def completion_message(value: Any, name: str, prompt: list[Message]) -> Message:
+    """The one response in a column: a string, a message, or a list that may repeat the prompt in front."""
+    if isinstance(value, str) and not is_transcript(value):
+        return {"role": "assistant", "content": value}
     messages = read_messages(value, name)
     if len(messages) > 1 and messages[: len(prompt)] == prompt:
         messages = messages[len(prompt) :]
     if len(messages) != 1:
         raise BadRowError(f"`{name}` holds {len(messages)} messages, where one of assistant is expected")
-    return split_answer(messages, f"`{name}`")[1]
+    return last_answer(messages, f"`{name}`")
 
 
 def with_system(system: Any, messages: list[Message]) -> list[Message]:
@@ -96,8 +109,45 @@ def with_system(system: Any, messages: list[Message]) -> list[Message]:
     return [{"role": "system", "content": system}, *messages]
 
 
+def with_tools(value: Any, messages: list[Message]) -> list[Message]:
+    """Put the tools of a column with the first message of a conversation."""
+    if value is None or not messages:
+        return messages
+    first: Message = {**messages[0], "tools": _tools(value)}
+    return [first, *messages[1:]]
+
+
+def _tools(value: Any) -> list[dict[str, Any]]:
+    """Tools as templates expect them: a list of `{type: function, function: {name: ...}}`, of objects or as JSON."""
+    try:
+        items = json.loads(value) if isinstance(value, str) else value
+        items = [json.loads(item) if isinstance(item, str) else _without_nulls(item) for item in items]
+        if not all(isinstance(item, dict) for item in items):
+            raise ValueError
+    except (ValueError, TypeError, RecursionError):
+        raise BadRowError("`tools` is neither a list of objects nor JSON of one") from None
+    tools = [item if "function" in item else {"type": "function", "function": item} for item in items]
+    for function in (tool["function"] for tool in tools):
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise BadRowError("a tool of `tools` has no function with a name")
+    return tools
+
+
 def split_answer(messages: list[Message], name: str) -> tuple[list[Message], str]:
-    """Take the assistant's last message off a conversation."""
+    """Take the assistant's last message off a conversation: a text that is compared with others."""
+    last = last_answer(messages, name)
+    if (thoughts := next((key for key in THOUGHTS if key in last), None)) is not None:
+        raise BadRowError(
+            f"{name} ends with an answer that has `{thoughts}` beside its text, which only demonstrations may have; "
+            "write the thoughts into the text as the model does"
+        )
+    if last.get("weight") == 0:
+        raise BadRowError(f"{name} ends with an answer of weight 0, which is not to be learned from")
+    return messages[:-1], last["content"]
+
+
+def last_answer(messages: list[Message], name: str) -> Message:
+    """The last message of a conversation, which is a text of the assistant."""
     if not messages:
         raise BadRowError(f"{name} is empty")
     last = messages[-1]
@@ -105,7 +155,14 @@ def split_answer(messages: list[Message], name: str) -> tuple[list[Message], str
         raise BadRowError(f"{name} ends with a message of {last['role']}, not of assistant")
     if "tool_calls" in last:
         raise BadRowError(f"{name} ends with a call of a tool, which is no text to compare or to learn")
-    return messages[:-1], last["content"]
+    return last
+
+
+def asked(messages: list[Message]) -> list[Message]:
+    """A prompt without the weights of its answers: nothing of a prompt is learned."""
+    if not any("weight" in message for message in messages):
+        return messages
+    return [cast("Message", {key: value for key, value in m.items() if key != "weight"}) for m in messages]
 
 
 def check_prompt(messages: Sequence[Message]) -> None:
@@ -180,15 +237,17 @@ def _message(item: Any, number: int, column: str) -> Message:
     name = f"message {number} of `{column}`"
     if known is None:
         raise BadRowError(f"{name} is of {role!r}, not of system, user (human), assistant (gpt) or tool"[:200])
-    for key in _REFUSED_KEYS:
+    for key, why in _REFUSED_KEYS.items():
         if not is_empty(item.get(key)):
-            raise BadRowError(f"{name} has `{key}` beside its text, which is not read")
-    if item.get("weight") not in (None, 1):
-        raise BadRowError(f"{name} has the weight {item['weight']!r}; only messages of weight 1 are read"[:200])
+            raise BadRowError(f"{name} has `{key}` beside its text, which is not read: {why}")
     message: Message = {"role": known, "content": _text_of(content, item, name)}
+    if item.get("weight") not in (None, 0, 1):
+        raise BadRowError(f"{name} has the weight {item['weight']!r}, where only 0 and 1 are read"[:200])
+    if item.get("weight") == 0 and known == "assistant":  # nothing else is learned anyway
+        message["weight"] = 0
     if not is_empty(item.get("tool_calls")):
         message["tool_calls"] = _tool_calls(item["tool_calls"], name)
-    for key in ("tool_call_id", "name"):
+    for key in ("tool_call_id", "name", *THOUGHTS):
         value = item.get(key)
         if isinstance(value, str) and value:
             message[key] = value  # type: ignore[literal-required]

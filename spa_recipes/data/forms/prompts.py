@@ -7,13 +7,14 @@ from collections.abc import Callable
 from spa_recipes.data.forms.answers import Answers, alpaca_prompt
 from spa_recipes.data.forms.conversations import WHOLE_CONVERSATIONS
 from spa_recipes.data.forms.form import MESSAGES, TEXT, Form, Raw, Slot
-from spa_recipes.data.forms.messages import check_prompt, read_prompt
+from spa_recipes.data.forms.messages import asked, check_prompt, read_prompt
 from spa_recipes.data.forms.pairs import ALPACA_MAY, PAIR_FORMS, PROMPT_NAMES
 from spa_recipes.data.rows import Message, PromptRow, prompt_id
 
 
 def prompt_row(prompt: list[Message], row: int) -> PromptRow:
     """Check a prompt and give it its canonical form."""
+    prompt = asked(prompt)
     check_prompt(prompt)
     return {"prompt_id": prompt_id(prompt), "prompt": prompt, "row": row}
 

@@ -18,6 +18,7 @@ from spa_recipes.data.forms.form import (
     KIND_NAMES,
     PROMPT_COLUMNS,
     SYSTEM,
+    TOOLS,
     BadRowError,
     Form,
     Raw,
@@ -25,7 +26,7 @@ from spa_recipes.data.forms.form import (
     is_empty,
     kind_of,
 )
-from spa_recipes.data.forms.messages import READ_KEYS, with_system
+from spa_recipes.data.forms.messages import READ_KEYS, with_system, with_tools
 from spa_recipes.data.rows import Message
 from spa_recipes.recipe.schema import Columns
 
@@ -54,7 +55,8 @@ class Reading:
         self.cells = cells
         self.columns = columns
         self.needs = {slot: _name_of(slot, need, columns, first) for slot, need in form.needs.items()}
-        self.may = {slot: _names_of(slot, may, columns) for slot, may in {"system": SYSTEM, **form.may}.items()}
+        may = {"system": SYSTEM, "tools": TOOLS, **form.may}
+        self.may = {slot: _names_of(slot, usual, columns) for slot, usual in may.items()}
         self.used: dict[str, None] = dict.fromkeys(self.needs.values())
         self.ignored: dict[str, None] = dict.fromkeys(_ignored_keys(first, self.needs))
         self._needed = [(slot, self.needs[slot], form.needs[slot].kinds) for slot in self.needs]
@@ -98,7 +100,7 @@ class Reading:
         """
         view, left = self.view(row)
         try:
-            found = _with_system(self.form.parse(view), view.get("system"))
+            found = _with_context(self.form.parse(view), view)
         except BadRowError as error:
             raise BadRowError(self._by_name(str(error))) from error
         if left:
@@ -204,12 +206,13 @@ def _name_of(slot: str, usual: Slot, columns: Columns, first: Sequence[Raw]) -> 
     return next(present, None) or next(there, None) or names[0]
 
 
-def _with_system(found: Any, system: Any) -> Any:
-    if system is None:
+def _with_context(found: Any, view: Raw) -> Any:
+    """What the form found, with the columns that every form may have."""
+    if "system" not in view and "tools" not in view:
         return found
-    if isinstance(found, Answers):
-        return found._replace(prompt=with_system(system, found.prompt))
-    return with_system(system, found)
+    messages: list[Message] = found.prompt if isinstance(found, Answers) else found
+    messages = with_tools(view.get("tools"), with_system(view.get("system"), messages))
+    return found._replace(prompt=messages) if isinstance(found, Answers) else messages
 
 
 def _ignored_keys(first: Sequence[Raw], needs: Mapping[str, str]) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """The small files of a model, in a folder or on the Hub. Nothing heavy is imported, and no weights are read."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,6 +86,40 @@ class ModelFiles(NamedTuple):
         if path is not None:
             return read_text(path, limit=MAX_FILE_BYTES)
         return str(self.read("tokenizer_config.json").get("chat_template") or "")
+
+    def vocabulary(self) -> dict[str, int]:
+        """Tokens and their ids as `tokenizer.json` lists them; empty where that cannot be told."""
+        content = self.read("tokenizer.json")
+        try:
+            words = content["model"]["vocab"]
+            # A dictionary, or the pieces of a Unigram model with their scores, in the order of their ids.
+            vocabulary = words if isinstance(words, dict) else {piece: i for i, (piece, _) in enumerate(words)}
+            return vocabulary | _added(content)
+        except (KeyError, TypeError, ValueError):
+            return {}
+
+    def added_tokens(self) -> dict[str, int]:
+        """Those of `vocabulary` that are found in a text as a whole, control tokens among them."""
+        try:
+            return _added(self.read("tokenizer.json"))
+        except (KeyError, TypeError):
+            return {}
+
+
+def _added(content: Mapping[str, Any]) -> dict[str, int]:
+    return {token["content"]: token["id"] for token in content["added_tokens"]}
+
+
+def embeddings_of(config: Mapping[str, Any]) -> int | None:
+    """How many tokens a model has an embedding for, as its configuration says; None where it says nothing."""
+    rows = inner(config).get("vocab_size")
+    return rows if isinstance(rows, int) else None
+
+
+def inner(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A configuration with that of its language model, which stands inside where the model sees images, too."""
+    text = config.get("text_config")
+    return {**config, **text} if isinstance(text, dict) else config
 
 
 def hub_is_offline() -> bool:
