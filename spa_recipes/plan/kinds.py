@@ -35,9 +35,10 @@ ADAPTER = "adapter"
 """Folder of the LoRA weights that were merged into that model."""
 
 Content = Literal["policy", "tokenizer", "model", "reward model", "judge", "weights", "dataset", "file", "rows"]
-"""What an input is: a `policy` renders texts with its own tokenizer and chat template, of a
-`tokenizer` these are all that is read, a plain `model` reads the token ids that a policy's tokenizer made, a `reward model` and a `judge` read texts in their own way. `weights` go with a
-policy. A `dataset` is a user's rows, `rows` are another stage's, and a `file` is any other file of the user's."""
+"""What an input is: a `policy` renders texts with its own tokenizer and chat template, of a `tokenizer` these are all
+that is read, a plain `model` reads the token ids that a policy's tokenizer made, a `reward model` and a `judge` read
+texts in their own way. `weights` go with a policy. A `dataset` is a user's rows, `rows` are another stage's, and a
+`file` is any other file of the user's."""
 
 Work = Literal["train", "sample", "score"]
 """What a stage does with the weights that it loads."""

@@ -73,7 +73,12 @@ FIGURES: tuple[Figure, ...] = (
     Figure("repeated_pairs", ("data",), Shown("pairs that repeat another", COUNT), silent_at_zero=True),
     Figure("conflicting_pairs", ("data",), Shown("pairs that contradict another", COUNT), silent_at_zero=True),
     Figure("near_equal_prompts", ("data",), Shown("prompts nearly of another part", COUNT), silent_at_zero=True),
-    Figure("dropped_rows", ("data",), Shown("left out of a part (skipped, or with a prompt of another part)", COUNT), silent_at_zero=True),
+    Figure(
+        "dropped_rows",
+        ("data",),
+        Shown("left out of their part (skipped, or with a prompt of another part)", COUNT),
+        silent_at_zero=True,
+    ),
     # What was sampled
     Figure(
         "mean_tokens",

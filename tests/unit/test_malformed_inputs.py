@@ -143,7 +143,7 @@ def test_skipped_rows_are_counted_and_shown(spa_here: Any, tmp_path: Path) -> No
     assert metrics["skipped_why"] == {"no column `rejected`": [1, [9]]}
     assert "bad rows skipped 1" in done.out
     assert "bad rows of the prompts skipped 5" in done.out
-    assert "dropped for a prompt of another part" in done.out
+    assert "left out of their part (skipped, or with a prompt of another part)" in done.out
 
 
 def test_line_ends_marks_and_separators_are_text_or_nothing(tmp_path: Path) -> None:
