@@ -279,7 +279,7 @@ def judge_pairs(request: JudgeRequest, reporter: Reporter) -> Manifest:
 
 
 def _judge_job(request: JudgeRequest) -> JudgeJob:
-    from spa_recipes.run.executors import has_nvidia_driver
+    from spa_recipes.run.devices import visible_gpus
     from spa_recipes.run.tangent_preflight import is_adapter
 
     adapter = is_adapter(request.policy)  # it is the policy together with the reference
@@ -316,7 +316,7 @@ def _judge_job(request: JudgeRequest) -> JudgeJob:
             ),
             seed=request.seed,
             # Without a GPU the stages can share one import of the libraries.
-            compute=Compute() if has_nvidia_driver() else Compute(executor=ForkExecutor(type="fork")),
+            compute=Compute() if visible_gpus() else Compute(executor=ForkExecutor(type="fork")),
         )
     except ValidationError as error:
         for conflict in conflicts_in(error):

@@ -13,7 +13,8 @@ from spa_recipes.errors import RecipeError
 from spa_recipes.plan import KINDS, Plan, compile_benchmark_plan
 from spa_recipes.recipe.schema import BenchmarkJob, ForkExecutor, Pairwise
 from spa_recipes.run.consent import Consent, require
-from spa_recipes.run.executors import Executors, has_nvidia_driver
+from spa_recipes.run.devices import visible_gpus
+from spa_recipes.run.executors import Executors
 from spa_recipes.run.final import model_shown
 from spa_recipes.run.preflight import check_inputs
 from spa_recipes.run.reporter import Reporter
@@ -82,7 +83,7 @@ def settled(job: BenchmarkJob) -> BenchmarkJob:
     location, name = _model(job.model.model_name_or_path, runs_dir)
     if isinstance(benchmark, Pairwise):
         benchmark = benchmark.model_copy(update={"against": _model(benchmark.against, runs_dir)[0]})
-    if "executor" not in compute.model_fields_set and job.backend.type != "vllm" and not has_nvidia_driver():
+    if "executor" not in compute.model_fields_set and job.backend.type != "vllm" and not visible_gpus():
         # Without a GPU the stages can share one import of the libraries.
         compute = compute.model_copy(update={"executor": ForkExecutor(type="fork")})
     return job.model_copy(

@@ -11,7 +11,9 @@ from typing import NamedTuple, get_args
 from packaging.requirements import Requirement
 
 from spa_recipes.cli.terminal import red, say
+from spa_recipes.errors import RecipeError
 from spa_recipes.recipe.schema import Tracking
+from spa_recipes.run.devices import check_supported
 from spa_recipes.units import human_bytes
 
 
@@ -83,8 +85,11 @@ def _devices() -> Iterator[Finding]:
         return
     yield Finding("cpu threads", str(torch.get_num_threads()))
     if not torch.cuda.is_available():
-        driver = Path("/proc/driver/nvidia/version").exists()
-        problem = "a GPU driver is there, but this torch is built for the CPU: install a CUDA build" if driver else ""
+        problem = ""
+        try:
+            check_supported()
+        except RecipeError as error:
+            problem = str(error)
         yield Finding("gpu", "none", problem)
         return
     for index in range(torch.cuda.device_count()):

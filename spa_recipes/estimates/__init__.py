@@ -1,7 +1,23 @@
 """What a stage will need, before it runs: memory, disk, tokens and time, from sizes alone. Imports nothing heavy."""
 
+from spa_recipes.estimates.hardware import Hardware, stated_hardware
 from spa_recipes.estimates.memory import Memory, Sharding, training_memory
-from spa_recipes.estimates.needs import Need, needs
+from spa_recipes.estimates.needs import Need, needs, processes_of
 from spa_recipes.estimates.shape import parameters_of
+from spa_recipes.estimates.speed import SCORING, TRAINING, gpu_of, seconds_of
 
-__all__ = ["Memory", "Need", "Sharding", "needs", "parameters_of", "training_memory"]
+__all__ = [
+    "SCORING",
+    "TRAINING",
+    "Hardware",
+    "Memory",
+    "Need",
+    "Sharding",
+    "gpu_of",
+    "needs",
+    "parameters_of",
+    "processes_of",
+    "seconds_of",
+    "stated_hardware",
+    "training_memory",
+]

@@ -22,6 +22,8 @@ BUCKET = 500_000_000
 """Numbers that DeepSpeed sums over processes at one time."""
 MOST_GATHERED = 1_000_000_000
 """Weights that DeepSpeed ZeRO-3 keeps gathered at most."""
+PROCESS = 1_000_000_000
+"""Bytes of a process with its libraries."""
 VLLM_OWN = 2_000_000_000
 """Bytes of vLLM beside weights and cache: its graphs and buffers. Assumed."""
 
@@ -51,6 +53,11 @@ class Memory(NamedTuple):
     def held(self) -> int:
         """What is there through the whole stage, however short the rows are."""
         return self.weights + self.gradients + self.optimizer + self.reference
+
+    @property
+    def least(self) -> "Memory":
+        """What no setting of batches makes smaller: what is held, and a cache."""
+        return self._replace(copies=0, activations=0, logits=0)
 
     @property
     def total(self) -> int:
@@ -162,6 +169,24 @@ def _saved_by_a_layer(recipe: AnyRecipe, shape: Shape, each: int) -> int:
     if lora is None:
         return FLOAT32 * 4 * width + each * (5 * width + attention + 4 * inner) + little
     return FLOAT32 * 2 * width + each * (5 * width + shape.query + attention + 4 * inner) + little
+
+
+def host_memory(stage: Stage, recipe: AnyRecipe, *, sharding: Sharding = "none", processes: int = 1) -> int | None:
+    """Memory of the machine while a training stage loads and saves, for weights that are on the CPU then.
+
+    Every process loads the policy in float32 and the live reference. At the end the first one has the trained weights
+    and, where they are rounded or adapters are added, those of the start in float32, and makes the rounded ones.
+    """
+    shape = shape_of(recipe)
+    if shape is None:
+        return None
+    each, size = weight_bytes(recipe.model.dtype), shape.parameters
+    state = _state(stage, recipe, shape, each)
+    loaded = processes * (state.weights + state.reference)
+    is_rounded, lora = each < FLOAT32, recipe.model.lora is not None
+    gathered = FLOAT32 * size if sharding != "none" and not lora else 0
+    saved = gathered + (FLOAT32 * size if is_rounded or lora else 0) + (each * size if is_rounded else 0)
+    return max(loaded, saved) + processes * PROCESS
 
 
 def reading_memory(stage: Stage, recipe: AnyRecipe) -> Memory | None:

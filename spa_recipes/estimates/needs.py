@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from spa_recipes.estimates.memory import FLOAT32, Memory, Sharding, reading_memory, training_memory
+from spa_recipes.estimates.memory import FLOAT32, Memory, Sharding, host_memory, reading_memory, training_memory
 from spa_recipes.estimates.shape import parameters_of
 from spa_recipes.models.dtype import weight_bytes
 from spa_recipes.plan import KINDS, MODEL, Plan, Stage
@@ -21,12 +21,14 @@ class Need(NamedTuple):
     Attributes:
         tokens: tokens generated, scored or trained on.
         memory: of each device.
+        host: bytes of the machine's own memory, for weights that are loaded and saved.
         disk: bytes that the stage leaves.
         scratch: bytes that it needs besides while it runs.
     """
 
     tokens: int | None = None
     memory: Memory | None = None
+    host: int | None = None
     disk: int | None = None
     scratch: int | None = None
 
@@ -37,22 +39,28 @@ def processes_of(recipe: AnyRecipe) -> int:
     return executor.num_processes if isinstance(executor, AccelerateExecutor) else 1
 
 
-def needs(stage: Stage, plan: Plan, sharding: Sharding = "none") -> Need:
-    """Upper bounds for one stage of a plan.
+def sharding_of(recipe: AnyRecipe) -> Sharding | None:
+    """How a training is shared out over its processes; None where accelerate's own configuration says it."""
+    executor = recipe.compute.executor
+    if not isinstance(executor, AccelerateExecutor) or executor.num_processes == 1:
+        return "none"
+    return "none" if executor.config_file is None else None
 
-    Args:
-        sharding: how a training is shared out over its processes.
-    """
+
+def needs(stage: Stage, plan: Plan) -> Need:
+    """Upper bounds for one stage of a plan."""
     recipe = plan.recipe
     size, each = parameters_of(recipe), weight_bytes(recipe.model.dtype)
     weights = None if size is None else size * each
     kind, tokens = KINDS[stage.kind], _tokens(stage, recipe)
     if "train" in kind.work:
-        return Need(
-            tokens,
-            training_memory(stage, recipe, sharding=sharding, processes=processes_of(recipe)),
-            disk=weights,
-            scratch=_checkpoint_bytes(stage, recipe, size, sharding),
+        sharding, processes = sharding_of(recipe), processes_of(recipe)
+        need = Need(tokens, disk=weights, scratch=_checkpoint_bytes(stage, recipe, size, sharding))
+        if sharding is None:
+            return need
+        return need._replace(
+            memory=training_memory(stage, recipe, sharding=sharding, processes=processes),
+            host=host_memory(stage, recipe, sharding=sharding, processes=processes),
         )
     if MODEL in kind.writes:
         # An extrapolation holds both models in float32, and what it stores.
@@ -65,7 +73,7 @@ def needs(stage: Stage, plan: Plan, sharding: Sharding = "none") -> Need:
     sampled = tokens if "sample" in kind.work else None
     return Need(
         tokens,
-        reading_memory(stage, recipe) if reads else None,
+        memory=reading_memory(stage, recipe) if reads else None,
         disk=None if sampled is None else sampled * BYTES_PER_SAMPLED_TOKEN,
     )
 
@@ -89,7 +97,7 @@ def _tokens(stage: Stage, recipe: AnyRecipe) -> int | None:
     return stage.rows * each * (1 if training is None else training.num_train_epochs)
 
 
-def _checkpoint_bytes(stage: Stage, recipe: AnyRecipe, size: int | None, sharding: Sharding) -> int | None:
+def _checkpoint_bytes(stage: Stage, recipe: AnyRecipe, size: int | None, sharding: Sharding | None) -> int | None:
     """Checkpoints that are on the disk at the same time; None for adapters, which are small."""
     if size is None or recipe.model.lora is not None:
         return None
@@ -99,4 +107,5 @@ def _checkpoint_bytes(stage: Stage, recipe: AnyRecipe, size: int | None, shardin
         rows = stage.rows / (1.0 - getattr(training, "seed_replay", 0.0))
         steps = math.ceil(rows / training.global_batch_size) * training.num_train_epochs
         most = min(most, (steps - 1) // training.save_steps)  # none after the last step: the model itself is saved
-    return int(most) * size * CHECKPOINT_BYTES[sharding]
+    each = max(CHECKPOINT_BYTES.values()) if sharding is None else CHECKPOINT_BYTES[sharding]
+    return int(most) * size * each

@@ -1,12 +1,15 @@
 """The precision that `model.dtype` names, for all that load, save or estimate weights. Imports nothing heavy."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
-_GPU_DRIVER = Path("/proc/driver/nvidia/version")
+_DRIVERS = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+"""Files of a GPU's driver: NVIDIA's, NVIDIA's in a container, WSL2's, AMD's."""
+_HIDING = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
 
 def resolved_dtype(name: str, *, has_bfloat16: bool) -> str:
@@ -32,4 +35,15 @@ def dtype_name(dtype: "torch.dtype") -> str:
 
 def weight_bytes(name: str) -> int:
     """Bytes per weight; an estimate for `auto`, which takes a GPU driver as a sign of bfloat16."""
-    return 4 if resolved_dtype(name, has_bfloat16=_GPU_DRIVER.exists()) == "float32" else 2
+    return 4 if resolved_dtype(name, has_bfloat16=bool(gpu_drivers()) and not hides_gpus()) == "float32" else 2
+
+
+def gpu_drivers() -> list[str]:
+    """Files that are there where a driver for GPUs is."""
+    return [path for path in _DRIVERS if Path(path).exists()]
+
+
+def hides_gpus() -> bool:
+    """Whether the user hides all GPUs from programs."""
+    chosen = [os.environ.get(name) for name in _HIDING]
+    return any(value is not None and value.split(",")[0].strip() in ("", "-1") for value in chosen)

@@ -49,6 +49,29 @@ def prompt_and_response_fit(recipe: schema.Recipe) -> Conflicts:
         )
 
 
+def batches_split_over_processes(recipe: schema.Recipe) -> Conflicts:
+    executor = recipe.compute.executor
+    processes = executor.num_processes if executor.type == "accelerate" else 1
+    used = {
+        "sft": recipe.sft,
+        "seed_training": recipe.seed_training if recipe.data.seed_labels else None,
+        "refine": recipe.refine if recipe.iterations else None,
+        "judge.training": recipe.judge.training if recipe.judge.type == "reward_model" else None,
+    }
+    for section, training in used.items():
+        if training is None or training.global_batch_size % training.per_device_train_batch_size:
+            continue  # `batch_splits` says so
+        at_once = processes * training.per_device_train_batch_size
+        if training.global_batch_size % at_once:
+            keys = ("global_batch_size", "per_device_train_batch_size")
+            yield Conflict(
+                (*(f"{section}.{key}" for key in keys), "compute.executor.num_processes"),
+                f"{section}.global_batch_size ({training.global_batch_size}) does not split into {processes} processes "
+                f"(compute.executor.num_processes) x {training.per_device_train_batch_size} rows",
+                f"make it a multiple of {at_once}",
+            )
+
+
 def vllm_can_sample(recipe: schema.Recipe) -> Conflicts:
     backend = recipe.sampling.backend
     if backend.type != "vllm":

@@ -961,6 +961,7 @@ class Recipe(Document):
         document_rules.sandbox_model_is_fine_tuned,
         document_rules.one_lambda_per_iteration,
         document_rules.prompt_and_response_fit,
+        document_rules.batches_split_over_processes,
         document_rules.vllm_can_sample,
         document_rules.sampling_gives_pairs,
         document_rules.gold_needs_the_sandbox,
@@ -980,7 +981,11 @@ class Recipe(Document):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$", description="Name of the run and of its folder.")
     description: str = Field("", description="Free text for readers.")
-    hardware: str = Field("", description="For readers: the hardware that the recipe was written for.")
+    hardware: str = Field(
+        "",
+        description="The hardware that the recipe was written for, e.g. 4 GPUs with 80 GB. `spa plan` estimates for it "
+        "where there is no GPU.",
+    )
     seed: Seed = Field(42, description="Seed of sampling, training order and ties.")
     model: Model
     data: Data

@@ -14,6 +14,7 @@ from typing import IO, NamedTuple, Protocol
 
 from spa_recipes.plan import KINDS, Stage
 from spa_recipes.recipe.schema import AccelerateExecutor, Compute, Executor, ForkExecutor, Sampling, VllmBackend
+from spa_recipes.run.devices import only, visible_gpus
 from spa_recipes.stages.context import RANK, WORLD_SIZE
 
 WORKER = "spa_recipes.run.worker"
@@ -107,7 +108,7 @@ def _command(settings: Executor, kind: str, spec: Path) -> list[str]:
     if settings.config_file is not None:
         command.append(f"--config_file={settings.config_file}")
     elif settings.num_processes > 1:
-        command.append("--multi_gpu" if has_nvidia_driver() else "--cpu")
+        command.append("--multi_gpu" if visible_gpus() else "--cpu")
     return [*command, "--module", WORKER, str(spec)]
 
 
@@ -122,23 +123,8 @@ def _vllm_workers(vllm: VllmProcesses, spec: Path, log: Path) -> "Running":
     for rank in range(vllm.copies):
         mine = gpus[rank * vllm.gpus_each : (rank + 1) * vllm.gpus_each]
         ranks = {RANK: str(rank), WORLD_SIZE: str(vllm.copies)}
-        workers.append(Worker(command, log, here | ranks | ({"CUDA_VISIBLE_DEVICES": ",".join(mine)} if gpus else {})))
+        workers.append(Worker(command, log, here | ranks | (only(mine) if gpus else {})))
     return Workers(workers)
-
-
-def visible_gpus() -> list[str]:
-    """Names of the GPUs that a process started here would see, as `CUDA_VISIBLE_DEVICES` spells them."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if not has_nvidia_driver():
-        return []
-    if chosen is not None:
-        return [name.strip() for name in chosen.split(",") if name.strip()]
-    return [str(index) for index, _ in enumerate(Path("/proc/driver/nvidia/gpus").iterdir())]
-
-
-def has_nvidia_driver() -> bool:
-    """Whether this machine has a driver for GPUs, without importing torch."""
-    return Path("/proc/driver/nvidia/version").exists()
 
 
 def process_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:

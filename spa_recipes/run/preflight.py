@@ -23,6 +23,7 @@ from spa_recipes.plan.powers import is_kernel
 from spa_recipes.recipe.schema import AnyRecipe, BenchmarkJob, Endpoint, JudgeJob
 from spa_recipes.run import model_preflight
 from spa_recipes.run.downloads import check_download
+from spa_recipes.run.fit import check_fit
 from spa_recipes.run.intact import check_made_model
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.run.tangent_preflight import check_adapter, refuse_different
@@ -58,6 +59,7 @@ def check_inputs(plan: Plan, run: RunDir, until: str | None = None) -> None:
     run.check()
     left = [stage for stage in plan.until(until) if not run.is_done(stage, plan)]
     recipe = plan.recipe
+    check_fit(left, plan)
     check_vllm(left, recipe.compute, IN_A_JOB if isinstance(recipe, BenchmarkJob) else IN_A_RECIPE)
     for dataset in _datasets(left):
         with _named(recipe, dataset):

@@ -55,7 +55,8 @@ def test_modules_beside_the_recipe_are_not_imported(executor: str, policy: Path,
     recipe = mini(sft=None, evaluation={"reward": "none"}, compute={"executor": EXECUTORS[executor]})
     recipe["model"] |= {"model_name_or_path": str(model), "trust_remote_code": True, "dtype": "float32"}
     recipe["data"] |= {"seed_labels": 16}
-    recipe["seed_training"] |= {"per_device_train_batch_size": 8}
+    for training in ("seed_training", "refine"):
+        recipe[training] |= {"per_device_train_batch_size": 8}
     write_recipe(here / "r.yaml", recipe)
     variables = {
         "PYTHONPATH": os.pathsep.join([str(lib), str(Path(__file__).parents[2])]),

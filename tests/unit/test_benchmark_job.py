@@ -112,7 +112,7 @@ def job_of(spa_here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Jo
         raise SystemExit(0)
 
     monkeypatch.setattr(evaluate, "run_benchmark", note)
-    monkeypatch.setattr(benchmark_job, "has_nvidia_driver", lambda: False)
+    monkeypatch.setattr(benchmark_job, "visible_gpus", list)
 
     def call(*arguments: str) -> dict[str, Any]:
         answer = spa_here("evaluate", *arguments)

@@ -43,6 +43,9 @@ def plan_of(tmp_path: Path, **changes: Any) -> Plan:
     return compile_plan(Recipe.model_validate(recipe_with(**changes)), DigestMemo(tmp_path / "memo"))
 
 
+TRAININGS, HALF_A_BATCH = ("sft", "seed_training", "refine"), {"per_device_train_batch_size": 8}
+
+
 def recipe_with(**changes: Any) -> dict[str, Any]:
     """The miniature; with a Python for vLLM it samples with that."""
     recipe = mini(**changes)
@@ -86,7 +89,7 @@ def test_no_shipped_recipe_asks_anything(path: Path, tmp_path: Path, monkeypatch
         asks("http://judge.example/v1", None),
         {"tracking": {"report_to": ["wandb", "tensorboard"]}},
         {"model": {"attn_implementation": "flash_attention_2"}},
-        {"compute": {"executor": {"type": "accelerate", "num_processes": 2}}},
+        {"compute": {"executor": {"type": "accelerate", "num_processes": 2}}, **dict.fromkeys(TRAININGS, HALF_A_BATCH)},
     ],
     ids=["a key to its own service", "no key", "no key over http", "trackers", "flash attention", "accelerate"],
 )

@@ -27,7 +27,12 @@ def test_auto_on_this_machine() -> None:
 
 
 def test_a_gpu_driver_is_taken_for_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dtype, "_GPU_DRIVER", tmp_path / "version")
+    monkeypatch.setattr(dtype, "_DRIVERS", (str(tmp_path / "version"),))
+    for name in dtype._HIDING:
+        monkeypatch.delenv(name, raising=False)
     assert weight_bytes("auto") == 4
     (tmp_path / "version").touch()
     assert weight_bytes("auto") == 2
+    for hidden in ("-1", "", "-1,0"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert weight_bytes("auto") == 4

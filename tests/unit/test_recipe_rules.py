@@ -84,6 +84,9 @@ CASES = {
     "sampling:\n  max_tokens: 1500":
         "7: sampling.max_tokens: model.max_prompt_length (1024) + sampling.max_tokens (1500) must not exceed "
         "model.max_length (2048)",
+    "refine:\n  per_device_train_batch_size: 8\ncompute: {executor: {type: accelerate, num_processes: 8}}":
+        "7: refine.per_device_train_batch_size: refine.global_batch_size (32) does not split into 8 processes "
+        "(compute.executor.num_processes) x 8 rows; make it a multiple of 64",
     "sampling:\n  backend:\n    type: vllm\n    max_model_len: 1323":
         "9: sampling.backend.max_model_len: sampling.backend.max_model_len (1323) must not be less than "
         "model.max_prompt_length + sampling.max_tokens (1324)",

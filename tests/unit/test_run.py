@@ -31,7 +31,7 @@ def test_commands_of_the_executors(monkeypatch: pytest.MonkeyPatch) -> None:
     assert local == [sys.executable, "-m", "spa_recipes.run.worker", "spec.json"]
     four = AccelerateExecutor(type="accelerate", num_processes=4)
     assert executors._command(four, "judge", spec) == local  # loads no model
-    monkeypatch.setattr(executors, "has_nvidia_driver", lambda: True)
+    monkeypatch.setattr(executors, "visible_gpus", lambda: ["0", "1", "2", "3"])
     command = executors._command(four, "refine", spec)
     launch = "spa_recipes.run.launch --num_processes=4 --multi_gpu --module spa_recipes.run.worker spec.json"
     assert command[2:] == launch.split()

@@ -1,6 +1,5 @@
 """Sampling with vLLM: which stages do it, what their keys hold, and what vLLM's errors say in one line."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -10,7 +9,6 @@ from pydantic import ValidationError
 from spa_recipes.generation.vllm import _engine_error, _first_sentence, _start_error
 from spa_recipes.plan import StageOutput
 from spa_recipes.recipe.schema import Compute, Model, Recipe
-from spa_recipes.run import executors
 from spa_recipes.run.executors import VllmProcesses, vllm_processes_of
 from tests.kit.plans import vllm_plan
 from tests.kit.recipes import mini
@@ -63,17 +61,6 @@ def test_stages_that_sample_with_vllm_and_no_others_get_processes_of_vllm(tmp_pa
     assert set(found) == {"evaluate-init", "evaluate-0", "generate-1", "evaluate-1"}
     assert set(found.values()) == {VllmProcesses("/there/python", 2, 4)}
     assert vllm_processes_of(plan.stage("generate-1"), Compute()) == VllmProcesses(sys.executable, 2, 4)
-
-
-# --- before anything starts
-
-
-def test_gpus_are_those_that_may_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executors, "has_nvidia_driver", lambda: True)
-    monkeypatch.setitem(os.environ, "CUDA_VISIBLE_DEVICES", "3, 5")
-    assert executors.visible_gpus() == ["3", "5"]
-    monkeypatch.setattr(executors, "has_nvidia_driver", lambda: False)
-    assert executors.visible_gpus() == []
 
 
 # --- what vLLM says, in one line

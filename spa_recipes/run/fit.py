@@ -1,0 +1,156 @@
+"""Whether the stages of a plan fit the machine, found out before any of them starts."""
+
+import importlib.util
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from spa_recipes.errors import RecipeError
+from spa_recipes.estimates import Hardware, Memory, needs, processes_of, stated_hardware
+from spa_recipes.plan import KINDS, Plan, Stage
+from spa_recipes.recipe.schema import AccelerateExecutor, AnyRecipe, ForkExecutor, Sampling, VllmBackend
+from spa_recipes.run.devices import accelerators, check_supported
+from spa_recipes.units import human_bytes
+
+_ATTENTION = {"flash_attention_2": ("flash_attn",), "flash_attention_3": ("flash_attn_3", "flash_attn_interface")}
+"""Packages, each of which has a kind of attention."""
+MEMORY_OF_LINUX = Path("/proc/meminfo")
+MEMORY_OF_CONTAINER = Path("/sys/fs/cgroup/memory.max")
+
+
+def hardware_here() -> Hardware | None:
+    """The GPUs of this machine; None without any."""
+    gpus = accelerators().gpus
+    return Hardware(len(gpus), min(gpu.memory for gpu in gpus), gpus[0].model) if gpus else None
+
+
+def hardware_for(recipe: AnyRecipe) -> Hardware | None:
+    """The GPUs that estimates are for: those here, else those that the recipe says it was written for."""
+    return hardware_here() or stated_hardware(getattr(recipe, "hardware", ""))
+
+
+def host_bytes() -> int | None:
+    """Memory of this machine, or of the container that this process is in; None where the system does not say."""
+    found = []
+    with suppress(OSError, ValueError, IndexError):
+        (total,) = (line for line in MEMORY_OF_LINUX.read_text().splitlines() if line.startswith("MemTotal:"))
+        found.append(int(total.split()[1]) * 1024)
+    with suppress(OSError, ValueError):  # "max" is no limit
+        found.append(int(MEMORY_OF_CONTAINER.read_text()))
+    return min(found, default=None)
+
+
+def check_fit(stages: Sequence[Stage], plan: Plan) -> None:
+    """Refuse a plan whose stages this machine cannot hold, however short the rows are.
+
+    Args:
+        stages: those that are to run.
+
+    Raises:
+        RecipeError: an accelerator is not supported; there are fewer GPUs than processes; attention's package is
+            missing; a stage does not fit.
+    """
+    recipe = plan.recipe
+    working = [stage for stage in stages if KINDS[stage.kind].loads_model]
+    executor = recipe.compute.executor
+    if not working:
+        return
+    if isinstance(executor, ForkExecutor):
+        hardware = None
+    else:
+        check_supported()
+        hardware = hardware_here()
+    if isinstance(executor, AccelerateExecutor) and hardware is not None and executor.num_processes > hardware.gpus:
+        raise RecipeError(
+            f"asks for {executor.num_processes} processes, one for each GPU, and there are {hardware.gpus} GPUs",
+            where="compute.executor.num_processes",
+            fix=f"set it to {hardware.gpus} or less",
+        )
+    _check_attention(recipe, hardware)
+    for stage in working:
+        if problem := misfit(stage, plan, hardware, host_bytes()):
+            raise problem
+
+
+def misfit(stage: Stage, plan: Plan, hardware: Hardware | None, host: int | None) -> RecipeError | None:
+    """Why a stage does not fit, however short its rows are; None if it does, or where nothing is known.
+
+    Args:
+        hardware: GPUs; None: it works on the CPU.
+        host: bytes of the machine's own memory; None where they are not known.
+    """
+    need, processes = needs(stage, plan), processes_of(plan.recipe)
+    if need.memory is not None:
+        least = (processes if hardware is None else 1) * need.memory.least.total
+        room = host if hardware is None else int(hardware.memory * _usable(stage))
+        if room is not None and least > room:
+            where, whose = ("", "this machine") if hardware is None else (" on each GPU", hardware.model or "each")
+            return RecipeError(
+                f"does not fit: {human_bytes(least)}{where} before any activation ({in_words(need.memory.least)}), and "
+                f"{whose} has {human_bytes(room)}",
+                where=stage.id,
+                fix=_remedy(stage, plan.recipe, hardware),
+            )
+    if need.host is not None and host is not None and need.host > host:
+        return RecipeError(
+            f"does not fit: {human_bytes(need.host)} of the machine's own memory to load and save weights, and there "
+            f"are {human_bytes(host)}",
+            where=stage.id,
+            fix="use fewer processes, model.lora, or a machine with more memory",
+        )
+    return None
+
+
+def is_tight(stage: Stage, plan: Plan, hardware: Hardware | None) -> bool:
+    """Whether a stage may lack memory where its rows are as long as they may be."""
+    memory = needs(stage, plan).memory
+    return hardware is not None and memory is not None and memory.total > hardware.memory * _usable(stage)
+
+
+def in_words(memory: Memory) -> str:
+    """The parts of an estimate, the largest first: `29.0 GB optimizer, 14.5 GB weights`."""
+    parts = sorted(memory._asdict().items(), key=lambda part: -part[1])
+    return ", ".join(f"{human_bytes(size)} {name}" for name, size in parts if size)
+
+
+def _usable(stage: Stage) -> float:
+    """Share of a GPU's memory that a stage may use."""
+    sampling = stage.settings.get("sampling")
+    if isinstance(sampling, Sampling) and isinstance(sampling.backend, VllmBackend):
+        return sampling.backend.gpu_memory_utilization
+    return 1.0
+
+
+def _remedy(stage: Stage, recipe: AnyRecipe, hardware: Hardware | None) -> str:
+    """What to set so that less is held."""
+    lora = recipe.model.lora
+    more = "use a device with more memory"
+    if "train" in KINDS[stage.kind].work:
+        if lora is not None:
+            return more if lora.load_in_4bit else f"set model.lora.load_in_4bit: true, or {more}"
+        if hardware is not None and hardware.gpus > processes_of(recipe):
+            return (
+                f"set compute.executor to {{type: accelerate, num_processes: {hardware.gpus}}}, which shares it out, "
+                "or model.lora: {}"
+            )
+        return f"set model.lora: {{}} to train adapters, or {more}"
+    if _usable(stage) < 1.0:
+        return f"set sampling.backend.tensor_parallel_size higher, or {more}"
+    if "method" in stage.settings:
+        return f"set judge.method: difference, which has one model in memory at a time, or {more}"
+    if "sampling" in stage.settings:
+        return f"set sampling.backend.batch_size lower, or {more}"
+    return more
+
+
+def _check_attention(recipe: AnyRecipe, hardware: Hardware | None) -> None:
+    """Refuse a kind of attention whose package, or GPU, is not here."""
+    wanted = recipe.model.attn_implementation
+    packages = _ATTENTION.get(wanted or "", ())
+    if packages and (hardware is None or all(importlib.util.find_spec(name) is None for name in packages)):
+        lacks = (
+            "needs a GPU, and there is none" if hardware is None else f"is not installed (pip install {packages[0]})"
+        )
+        raise RecipeError(
+            f"{wanted} {lacks}", where="model.attn_implementation", fix="or remove it: sdpa is the default"
+        )
