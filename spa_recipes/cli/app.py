@@ -211,6 +211,10 @@ def plan(
     run_dir: RunDirOption = None,
     set_: Set = None,
     diff: Annotated[bool, typer.Option("--diff", help="Say field by field why a stage is stale.")] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option("--verbose", "-v", help="Print all of every stage: inputs, key, what it waits for and needs."),
+    ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
     whole: Annotated[
         bool,
@@ -219,7 +223,7 @@ def plan(
 ) -> None:
     """Show the stages of a recipe and what they need.
 
-    For each stage: inputs, key, whether its result exists, rows, tokens, memory and disk.
+    A line for each stage, with whether its result exists, rows, optimizer steps, tokens, memory and disk; then totals.
     """
     from spa_recipes import api
     from spa_recipes.cli.plan import print_plan, print_plan_json, print_recipe
@@ -230,7 +234,7 @@ def plan(
     elif json_:
         print_plan_json(prepared)
     else:
-        print_plan(prepared, diff=diff, overrides=set_ or [])
+        print_plan(prepared, diff=diff, verbose=verbose, overrides=set_ or [])
 
 
 @app.command(epilog=examples("spa status", "spa status quickstart"))

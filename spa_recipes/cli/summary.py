@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spa_recipes import api
-from spa_recipes.cli.terminal import bold, say, table, yellow
+from spa_recipes.cli.terminal import bold, cut, say, table, yellow
 from spa_recipes.data.rows import read_rows
 from spa_recipes.data.stage_rows import SampleRow
 from spa_recipes.plan import Plan
@@ -89,8 +89,7 @@ def _print_samples(plan: Plan, run: RunDir) -> None:
 
 
 def _short(text: str, limit: int = 300) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= limit else line[: limit - 1] + "…"
+    return cut(" ".join(text.split()), limit)
 
 
 def _print_places(prepared: api.Prepared, outcome: Outcome) -> None:

@@ -208,21 +208,30 @@ def print_errors(error: SpaError) -> None:
 
 
 def table(
-    headings: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = (), wrap: bool = True
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Sequence[str] = (),
+    wrap: bool = True,
+    shorten: bool = False,
 ) -> list[str]:
     """Lines with columns under their headings, two spaces apart.
 
     Args:
         right: headings of the columns that stand to the right, as numbers do.
         wrap: whether the last column is broken into lines where the terminal ends.
+        shorten: whether the last column is cut there.
     """
     import textwrap
 
     rows = [[visible(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in (headings, *rows)) for i in range(len(headings))]
-    if wrap:
+    if wrap or shorten:
         before = sum(widths[:-1]) + 2 * (len(widths) - 1)
         widths[-1] = max(1, min(widths[-1], max(20, _width() - before)))
+
+    if shorten:
+        rows = [[*row[:-1], cut(row[-1], widths[-1])] for row in rows]
 
     def lines(row: Sequence[str]) -> list[str]:
         folded = (textwrap.wrap(row[-1], widths[-1]) if wrap else [row[-1]]) or [""]
@@ -234,6 +243,11 @@ def table(
 
     head, *_ = lines(headings)
     return [bold(head), *(line for row in rows for line in lines(row))]
+
+
+def cut(text: str, most: int) -> str:
+    """A text of at most so many characters, which ends with an ellipsis where it was longer."""
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _width() -> int:

@@ -2,7 +2,7 @@
 
 from spa_recipes.estimates.hardware import Hardware, stated_hardware
 from spa_recipes.estimates.memory import Memory, Sharding, training_memory
-from spa_recipes.estimates.needs import Need, needs, processes_of
+from spa_recipes.estimates.needs import Need, needs, processes_of, steps_of
 from spa_recipes.estimates.shape import parameters_of
 from spa_recipes.estimates.speed import SCORING, TRAINING, gpu_of, seconds_of
 
@@ -19,5 +19,6 @@ __all__ = [
     "processes_of",
     "seconds_of",
     "stated_hardware",
+    "steps_of",
     "training_memory",
 ]

@@ -20,6 +20,7 @@ class Need(NamedTuple):
 
     Attributes:
         tokens: tokens generated, scored or trained on.
+        steps: optimizer steps.
         memory: of each device.
         host: bytes of the machine's own memory, for weights that are loaded and saved.
         disk: bytes that the stage leaves.
@@ -31,6 +32,7 @@ class Need(NamedTuple):
     host: int | None = None
     disk: int | None = None
     scratch: int | None = None
+    steps: int | None = None
 
 
 def processes_of(recipe: AnyRecipe) -> int:
@@ -55,7 +57,8 @@ def needs(stage: Stage, plan: Plan) -> Need:
     kind, tokens = KINDS[stage.kind], _tokens(stage, recipe)
     if "train" in kind.work:
         sharding, processes = sharding_of(recipe), processes_of(recipe)
-        need = Need(tokens, disk=weights, scratch=_checkpoint_bytes(stage, recipe, size, sharding))
+        scratch = _checkpoint_bytes(stage, recipe, size, sharding)
+        need = Need(tokens, disk=weights, scratch=scratch, steps=steps_of(stage))
         if sharding is None:
             return need
         return need._replace(
@@ -76,6 +79,16 @@ def needs(stage: Stage, plan: Plan) -> Need:
         memory=reading_memory(stage, recipe) if reads else None,
         disk=None if sampled is None else sampled * BYTES_PER_SAMPLED_TOKEN,
     )
+
+
+def steps_of(stage: Stage) -> int | None:
+    """Optimizer steps of a stage that trains, if its rows are known; None of other stages."""
+    training = stage.settings.get("training")
+    if training is None or stage.rows is None:
+        return None
+    rows = stage.rows / (1.0 - getattr(training, "seed_replay", 0.0))
+    steps: int = math.ceil(rows / training.global_batch_size) * training.num_train_epochs
+    return steps
 
 
 def _tokens(stage: Stage, recipe: AnyRecipe) -> int | None:
@@ -103,9 +116,8 @@ def _checkpoint_bytes(stage: Stage, recipe: AnyRecipe, size: int | None, shardin
         return None
     most = recipe.storage.checkpoints_while_training + 1  # the next one is written before the oldest one goes
     training = stage.settings["training"]
-    if stage.rows is not None:
-        rows = stage.rows / (1.0 - getattr(training, "seed_replay", 0.0))
-        steps = math.ceil(rows / training.global_batch_size) * training.num_train_epochs
+    steps = steps_of(stage)
+    if steps is not None:
         most = min(most, (steps - 1) // training.save_steps)  # none after the last step: the model itself is saved
     each = max(CHECKPOINT_BYTES.values()) if sharding is None else CHECKPOINT_BYTES[sharding]
     return int(most) * size * each

@@ -127,7 +127,7 @@ def test_schema_is_json_schema(spa: Spa) -> None:
 
 def test_plan_says_what_a_stage_needs(spa: Spa, tmp_path: Path) -> None:
     write_recipe(tmp_path / "mini.yaml", mini())
-    text = spa("plan", "mini.yaml").stdout
+    text = spa("plan", "mini.yaml", "--verbose").stdout
     for expected in ("pi_init, the judge's reference", "reference pi_0", "memory", "disk", "to do", "rows 96"):
         assert expected in text
     assert not (tmp_path / "runs").exists()

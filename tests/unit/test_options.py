@@ -19,7 +19,7 @@ OPTIONS = {
     "evaluate": {"--benchmark", "--against", "--prompts", "--out", "--annotations", "--backend", "--set", "--trust"},
     "validate": {"--set"},
     "data": {"--model", "--as", "--set"},
-    "plan": {"--run-dir", "--set", "--diff", "--json", "--resolved"},
+    "plan": {"--run-dir", "--set", "--diff", "--verbose", "--json", "--resolved"},
     "status": {"--runs-dir"},
     "gc": {"--runs-dir", "--yes", "--models"},
     "report": {"--runs-dir", "--out"},

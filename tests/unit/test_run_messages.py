@@ -34,7 +34,7 @@ def test_stages_that_run_at_a_time_have_a_bar_each() -> None:
 def test_the_plan_says_what_a_stage_waits_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = plan_of(evaluation={"max_judge_decay": 0.02})
     prepared = api.Prepared(plan, RunDir(tmp_path / "mini"), "")
-    print_plan(prepared, diff=False)
+    print_plan(prepared, diff=False, verbose=True)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "evaluate-1" in line and "waits" in line]
     assert line.split() == ["waits", "for", "evaluate-1"]
     print_plan_json(prepared)

@@ -1,0 +1,65 @@
+"""What `spa plan` prints: a line per stage and totals, or everything."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spa_recipes import api
+from spa_recipes.cli.plan import HEADINGS, print_plan
+from spa_recipes.run.rundir import RunDir
+from spa_recipes.state import marker
+from tests.kit.finished_runs import commit
+from tests.kit.plans import plan_of
+
+
+def printed(capsys: pytest.CaptureFixture[str], folder: Path, *, verbose: bool = False, **changes: Any) -> list[str]:
+    prepared = api.Prepared(plan_of(**changes), RunDir(folder / "mini"), "")
+    print_plan(prepared, diff=False, verbose=verbose)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_stage_is_one_line_and_all_lines_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = plan_of()
+    lines = printed(capsys, tmp_path)
+    assert lines[2].split("  ")[0] == HEADINGS[0]
+    stages = lines[3 : 3 + len(plan.stages)]
+    assert [line.split()[0] for line in stages] == [stage.id for stage in plan.stages]
+    assert max(map(len, stages)) <= 110
+    refine = next(line for line in stages if line.startswith("refine-2")).split()
+    assert refine[3:6] == ["48", "3", "12.3k"]  # 48 pairs in batches of 16, 2 * 128 tokens each
+    assert not any("waits for" in line or "key" in line for line in lines)
+
+
+def test_totals_are_of_what_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan, run = plan_of(), RunDir(tmp_path / "mini")
+    marker.claim(run.path, run.kind)
+    before = printed(capsys, tmp_path)
+    for stage in plan.stages:
+        if not stage.id.startswith("refine"):
+            commit(run, plan, stage.id)
+    lines = printed(capsys, tmp_path)
+    assert any(line.startswith(f"to do:  {len(plan.stages)} of {len(plan.stages)} stages, ") for line in before)
+    assert any(line.startswith(f"to do:  2 of {len(plan.stages)} stages, 5 optimizer steps, ") for line in lines)
+    for stage in ("refine-1", "refine-2"):
+        commit(run, plan, stage)
+    assert "to do:  nothing; every stage is done" in printed(capsys, tmp_path)
+
+
+def test_a_size_that_is_not_known_is_not_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes: dict[str, Any] = {"model": {"model_name_or_path": "org/model"}, "sft": None}
+    unknown = printed(capsys, tmp_path, **changes)
+    assert any(line.startswith("disk:   unknown; ") for line in unknown)
+    (memory,) = (line for line in unknown if line.startswith("memory:"))
+    assert "unknown, as the size of org/model is" in memory
+    assert "model.num_parameters" in memory
+    assert " 0 B" not in "\n".join(unknown)
+    changes["model"]["num_parameters"] = 1e9
+    known = printed(capsys, tmp_path, **changes)
+    assert any(line.startswith("disk:   ") and "GB for results" in line for line in known)
+
+
+def test_verbose_has_inputs_keys_and_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "\n".join(printed(capsys, tmp_path, verbose=True))
+    for words in ("key              ", "needs            rows 48, steps 3, tokens <= 12.3k", "seed/model"):
+        assert words in text
