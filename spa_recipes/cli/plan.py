@@ -132,7 +132,8 @@ def _print_time(times: Sequence[float], hardware: Hardware | None) -> None:
     if hardware is not None and times and (found := gpu_of(hardware)) is not None:
         say(
             f"time:   up to {human_seconds(sum(times))} on {hardware.gpus} x {hardware.model or found[0]}, "
-            f"{sum(times) * hardware.gpus / 3600:.1f} GPU-hours ({found[1].flops / 1e12:.0f} TFLOP/s): {SCORING:.0%} of that for scoring (measured on an H200), "
+            f"{sum(times) * hardware.gpus / 3600:.1f} GPU-hours "
+            f"({found[1].flops / 1e12:.0f} TFLOP/s): {SCORING:.0%} of that for scoring (measured on an H200), "
             f"{TRAINING:.0%} for training (assumed), sampling by memory (assumed); "
             "`spa run --rehearse` measures it"
         )

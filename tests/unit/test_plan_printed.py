@@ -41,8 +41,8 @@ def test_totals_are_of_what_is_left(tmp_path: Path, capsys: pytest.CaptureFixtur
     lines = printed(capsys, tmp_path)
     assert any(line.startswith(f"to do:  {len(plan.stages)} of {len(plan.stages)} stages, ") for line in before)
     assert any(line.startswith(f"to do:  2 of {len(plan.stages)} stages, 5 optimizer steps, ") for line in lines)
-    for stage in ("refine-1", "refine-2"):
-        commit(run, plan, stage)
+    for name in ("refine-1", "refine-2"):
+        commit(run, plan, name)
     assert "to do:  nothing; every stage is done" in printed(capsys, tmp_path)
 
 
