@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from spa_recipes.errors import RecipeError, StageError
+from spa_recipes.models.loading import local_device
 from spa_recipes.models.lora_files import read_lora
 from spa_recipes.models.lora_names import CONFIG
 from spa_recipes.recipe.schema import Lora
@@ -59,10 +60,11 @@ def refuse_on_output_layer(model: PreTrainedModel) -> None:
 def sums_with(model: PreTrainedModel, adapter: Path) -> tuple[PreTrainedModel, dict[str, Callable[[], torch.Tensor]]]:
     """The model without layers of peft, and what makes each of its weights that a trained adapter is added to.
 
-    One sum is in memory at a time. Layers that were trained as a whole are in the model already.
+    One sum is in memory at a time, in float32 and on this process's GPU where it has one. Layers that were trained as a
+    whole are in the model already.
 
     Args:
-        model: what the adapter was trained on. It is changed.
+        model: what the adapter was trained on, in any precision that its weights are exact in. It is changed.
     """
     import peft
     from peft.tuners.lora import LoraLayer
@@ -70,15 +72,17 @@ def sums_with(model: PreTrainedModel, adapter: Path) -> tuple[PreTrainedModel, d
     wrapped = peft.PeftModel.from_pretrained(model, str(adapter))
     layers = {name: layer for name, layer in wrapped.get_base_model().named_modules() if isinstance(layer, LoraLayer)}
     bare: PreTrainedModel = wrapped.unload()
-    return bare, {f"{name}.weight": partial(_sum, layer) for name, layer in layers.items()}
+    return bare, {f"{name}.weight": partial(_sum, layer, local_device()) for name, layer in layers.items()}
 
 
-def _sum(layer: Any) -> torch.Tensor:
-    """The weight of a layer with its adapter, as peft merges it."""
+def _sum(layer: Any, device: torch.device) -> torch.Tensor:
+    """The weight of a layer with its adapter in float32, as peft merges it."""
     (adapter,) = layer.active_adapters
-    weight: torch.Tensor = layer.get_base_layer().weight.detach()
+    weight: torch.Tensor = layer.get_base_layer().weight.detach().to(device, torch.float32)
+    for factors in (layer.lora_A, layer.lora_B):
+        factors.to(device, torch.float32)
     delta: torch.Tensor = layer.get_delta_weight(adapter).detach()
-    return weight + delta.to(weight.dtype)
+    return weight + delta
 
 
 def with_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:

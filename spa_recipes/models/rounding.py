@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
-BLOCK = 1 << 18
-"""Elements that are worked on at the same time."""
+BLOCK, GPU_BLOCK = 1 << 18, 1 << 23
+"""Elements that are worked on at the same time: on a CPU as many as its caches hold, on a GPU as keep it busy."""
 
 _GOLDEN, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # SplitMix64's constants
 
@@ -38,10 +38,10 @@ def stochastic(tensor: torch.Tensor, dtype: torch.dtype, *, key: str, name: str,
         raise ValueError(f"stochastic rounding gives bfloat16 or float16, not {dtype}")
     flat_N = tensor.detach().reshape(-1)
     rounded_N = torch.empty(flat_N.shape, dtype=dtype, device=tensor.device)
-    start = _start(key, name)
-    for first in range(0, len(flat_N), BLOCK):
-        exact_N = flat_N[first : first + BLOCK].float()
-        rounded_N[first : first + BLOCK] = _round(exact_N, dtype, start, first_index + first)
+    start, block = _start(key, name), _block(tensor)
+    for first in range(0, len(flat_N), block):
+        exact_N = flat_N[first : first + block].float()
+        rounded_N[first : first + block] = _round(exact_N, dtype, start, first_index + first)
     return rounded_N.reshape(tensor.shape)
 
 
@@ -66,15 +66,23 @@ class Update:
     def add(self, start: torch.Tensor, trained: torch.Tensor, saved: torch.Tensor) -> None:
         """Count a tensor, or a slice of one: before the training, after it, and as it is saved, on any devices."""
         places = [tensor.detach().reshape(-1) for tensor in (start, trained, saved)]
-        for first in range(0, saved.numel(), BLOCK):
-            blocks = [place[first : first + BLOCK].to(trained.device) for place in places]
+        block = _block(trained)
+        for first in range(0, saved.numel(), block):
+            blocks = [place[first : first + block].to(trained.device) for place in places]
             start_N, trained_N, saved_N = (block.double() for block in blocks)
             nearest_N = blocks[1].to(saved.dtype).double()
             update_N = trained_N - start_N
-            self.squared += torch.dot(update_N, update_N).item()
-            self.kept += torch.dot(saved_N - start_N, update_N).item()
-            self.visible += torch.dot(nearest_N - start_N, update_N).item()
-            self.rounding += (saved_N - trained_N).square_().sum().item()
+            sums = (
+                torch.dot(update_N, update_N),
+                torch.dot(saved_N - start_N, update_N),
+                torch.dot(nearest_N - start_N, update_N),
+                (saved_N - trained_N).square_().sum(),
+            )
+            squared, kept, visible, rounding = torch.stack(sums).tolist()  # one wait for the device
+            self.squared += squared
+            self.kept += kept
+            self.visible += visible
+            self.rounding += rounding
 
     def figures(self) -> dict[str, float]:
         """`update_kept` and `update_visible` (1: all of it) and `rounding_to_update`, a ratio of norms; none of them
@@ -87,6 +95,10 @@ class Update:
             "update_visible": self.visible / self.squared,
             "rounding_to_update": math.sqrt(self.rounding / self.squared),
         }
+
+
+def _block(tensor: torch.Tensor) -> int:
+    return BLOCK if tensor.device.type == "cpu" else GPU_BLOCK
 
 
 def splitmix64(start: int, first: int, count: int, device: torch.device) -> torch.Tensor:

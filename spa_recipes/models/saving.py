@@ -17,7 +17,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from spa_recipes.errors import StageError
 from spa_recipes.models.dtype import dtype_name
-from spa_recipes.models.loading import revision_of
+from spa_recipes.models.loading import local_device, revision_of
 from spa_recipes.models.rounding import Update, stochastic
 from spa_recipes.recipe.schema import Model
 from spa_recipes.state import atomic
@@ -115,11 +115,13 @@ def _rounded(weights: Weights, dtype: torch.dtype, update: Update, *, key: str |
         if not trained.is_floating_point():
             done[place] = trained
             continue
+        trained = trained.to(local_device())  # a GPU rounds and measures in moments
         _refuse_misfits(name, trained, dtype)
         is_cut = trained.dtype.itemsize > dtype.itemsize
-        done[place] = stochastic(trained, dtype, key=key, name=name) if is_cut and key else trained.to(dtype)
+        rounded = stochastic(trained, dtype, key=key, name=name) if is_cut and key else trained.to(dtype)
         if weights.start is not None:
-            update.add(weights.start[name], trained, done[place])
+            update.add(weights.start[name], trained, rounded)
+        done[place] = rounded.cpu()
     return {name: done[(tensor.data_ptr(), tensor.shape)] for name, tensor in weights.tensors.items()}
 
 

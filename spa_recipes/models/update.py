@@ -1,8 +1,7 @@
 """What a policy's weights differ by from its reference's: the direction that the judge differentiates along."""
 
-import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -15,8 +14,7 @@ from spa_recipes.algo.tangents import Move, Thin
 from spa_recipes.errors import DataError, StageError
 from spa_recipes.models.forward_mode import NoForwardModeError
 from spa_recipes.models.lora_files import read_lora
-
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+from spa_recipes.models.weight_files import weight_files
 
 
 class NoUpdateError(StageError):
@@ -65,7 +63,7 @@ def stored_difference(folder: Path, reference: PreTrainedModel, *, stored: PreTr
         try:
             found = {
                 name: file
-                for path in _weight_files(folder)
+                for path in weight_files(folder)
                 for file in [stack.enter_context(safe_open(path, framework="pt"))]
                 for name in file.keys()  # noqa: SIM118
             }
@@ -127,14 +125,6 @@ def trained_adapter(model: PreTrainedModel) -> Update:
             # with `fan_in_fan_out` the weight is stored as (I, O)
             moves[f"{name}.base_layer.weight"] = Thin(up.T, down.T) if layer.fan_in_fan_out else Thin(down, up)
     return _scaled(moves, dict(model.named_parameters()), "")
-
-
-def _weight_files(folder: Path) -> Iterator[Path]:
-    if (folder / _INDEX).is_file():
-        names = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()
-        yield from (folder / Path(name).name for name in sorted(set(names)))
-    else:
-        yield folder / _WEIGHTS
 
 
 def _update(

@@ -166,10 +166,10 @@ def save_trained(
 
     Args:
         source: place of the model before the training.
-        load_source: loads it in float32. A LoRA adapter is added to weights that are loaded afresh, which is right
-            for sharded and for 4-bit models, too; any other update is measured against them where it is rounded. With
-            QLoRA the whole stack of adapters is added to the weights of `env.base`, which were never in 4 bits, and
-            is measured.
+        load_source: loads it in a precision that keeps its weights as they are stored. A LoRA adapter is added to
+            weights that are loaded afresh, which is right for sharded and for 4-bit models, too; any other update is
+            measured against them where it is rounded. With QLoRA the whole stack of adapters is added to the weights
+            of `env.base`, which were never in 4 bits, and is measured.
 
     Returns:
         What the saved model keeps of the update, on the first process; nothing in float32.

@@ -15,6 +15,7 @@ from spa_recipes.models.adapters import lay_under, lora_config, refuse_on_output
 from spa_recipes.models.causal import check_causal
 from spa_recipes.models.dtype import dtype_name
 from spa_recipes.models.loading import load_causal_lm, stored_dtype
+from spa_recipes.models.weight_files import exact_dtype
 from spa_recipes.recipe.schema import Model, PreferenceTraining, SupervisedTraining
 from spa_recipes.training import common
 from spa_recipes.training.along_update import AlongUpdate
@@ -243,7 +244,7 @@ def _train(
         dtype,
         env.tokenizer,
         source=policy_path,
-        load_source=lambda: load_causal_lm(*_start(policy_path, env), torch.float32),
+        load_source=lambda: _load_start(policy_path, env),
     )
     if detector is not None and trainer.is_world_process_zero():
         common.write_lines(env.output_dir / PAIRS_TRACE, detector.trace)
@@ -275,6 +276,12 @@ def _policy(
 def _start(policy_path: Path | str, env: TrainEnv) -> tuple[Path | str, Model]:
     """The weights that the training adds to, and how they are loaded."""
     return (policy_path, env.model) if env.base is None else (env.base.model_name_or_path, env.base)
+
+
+def _load_start(policy_path: Path | str, env: TrainEnv) -> PreTrainedModel:
+    """Those weights as they are stored."""
+    path, settings = _start(policy_path, env)
+    return load_causal_lm(path, settings, exact_dtype(path))
 
 
 def _adapter(env: TrainEnv) -> dict[str, Any]:

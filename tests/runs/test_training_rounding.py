@@ -73,11 +73,11 @@ def test_what_is_saved_is_the_trained_model_rounded_by_the_stages_key(
 ) -> None:
     env = make_env(half, tmp_path, dtype="bfloat16", lora=lora)
     result = train(kind, half, env)
-    saved = weights(env.output_dir)
+    saved, start = weights(env.output_dir), weights(half)
     for name, tensor in saved.items():
-        assert trained[name].dtype == torch.float32
+        # What an adapter was not added to is as it was stored.
+        assert trained[name].dtype == torch.float32 or torch.equal(trained[name], start[name])
         assert torch.equal(tensor, stochastic(trained[name], torch.bfloat16, key=env.key, name=name)), name
-    start = weights(half)
     update = {name: trained[name] - start[name].float() for name in start if name in trained}
     inner = sum(((saved[name].float() - start[name].float()) * u).double().sum() for name, u in update.items())
     squared = sum(u.double().square().sum() for u in update.values())

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from spa_recipes.errors import StageError
 from spa_recipes.models.loading import load_causal_lm
 from spa_recipes.models.rounding import stochastic
 from spa_recipes.models.saving import Weights, save_model
+from spa_recipes.models.weight_files import exact_dtype
 from spa_recipes.recipe.schema import Model
 from tests.kit.training import make_model, weights
 
@@ -157,3 +159,16 @@ def test_weights_that_float16_cannot_hold_are_refused_by_name(source: Path, tmp_
         model.model.norm.weight[3] = -7e4
     with pytest.raises(StageError, match=r"model\.norm\.weight go up to 7e\+04, too large for float16"):
         save(source, tmp_path / "out", model, torch.float16)
+
+
+def test_a_start_is_loaded_in_the_least_precision_that_keeps_it(tmp_path: Path) -> None:
+    for name, tensors in {
+        "half": {"a": torch.ones(2, dtype=torch.bfloat16), "b": torch.ones(3, dtype=torch.bfloat16)},
+        "mixed": {"a": torch.ones(2, dtype=torch.bfloat16), "b": torch.ones(3)},
+        "whole": {"a": torch.ones(2)},
+    }.items():
+        (tmp_path / name).mkdir()
+        save_file(tensors, tmp_path / name / "model.safetensors")
+        expected = torch.bfloat16 if name == "half" else torch.float32
+        assert exact_dtype(tmp_path / name) == expected
+    assert exact_dtype("a/model-of-the-hub") == torch.float32
