@@ -26,7 +26,7 @@ from spa_recipes.cli.options import (
     Trust,
     Until,
 )
-from spa_recipes.cli.recipes import recipes_app, write_new
+from spa_recipes.cli.recipes import recipes_app
 from spa_recipes.cli.signals import stop_on_signals
 from spa_recipes.errors import RecipeError, SpaError, system_error
 from spa_recipes.redaction import redacted
@@ -374,17 +374,28 @@ def schema(
     say_json(job_schema() if job else recipe_schema())
 
 
-@app.command(epilog=examples("spa init my.yaml  # then edit it", "spa validate my.yaml", "spa run my.yaml"))
+@app.command(
+    epilog=examples("spa init my.yaml --model models/my-model --pairs pairs.jsonl", "spa init my.yaml  # then edit it")
+)
 def init(
     path: Annotated[Path, typer.Argument(help="Where to write the recipe.")] = Path("recipe.yaml"),
+    model: Annotated[str | None, typer.Option(help="The model to align: folder or Hub id.")] = None,
+    pairs: Annotated[str | None, typer.Option(metavar="FILE", help="Your labelled pairs.")] = None,
 ) -> None:
-    """Write a commented starter recipe."""
-    from spa_recipes.cli.terminal import say
-    from spa_recipes.recipe.starter import starter_recipe
-    from spa_recipes.units import for_shell
+    """Write a recipe: one that fits a model and pairs, or a commented starter.
 
-    write_new(path, starter_recipe())
-    say(f"wrote {path}; next: edit it, then `spa validate {for_shell(path)}` and `spa plan {for_shell(path)}`")
+    With --model and --pairs it counts rows and tokens, looks at the model and at this machine, and writes lengths,
+    split, batch sizes and learning rates that fit, each with its reason.
+    """
+    from spa_recipes.cli.init import write_fitted, write_starter
+
+    if model is not None and pairs is not None:
+        write_fitted(path, model, pairs)
+    elif model is None and pairs is None:
+        write_starter(path)
+    else:
+        missing = "--model" if model is None else "--pairs"
+        raise RecipeError(f"{missing} is missing", fix="give both --model and --pairs, or none for a starter")
 
 
 @app.command(epilog=examples("spa doctor"))

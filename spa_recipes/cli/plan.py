@@ -117,8 +117,9 @@ def _print_totals(left: Sequence[_Planned], prepared: api.Prepared, hardware: Ha
         return
     disk, scratch = sum(one.need.disk or 0 for one in left), max(one.need.scratch or 0 for one in left)
     say(
-        f"disk:   {human_bytes(disk)} for results and up to {human_bytes(scratch)} for checkpoints while a stage "
-        f"trains; {free} are free"
+        f"disk:   {human_bytes(disk)} for results"
+        + (f" and up to {human_bytes(scratch)} for checkpoints while a stage trains" if scratch else "")
+        + f"; {free} are free"
     )
     most = max((one.need.memory.total for one in left if one.need.memory is not None), default=None)
     host = max(one.need.host or 0 for one in left)

@@ -3,7 +3,7 @@
 from spa_recipes.estimates.hardware import Hardware, stated_hardware
 from spa_recipes.estimates.memory import Memory, Sharding, training_memory
 from spa_recipes.estimates.needs import Need, needs, processes_of, steps_of
-from spa_recipes.estimates.shape import parameters_of
+from spa_recipes.estimates.shape import parameters_of, shape_of_config
 from spa_recipes.estimates.speed import SCORING, TRAINING, gpu_of, seconds_of
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "parameters_of",
     "processes_of",
     "seconds_of",
+    "shape_of_config",
     "stated_hardware",
     "steps_of",
     "training_memory",

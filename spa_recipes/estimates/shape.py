@@ -78,9 +78,16 @@ def parameters_of(recipe: AnyRecipe) -> int | None:
 
 def _on_disk(folder: Path) -> Shape | None:
     try:
-        config = json.loads((folder / "config.json").read_text())
+        return shape_of_config(json.loads((folder / "config.json").read_text()))
+    except (OSError, ValueError):
+        return None
+
+
+def shape_of_config(config: Mapping[str, Any]) -> Shape | None:
+    """The shape that a config.json describes; None where it does not."""
+    try:
         return _of_config(config.get("text_config", config))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError, ZeroDivisionError):
         return None
 
 

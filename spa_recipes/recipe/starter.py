@@ -1,7 +1,15 @@
 """The recipe that `spa init` writes."""
 
+SCHEMA_LINES = (
+    "# yaml-language-server: $schema=recipe.schema.json",
+    "# (your editor completes and checks keys after `spa schema > recipe.schema.json`)",
+)
+"""The first lines of a recipe: where editors find the schema."""
+
 _STARTER = """\
 # A recipe for `spa`: align a chat model with few labelled pairs.
+#
+# `spa init FILE --model M --pairs P` writes one whose values fit your model and your data.
 #
 #   spa validate recipe.yaml    check it
 #   spa plan recipe.yaml        see the stages, their sizes and what is there already
@@ -38,7 +46,7 @@ data:
 # DPO on the seed labels.
 seed_training:
   beta: 0.1
-  learning_rate: 5e-7       # the paper's, for a 7B model; a small model needs more, a LoRA far more
+  learning_rate: 1e-5       # for this small model; default 5e-7, the paper's for 7B; a LoRA needs 10 times more
   num_train_epochs: 3       # the authors' advice below about 2,000 labels; default 1
   global_batch_size: 32     # pairs per optimizer step over all devices
   per_device_train_batch_size: 1 # pairs per device and pass; raise it while memory lasts
@@ -61,7 +69,7 @@ judge:
 # ... and learns from the judged pairs.
 refine:
   beta: 0.1
-  learning_rate: 5e-7
+  learning_rate: 1e-5       # as above; default 5e-7
   num_train_epochs: 1
   global_batch_size: 32
   per_device_train_batch_size: 1
@@ -89,4 +97,4 @@ compute:
 
 def starter_recipe() -> str:
     """A commented recipe for the user's own pairs and a model from the Hub."""
-    return _STARTER
+    return "\n".join((*SCHEMA_LINES, _STARTER))

@@ -27,7 +27,7 @@ OPTIONS = {
     "compare": {"--runs-dir", "--json"},
     "schema": {"--job"},
     "recipes": set(),
-    "init": set(),
+    "init": {"--model", "--pairs"},
     "doctor": set(),
 }  # fmt: skip
 """Commands and their options; the first one's stand before any command."""

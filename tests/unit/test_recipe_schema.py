@@ -83,8 +83,10 @@ def test_starter_says_the_defaults() -> None:
     marked = {
         "model": recipe.model,
         "data": recipe.data,
-        "seed_training": recipe.seed_training.model_copy(update={"num_train_epochs": 1}),
+        "seed_training": recipe.seed_training.model_copy(update={"num_train_epochs": 1, "learning_rate": 5e-7}),
+        "refine": recipe.refine.model_copy(update={"learning_rate": 5e-7}),
         "noise": plain.noise.model_copy(update={"lambdas": [plain.lambda_of(1), plain.lambda_of(2)]}),
     }
-    assert recipe.model_copy(update={"seed_training": marked["seed_training"]}) == plain.model_copy(update=marked)
+    read_as = recipe.model_copy(update={name: marked[name] for name in ("seed_training", "refine")})
+    assert read_as == plain.model_copy(update=marked)
     assert recipe.model.model_copy(update={"model_name_or_path": "m"}) == plain.model
