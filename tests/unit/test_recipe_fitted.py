@@ -17,6 +17,7 @@ from tests.kit.recipe_texts import read
 pytestmark = pytest.mark.usefixtures("in_tmp")
 
 GB = 10**9
+CPU = Machine(0, 64 * GB)
 
 
 def seen(
@@ -25,7 +26,7 @@ def seen(
     context: int | None = 8192,
     prompts: list[int] | None = None,
     answers: list[int] | None = None,
-    machine: Machine = Machine(0, 64 * GB),
+    machine: Machine = CPU,
     template: str = "{{ messages }}",
 ) -> Seen:
     lengths = (sorted(prompts or [40, 60, 300]), sorted(answers or [50, 150, 600]))
@@ -79,7 +80,7 @@ def test_every_value_has_its_reason() -> None:
         ({"machine": Machine(1, 24 * GB), "parameters": 7 * GB}, ["lora: {load_in_4bit: true}", "140 GB of 24 GB"]),
         ({"machine": Machine(1, 80 * GB), "parameters": 7 * GB}, ["lora: {} "]),
         ({"machine": Machine(4, 80 * GB, has_vllm=True)}, ["num_processes: 4", "type: vllm, data_parallel_size: 4"]),
-        ({"machine": Machine(0, 64 * GB)}, ["dtype: float32", "executor: {type: fork}"]),
+        ({"machine": CPU}, ["dtype: float32", "executor: {type: fork}"]),
         ({"template": ""}, ["chat_template: zephyr.jinja"]),
         ({"template": "{% if enable_thinking %}"}, ["chat_template_kwargs: {enable_thinking: false}"]),
         ({"context": 512}, ["max_length: 512", "all that the model has positions for"]),
