@@ -237,6 +237,7 @@ class JudgeRequest(NamedTuple):
     overwrite: bool = False
     trust_remote_code: bool = False
     chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
 
 def judge_pairs(request: JudgeRequest, reporter: Reporter) -> Manifest:
@@ -290,6 +291,7 @@ def _judge_job(request: JudgeRequest) -> JudgeJob:
         **{name: value for name, value in lengths.items() if value is not None},
         "trust_remote_code": request.trust_remote_code,
         "chat_template": request.chat_template,
+        "chat_template_kwargs": request.chat_template_kwargs or {},
     }
     try:
         return JudgeJob(

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError
 
 from spa_recipes.cli.terminal import bold, say
 from spa_recipes.data import counts, sources
+from spa_recipes.data.model_files import ModelFiles
+from spa_recipes.data.readable import Readable
 from spa_recipes.data.sources import Loaded
 from spa_recipes.errors import DataError, RecipeError
 from spa_recipes.recipe.schema import DatasetSource, Model
+from spa_recipes.units import count_of
+
+if TYPE_CHECKING:
+    from spa_recipes.data.chat import Renderer
 
 _SHOWN = 3
 _MEASURED = 1000
+_SAID = ("role", "content")
 
 
 class _Way(NamedTuple):
@@ -39,16 +46,18 @@ def show(source: str, settings: Sequence[str], use: str | None, model: str | Non
         DataError: it cannot be read. RecipeError: an option is wrong.
     """
     given = _source(source, settings)
-    name, loaded = _read(given, use)
+    renderer = None if model is None else _renderer(model)
+    check = None if renderer is None or model is None else Readable(ModelFiles(model, None), lambda: renderer)
+    name, loaded = _read(given, use, check)
     total = len(loaded.stored) + len(loaded.skipped)
-    say(f"{bold(source)}: {total:,} rows, {len(loaded.stored):,} {name}")
+    say(f"{bold(source)}: {count_of(total, 'row')}, {count_of(len(loaded.stored), name.removesuffix('s'))}")
     say(f"form:     {loaded.form}")
     say(f"columns:  {', '.join(loaded.columns)}")
     say(f"ignored:  {', '.join(loaded.ignored) or 'none'}")
     for remark in loaded.remarks:
         say(f"          {remark}")
     rows = list(loaded.stored.take(range(min(_MEASURED, len(loaded.stored)))))
-    _print_rows(rows, model)
+    _print_rows(rows, renderer)
     lines = counts.table(loaded.skipped)
     if name == "pairs":
         lines += counts.repeats(loaded.stored).lines
@@ -76,11 +85,7 @@ def settings_of(entries: Sequence[str], option: str) -> dict[str, Any]:
         RecipeError: an entry has no equals sign.
     """
     given: dict[str, Any] = {"columns": {}}
-    for entry in entries:
-        key, equals, value = entry.partition("=")
-        if not equals:
-            fix = f"e.g. {option} columns.prompt=question"
-            raise RecipeError(f"{entry!r} is no KEY=VALUE", where=option, fix=fix)
+    for key, value in _entries(entries, option, "columns.prompt=question"):
         if key == "columns.ignore":
             given["columns"]["ignore"] = [name.strip() for name in value.strip("[]").split(",")]
         elif key.startswith("columns."):
@@ -88,6 +93,24 @@ def settings_of(entries: Sequence[str], option: str) -> dict[str, Any]:
         else:
             given[key] = _value(value) if key == "max_skipped" else value
     return given
+
+
+def variables_of(entries: Sequence[str], option: str) -> dict[str, Any]:
+    """Variables of a chat template as they are given on the command line.
+
+    Raises:
+        RecipeError: an entry has no equals sign.
+    """
+    found = _entries(entries, option, "enable_thinking=false")
+    return {key: int(value) if value.isdecimal() else _value(value) for key, value in found}
+
+
+def _entries(entries: Sequence[str], option: str, example: str) -> Iterator[tuple[str, str]]:
+    for entry in entries:
+        key, equals, value = entry.partition("=")
+        if not equals:
+            raise RecipeError(f"{entry!r} is no KEY=VALUE", where=option, fix=f"e.g. {option} {example}")
+        yield key, value
 
 
 def _value(text: str) -> bool | float | str:
@@ -99,9 +122,18 @@ def _value(text: str) -> bool | float | str:
         return text
 
 
-def _read(given: DatasetSource, use: str | None) -> tuple[str, Loaded[Any]]:
+def _renderer(model: str) -> Renderer:
+    from spa_recipes.data.chat import Renderer, load_tokenizer
+
+    settings = Model(model_name_or_path=model)
+    return Renderer(
+        load_tokenizer(model), max_prompt_length=settings.max_prompt_length, max_length=settings.max_length, notice=say
+    )
+
+
+def _read(given: DatasetSource, use: str | None, check: sources.Check | None) -> tuple[str, Loaded[Any]]:
     """The dataset for the use that is asked for, or for the first one that its form is good for."""
-    readers: dict[str, Callable[[DatasetSource], Loaded[Any]]] = {
+    readers: dict[str, Callable[..., Loaded[Any]]] = {
         "pairs": sources.read_pairs,
         "conversations": sources.read_conversations,
         "prompts": sources.read_prompts,
@@ -109,7 +141,7 @@ def _read(given: DatasetSource, use: str | None) -> tuple[str, Loaded[Any]]:
     if use is not None:
         if use not in readers:
             raise RecipeError(f"{use!r} is no use of data", where="--as", fix=f"choose one of {', '.join(readers)}")
-        return use, readers[use](given)
+        return use, readers[use](given, check=check)
     for name, (wanted, _) in _WAYS.items():
         try:
             sources.look(given, wanted)
@@ -117,33 +149,29 @@ def _read(given: DatasetSource, use: str | None) -> tuple[str, Loaded[Any]]:
             if "columns of no known form" not in error.what or name == "prompts":
                 raise
         else:
-            return name, readers[name](given)
+            return name, readers[name](given, check=check)
     raise AssertionError("the last way raises")
 
 
-def _print_rows(rows: Sequence[Mapping[str, Any]], model: str | None) -> None:
-    renderer = None
-    if model is not None:
-        from spa_recipes.data.chat import Renderer, load_tokenizer
-
-        settings = Model(model_name_or_path=model)
-        tokenizer = load_tokenizer(model)
-        renderer = Renderer(tokenizer, max_prompt_length=settings.max_prompt_length, max_length=settings.max_length)
+def _print_rows(rows: Sequence[Mapping[str, Any]], renderer: Renderer | None) -> None:
     for row in rows[:_SHOWN]:
         number = row["row"]
         say("")
         say(bold(f"row {number}"))
         for part, messages in _parts(row):
             for message in messages:
-                calls = f" calls {message['tool_calls']}" if "tool_calls" in message else ""
-                say(f"  {part} {message['role']}: {_short(message['content'] + calls)}")
+                beside = "".join(f" [{key}: {value}]" for key, value in message.items() if key not in _SAID)
+                say(f"  {part} {message['role']}: {_short(message['content'] + beside)}")
         if renderer is not None:
             say(f"  rendered: {_short(repr(_rendered(renderer, row)), 600)}")
     unit, lengths = _lengths(rows, renderer)
     say("")
     for part, found in lengths.items():
         found = sorted(found)
-        say(f"{part}: {found[len(found) // 2]:,} {unit} in the middle, {found[-1]:,} at most (of {len(found):,} rows)")
+        median = count_of(found[len(found) // 2], unit)
+        say(f"{part}: {median} in the middle, {found[-1]:,} at most (of {count_of(len(found), 'row')})")
+    if renderer is not None and renderer.removed_ends:
+        say("some answers end with an end of turn of their own, which is removed")
 
 
 def _parts(row: Mapping[str, Any]) -> list[tuple[str, list[Any]]]:
@@ -175,7 +203,7 @@ def _lengths(rows: Sequence[Mapping[str, Any]], renderer: Any) -> tuple[str, dic
             else:
                 length = len(renderer.response_ids(row["prompt"], messages[0]["content"]))
             found.setdefault(part, []).append(length)
-    return ("characters" if renderer is None else "tokens"), found
+    return ("character" if renderer is None else "token"), found
 
 
 def _short(text: str, most: int = 200) -> str:

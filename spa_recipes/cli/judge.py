@@ -48,13 +48,17 @@ def judge(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output file.")] = False,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run code of the models.")] = False,
     chat_template: Annotated[str | None, typer.Option(help="Jinja file, for models without a template.")] = None,
+    chat_template_kwargs: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Set a variable of the chat template, e.g. `enable_thinking=false`."),
+    ] = None,
 ) -> None:
     """Label answers that you already have, by an implicit reward.
 
     It is that of a policy against its reference, as in the runs.
     """
     from spa_recipes import api
-    from spa_recipes.cli.data import settings_of
+    from spa_recipes.cli.data import settings_of, variables_of
     from spa_recipes.cli.progress import PlainReporter
     from spa_recipes.cli.summary import print_judged
 
@@ -78,6 +82,7 @@ def judge(
         overwrite=overwrite,
         trust_remote_code=trust_remote_code,
         chat_template=chat_template,
+        chat_template_kwargs=variables_of(chat_template_kwargs or [], "--chat-template-kwargs"),
     )
     with PlainReporter() as reporter:
         manifest = api.judge_pairs(request, reporter)

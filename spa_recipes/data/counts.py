@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from spa_recipes.data.labelling import NOT_GOOD
 from spa_recipes.errors import DataError
 from spa_recipes.recipe.schema import MAX_SKIPPED, DatasetSource, SandboxSource
+from spa_recipes.units import count_of
 
 if TYPE_CHECKING:
     from spa_recipes.data.arrow import Rows
     from spa_recipes.data.sources import Loaded
 
 _EXAMPLES = 3
+_LONGEST_EXAMPLE = 100
+_FEWEST = 3  # rows that an answer is said to stand in
 _MOST_REASONS = 12
 _WORD = re.compile(r"\w+")
 
@@ -46,7 +49,7 @@ def table(skipped: Sequence[tuple[int, str]]) -> list[str]:
     """Lines for people: how many rows gave nothing, and why, with examples."""
     if not skipped:
         return []
-    lines = [f"{len(skipped):,} rows give nothing:"]
+    lines = [f"{count_of(len(skipped), 'row')} gave nothing:"]
     for why, (count, examples) in reasons(skipped).items():
         more = ", ..." if count > len(examples) else ""
         lines.append(f"  {count:>9,}  {why} (row{'s' if count > 1 else ''} {', '.join(map(str, examples))}{more})")
@@ -78,16 +81,36 @@ def check_skipped(
 # --- rows that repeat or contradict one another
 
 
+class Frequent(NamedTuple):
+    """An answer that stands in many rows, and the numbers of the rows where it is the chosen or the rejected one."""
+
+    text: str
+    chosen: list[int]
+    rejected: list[int]
+
+    def __str__(self) -> str:
+        rows = sorted({*self.chosen, *self.rejected})
+        shown = ", ".join(map(str, rows[:_EXAMPLES]))
+        text = " ".join(self.text.split())
+        short = text if len(text) <= _LONGEST_EXAMPLE else f"{text[:_LONGEST_EXAMPLE]}..."
+        return (
+            f"one answer stands in {count_of(len(rows), 'row')} (chosen in {len(self.chosen):,}, rejected in "
+            f"{len(self.rejected):,}; {_rows(rows)} {shown}{_more(rows)}): {short}"
+        )
+
+
 class Repeats(NamedTuple):
     """Pairs that were there before.
 
     Attributes:
         repeated: row numbers of pairs that are the same as an earlier one.
         conflicting: row numbers of two pairs of the same prompt and answers with the labels the other way round.
+        frequent: the answers that stand in the most rows, where these are a thousandth of all, and three at least.
     """
 
     repeated: list[int]
     conflicting: list[tuple[int, int]]
+    frequent: list[Frequent]
 
     @property
     def lines(self) -> list[str]:
@@ -95,25 +118,24 @@ class Repeats(NamedTuple):
         lines = []
         if self.repeated:
             shown = ", ".join(map(str, self.repeated[:_EXAMPLES]))
-            lines.append(f"{len(self.repeated):,} pairs repeat an earlier pair (rows {shown}{_more(self.repeated)})")
+            lines.append(
+                f"{count_of(len(self.repeated), 'pair repeats', 'pairs repeat')} an earlier pair "
+                f"({_rows(self.repeated)} {shown}{_more(self.repeated)})"
+            )
         if self.conflicting:
             shown = ", ".join(f"{one} and {other}" for one, other in self.conflicting[:_EXAMPLES])
             lines.append(
-                f"{len(self.conflicting):,} pairs contradict a pair of the same prompt and answers "
-                f"(rows {shown}{_more(self.conflicting)})"
+                f"{count_of(len(self.conflicting), 'pair contradicts', 'pairs contradict')} a pair of the same prompt "
+                f"and answers (rows {shown}{_more(self.conflicting)})"
             )
-        return lines
+        return [*lines, *map(str, self.frequent)]
 
 
 def repeats(pairs: Rows) -> Repeats:
     """Compare all pairs with one another, by 64 bits of a hash of each."""
     import numpy as np
 
-    rows, forward, backward = (
-        np.empty(len(pairs), np.int64),
-        np.empty(len(pairs), np.int64),
-        np.empty(len(pairs), np.int64),
-    )
+    rows, forward, backward, *texts_of_sides = (np.empty(len(pairs), np.int64) for _ in range(5))
     start = 0
     for batch in pairs.batches():
         end = start + len(batch)
@@ -122,12 +144,30 @@ def repeats(pairs: Rows) -> Repeats:
         names = batch["prompt_id"].to_pylist()
         forward[start:end] = [hash(texts) for texts in zip(names, chosen, rejected, strict=True)]
         backward[start:end] = [hash(texts) for texts in zip(names, rejected, chosen, strict=True)]
+        for side, texts in zip(texts_of_sides, (chosen, rejected), strict=True):
+            side[start:end] = [hash(text) for text in texts]
         start = end
     _, firsts = np.unique(forward, return_index=True)
     repeated = np.delete(rows, firsts)
     _, ours, theirs = np.intersect1d(forward, backward, return_indices=True)
     pairs_of_rows = {tuple(sorted((int(rows[i]), int(rows[j])))) for i, j in zip(ours, theirs, strict=True)}
-    return Repeats(sorted(repeated.tolist()), sorted(pairs_of_rows))  # type: ignore[arg-type]
+    frequent = _frequent(pairs, rows, *texts_of_sides)
+    return Repeats(sorted(repeated.tolist()), sorted(pairs_of_rows), frequent)  # type: ignore[arg-type]
+
+
+def _frequent(pairs: Rows, rows: Any, chosen: Any, rejected: Any) -> list[Frequent]:
+    """The most frequent answers, by the hashes of all chosen and all rejected ones."""
+    import numpy as np
+
+    hashes, numbers = np.unique(np.concatenate([chosen, rejected]), return_counts=True)
+    most = np.argsort(-numbers, kind="stable")[:_EXAMPLES]
+    found = []
+    for answer in hashes[most][numbers[most] >= max(_FEWEST, len(rows) / 1000)]:
+        sides = {"chosen": np.flatnonzero(chosen == answer), "rejected": np.flatnonzero(rejected == answer)}
+        side = "chosen" if len(sides["chosen"]) else "rejected"
+        (example,) = pairs.take([int(sides[side][0])], [side])
+        found.append(Frequent(example[side][0]["content"], *(rows[places].tolist() for places in sides.values())))
+    return found
 
 
 class NearEqual:
@@ -155,12 +195,17 @@ class NearEqual:
         if not self.count:
             return []
         more = "; ..." if self.count > len(self._examples) else ""
-        return [f"{self.count:,} prompts are nearly those of another part ({'; '.join(self._examples)}{more})"]
+        number = count_of(self.count, "prompt is nearly one", "prompts are nearly those")
+        return [f"{number} of another part ({'; '.join(self._examples)}{more})"]
 
 
 def _words_of(prompt: Iterable[Mapping[str, Any]]) -> bytes:
     text = "\n".join(" ".join(_WORD.findall(message["content"].casefold())) for message in prompt)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest()
+
+
+def _rows(found: Sequence[Any]) -> str:
+    return "rows" if len(found) > 1 else "row"
 
 
 def _more(found: Sequence[Any]) -> str:

@@ -23,6 +23,8 @@ NOT_GOOD = "an answer that is labelled as bad: no demonstration"
 """Why a row of good and bad answers gives no demonstration, as it should."""
 _UNPAIRED = "its prompt has no answer with the other label"
 _NO_LABEL = "no label"
+AS_DEMONSTRATIONS = "give a good and a bad answer to the same prompt; sft.data takes the good ones as demonstrations"
+"""What to do with good and bad answers that make no pair."""
 
 Finish = Callable[[Any, Raw, int], Mapping[str, Any]]
 Complete = Callable[["Rows", list[tuple[int, str]], Path | None], "Rows"]

@@ -26,6 +26,7 @@ from spa_recipes.data.raw import local_file, read_raw
 from spa_recipes.data.rows import CandidatesRow, ConversationRow, Message, PairRow, PromptRow
 from spa_recipes.errors import DataError
 from spa_recipes.recipe.schema import Columns, DatasetSource, SandboxSource
+from spa_recipes.units import count_of
 
 if TYPE_CHECKING:
     from spa_recipes.data.arrow import Rows
@@ -234,7 +235,11 @@ def _read(source: AnySource, use: Use, scratch: Path | None, check: Check | None
         stored = complete(stored, skipped, scratch)
     if reading is None or not len(stored):
         number, reason = skipped[0]
-        raise DataError(f"none of the {len(skipped):,} rows is usable; row {number}: {reason}", where=opened.name)
+        raise DataError(
+            f"none of the {count_of(len(skipped), 'row')} is usable; row {number}: {reason}",
+            where=opened.name,
+            fix=labelling.AS_DEMONSTRATIONS if use is PAIRS and labelling.is_judged(reading) else "",
+        )
     remarks = [*reading.cells.words, *([label.words] if label else [])]
     ignored = [name for name in reading.ignored if name not in reading.used]
     return Loaded(stored, reading.form.name, list(reading.used), ignored, remarks, skipped)

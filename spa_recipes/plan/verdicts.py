@@ -34,7 +34,8 @@ def add_verdicts(
     load_question(question)
     # The model and the question are inputs; what else they need stands beside.
     elsewhere = ("model_name_or_path", "revision", "chat_template", "max_length", "endpoint", "prompt")
-    settings: dict[str, Any] = {"judge": judge.model_copy(update=dict.fromkeys(elsewhere))}
+    without = {**dict.fromkeys(elsewhere), "chat_template_kwargs": {}}
+    settings: dict[str, Any] = {"judge": judge.model_copy(update=without)}
     inputs: dict[str, Input] = {**answers, "question": build.file(str(question), f"{key}.prompt")}
     if judge.endpoint is not None:
         kind, name = "endpoint_verdicts", f"{judge.endpoint.model} at {judge.endpoint.base_url}"
@@ -43,9 +44,8 @@ def add_verdicts(
         kind, name = "verdicts", judge.model_name_or_path
         # The recipe's chat template is that of the models that answer.
         section: Model = model["model"]
-        own = build.model_settings(
-            section.model_copy(update={"chat_template": judge.chat_template, "chat_template_kwargs": {}}), key
-        )
+        rendering = {"chat_template": judge.chat_template, "chat_template_kwargs": judge.chat_template_kwargs}
+        own = build.model_settings(section.model_copy(update=rendering), key)
         settings |= {**_asking(judge, own, sampling), "seed": seed}
         inputs["model"] = build.model(name, judge.revision, f"{key}.model_name_or_path")
     else:

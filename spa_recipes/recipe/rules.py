@@ -82,7 +82,7 @@ def lora_leaves_the_head(lora: schema.Lora) -> Conflicts:
         )
 
 
-def template_variables_are_free(model: schema.ModelSource) -> Conflicts:
+def template_variables_are_free(model: schema.ModelSource | schema.LlmJudge) -> Conflicts:
     for name in sorted(model.chat_template_kwargs.keys() & _TEMPLATE_ARGUMENTS):
         yield Conflict(("chat_template_kwargs",), f"must not name {name}", "remove it: rendering sets it itself")
 
@@ -164,6 +164,9 @@ def llm_judge_is_one_model(judge: schema.LlmJudge) -> Conflicts:
     for name in ("revision", "chat_template"):
         if judge.model_name_or_path is None and getattr(judge, name) is not None:
             yield Conflict((name,), "needs model_name_or_path", f"add it, or remove {name}")
+    if judge.model_name_or_path is None and judge.chat_template_kwargs:
+        fix = "add it, or set model.chat_template_kwargs, which are those of a policy that judges"
+        yield Conflict(("chat_template_kwargs",), "needs model_name_or_path", fix)
     if judge.endpoint is not None and judge.max_length is not None:
         yield Conflict(("max_length",), "has no effect on an endpoint, whose server has its own limit", "remove it")
 

@@ -85,6 +85,9 @@ class Lora(Section):
     )
 
 
+TemplateVariables = dict[str, bool | int | float | str | None]
+
+
 class ModelSource(Section):
     """Which model, and how it is loaded."""
 
@@ -108,7 +111,7 @@ class ModelSource(Section):
         description="File with a Jinja chat template, for a model without one.",
         json_schema_extra=LOCATION,
     )
-    chat_template_kwargs: dict[str, bool | int | float | str | None] = Field(
+    chat_template_kwargs: TemplateVariables = Field(
         {}, description="Variables for the chat template, e.g. {enable_thinking: false}."
     )
 
@@ -516,7 +519,7 @@ class LlmJudge(Section):
     not say how certain the judge is.
     """
 
-    RULES: ClassVar[rules.Rules] = (rules.llm_judge_is_one_model,)
+    RULES: ClassVar[rules.Rules] = (rules.llm_judge_is_one_model, rules.template_variables_are_free)
 
     type: Literal["llm"]
     model_name_or_path: str | None = Field(
@@ -530,6 +533,11 @@ class LlmJudge(Section):
         None,
         description="File with a Jinja chat template, for a judge without one.",
         json_schema_extra=LOCATION,
+    )
+    chat_template_kwargs: TemplateVariables = Field(
+        {},
+        description="Variables for the judge's chat template, e.g. {enable_thinking: false}; the policy has those of "
+        "`model`.",
     )
     endpoint: Endpoint | None = Field(None, description="Server to ask instead of a model on this machine.")
     prompt: str | None = Field(

@@ -9,12 +9,14 @@ from typing import NamedTuple, TypedDict
 import pyarrow as pa
 
 from spa_recipes.benchmarks import alpaca_eval, mt_bench
+from spa_recipes.data.chat import Rendered
+from spa_recipes.data.counts import check_skipped, reasons
 from spa_recipes.data.rows import Message, prompt_id, write_jsonl
 from spa_recipes.data.sources import read_prompts
 from spa_recipes.data.stage_rows import AnswerRow
 from spa_recipes.generation.requests import Request
 from spa_recipes.recipe.schema import DatasetSource, Model, Sampling
-from spa_recipes.stages.common import mean, model_section, renderer_of, sharded, share
+from spa_recipes.stages.common import mean, model_section, of_row, renderer_of, say_read, sharded, share
 from spa_recipes.stages.context import NO_RESULT, Context, Result
 from spa_recipes.stages.generate import Sampler, is_empty
 from spa_recipes.state import atomic
@@ -103,7 +105,10 @@ def _pairwise(context: Context) -> Result:
     settings = context.spec.settings
     source = DatasetSource.model_validate(context.located(settings["source"], "prompts"))
     # Several rows may have one prompt; it is answered, and counts, once.
-    prompts = list({row["prompt_id"]: row for row in read_prompts(source, context.draft).rows}.values())
+    loaded = read_prompts(source, context.draft)
+    say_read(loaded, "prompt")
+    check_skipped(loaded, source, context.spec.keys.get("prompts", "prompts"))
+    prompts = list({row["prompt_id"]: row for row in loaded.stored}.values())
     temperature = settings["sampling"]["temperature"]
     rows = _answered(context, [Dialogue(row["prompt_id"], row["prompt"], temperature=temperature) for row in prompts])
     if rows is None:
@@ -118,7 +123,9 @@ def _pairwise(context: Context) -> Result:
         for prompt, row in zip(prompts, rows, strict=True)
     ]
     write_jsonl(context.draft / "answers.jsonl", answers)
-    return _result(rows)
+    result = _result(rows)
+    result.metrics.update(skipped=len(loaded.skipped), skipped_why=reasons(loaded.skipped))
+    return result
 
 
 def instructions_file(context: Context) -> Path:
@@ -186,7 +193,7 @@ def _conversations(
                     {"role": "assistant", "content": rows[i]["turns"][-1].strip()},
                     {"role": "user", "content": asked[i].more[turn - 1]},
                 ]
-        prompts = [sampler.renderer.render_prompt(messages[i]) for i in active]
+        prompts = [_rendered(sampler, asked[i].id, messages[i]) for i in active]
         completions = sampler(
             [Request(f"{asked[i].id}:{turn}", 0, prompt.ids) for i, prompt in zip(active, prompts, strict=True)],
             seed=context.spec.settings["seed"],
@@ -203,6 +210,11 @@ def _conversations(
             row["prompt_cut"] |= prompt.cut
             row["tstamp"] = time.time()
     return rows
+
+
+def _rendered(sampler: Sampler, name: str, messages: Sequence[Message]) -> Rendered:
+    with of_row({"prompt_id": name}):
+        return sampler.renderer.render_prompt(messages)
 
 
 def _result(rows: list[AnsweredRow]) -> Result:

@@ -12,9 +12,8 @@ from spa_recipes.data.sources import read_candidates
 from spa_recipes.data.tables import CompletionRow, given_answer, write_completions
 from spa_recipes.errors import DataError
 from spa_recipes.recipe.schema import DatasetSource
-from spa_recipes.stages.common import model_section, of_row, readable_by, renderer_of
+from spa_recipes.stages.common import model_section, of_row, readable_by, renderer_of, say_read
 from spa_recipes.stages.context import Context, Result
-from spa_recipes.units import count_of
 
 
 def run(context: Context) -> Result:
@@ -28,8 +27,7 @@ def run(context: Context) -> Result:
     source = DatasetSource.model_validate(context.located(context.spec.settings["source"], "pairs"))
     model = model_section(context, "policy")
     loaded = read_candidates(source, context.draft, readable_by(model, lambda: policy))
-    for line in (f"{count_of(len(loaded.stored), 'row')}, read as {loaded.line}", *counts.table(loaded.skipped)):
-        print(line, flush=True)
+    say_read(loaded, "row")
     counts.check_skipped(loaded, source, "pairs")
     write_jsonl(context.draft / "prompts.jsonl", loaded.stored)
     policy.removed_ends = 0  # rows that were tried come again

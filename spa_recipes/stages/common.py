@@ -10,10 +10,12 @@ from typing import Any, NotRequired, TypedDict
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from spa_recipes.data import counts
 from spa_recipes.data.chat import Renderer, load_tokenizer
 from spa_recipes.data.model_files import ModelFiles
 from spa_recipes.data.readable import Readable
 from spa_recipes.data.rows import PairRow
+from spa_recipes.data.sources import Loaded
 from spa_recipes.data.tables import write_synced
 from spa_recipes.errors import DataError, StageError
 from spa_recipes.recipe.schema import Model
@@ -22,6 +24,7 @@ from spa_recipes.state import atomic
 from spa_recipes.state.digests import file_digest
 from spa_recipes.state.patience import patiently, size_of
 from spa_recipes.state.reading import read_text
+from spa_recipes.units import count_of
 
 Compute = Callable[[int, int], pa.Table]
 """Makes the rows [start, end) of a table."""
@@ -62,6 +65,12 @@ def renderer_of(model: Model, notice: Callable[[str], None] = print) -> Renderer
 def readable_by(model: Model, renderer: Callable[[], Renderer]) -> Readable:
     """What says whether a model can read a row; `renderer` makes its renderer where one is needed."""
     return Readable(ModelFiles(model.model_name_or_path, model.revision), renderer)
+
+
+def say_read(loaded: Loaded[Any], noun: str) -> None:
+    """Print what was read, and the reasons of what was not used."""
+    for line in (f"{count_of(len(loaded.stored), noun)}, read as {loaded.line}", *counts.table(loaded.skipped)):
+        print(line, flush=True)
 
 
 class TokenPair(TypedDict):

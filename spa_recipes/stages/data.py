@@ -11,7 +11,7 @@ from spa_recipes.data.rows import write_jsonl
 from spa_recipes.data.sources import read_pairs, read_prompts
 from spa_recipes.data.split import split_rows
 from spa_recipes.recipe.schema import Data
-from spa_recipes.stages.common import model_section, readable_by, renderer_of
+from spa_recipes.stages.common import model_section, readable_by, renderer_of, say_read
 from spa_recipes.stages.context import Context, Result
 
 
@@ -24,12 +24,12 @@ def run(context: Context) -> Result:
     data = Data.model_validate(settings)
     check = _readable(context)
     pairs = read_pairs(data.pairs, context.draft, check)
-    report(f"{len(pairs.stored):,} pairs, read as {pairs.line}", pairs.skipped)
+    say_read(pairs, "pair")
     counts.check_skipped(pairs, data.pairs, "data.pairs", data.max_skipped)
     prompts = None
     if data.prompts is not None:
         prompts = read_prompts(data.prompts, context.draft, check)
-        report(f"{len(prompts.stored):,} prompts, read as {prompts.line}", prompts.skipped)
+        say_read(prompts, "prompt")
         counts.check_skipped(prompts, data.prompts, "data.prompts", data.max_skipped)
     parts = split_rows(
         names_of(pairs.stored),
@@ -57,6 +57,7 @@ def run(context: Context) -> Result:
         "skipped_prompts_why": counts.reasons(prompts.skipped) if prompts else {},
         "repeated_pairs": len(repeats.repeated),
         "conflicting_pairs": len(repeats.conflicting),
+        "most_frequent_answer": max((len({*a.chosen, *a.rejected}) for a in repeats.frequent), default=0),
         "near_equal_prompts": near.count,
         "seed": len(parts.seed),
         "prompts": [len(part) for part in parts.prompts],
@@ -73,12 +74,6 @@ def _readable(context: Context) -> Readable | None:
         return None
     model = model_section(context, "policy")
     return readable_by(model, lambda: renderer_of(model, lambda notice: None))  # a training gives the notice
-
-
-def report(line: str, skipped: list[tuple[int, str]]) -> None:
-    """Print what was read, and the reasons of what was not used."""
-    for text in (line, *counts.table(skipped)):
-        print(text, flush=True)
 
 
 def names_of(rows: Rows) -> pa.Table:

@@ -43,7 +43,7 @@ def run(context: Context) -> Result:
     samples = _samples(context, sampler, pairs)
     write_jsonl(context.draft / "samples.jsonl", samples)
     write_jsonl(context.draft / "heldout.jsonl", rows)
-    metrics = _sample_metrics(samples)
+    metrics = {**_sample_metrics(samples), "removed_ends": sampler.renderer.removed_ends}
     if "init_samples" in context.spec.inputs:
         metrics |= _against_init(samples, read_rows(context.input("init_samples"), SampleRow))
         metrics |= _label_accuracy(context, rows)

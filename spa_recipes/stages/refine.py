@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from spa_recipes.algo.noise import standard_error
 from spa_recipes.algo.variants import mixed_reference
 from spa_recipes.data.arrow import take
+from spa_recipes.data.chat import Renderer
 from spa_recipes.data.rows import PairRow, read_rows
 from spa_recipes.data.stage_rows import JudgmentRow, TraceRow
 from spa_recipes.data.tables import COMPLETIONS, LOGPS, log_ratios_choice, read_table, read_values
@@ -48,13 +49,14 @@ def run(context: Context) -> Result:
         reference_logps = mixed(judgments, _reference_logps(context, judgments, completions), training.reference_mix)
     judged = _judged(judgments, completions, reference_logps)
     refinement = _refinement(settings, judgments)
-    replayed = _replayed(context, training.seed_replay, len(judged), with_reference=given)
+    renderer = renderer_of(model)
+    replayed = _replayed(context, renderer, training.seed_replay, len(judged), with_reference=given)
     first_margins = _first_margins(context, judged, training.beta)
     result = train_preference(
         model.model_name_or_path,
         datasets.Dataset(pa.concat_tables([judged, pa.Table.from_pylist(replayed, schema=judged.schema)])),
         training,
-        train_env(context, model, renderer_of(model)),
+        train_env(context, model, renderer),
         reference_path=context.input("reference") if lam > 0 and not model.in_4bit else None,
         refinement=refinement,
         loss=_loss(training, judgments),
@@ -62,7 +64,7 @@ def run(context: Context) -> Result:
         largest_first_margin=FAR_FROM_ZERO * first_margins or None,
     )
     outcome = stage_result(result)
-    outcome.metrics["replayed_pairs"] = len(replayed)
+    outcome.metrics.update(replayed_pairs=len(replayed), removed_ends=renderer.removed_ends)
     if context.rank == 0 and refinement is not None:
         trace = read_rows(context.draft / MODEL / PAIRS_TRACE, TraceRow)
         outcome.metrics.update(_audit(judgments, trace))
@@ -207,14 +209,15 @@ def _starts(training: RefineTraining, judgments: Sequence[JudgmentRow]) -> list[
     return [training.beta * training.reference_mix * (known[w] - known[r]) for known, w, r in ratios]
 
 
-def _replayed(context: Context, share: float, judged: int, *, with_reference: bool) -> list[TokenPair]:
+def _replayed(
+    context: Context, renderer: Renderer, share: float, judged: int, *, with_reference: bool
+) -> list[TokenPair]:
     """Seed pairs, repeated until they are the wanted share of all rows.
 
     Their reference is pi_{i-1}, as for the other rows; no answer to them was sampled, so they are scored here.
     """
     if not share:
         return []
-    renderer = renderer_of(model_section(context, "policy"))
     pairs = [token_pair(renderer, pair) for pair in read_rows(context.input("seed_pairs"), PairRow)]
     if with_reference:
         add_reference_logps(context, pairs)

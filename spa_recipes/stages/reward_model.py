@@ -11,8 +11,11 @@ from spa_recipes.training.reward import train_reward_model
 def run(context: Context) -> Result:
     """Write `model/`."""
     model = model_section(context, "policy")
-    renderer = renderer_of(model)
+    renderer = renderer_of(model, context.notice)
     rows = [token_pair(renderer, pair) for pair in read_rows(context.input("pairs"), PairRow)]
     training = Training.model_validate(context.spec.settings["training"])
     env = train_env(context, model, renderer)
-    return stage_result(train_reward_model(model.model_name_or_path, rows, training, env, end_ids=renderer.stop_ids))
+    found = train_reward_model(model.model_name_or_path, rows, training, env, end_ids=renderer.stop_ids)
+    outcome = stage_result(found)
+    outcome.metrics["removed_ends"] = renderer.removed_ends
+    return outcome

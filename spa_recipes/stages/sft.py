@@ -12,10 +12,11 @@ from spa_recipes.data.arrow import table_of
 from spa_recipes.data.chat import Conversation, Renderer
 from spa_recipes.data.sources import read_conversations
 from spa_recipes.recipe.schema import DatasetSource, SandboxSource, Source, SupervisedTraining
-from spa_recipes.stages.common import model_section, of_row, readable_by, renderer_of
+from spa_recipes.stages.common import model_section, of_row, readable_by, renderer_of, say_read
 from spa_recipes.stages.context import Context, Result
 from spa_recipes.stages.training import stage_result, train_env
 from spa_recipes.training.run import train_sft
+from spa_recipes.units import count_of
 
 TOKENS = pa.schema([("input_ids", pa.list_(pa.int32())), ("response_mask", pa.list_(pa.int8()))])
 """Conversations as `train_sft` takes them."""
@@ -29,14 +30,13 @@ def run(context: Context) -> Result:
         context.located(context.spec.settings["source"], "source")
     )
     loaded = read_conversations(source, context.draft, readable_by(model, lambda: renderer))
-    for line in (f"{len(loaded.stored):,} conversations, read as {loaded.line}", *counts.table(loaded.skipped)):
-        print(line, flush=True)
+    say_read(loaded, "conversation")
     counts.check_skipped(loaded, source, "sft.data")
     renderer.removed_ends = 0  # rows that were tried come again
     rendered = (_conversation(renderer, row) for row in loaded.stored)
     table = table_of(({"input_ids": ids, "response_mask": mask} for ids, mask in rendered if any(mask)), TOKENS)
     cut = len(loaded.stored) - len(table)
-    print(f"{len(table)} conversations; {cut} without a response within max_length", flush=True)
+    print(f"{count_of(len(table), 'conversation')}; {cut} without a response within max_length", flush=True)
     training, env = (
         SupervisedTraining.model_validate(context.spec.settings["training"]),
         train_env(context, model, renderer),

@@ -29,10 +29,11 @@ def test_it_says_what_is_there(spa_here: Any, tmp_path: Path) -> None:
         "  prompt user: What?",
         "  chosen assistant: That.",
         "  rejected assistant: No.",
-        "1 rows give nothing:",
+        "1 row gave nothing:",
         "          1  the rejected response is empty (row 2)",
-        "1 pairs repeat an earlier pair (rows 4)",
-        "1 pairs contradict a pair of the same prompt and answers (rows 1 and 3)",
+        "1 pair repeats an earlier pair (row 4)",
+        "1 pair contradicts a pair of the same prompt and answers (rows 1 and 3)",
+        "one answer stands in 4 rows (chosen in 3, rejected in 1; rows 1, 3, 4, ...): That.",
     ):
         assert line in done.out.splitlines(), done.out
     assert done.out.count("\nrow ") == 3
@@ -43,10 +44,10 @@ def test_it_says_what_is_there(spa_here: Any, tmp_path: Path) -> None:
 def test_it_tells_the_use_by_the_form(spa_here: Any, tmp_path: Path) -> None:
     write_jsonl(tmp_path, [{"messages": CONVERSATION}])
     done = spa_here("data", "data.jsonl")
-    assert "1 rows, 1 conversations" in done.out
+    assert "1 row, 1 conversation\n" in done.out
     assert yaml.safe_load(done.out.split("for a recipe:")[1]) == {"sft": {"data": {"source": "data.jsonl"}}}
     write_jsonl(tmp_path, [GOOD])
-    assert "1 rows, 1 prompts" in spa_here("data", "data.jsonl", "--as", "prompts").out
+    assert "1 row, 1 prompt\n" in spa_here("data", "data.jsonl", "--as", "prompts").out
 
 
 def test_judge_takes_the_same_settings() -> None:

@@ -21,7 +21,7 @@ def test_reasons_are_counted_with_three_examples_each(tmp_path: Path) -> None:
         "the chosen response equals the rejected one": (2, [9, 10]),
     }
     assert counts.table(loaded.skipped) == [
-        "7 rows give nothing:",
+        "7 rows gave nothing:",
         "          5  the chosen response is empty (rows 4, 5, 6, ...)",
         "          2  the chosen response equals the rejected one (rows 9, 10)",
     ]
@@ -67,9 +67,21 @@ def test_pairs_that_repeat_and_contradict_one_another(tmp_path: Path) -> None:
     assert found.conflicting == [(1, 3)]
     assert found.lines == [
         "2 pairs repeat an earlier pair (rows 4, 5)",
-        "1 pairs contradict a pair of the same prompt and answers (rows 1 and 3)",
+        "1 pair contradicts a pair of the same prompt and answers (rows 1 and 3)",
+        "one answer stands in 5 rows (chosen in 4, rejected in 1; rows 1, 2, 3, ...): That.",
+        "one answer stands in 5 rows (chosen in 1, rejected in 4; rows 1, 2, 3, ...): No.",
     ]
     assert counts.repeats(read_pairs(source(write_jsonl(tmp_path, [GOOD, other]))).stored).lines == []
+
+
+def test_an_answer_that_stands_in_many_rows(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{i}", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(40)]
+    for i in (3, 7, 8, 20):
+        rows[i]["chosen" if i != 8 else "rejected"] = "} }\n" + 100 * "x"
+    (found,) = counts.repeats(read_pairs(source(write_jsonl(tmp_path, rows))).stored).frequent
+    assert (found.chosen, found.rejected) == ([4, 8, 21], [9])
+    said = f"(chosen in 3, rejected in 1; rows 4, 8, 9, ...): }} }} {96 * 'x'}..."
+    assert str(found) == f"one answer stands in 4 rows {said}"
 
 
 def test_prompts_that_differ_in_case_and_punctuation_across_parts() -> None:
@@ -81,4 +93,4 @@ def test_prompts_that_differ_in_case_and_punctuation_across_parts() -> None:
     assert list(near.through("seed", first)) == first
     assert list(near.through("held out", [row(3, " WHAT  is it ?!"), row(4, "What is that?")])) != []
     assert near.count == 1
-    assert near.lines == ["1 prompts are nearly those of another part (row 1 in seed and 3 in held out)"]
+    assert near.lines == ["1 prompt is nearly one of another part (row 1 in seed and 3 in held out)"]

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from spa_recipes.data import parquet
 from spa_recipes.data.places import count_rows
+from spa_recipes.data.raw import read_raw
 from spa_recipes.data.sources import read_pairs
 from tests.kit.data import GOOD, error_of, source
 from tests.kit.data_forms import save_to_disk, write_csv, write_json, write_jsonl, write_parquet
@@ -129,7 +131,7 @@ def test_an_array_is_read_piece_by_piece(rows: int, indent: int | None, tmp_path
 
 
 def test_a_long_element_goes_over_many_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spa_recipes.data.files._CHARACTERS_AT_ONCE", 64)
+    monkeypatch.setattr("spa_recipes.data.json_files._BYTES_AT_ONCE", 64)
     rows = [{**GOOD, "prompt": "q\n" * i, "chosen": "x" * 7 * i + "."} for i in range(1, 40)]
     (tmp_path / "d.json").write_text(json.dumps(rows, indent=1))
     assert [row["chosen"][0]["content"] for row in read_pairs(source(tmp_path / "d.json")).rows] == [
@@ -181,3 +183,17 @@ def test_a_folder_of_several_saved_datasets_says_which(tmp_path: Path) -> None:
     error = error_of(read_pairs, tmp_path / "all")
     assert error.what == "the folder holds several datasets: en, fr"
     assert error.fix == f"name one of them, such as {tmp_path / 'all' / 'en'}"
+
+
+@pytest.mark.parametrize("around", ["%s", '{"meta": {"n": 1}, "data": %s}'])
+def test_rows_on_one_line_are_never_in_memory_together(around: str, tmp_path: Path) -> None:
+    rows = ",".join(json.dumps({**GOOD, "prompt": f"{i} " + "x" * 20_000}) for i in range(2000))
+    (tmp_path / "d.json").write_text(around % f"[{rows}]")
+    del rows
+    tracemalloc.start()
+    found = read_raw(source(tmp_path / "d.json"))
+    count = sum(1 for row in found if row.value is not None)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count == 2000
+    assert most < 16 * 1024 * 1024  # the file has 40 MB

@@ -83,6 +83,8 @@ ENDPOINT = {"base_url": "http://127.0.0.1:9/v1", "model": "m", "api_key_env": No
         ({"model_name_or_path": "m", "endpoint": ENDPOINT}, "name two judges"),
         ({"revision": "x"}, "judge.revision: needs model_name_or_path"),
         ({"chat_template": "x"}, "judge.chat_template: needs"),
+        ({"chat_template_kwargs": {"x": 1}}, "judge.chat_template_kwargs: needs"),
+        ({"model_name_or_path": "m", "chat_template_kwargs": {"messages": 1}}, "must not name messages"),
         ({"endpoint": ENDPOINT, "revision": "x"}, "judge.revision: needs"),
         ({"endpoint": ENDPOINT, "max_length": 100}, "judge.max_length: has no effect"),
         ({"max_unparsed": 1.5}, "less than or equal to 1"),
@@ -165,12 +167,16 @@ def test_the_key_holds_what_changes_a_verdict_and_nothing_else(tmp_path: Path) -
 def test_a_judge_from_outside_has_its_own_chat_template_and_room_in_the_engine(tmp_path: Path) -> None:
     recipe = mini(judge={"type": "llm", "max_tokens": 8, "max_length": 200, "model_name_or_path": "org/judge"})
     recipe["model"]["chat_template"] = str(template(tmp_path, SHORT))
+    recipe["model"]["chat_template_kwargs"] = {"enable_thinking": True}
+    recipe["judge"]["chat_template_kwargs"] = {"enable_thinking": False}
     recipe["sampling"]["backend"] = {"type": "vllm", "max_model_len": 100}
     plan = compile_plan(Recipe.model_validate(recipe), DigestMemo(tmp_path / "memo.json"))
     stage = plan.stage("llm-judge-1")
     assert "chat_template_sha256" in plan.stage("generate-1").settings
     assert "chat_template_sha256" not in stage.settings
     assert stage.settings["model"].chat_template is None
+    assert stage.settings["model"].chat_template_kwargs == {"enable_thinking": False}
+    assert plan.stage("generate-1").settings["model"].chat_template_kwargs == {"enable_thinking": True}
     assert stage.settings["sampling"].backend.max_model_len is None
     assert str(stage.inputs["model"]) == "org/judge"
     assert "policy" not in stage.inputs

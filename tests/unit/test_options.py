@@ -14,6 +14,7 @@ OPTIONS = {
         "--policy", "--reference", "--pairs", "--out", "--beta", "--length-penalty", "--dtype", "--max-length",
         "--max-prompt-length", "--split", "--prompt-column", "--chosen-column", "--rejected-column", "--on-bad-row",
         "--data", "--seed", "--overwrite", "--trust-remote-code", "--chat-template", "--method",
+        "--chat-template-kwargs",
         "--min-margin-in-noise",
     },
     "evaluate": {"--benchmark", "--against", "--prompts", "--out", "--annotations", "--backend", "--set", "--trust"},

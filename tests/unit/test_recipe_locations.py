@@ -34,6 +34,7 @@ NO_LOCATIONS = {
     "Endpoint.model",
     "JudgeJob.name",
     "JudgeJob.reference_revision",
+    "LlmJudge.chat_template_kwargs",
     "LlmJudge.revision",
     "Lora.lora_target_modules",
     "Model.attn_implementation",
