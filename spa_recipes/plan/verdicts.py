@@ -34,7 +34,7 @@ def add_verdicts(
     load_question(question)
     # The model and the question are inputs; what else they need stands beside.
     elsewhere = ("model_name_or_path", "revision", "chat_template", "max_length", "endpoint", "prompt")
-    without = {**dict.fromkeys(elsewhere), "chat_template_kwargs": {}}
+    without: dict[str, Any] = {**dict.fromkeys(elsewhere), "chat_template_kwargs": {}}
     settings: dict[str, Any] = {"judge": judge.model_copy(update=without)}
     inputs: dict[str, Input] = {**answers, "question": build.file(str(question), f"{key}.prompt")}
     if judge.endpoint is not None:
