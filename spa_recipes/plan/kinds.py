@@ -85,6 +85,11 @@ class Kind(NamedTuple):
         return bool(self.work)
 
     @property
+    def takes_shards(self) -> bool:
+        """Whether independent processes can do it together, each making shards of its tables."""
+        return self.loads_model and "train" not in self.work
+
+    @property
     def uses_torch(self) -> bool:
         """Whether it computes with torch, and so has to limit its threads."""
         return self.loads_model or self.torch

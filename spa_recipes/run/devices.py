@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from spa_recipes.errors import RecipeError
 from spa_recipes.models.dtype import gpu_drivers, hides_gpus
+from spa_recipes.run.processes import process_environment
 
 ASCEND = "/dev/davinci_manager"
 _PATIENCE_SECONDS = 120
@@ -68,8 +69,6 @@ def accelerators() -> Accelerators:
     Raises:
         RecipeError: torch cannot be asked.
     """
-    from spa_recipes.run.executors import process_environment
-
     if not gpu_drivers() and sys.platform != "darwin":
         return Accelerators()
     try:

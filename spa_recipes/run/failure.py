@@ -23,11 +23,49 @@ NO_ROOM_FOR_AN_ERROR = 64 * 1024
 """Free bytes below which a worker cannot be expected to have written down what happened."""
 
 
+ERROR, LOG = "error.json", "worker.log"
+"""Files of an attempt: why its first process failed, and what it and its launcher printed. Each further process has
+such files of its own (see `Context.own_file`)."""
+_CONSEQUENCE = re.compile(
+    r"connection (reset|closed|refused|aborted)|broken pipe|socket (closed|timeout)|recvValue|DistNetworkError"
+    r"|nccl\w*Error|NCCL error|gloo/transport|collective operation timeout|ChildFailedError|SignalException"
+    r"|Application timeout caused pair closure",
+    re.IGNORECASE,
+)
+"""What the processes that are left say when one that they train with is gone."""
+_LOST_CODES = frozenset({-signal.SIGKILL, 128 + signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM})
+"""How a process ends that something outside of it ended: by signal, or as a launcher reports that."""
+
+
+def is_consequence(text: str) -> bool:
+    """Whether an error only says that another process is gone."""
+    return _CONSEQUENCE.search(text) is not None
+
+
+class LostError(TryAgainError):
+    """A process of a stage is gone and left no reason of its own: it was killed, or its machine is lost."""
+
+
 def stage_failure(stage: Stage, code: int, attempt: Path) -> SpaError:
-    """The error that the stage left in `error.json`, or the end of its log where it left none."""
-    log = attempt / "worker.log"
+    """The first error that a process of the stage left, or the end of a log where none did.
+
+    An error that only says that another process is gone counts where there is no other.
+    """
+    errors = [error for path in error_files(attempt) if (error := _left_error(stage, path)) is not None]
+    real = next((error for error in errors if not is_consequence(error.what)), None)
+    return real or _crash(stage, code, attempt)
+
+
+def error_files(attempt: Path) -> list[Path]:
+    """What the processes of an attempt left as reasons, oldest first by the clock of the drive."""
+    return sorted(attempt.glob("error*.json"), key=lambda path: path.stat().st_mtime_ns)
+
+
+def _left_error(stage: Stage, path: Path) -> SpaError | None:
+    """The error that one process left; None if it cannot be read."""
+    log = path.with_name(path.name.replace("error", "worker", 1)).with_suffix(".log")
     try:
-        record = json.loads((attempt / "error.json").read_text())
+        record = json.loads(path.read_text())
         kind = EXIT_CODES.get(record["exit_code"], StageError)
         where = (
             record["where"] if record["where"].startswith(stage.id) else f"{stage.id}: {record['where']}".rstrip(": ")
@@ -35,25 +73,41 @@ def stage_failure(stage: Stage, code: int, attempt: Path) -> SpaError:
         fix = record["fix"] or f"see {log}"
         return kind(record["what"], where=where, fix=fix)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return _crash(stage, code, log)
+        return None
 
 
-def _crash(stage: Stage, code: int, log: Path) -> SpaError:
+def _crash(stage: Stage, code: int, attempt: Path) -> SpaError:
     """What can be said of a process that left no error of its own."""
+    log = _telling_log(attempt)
     if free_bytes(log) < NO_ROOM_FOR_AN_ERROR:
         return full_disk(None, log.parent, where=stage.id)
     lines = _lines(log)
     tail = " | ".join(_cut(line) for line in lines[-LOG_LINES_SHOWN:])
     end = f"last lines of its log: {tail}" if tail else "it left nothing in its log"
-    if code == -signal.SIGKILL or "SIGKILL" in tail:  # of a launcher's child, only the log tells
-        return TryAgainError(
+    if code in (-signal.SIGKILL, 128 + signal.SIGKILL) or "SIGKILL" in tail:  # of a launcher's child, the log tells
+        return LostError(
             f"its process was killed (SIGKILL), as the kernel does when memory runs out; {end}",
             where=stage.id,
             fix=f"see {log}, and if it was the memory, {smaller(stage.kind, json_settings(stage))}",
         )
+    cause = first_error(lines)
+    if code in _LOST_CODES or code == 0 or is_consequence(cause):
+        return LostError(
+            f"a process of it is gone and left no reason (exit code {code}); {end}",
+            where=stage.id,
+            fix=f"see {attempt} and what became of its machine; the same command goes on",
+        )
     how = f"was killed by signal {-code} ({_signal_name(-code)})" if code < 0 else f"ended with exit code {code}"
-    cause = f": {_cut(cause)}" if (cause := first_error(lines)) else ""
-    return StageError(f"its process {how}{cause}; {end}", where=stage.id, fix=f"see {log}")
+    return StageError(
+        f"its process {how}{f': {_cut(cause)}' if cause else ''}; {end}", where=stage.id, fix=f"see {log}"
+    )
+
+
+def _telling_log(attempt: Path) -> Path:
+    """The log of the process that failed by itself, where one can be told, else the first one's."""
+    logs = [attempt / LOG, *sorted(attempt.glob("worker-*.log"))]
+    causes = {log: first_error(_lines(log)) for log in logs}
+    return next((log for log, cause in causes.items() if cause and not is_consequence(cause)), logs[0])
 
 
 def _signal_name(number: int) -> str:
@@ -74,11 +128,18 @@ def _lines(log: Path) -> list[str]:
 
 
 def first_error(lines: Sequence[str]) -> str:
-    """The first real error of a log: what its first traceback ends with, else the first line that tells one."""
-    if _TRACEBACK in lines:
-        after = lines[lines.index(_TRACEBACK) + 1 :]
-        return next((line for line in after if not line.startswith((" ", "\t"))), "")
-    return next((line.strip() for line in lines if _ERROR.match(line.strip())), "")
+    """The first real error of a log: what its first traceback ends with, else the first line that tells one.
+
+    What only says that another process is gone, as a launcher does at the end, counts where there is nothing else.
+    """
+    ends = [_end_of_traceback(lines[i + 1 :]) for i, line in enumerate(lines) if line == _TRACEBACK]
+    told = [line.strip() for line in lines if _ERROR.match(line.strip())]
+    found = [line for line in (*ends, *told) if line]
+    return next((line for line in found if not is_consequence(line)), found[0] if found else "")
+
+
+def _end_of_traceback(after: Sequence[str]) -> str:
+    return next((line for line in after if not line.startswith((" ", "\t"))), "")
 
 
 def _cut(line: str) -> str:

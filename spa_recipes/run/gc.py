@@ -18,13 +18,13 @@ from spa_recipes.plan import KINDS, MODEL
 from spa_recipes.recipe.locations import locations
 from spa_recipes.run import final
 from spa_recipes.run.rundir import Planned, RunDir, all_runs
+from spa_recipes.state import atomic
 from spa_recipes.state.reading import read_json
 from spa_recipes.state.stagedir import MANIFEST, StageDir
 from spa_recipes.state.usage import File, files
 from spa_recipes.training.env import CHECKPOINT_MARKER
 
 _FOLDER = re.compile(r"\d{2,}-(?P<name>.+-[0-9a-f]{8})(?P<damaged>\.damaged-\d+)?")
-_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 _KEEP = {"checkpoints": "keep_checkpoints", "shards": "keep_shards"}
 
 
@@ -242,8 +242,8 @@ def _stage_folders(run: RunDir) -> Iterator[tuple[Path, re.Match[str]]]:
 
 def _leftovers(folder: StageDir, stage: Planned, keep: set[str]) -> Iterator[Item]:
     """Yield what a stage of the plan left behind and no attempt will use."""
-    if folder.draft.is_dir():
-        yield Item(folder.draft, "output of an attempt that did not finish")
+    for draft in folder.drafts():
+        yield Item(draft, "output of an attempt that did not finish")
     if folder.output.is_dir() and not (folder.path / MANIFEST).exists():
         yield Item(folder.output, "output that was not committed")
     if not folder.is_done(stage.key):
@@ -292,7 +292,7 @@ def _temporary_files(run: RunDir, items: Sequence[Item]) -> list[Item]:
     return [
         Item(file.path, "temporary file of a process that was killed")
         for file in files(run.path)
-        if _TEMPORARY.fullmatch(file.path.name) and not any(file.path.is_relative_to(item.path) for item in items)
+        if atomic.TEMPORARY.fullmatch(file.path.name) and not any(file.path.is_relative_to(item.path) for item in items)
     ]
 
 

@@ -143,7 +143,7 @@ class RunDir:
         attempts = folder.attempts()
         if not attempts:
             return "waiting"
-        if (attempts[-1] / "error.json").exists():
+        if next(attempts[-1].glob("error*.json"), None) is not None:
             return "failed"
         return "running" if self.holder() is not None and self._is_newer(attempts[-1]) else "interrupted"
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from spa_recipes.errors import DAMAGE
-from spa_recipes.run.progressfile import ProgressFile
+from spa_recipes.run.progressfile import Progress, progress_files
 from spa_recipes.state.reading import read_json
 from spa_recipes.state.watchdog import STACK
 from spa_recipes.units import human_seconds
@@ -56,7 +56,7 @@ def idle_seconds(attempt: Path) -> float | None:
     """For how long a running attempt has made no progress; None where its recipe expects that, or nobody can tell."""
     with suppress(*DAMAGE):
         minutes = read_json(attempt / "spec.json")["runtime"]["compute"]["stall_minutes"]
-        signs = [path for name in ("spec.json", "progress.jsonl") if (path := attempt / name).exists()]
+        signs = [attempt / "spec.json", *progress_files(attempt)]
         seconds = time.time() - max(path.stat().st_mtime for path in signs)
         return seconds if minutes is not None and seconds >= minutes * 60 else None
     return None
@@ -77,8 +77,8 @@ def stall_line(attempt: Path, seconds: float) -> str:
 
 
 def _last_step(attempt: Path) -> str:
-    steps = [line for line in ProgressFile(attempt / "progress.jsonl").new_lines() if "notice" not in line]
-    return f"{steps[-1]['done']} of {steps[-1]['total']} {steps[-1]['unit']}" if steps else "nothing yet"
+    step = Progress(attempt).news().step
+    return f"{step['done']} of {step['total']} {step['unit']}" if step else "nothing yet"
 
 
 def _frames(stack: Path) -> str:

@@ -12,7 +12,8 @@ from spa_recipes.errors import RecipeError
 from spa_recipes.plan import Stage
 from spa_recipes.recipe.schema import Compute
 from spa_recipes.run.devices import visible_gpus
-from spa_recipes.run.executors import process_environment, vllm_processes_of
+from spa_recipes.run.executors import vllm_processes_of
+from spa_recipes.run.processes import process_environment
 
 _LOOK = """
 import importlib.metadata as metadata, importlib.util as util, json

@@ -9,6 +9,7 @@ import contextlib
 import faulthandler
 import importlib
 import json
+import os
 import shutil
 import sys
 import time
@@ -22,9 +23,10 @@ from spa_recipes.models.memory import is_out_of_memory
 from spa_recipes.plan import KINDS
 from spa_recipes.redaction import redacted_output
 from spa_recipes.run.disk import disk_error, is_full
+from spa_recipes.run.failure import ERROR, LOG
 from spa_recipes.run.lifeline import end_with_starter
 from spa_recipes.run.memory import smaller
-from spa_recipes.stages.context import Context, StageSpec
+from spa_recipes.stages.context import DONE, Context, StageSpec
 from spa_recipes.state import atomic
 from spa_recipes.state.reading import read_json
 from spa_recipes.state.versions import in_words, library_versions, others
@@ -39,28 +41,43 @@ def run_spec(path: Path) -> int:
     try:
         spec = StageSpec.read(path)
     except SpaError as error:
-        return _fail(path.parent, error)
+        return _fail(path.parent / ERROR, error)
     return run_stage(spec)
 
 
 def run_stage(spec: StageSpec) -> int:
-    """Run and commit a stage in this process; returns the exit code and leaves `error.json` for the runner."""
-    with redacted_output():
-        return _run_stage(spec)
-
-
-def _run_stage(spec: StageSpec) -> int:
+    """Run and commit a stage in this process; returns the exit code and leaves an error file for the runner."""
     context = Context.from_environment(spec)
+    if not context.commits:
+        _write_own_log(context)
+    with redacted_output():
+        return _run_stage(context)
+
+
+def _write_own_log(context: Context) -> None:
+    """Let the output of this process go to a file of its own: beside other processes' lines nobody finds the reason."""
+    log = os.open(context.own_file(LOG), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        os.dup2(log, stream.fileno())
+    os.close(log)
+
+
+def _run_stage(context: Context) -> int:
+    spec = context.spec
     started = time.monotonic()
     try:
-        if context.rank == 0:
-            shutil.rmtree(context.draft, ignore_errors=True)
+        if context.commits:
+            for draft in context.folder.drafts():  # an earlier attempt's, which thereby has nothing left to commit
+                shutil.rmtree(draft, ignore_errors=True)
             context.draft.mkdir(parents=True)
-        begun_with = _begun_with(context) if context.rank == 0 else {}
+        elif context.pool is not None:
+            context.draft.mkdir()
+        begun_with = _begun_with(context) if context.commits else {}
         _limit_threads(spec)
         context.watchdog = _watchdog(context)
         result = importlib.import_module(f"spa_recipes.stages.{KINDS[spec.kind].module}").run(context)
-        if context.rank == 0:
+        if context.commits:
             context.folder.commit(
                 {
                     "id": spec.id,
@@ -78,15 +95,18 @@ def _run_stage(spec: StageSpec) -> int:
                 }
             )
             _clean_up(context)
+        elif context.pool is not None:
+            shutil.rmtree(context.draft)
+            atomic.write_text(context.own_file(DONE), "")
     except SpaError as error:
-        return _fail(context.attempt_dir, error)
+        return _fail(context.own_file(ERROR), error)
     except Exception as error:
         failure = _explained(context, error)  # before anything is deleted: it says how much is free
-        if is_full(error) and context.rank == 0:
+        if is_full(error) and context.commits:
             shutil.rmtree(context.draft, ignore_errors=True)  # nobody needs it, and what happened must be written down
         with contextlib.suppress(OSError):
             traceback.print_exc()
-        return _fail(context.attempt_dir, failure)
+        return _fail(context.own_file(ERROR), failure)
     finally:
         if context.watchdog is not None:
             context.watchdog.end()
@@ -95,7 +115,7 @@ def _run_stage(spec: StageSpec) -> int:
 
 def _watchdog(context: Context) -> Watchdog | None:
     minutes = context.spec.runtime["compute"]["stall_minutes"]
-    return None if minutes is None else Watchdog(context.attempt_dir, context.rank, minutes * 60)
+    return None if minutes is None else Watchdog(context.attempt_dir, context.process or "0", minutes * 60)
 
 
 def _explained(context: Context, error: Exception) -> SpaError:
@@ -147,12 +167,12 @@ def _clean_up(context: Context) -> None:
         context.folder.work.rmdir()  # only if it is empty
 
 
-def _fail(attempt: Path, error: SpaError) -> int:
+def _fail(path: Path, error: SpaError) -> int:
     with contextlib.suppress(OSError):
         print(f"error: {error}", file=sys.stderr, flush=True)
     record = {"exit_code": error.exit_code, "what": error.what, "where": error.where, "fix": error.fix}
     with contextlib.suppress(OSError):
-        atomic.write_text(attempt / "error.json", json.dumps(record))
+        atomic.write_text(path, json.dumps(record))
     return error.exit_code
 
 

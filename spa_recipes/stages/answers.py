@@ -16,9 +16,9 @@ from spa_recipes.data.sources import read_prompts
 from spa_recipes.data.stage_rows import AnswerRow
 from spa_recipes.generation.requests import Request
 from spa_recipes.recipe.schema import DatasetSource, Model, Sampling
-from spa_recipes.stages.common import mean, model_section, of_row, renderer_of, say_read, sharded, share
+from spa_recipes.stages.common import mean, model_section, of_row, renderer_of, say_read, shard_size, sharded, share
 from spa_recipes.stages.context import NO_RESULT, Context, Result
-from spa_recipes.stages.generate import Sampler, is_empty
+from spa_recipes.stages.generate import FEWEST_PROMPTS, Sampler, is_empty
 from spa_recipes.state import atomic
 
 ANSWERS = pa.schema(
@@ -145,7 +145,8 @@ def _answered(context: Context, asked: Sequence[Dialogue]) -> list[AnsweredRow] 
             rows += _conversations(context, samplers.at(temperature), list(group), start + len(rows), len(asked))
         return pa.Table.from_pylist(rows, schema=ANSWERS)
 
-    table = sharded(context, "answers", len(asked), sampling.backend.shard_size, ANSWERS, compute)
+    size = shard_size(len(asked), fewest=FEWEST_PROMPTS, most=sampling.backend.shard_size)
+    table = sharded(context, "answers", len(asked), size, ANSWERS, compute)
     samplers.close()
     if table is None:
         return None

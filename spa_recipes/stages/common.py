@@ -1,8 +1,9 @@
 """What several stages do the same way: model section, renderer, token ids of pairs, shards, and shares and means."""
 
+import itertools
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -26,12 +27,22 @@ from spa_recipes.state.patience import patiently, size_of
 from spa_recipes.state.reading import read_text
 from spa_recipes.units import count_of
 
+Rows = tuple[int, int]
+"""Rows [start, end) of a table."""
+
 Compute = Callable[[int, int], pa.Table]
 """Makes the rows [start, end) of a table."""
 
 BARRIER_POLL_SECONDS = 0.2
-SCORED_PER_SHARD = 4096
-"""Responses per shard of a pass over them."""
+SCORED_PER_SHARD, FEWEST_SCORED = 4096, 128
+"""Responses per shard of a pass over them, at most and at least."""
+SHARDS = 32
+"""A table has at least so many shards if that leaves enough rows in each: pools of several workers share it."""
+
+
+def shard_size(total: int, *, fewest: int, most: int) -> int:
+    """Rows per shard. It does not depend on the workers, as batches and with them the last bits depend on shards."""
+    return min(most, max(fewest, -(-total // SHARDS)))
 
 
 def model_section(context: Context, role: str) -> Model:
@@ -117,36 +128,94 @@ class Shards:
     """A table that is made piece by piece, each committed by itself, and joined in order.
 
     Shards that an earlier attempt finished are used if their digests are right, and moved to `work/damaged` if not; a
-    shard file's name holds its rows, so another shard size never mixes with them. Process r of n makes every n-th
-    shard.
+    shard file's name holds its rows, so another shard size never mixes with them. Of processes that do a stage
+    together, number r of n makes every n-th shard; workers of a pool take the next one that nobody has.
+
+    Attributes:
+        total: rows of the table.
+        made: rows that this process has written.
     """
 
     def __init__(self, context: Context, name: str, total: int, size: int, schema: pa.Schema) -> None:
-        self._context, self._schema = context, schema
+        self._context, self._schema, self._name = context, schema, name
+        self._there = set[Rows]()
+        self.total, self.made = total, 0
         self._folder = context.work / "shards" / name
         atomic.make_folder(self._folder)
         self._ranges = [(start, min(start + size, total)) for start in range(0, total, size)]
 
-    def missing(self) -> list[tuple[int, int]]:
-        """Rows [start, end) of each shard that this process still has to make."""
-        mine = self._ranges[self._context.rank :: self._context.world_size]
-        return [rows for rows in mine if not _is_there(self._context, self._path(rows))]
+    def turns(self) -> Iterator[Iterable[Rows]]:
+        """Rows [start, end) of each shard that this process still has to make, in turns that are never empty.
 
-    def write(self, rows: tuple[int, int], table: pa.Table) -> None:
+        In a pool, a shard is taken when it is asked for, and a turn ends when nobody has left one. Another turn comes
+        if a worker is lost that had taken some. After the last turn, all shards are there.
+        """
+        if self._context.pool is None:
+            mine = self._ranges[self._context.rank :: self._context.world_size]
+            if missing := [rows for rows in mine if not self._is_there(rows)]:
+                yield missing
+            return
+        while len(self._there) < len(self._ranges):
+            turn = self._taken()
+            if (first := next(turn, None)) is not None:
+                yield itertools.chain([first], turn)
+            else:
+                refresh(self._folder)
+                time.sleep(BARRIER_POLL_SECONDS)
+
+    def missing(self) -> Iterator[Rows]:
+        """`turns`, one after the other."""
+        return itertools.chain.from_iterable(self.turns())
+
+    def write(self, rows: Rows, table: pa.Table) -> None:
         """Commit a shard."""
         _write_shard(self._path(rows), table.cast(self._schema))
+        self._context.gives_back(self._work(rows))
+        self._there.add(rows)
+        self.made += rows[1] - rows[0]
 
-    def joined(self, *, every_rank: bool = False) -> pa.Table | None:
-        """The whole table, once all shards are made; without `every_rank`, only process 0 gets it."""
+    @property
+    def found(self) -> int:
+        """Rows that are there and that this process did not make, as far as it has looked."""
+        return sum(end - start for start, end in self._there) - self.made
+
+    def _taken(self) -> Iterator[Rows]:
+        """Take the shards that are neither there nor taken, one by one."""
+        for rows in self._ranges:
+            if rows in self._there or self._is_whole(rows) or not self._context.takes(self._work(rows)):
+                continue
+            if self._is_there(rows):  # its maker finished it since the first look
+                self._context.gives_back(self._work(rows))
+                continue
+            yield rows
+
+    def _is_whole(self, rows: Rows) -> bool:
+        """Whether a shard is there; a damaged one is left to the worker that takes it."""
+        if _is_whole(self._path(rows)):
+            self._there.add(rows)
+        return rows in self._there
+
+    def _is_there(self, rows: Rows) -> bool:
+        if _is_there(self._context, self._path(rows)):
+            self._there.add(rows)
+        return rows in self._there
+
+    def _work(self, rows: Rows) -> str:
+        return f"{self._name}/{self._path(rows).stem}"
+
+    def joined(self) -> pa.Table | None:
+        """The whole table for the process that commits, once all shards are made; None for the others."""
+        return self.whole() if self._context.commits else None
+
+    def whole(self) -> pa.Table:
+        """The whole table, once all shards are made."""
         rank, world_size = self._context.rank, self._context.world_size
-        if rank != 0 and not every_rank:
-            return None
         paths = [self._path(rows) for rows in self._ranges]
         _wait_for([path for i, path in enumerate(paths) if i % world_size != rank])
         tables = [patiently(lambda path: pq.read_table(path, schema=self._schema), path) for path in paths]
         return pa.concat_tables(tables) if tables else self._schema.empty_table()
 
-    def _path(self, rows: tuple[int, int]) -> Path:
+    def _path(self, rows: Rows) -> Path:
         return self._folder / f"{rows[0]:08d}-{rows[1]:08d}.parquet"
 
 
@@ -158,13 +227,13 @@ def sharded(
     schema: pa.Schema,
     compute: Compute,
     *,
-    every_rank: bool = False,
+    every_process: bool = False,
 ) -> pa.Table | None:
     """Make a table shard by shard, one after the other, as `Shards` says."""
     shards = Shards(context, name, total, size, schema)
     for start, end in shards.missing():
         shards.write((start, end), compute(start, end))
-    return shards.joined(every_rank=every_rank)
+    return shards.whole() if every_process else shards.joined()
 
 
 def sharded_values(
@@ -174,18 +243,19 @@ def sharded_values(
     total: int,
     compute: Callable[[int, int], Sequence[float]],
     *,
-    every_rank: bool = False,
+    every_process: bool = False,
 ) -> list[float] | None:
     """A number for each of `total` responses, shard by shard; `column` is its name in the shards' files.
 
-    Unless `every_rank`, every process but the first gets None.
+    Unless `every_process`, only the process that commits gets them, and the others None.
     """
 
     def table(start: int, end: int) -> pa.Table:
         return pa.table({column: pa.array(compute(start, end), pa.float64())})
 
     schema = pa.schema([(column, pa.float64())])
-    whole = sharded(context, name, total, SCORED_PER_SHARD, schema, table, every_rank=every_rank)
+    size = shard_size(total, fewest=FEWEST_SCORED, most=SCORED_PER_SHARD)
+    whole = sharded(context, name, total, size, schema, table, every_process=every_process)
     return None if whole is None else [float(value) for value in whole[column].to_pylist()]
 
 
@@ -228,6 +298,13 @@ def _wait_for(paths: Sequence[Path]) -> None:
     for path in paths:
         while not _is_whole(path):
             time.sleep(BARRIER_POLL_SECONDS)
+            refresh(path.parent)
+
+
+def refresh(folder: Path) -> None:
+    """Make a network drive look again: it remembers for a while that a file was not there, until a folder is read."""
+    with os.scandir(folder) as entries:
+        next(entries, None)
 
 
 def mean(values: Sequence[float]) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from spa_recipes.redaction import redacted
-from spa_recipes.state import atomic
+from spa_recipes.state import atomic, claims
 from spa_recipes.state.patience import patiently
 from spa_recipes.state.reading import read_json
 from spa_recipes.state.stagedir import StageDir
@@ -16,8 +16,10 @@ from spa_recipes.state.watchdog import Watchdog
 
 _ABOVE = f"..{os.sep}"
 
-RANK, WORLD_SIZE = "SPA_RANK", "SPA_WORLD_SIZE"
-"""Environment of processes that share a stage without a torch process group."""
+POOL = "SPA_POOL"
+"""Environment of a worker of a pool: its name."""
+DONE = "done"
+"""Beginning of the name of the mark that a worker of a pool leaves when every shard of the stage is there."""
 
 
 class Result(NamedTuple):
@@ -83,11 +85,17 @@ class StageSpec:
 
 @dataclass
 class Context:
-    """Everything that a stage works with. With several processes, each has its own rank."""
+    """Everything that a stage works with.
+
+    Attributes:
+        rank, world_size: of processes that do the stage together, as torch's launchers start them.
+        pool: name of this process in a pool, whose workers take shards and commit nothing; None outside of one.
+    """
 
     spec: StageSpec
     rank: int = 0
     world_size: int = 1
+    pool: str | None = None
     watchdog: Watchdog | None = None
     _last_report: float = field(default=0.0, repr=False)
 
@@ -98,8 +106,13 @@ class Context:
 
     @property
     def draft(self) -> Path:
-        """The folder for output; it becomes `output/` when the stage is committed."""
-        return self.folder.draft
+        """The folder for output; it becomes `output/` when the stage is committed.
+
+        That of a worker of a pool is for what it needs on the way, and goes when it ends.
+        """
+        if self.pool is not None:
+            return self.own_file("draft")
+        return self.folder.draft(self.spec.attempt)
 
     @property
     def work(self) -> Path:
@@ -112,6 +125,39 @@ class Context:
     def attempt_dir(self) -> Path:
         """Logs, progress and error of this attempt."""
         return self.folder.path / "attempts" / str(self.spec.attempt)
+
+    @property
+    def process(self) -> str:
+        """Name of this process in the names of its own files; empty for the first one, which commits."""
+        return self.pool or (str(self.rank) if self.rank else "")
+
+    @property
+    def commits(self) -> bool:
+        """Whether this process makes the draft and commits it."""
+        return not self.process
+
+    def takes(self, what: str) -> bool:
+        """Whether this process does a piece of work that one process of the stage does for all.
+
+        Args:
+            what: names the work, as a file below a folder. In a pool, whoever asks first has it, until it is freed.
+        """
+        if self.pool is not None:
+            return claims.claim(self._claim(what), self.pool)
+        return self.rank == 0
+
+    def gives_back(self, what: str) -> None:
+        """Give up what `takes` gave, which is done."""
+        if self.pool is not None:
+            self._claim(what).unlink(missing_ok=True)
+
+    def _claim(self, what: str) -> Path:
+        return self.attempt_dir / claims.CLAIMS / f"{what}.claim"
+
+    def own_file(self, name: str) -> Path:
+        """A file of the attempt that only this process writes, as processes on several hosts share no file."""
+        path = self.attempt_dir / name
+        return path.with_stem(f"{path.stem}-{self.process}") if self.process else path
 
     def input(self, name: str) -> Path:
         """Path of an input on this disk."""
@@ -129,7 +175,7 @@ class Context:
         self._last_report = now
         if self.watchdog is not None:
             self.watchdog.feed()
-        if self.rank == 0:
+        if self.rank == 0 or self.pool is not None:
             self._tell({"done": done, "total": total, "unit": unit, "note": note})
 
     def notice(self, text: str) -> None:
@@ -140,12 +186,12 @@ class Context:
         self._tell({"notice": text})
 
     def _tell(self, line: dict[str, Any]) -> None:
-        with (self.attempt_dir / "progress.jsonl").open("a") as handle:
+        with self.own_file("progress.jsonl").open("a") as handle:
             handle.write(redacted(json.dumps(line)) + "\n")
 
     @classmethod
     def from_environment(cls, spec: StageSpec) -> "Context":
-        """Rank and world size from this package's variables, else from those of torch's launchers."""
-        if RANK in os.environ:
-            return cls(spec, int(os.environ[RANK]), int(os.environ[WORLD_SIZE]))
+        """The worker's name in a pool, or rank and world size from the variables of torch's launchers."""
+        if POOL in os.environ:
+            return cls(spec, pool=os.environ[POOL])
         return cls(spec, int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))

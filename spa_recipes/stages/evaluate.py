@@ -11,12 +11,13 @@ from spa_recipes.algo.noise import is_inside
 from spa_recipes.algo.winrate import length_controlled_win_rate, outcomes
 from spa_recipes.data.rows import Message, PairRow, read_rows, write_jsonl
 from spa_recipes.data.stage_rows import HeldoutRatioRow, HeldoutRow, SampleRow
+from spa_recipes.data.tables import CompletionRow
 from spa_recipes.generation.scoring import Scored
 from spa_recipes.recipe.schema import Evaluation, Sampling
 from spa_recipes.sandbox.gold import gold_reward
 from spa_recipes.stages.common import mean, model_section, share, token_pair
 from spa_recipes.stages.context import NO_RESULT, Context, Result
-from spa_recipes.stages.generate import Sampler, is_cut, is_thinking, sampler_of
+from spa_recipes.stages.generate import Sampler, is_cut, is_thinking, sampled, sampler_of
 from spa_recipes.stages.log_ratios import LogRatios, log_ratios
 from spa_recipes.stages.score import score, score_pairs
 
@@ -35,12 +36,10 @@ def run(context: Context) -> Result:
     elif "init" in context.spec.inputs:
         rows = _heldout_ratios(context, sampler, pairs)
     else:
-        rows = [] if context.rank == 0 else None
-    if rows is None:
-        return NO_RESULT
-    # The first process continues alone and waits for no shards of others.
-    context = Context(context.spec, watchdog=context.watchdog)
+        rows = []
     samples = _samples(context, sampler, pairs)
+    if rows is None or samples is None:
+        return NO_RESULT
     write_jsonl(context.draft / "samples.jsonl", samples)
     write_jsonl(context.draft / "heldout.jsonl", rows)
     metrics = {**_sample_metrics(samples), "removed_ends": sampler.renderer.removed_ends}
@@ -91,33 +90,30 @@ def _in_twos(count: int) -> list[tuple[int, int]]:
     return [(k, k + 1) for k in range(0, count - 1, 2)]
 
 
-def _samples(context: Context, sampler: Sampler, pairs: Sequence[PairRow]) -> list[SampleRow]:
-    """Answers to the first held-out prompts, with their rewards where a judge is known."""
+def _samples(context: Context, sampler: Sampler, pairs: Sequence[PairRow]) -> list[SampleRow] | None:
+    """Answers to the first held-out prompts, with their rewards where a judge is known.
+
+    None unless this process commits.
+    """
     settings = Evaluation.model_validate(context.spec.settings["evaluation"])
     prompts = list({pair["prompt_id"]: pair for pair in pairs}.values())[: settings.max_prompts]
-    n = settings.responses_per_prompt
-    requests = sampler.requests(prompts, n)
-    completions = sampler(
-        requests,
-        seed=context.spec.settings["seed"],
-        purpose="evaluate",
-        progress=lambda done, tokens: context.progress(done, len(requests), "answers"),
-    )
-    texts = [sampler.renderer.decode(completion.response_ids) for completion in completions]
-    asked = [prompt["prompt"] for prompt in prompts for _ in range(n)]
-    items = [Scored(r.prompt_ids, c.response_ids) for r, c in zip(requests, completions, strict=True)]
-    rewards = _rewards(context, sampler, settings, asked, texts, items)
+    shards = sampled(context, sampler, "samples", prompts, settings.responses_per_prompt, "evaluate")
+    answers: list[CompletionRow] = shards.whole().to_pylist()
+    asked = [prompts[answer["item"]]["prompt"] for answer in answers]
+    rewards = _rewards(context, sampler, settings, asked, answers)
+    if rewards is None:
+        return None
     return [
         {
-            "prompt_id": completion.prompt_id,
-            "sample": completion.sample,
+            "prompt_id": answer["prompt_id"],
+            "sample": answer["sample"],
             "prompt": prompt,
-            "response": text,
-            "tokens": len(completion.response_ids),
-            "finish_reason": completion.finish_reason,
+            "response": answer["text"],
+            "tokens": len(answer["response_ids"]),
+            "finish_reason": answer["finish_reason"],
             "reward": reward,
         }
-        for completion, prompt, text, reward in zip(completions, asked, texts, rewards, strict=True)
+        for answer, prompt, reward in zip(answers, asked, rewards, strict=True)
     ]
 
 
@@ -126,25 +122,26 @@ def _rewards(
     sampler: Sampler,
     settings: Evaluation,
     prompts: list[list[Message]],
-    texts: list[str],
-    items: list[Scored],
-) -> Sequence[float | None]:
-    """A reward per answer, by the judge that the recipe names; None without one."""
+    answers: Sequence[CompletionRow],
+) -> Sequence[float | None] | None:
+    """A reward per answer, by the judge that the recipe names, else None for each; None unless this process commits."""
     if settings.reward == "gold":
-        return [gold_reward(prompt[-1]["content"], text) for prompt, text in zip(prompts, texts, strict=True)]
+        return [
+            gold_reward(prompt[-1]["content"], answer["text"]) for prompt, answer in zip(prompts, answers, strict=True)
+        ]
     if settings.reward == "none":
-        return [None] * len(texts)
+        return [None] * len(answers)
     sampler.close()
+    items = [Scored(answer["prompt_ids"], answer["response_ids"]) for answer in answers]
     if "method" in context.spec.settings:
         # Answers to different prompts stand in for the two answers to a prompt, of which pi_init's are not at hand.
         found = _log_ratios(context, "reward", ("reward_policy", "reward_reference"), items, stack="reward_stack")
-        assert found is not None
-        return found.values
+        return None if found is None else found.values
     policy, reference = (
         score(context, role, model_section(context, role), items) for role in ("reward_policy", "reward_reference")
     )
-    assert policy is not None
-    assert reference is not None
+    if policy is None or reference is None:
+        return None
     # Only the order of the rewards is used.
     return [ours - theirs for ours, theirs in zip(policy, reference, strict=True)]
 

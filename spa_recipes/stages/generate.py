@@ -17,16 +17,20 @@ from spa_recipes.generation.engines import Engine, Progress, open_engine
 from spa_recipes.generation.requests import Completion, Request, request_seed
 from spa_recipes.recipe.schema import Model, Sampling
 from spa_recipes.stages.common import (
+    Rows,
     Shards,
     mean,
     model_section,
     of_row,
     renderer_of,
+    shard_size,
     share,
     use_local_device,
 )
 from spa_recipes.stages.context import NO_RESULT, Context, Result
 
+FEWEST_PROMPTS = 64
+"""Prompts per shard at least, as an engine samples many answers at a time."""
 FAR_IN_FLOAT32 = 1e-3
 """Nats per root of a token by which rounding in float32 never parts sampling and scoring. Measured with tiny models of
 nine families: 2e-6. Models of many layers round more; here a hundred times as much counts as rounding, and ten times
@@ -83,25 +87,8 @@ def run(context: Context) -> Result:
     sampling = Sampling.model_validate(settings["sampling"])
     sampler = sampler_of(context, sampling)
     prompts = read_rows(context.input("prompts"), Prompt)
-    shards = Shards(context, "completions", len(prompts), sampling.backend.shard_size, COMPLETIONS)
-
-    def completions(start: int, requests: Sequence[Request], made: Sequence[Completion]) -> pa.Table:
-        rows = [
-            _row(start + i // sampling.n, request, completion, sampler.renderer)
-            for i, (request, completion) in enumerate(zip(requests, made, strict=True))
-        ]
-        return pa.Table.from_pylist(rows, schema=COMPLETIONS)
-
-    sample_shards(
-        context,
-        sampler,
-        shards,
-        lambda start, end: sampler.requests(prompts[start:end], sampling.n),
-        completions,
-        total=len(prompts) * sampling.n,
-        purpose=f"generate-{settings['iteration']}",
-        unit="answers",
-    )
+    purpose = f"generate-{settings['iteration']}"
+    shards = sampled(context, sampler, "completions", prompts, sampling.n, purpose)
     sampler.close()
     table = shards.joined()
     if table is None:
@@ -112,6 +99,37 @@ def run(context: Context) -> Result:
     _refuse_degenerate(rows, sampling)
     metrics |= _logp_differences(context, rows, sampling.check_logps)
     return Result(len(rows), sum(len(row["response_ids"]) for row in rows), metrics)
+
+
+def sampled(context: Context, sampler: Sampler, name: str, prompts: Sequence[Prompt], n: int, purpose: str) -> Shards:
+    """Sample n answers to each prompt, shard by shard; the shards have the rows of COMPLETIONS.
+
+    Args:
+        name: of the shards.
+        purpose: keeps random streams apart.
+    """
+    most = Sampling.model_validate(context.spec.settings["sampling"]).backend.shard_size
+    size = shard_size(len(prompts), fewest=FEWEST_PROMPTS, most=most)
+    shards = Shards(context, name, len(prompts), size, COMPLETIONS)
+
+    def completions(start: int, requests: Sequence[Request], made: Sequence[Completion]) -> pa.Table:
+        rows = [
+            _row(start + i // n, request, completion, sampler.renderer)
+            for i, (request, completion) in enumerate(zip(requests, made, strict=True))
+        ]
+        return pa.Table.from_pylist(rows, schema=COMPLETIONS)
+
+    sample_shards(
+        context,
+        sampler,
+        shards,
+        lambda start, end: sampler.requests(prompts[start:end], n),
+        completions,
+        total=len(prompts) * n,
+        purpose=purpose,
+        unit="answers",
+    )
+    return shards
 
 
 def sampler_of(context: Context, sampling: Sampling, role: str = "policy") -> Sampler:
@@ -141,19 +159,38 @@ def sample_shards(
         total: requests of all shards.
         purpose, unit: as in `Sampler.stream` and `Context.progress`.
     """
-    missing = shards.missing()
-    if not missing:
-        return
-    groups = [requests(start, end) for start, end in missing]
-    left = sum(map(len, groups))
-    before = total - left if context.world_size == 1 else 0
-    for number, completions in sampler.stream(
-        groups,
-        seed=context.spec.settings["seed"],
-        purpose=purpose,
-        progress=lambda done, tokens: context.progress(before + done, before + left, unit),
-    ):
-        shards.write(missing[number], table(missing[number][0], groups[number], completions))
+    for turn in shards.turns():
+        _sample_turn(context, sampler, shards, turn, requests, table, total, purpose, unit)
+
+
+def _sample_turn(
+    context: Context,
+    sampler: Sampler,
+    shards: Shards,
+    turn: Iterable[Rows],
+    requests: Callable[[int, int], Sequence[Request]],
+    table: Callable[[int, Sequence[Request], Sequence[Completion]], pa.Table],
+    total: int,
+    purpose: str,
+    unit: str,
+) -> None:
+    """Sample the shards of one turn, as `sample_shards` says."""
+    begun: list[Rows] = []
+    groups: dict[int, Sequence[Request]] = {}
+    before, per_row = shards.made, total // shards.total
+
+    def asked() -> Iterator[Sequence[Request]]:
+        for number, rows in enumerate(turn):
+            begun.append(rows)
+            groups[number] = requests(*rows)
+            yield groups[number]
+
+    def tell(done: int, tokens: int) -> None:
+        context.progress(per_row * (shards.found + before) + done, total, unit)
+
+    seed = context.spec.settings["seed"]
+    for number, completions in sampler.stream(asked(), seed=seed, purpose=purpose, progress=tell):
+        shards.write(begun[number], table(begun[number][0], groups.pop(number), completions))
 
 
 def _row(item: int, request: Request, completion: Completion, renderer: Renderer) -> CompletionRow:

@@ -42,7 +42,14 @@ from spa_recipes.models.loading import (
 from spa_recipes.models.lora_files import is_on_4bit
 from spa_recipes.models.update import Update, adapter_update, difference, stored_difference
 from spa_recipes.recipe.schema import Model
-from spa_recipes.stages.common import BARRIER_POLL_SECONDS, mean, model_section, sharded_values, use_local_device
+from spa_recipes.stages.common import (
+    BARRIER_POLL_SECONDS,
+    mean,
+    model_section,
+    refresh,
+    sharded_values,
+    use_local_device,
+)
 from spa_recipes.stages.context import NO_RESULT, Context, Result
 from spa_recipes.stages.score import score_with
 from spa_recipes.state import atomic
@@ -191,12 +198,15 @@ def _spread(pairs: Places, most: int) -> Places:
 
 
 def _chosen(context: Context, name: str, choose_now: Callable[[], Choice]) -> Choice:
-    """The way that an attempt before this one chose, or the one that the first process chooses now."""
+    """The way that an attempt before this one chose, or the one that one process of the stage chooses now."""
     path = context.work / f"{name}.choice.json"
-    if context.rank == 0 and _written(path) is None:
-        atomic.write_json(path, choose_now().to_json())
-    while (choice := _written(path)) is None:  # if the first process fails, the launcher ends this one too
-        time.sleep(BARRIER_POLL_SECONDS)
+    while (choice := _written(path)) is None:
+        if context.takes(path.name):
+            choice = choose_now()
+            atomic.write_json(path, choice.to_json())
+            return choice
+        time.sleep(BARRIER_POLL_SECONDS)  # if that process fails, this one is ended, or gets its task
+        refresh(path.parent)
     return choice
 
 

@@ -26,22 +26,27 @@ def run(context: Context) -> Result:
 
 
 def score(
-    context: Context, name: str, model: Model, items: list[Scored], *, every_rank: bool = False
+    context: Context, name: str, model: Model, items: list[Scored], *, every_process: bool = False
 ) -> list[float] | None:
     """Log-probs of `items` under `model`, shard by shard; the model is loaded only if a shard is missing.
 
-    Returns the log-probs in the order of the items; unless `every_rank`, None in every process but the first.
+    Returns the log-probs in the order of the items; unless `every_process`, None in every process but the first.
     """
 
     def load() -> PreTrainedModel:
         use_local_device()
         return for_inference(load_causal_lm, model)
 
-    return score_with(context, name, load, items, every_rank=every_rank)
+    return score_with(context, name, load, items, every_process=every_process)
 
 
 def score_with(
-    context: Context, name: str, load: Callable[[], PreTrainedModel], items: list[Scored], *, every_rank: bool = False
+    context: Context,
+    name: str,
+    load: Callable[[], PreTrainedModel],
+    items: list[Scored],
+    *,
+    every_process: bool = False,
 ) -> list[float] | None:
     """`score` for a model that is loaded in another way."""
     settings = context.spec.runtime["compute"]
@@ -57,13 +62,13 @@ def score_with(
             first_item=start,
         )
 
-    return sharded_values(context, name, "logp", len(items), compute, every_rank=every_rank)
+    return sharded_values(context, name, "logp", len(items), compute, every_process=every_process)
 
 
 def score_pairs(
-    context: Context, name: str, model: Model, pairs: Sequence[TokenPair], *, every_rank: bool = False
+    context: Context, name: str, model: Model, pairs: Sequence[TokenPair], *, every_process: bool = False
 ) -> list[tuple[float, float]] | None:
     """`score` for both responses of each pair: the log-probs of the chosen and of the rejected one."""
     items = [Scored(pair["prompt_ids"], ids) for pair in pairs for ids in (pair["chosen_ids"], pair["rejected_ids"])]
-    logps = score(context, name, model, items, every_rank=every_rank)
+    logps = score(context, name, model, items, every_process=every_process)
     return None if logps is None else list(zip(logps[::2], logps[1::2], strict=True))

@@ -43,7 +43,7 @@ def train_env(context: Context, model: Model, renderer: Renderer) -> TrainEnv:
 
 def add_reference_logps(context: Context, rows: Sequence[TokenPair]) -> None:
     """Score both responses of labelled pairs under the stage's `reference`, into the columns that training reads."""
-    logps = score_pairs(context, "reference", model_section(context, "reference"), rows, every_rank=True)
+    logps = score_pairs(context, "reference", model_section(context, "reference"), rows, every_process=True)
     assert logps is not None
     for row, (chosen, rejected) in zip(rows, logps, strict=True):
         row["ref_chosen_logps"], row["ref_rejected_logps"] = chosen, rejected

@@ -20,9 +20,9 @@ from spa_recipes.errors import DataError, StageError
 from spa_recipes.generation.endpoint import complete
 from spa_recipes.generation.requests import Completion, Request
 from spa_recipes.recipe.schema import Endpoint, LlmJudge, Sampling
-from spa_recipes.stages.common import Shards
+from spa_recipes.stages.common import Shards, shard_size
 from spa_recipes.stages.context import NO_RESULT, Context, Result
-from spa_recipes.stages.generate import is_empty, sample_shards, sampler_of
+from spa_recipes.stages.generate import FEWEST_PROMPTS, is_empty, sample_shards, sampler_of
 
 REPLIES = pa.schema([("reply", pa.string()), ("tokens", pa.int64())])
 """A row for each question that was asked, in their order; `tokens` of the reply, 0 where they are not counted."""
@@ -118,7 +118,8 @@ def _ask_model(context: Context, judge: LlmJudge, questions: list[Question]) -> 
     too_long = {k for k, (_, cut) in enumerate(rendered) if cut}
     _tell_too_long(context, judge, questions, too_long)
     requests = [Request(questions[k].prompt_id, k, ids) for k, (ids, cut) in enumerate(rendered) if not cut]
-    shards = Shards(context, "replies", len(requests), sampling.backend.shard_size, REPLIES)
+    size = shard_size(len(requests), fewest=FEWEST_PROMPTS, most=sampling.backend.shard_size)
+    shards = Shards(context, "replies", len(requests), size, REPLIES)
 
     def replies(start: int, asked: Sequence[Request], completions: Sequence[Completion]) -> pa.Table:
         texts = [sampler.renderer.decode(completion.response_ids) for completion in completions]
@@ -154,7 +155,7 @@ def _tell_too_long(context: Context, judge: LlmJudge, questions: list[Question],
             where=example,
             fix="raise judge.max_length, or lower judge.max_tokens or sampling.max_tokens",
         )
-    if context.rank == 0:
+    if context.commits:
         context.notice(f"{what}: not asked, and counted as ties; see {example}")
 
 

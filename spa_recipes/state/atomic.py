@@ -2,7 +2,8 @@
 
 import json
 import os
-import secrets
+import re
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,6 +11,19 @@ from typing import Any
 
 from spa_recipes.state import inside
 from spa_recipes.state.offers import where_offered
+
+TEMPORARY = re.compile(r"\..+\.([\w-]*-[0-9a-f]{32}|\d+)\.tmp")
+"""Names of files that a killed writer may leave; earlier versions put a number in the place of host and uuid."""
+
+LONGEST_NAME = 150
+"""Bytes that a temporary name keeps of a file's own, so that both fit the file system."""
+
+
+def temporary_name(path: Path) -> Path:
+    """A new name beside `path`. Process ids are not enough: hosts and containers that share a folder have the same."""
+    host = re.sub(r"[^\w-]", "-", os.uname().nodename)[:32]
+    name = os.fsdecode(os.fsencode(path.name)[:LONGEST_NAME])
+    return path.with_name(f".{name}.{host}-{uuid.uuid4().hex}.tmp")
 
 
 def fsync(descriptor: int) -> None:
@@ -45,7 +59,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: as it came, with the name of the file where the system gave none.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.randbelow(10**12)}.tmp")
+    temporary = temporary_name(path)
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
         yield temporary

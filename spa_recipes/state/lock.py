@@ -1,8 +1,9 @@
 """A lock on a folder, which one process holds at a time.
 
-With flock the operating system frees the lock when its holder dies, however it dies. Some network drives have no flock.
-There the lock is a file that is made with O_EXCL and renewed by its holder: one that was not renewed for the length of
-the lease is free, and so is one whose holder is known to have died on this machine.
+With flock the operating system frees the lock when its holder dies, however it dies. But some network drives have no
+flock, and on others it is known to one machine only. So there is a lease beside it: a file that is made with O_EXCL and
+renewed by its holder. A lease that was not renewed for its length is free, and so is one whose holder is known to be
+dead: it died on this machine, or it was an earlier start of the same Slurm job.
 """
 
 import errno
@@ -16,6 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from spa_recipes.state import atomic
 
 FILE, LEASE = ".lock", ".lease"
 LEASE_SECONDS, RENEW_SECONDS = 120.0, 10.0
@@ -35,7 +38,7 @@ class TakenError(Exception):
 def hold(folder: Path) -> Iterator[Callable[[], None]]:
     """Hold the lock of a folder. Yields a check, to be called now and then, which raises `TakenError` if it was lost.
 
-    Only a lease can be lost: by a process that slept for longer than it, as with a machine that was suspended.
+    It can be lost by a process that slept for longer than the lease, as with a machine that was suspended.
 
     Raises:
         TakenError: another process holds it.
@@ -43,19 +46,14 @@ def hold(folder: Path) -> Iterator[Callable[[], None]]:
     """
     descriptor = os.open(folder / FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     try:
-        if _flock(descriptor):
-            if _is_leased(folder, time.time()):  # by a machine that has no flock on this drive
-                raise TakenError
-            yield lambda: None
-            return
+        lease = _Lease(folder, has_flock=_flock(descriptor))
+        lease.take()
+        try:
+            yield lease.check
+        finally:
+            lease.give_back()
     finally:
         os.close(descriptor)
-    lease = _Lease(folder)
-    lease.take()
-    try:
-        yield lease.check
-    finally:
-        lease.give_back()
 
 
 def is_held(folder: Path) -> bool:
@@ -66,13 +64,14 @@ def is_held(folder: Path) -> bool:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        has_flock = True
     except BlockingIOError:
         return True
     except OSError:  # no flock on this file system
-        pass
+        has_flock = False
     finally:
         os.close(descriptor)
-    return _is_leased(folder, time.time())
+    return _is_leased(folder, time.time(), has_flock=has_flock)
 
 
 def _flock(descriptor: int) -> bool:
@@ -98,12 +97,16 @@ def _flock(descriptor: int) -> bool:
 
 
 class _Lease:
-    """The lock by a file, renewed in a thread."""
+    """The lock by a file, renewed in a thread.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._path = folder, folder / LEASE
+    With flock, a full disk may keep it from being written: `spa gc` has to work there.
+    """
+
+    def __init__(self, folder: Path, *, has_flock: bool) -> None:
+        self._folder, self._path, self._has_flock = folder, folder / LEASE, has_flock
         self._token = uuid.uuid4().hex
-        self._content = json.dumps({"token": self._token, "machine": _machine(), "pid": os.getpid()}).encode()
+        holder = {"token": self._token, "machine": _machine(), "pid": os.getpid(), "boot": _boot(), **_job()}
+        self._content = json.dumps({**holder, "flock": has_flock}).encode()
         self._renewed = time.monotonic()
         self._end, self._is_lost = threading.Event(), False
         self._thread = threading.Thread(target=self._renew, daemon=True)
@@ -111,42 +114,55 @@ class _Lease:
     def take(self) -> None:
         """Make the file, or replace one that ran out, and begin to renew it."""
         try:
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            self._make()
         except FileExistsError:
             self._take_over()
-        else:
-            with os.fdopen(descriptor, "wb") as handle:
-                handle.write(self._content)
+        except OSError as error:
+            if not (self._has_flock and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+                raise
+            self._path.unlink(missing_ok=True)
+            return
         self._renewed = time.monotonic()
         self._thread.start()
 
+    def _make(self) -> None:
+        with os.fdopen(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as handle:
+            handle.write(self._content)
+
     def _take_over(self) -> None:
-        temporary = self._folder / f".{LEASE}.{os.getpid()}.tmp"
+        temporary = atomic.temporary_name(self._path)
         temporary.write_bytes(self._content)
         now = temporary.stat().st_mtime  # by the clock of the drive, which dates the lease as well
         try:
-            if _is_leased(self._folder, now):
+            if _is_leased(self._folder, now, has_flock=self._has_flock):
                 raise TakenError
+            was_here = self._has_flock and _read(self._path).get("boot") == _boot()
             temporary.replace(self._path)
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
-        time.sleep(SETTLE_SECONDS)
+        if not was_here:  # nobody else of this machine does the same while this process has the flock
+            time.sleep(SETTLE_SECONDS)
         if _read(self._path).get("token") != self._token:
             raise TakenError
 
     def check(self) -> None:
         """Raise `TakenError` if the lease ran out or another process has it."""
-        if self._is_lost or time.monotonic() - self._renewed > LEASE_SECONDS:
+        overdue = time.monotonic() - self._renewed > LEASE_SECONDS
+        if self._is_lost or (overdue and self._thread.is_alive() and not (self._has_flock and self._is_ours())):
             raise TakenError
 
     def give_back(self) -> None:
         """Free the lock."""
         self._end.set()
-        self._thread.join()
-        if _read(self._path).get("token") == self._token:
+        if self._thread.is_alive():
+            self._thread.join()
+        if self._is_ours():
             with suppress(OSError):
                 self._path.unlink()
+
+    def _is_ours(self) -> bool:
+        return _read(self._path).get("token") == self._token
 
     def _renew(self) -> None:
         while not self._end.wait(RENEW_SECONDS):
@@ -165,8 +181,12 @@ class _Lease:
                 continue
 
 
-def _is_leased(folder: Path, now: float) -> bool:
-    """Whether there is a lease that did not run out, and whose holder is not known to be dead."""
+def _is_leased(folder: Path, now: float, *, has_flock: bool) -> bool:
+    """Whether there is a lease that did not run out, and whose holder is not known to be dead.
+
+    Args:
+        has_flock: whether this process got the flock.
+    """
     path = folder / LEASE
     try:
         renewed = path.stat().st_mtime
@@ -175,6 +195,10 @@ def _is_leased(folder: Path, now: float) -> bool:
     if now - renewed > LEASE_SECONDS:
         return False
     holder = _read(path)
+    if has_flock and holder.get("flock") and holder.get("boot") == _boot():
+        return False  # the holder would have the flock if it lived
+    if (job := _job()) and holder.get("job") == job["job"] and holder.get("start", 0) < job["start"]:
+        return False
     return holder.get("machine") != _machine() or _is_alive(holder.get("pid"))
 
 
@@ -194,6 +218,19 @@ def _machine() -> str:
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
         parts.append(str(Path("/proc/self/ns/pid").readlink()))
     return " ".join(parts)
+
+
+def _boot() -> str:
+    """Names this start of this machine, whichever container asks; empty where nobody can tell."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
+
+
+def _job() -> dict[str, Any]:
+    """The Slurm job that this process is in, and how often it was started again; empty outside of one."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return {} if job is None else {"job": job, "start": int(os.environ.get("SLURM_RESTART_COUNT") or 0)}
 
 
 def _is_alive(pid: object) -> bool:

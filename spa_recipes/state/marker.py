@@ -30,7 +30,7 @@ _REMEDY: dict[Kind, str] = {
     "results": "move it away, or choose another output",
 }
 _FILES_OF_A_RUN = ("recipe.yaml", "plan.json", "resolved.json", "events.jsonl")
-_LEFT_BY_A_START = frozenset({MARKER, ".lock", ".holder", ".digests.json"})
+_LEFT_BY_A_START = frozenset({MARKER, ".lock", ".lease", ".holder", ".digests.json"})
 """What may be in a folder without a valid marker when a process was killed right after it made the folder."""
 
 

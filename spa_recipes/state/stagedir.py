@@ -13,13 +13,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from spa_recipes.errors import DAMAGE, DataError, newer_version
+from spa_recipes.errors import DAMAGE, DataError, StageError, newer_version
 from spa_recipes.state import atomic, inside
 from spa_recipes.state.digests import file_digest, files_below
 from spa_recipes.state.patience import patiently, size_of
 from spa_recipes.state.reading import read_text
 
 MANIFEST = "manifest.json"
+_DRAFT = "output.draft"
 
 
 @dataclass(frozen=True)
@@ -147,10 +148,13 @@ class StageDir:
         """Committed results."""
         return self.path / "output"
 
-    @property
-    def draft(self) -> Path:
-        """Results before the commit."""
-        return self.path / "output.draft"
+    def draft(self, attempt: int) -> Path:
+        """Results of an attempt before the commit. A process of an earlier one that still runs never writes here."""
+        return self.path / f"{_DRAFT}-{attempt}"
+
+    def drafts(self) -> list[Path]:
+        """The drafts that are there, of whichever attempt and version."""
+        return sorted(path for path in self.path.glob(f"{_DRAFT}*") if path.is_dir())
 
     @property
     def work(self) -> Path:
@@ -243,20 +247,36 @@ class StageDir:
         os.utime(self.path / MANIFEST, ns=(facts.st_atime_ns, facts.st_mtime_ns))  # see `changed`
 
     def commit(self, manifest_fields: dict[str, Any]) -> Manifest:
-        """Turn the draft into the output and write the manifest, in that order."""
+        """Turn the attempt's draft into the output and write the manifest, in that order.
+
+        Raises:
+            StageError: a newer attempt was begun; this process should be gone, and a lost node came back.
+        """
+        draft = self.draft(manifest_fields["attempt"])
         records = {
-            file.relative_to(self.draft).as_posix(): FileRecord(file.stat().st_size, file_digest(file))
-            for file in files_below(self.draft)
+            file.relative_to(draft).as_posix(): FileRecord(file.stat().st_size, file_digest(file))
+            for file in files_below(draft)
         }
         manifest = Manifest(files=records, **manifest_fields)
-        atomic.apply_umask(self.draft)
-        atomic.fsync_tree(self.draft)
+        atomic.apply_umask(draft)
+        atomic.fsync_tree(draft)
+        self._refuse_newer_attempt(manifest)
         if self.output.exists():
             shutil.rmtree(self.output)
-        self.draft.rename(self.output)
+        draft.rename(self.output)
         atomic.fsync_dir(self.path)
+        self._refuse_newer_attempt(manifest)
         atomic.write_json(self.path / MANIFEST, manifest.to_json())
         return manifest
+
+    def _refuse_newer_attempt(self, manifest: Manifest) -> None:
+        newest = max((int(path.name) for path in self.attempts()), default=0)
+        if newest > manifest.attempt:
+            raise StageError(
+                f"attempt {newest} has begun, so attempt {manifest.attempt} commits nothing",
+                where=manifest.id,
+                fix="end the process that is left of it",
+            )
 
 
 def adopt(source: StageDir, target: StageDir, run_name: str) -> None:
@@ -264,15 +284,16 @@ def adopt(source: StageDir, target: StageDir, run_name: str) -> None:
     manifest = source.manifest()
     assert manifest is not None
     shutil.rmtree(target.path, ignore_errors=True)
-    atomic.make_folder(target.draft)
+    draft = target.draft(0)
+    atomic.make_folder(draft)
     for name in manifest.files:
-        destination = target.draft / name
+        destination = draft / name
         destination.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(source.output / name, destination)
         except OSError:
             shutil.copyfile(source.output / name, destination)
-    atomic.fsync_tree(target.draft)
-    target.draft.rename(target.output)
+    atomic.fsync_tree(draft)
+    draft.rename(target.output)
     atomic.fsync_dir(target.path)
     atomic.write_json(target.path / MANIFEST, replace(manifest, reused_from=run_name).to_json())

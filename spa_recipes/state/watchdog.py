@@ -15,9 +15,9 @@ class Watchdog:
     cannot prevent it. There is one in a process.
     """
 
-    def __init__(self, attempt: Path, rank: int, seconds: float) -> None:
+    def __init__(self, attempt: Path, process: str, seconds: float) -> None:
         self._seconds = seconds
-        self._path = attempt / f"{STACK}-{rank}.txt"
+        self._path = attempt / f"{STACK}-{process}.txt"
         self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         self.feed()
 

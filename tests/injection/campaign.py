@@ -352,7 +352,7 @@ class _Points:
 SHORT: dict[Job, list[tuple[str, str, str, When, Victim]]] = {
     "run": [
         ("runner", "rename", r"/\.resolved\.json\.tmp$", "after", "process"),
-        ("worker", "rename", r"02-sft.*/output\.draft$", "after", "power"),
+        ("worker", "rename", r"02-sft.*/output\.draft-1$", "after", "power"),
         ("worker", "write", r"04-seed.*/checkpoint-4/trainer_state\.json$", "half", "tree"),
         ("worker", "save", r"06-generate.*/\.00000004-00000008\.parquet\.tmp$", "half", "process"),
         ("worker", "rmtree", r"06-generate.*/work/shards$", "half", "tree"),

@@ -53,17 +53,20 @@ def commit(run: RunDir, plan: Plan, stage_id: str, **fields: Any) -> StageDir:
     """Finish a stage; those that make policies leave a model of their own."""
     stage = plan.stage(stage_id)
     folder = run.stage_dir(stage, plan)
-    folder.new_attempt()
-    (folder.draft / MODEL).mkdir(parents=True)
+    attempt = int(folder.new_attempt().name)
+    model = folder.draft(attempt) / MODEL
+    model.mkdir(parents=True)
     if MODEL in KINDS[stage.kind].writes:
-        (folder.draft / MODEL / "model.safetensors").write_bytes(os.urandom(5000))
-        (folder.draft / MODEL / "config.json").write_text('{"model_type": "llama"}\n')
-        (folder.draft / MODEL / "training_log.jsonl").write_text(json.dumps({"stage": stage_id}) + "\n")
+        (model / "model.safetensors").write_bytes(os.urandom(5000))
+        (model / "config.json").write_text('{"model_type": "llama"}\n')
+        (model / "training_log.jsonl").write_text(json.dumps({"stage": stage_id}) + "\n")
     tail = stage.id.rpartition("-")[2]
     metrics = metrics_of(stage.kind, int(tail) if tail.isdigit() else 0)
     if stage.id == "evaluate-init":
         metrics = {"mean_tokens": 29.75, "mean_reward": 2.25}
-    identity = {"id": stage.id, "kind": stage.kind, "key": stage.key, "material": stage.material}
+    identity = {
+        "id": stage.id, "kind": stage.kind, "key": stage.key, "material": stage.material, "attempt": attempt
+    }  # fmt: skip
     folder.commit({**FIELDS, "rows": 16, "versions": VERSIONS, **identity, "metrics": metrics, **fields})
     return folder
 

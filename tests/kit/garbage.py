@@ -20,13 +20,14 @@ def commit(run: RunDir, plan: Plan, stage_id: str, **metrics: float) -> StageDir
     """A finished stage without having run it; those that make models leave weights of their own size."""
     stage = plan.stage(stage_id)
     folder = run.stage_dir(stage, plan)
-    folder.new_attempt()
-    (folder.draft / "model").mkdir(parents=True)
-    (folder.draft / "model" / "log.jsonl").write_text(stage_id)
+    attempt = int(folder.new_attempt().name)
+    model = folder.draft(attempt) / "model"
+    model.mkdir(parents=True)
+    (model / "log.jsonl").write_text(stage_id)
     if stage.kind in MAKERS:
-        (folder.draft / "model" / "model.safetensors").write_bytes(os.urandom(WEIGHTS))
+        (model / "model.safetensors").write_bytes(os.urandom(WEIGHTS))
     identity = {"id": stage.id, "kind": stage.kind, "key": stage.key, "material": stage.material, "metrics": metrics}
-    folder.commit({**FIELDS, **identity})
+    folder.commit({**FIELDS, **identity, "attempt": attempt})
     return folder
 
 
@@ -57,7 +58,7 @@ def write(path: Path, length: int) -> Path:
 
 
 def leave_draft(run: RunDir, plan: Plan) -> Path:
-    return write(folder_of(run, plan, "refine-2").draft / "model" / "half", 70).parents[1]
+    return write(folder_of(run, plan, "refine-2").draft(1) / "model" / "half", 70).parents[1]
 
 
 def leave_uncommitted(run: RunDir, plan: Plan) -> Path:

@@ -9,7 +9,8 @@ import pytest
 from spa_recipes.errors import EXIT_CODES
 from spa_recipes.plan import compile_plan
 from spa_recipes.recipe.schema import LocalExecutor, Recipe
-from spa_recipes.run.executors import Executors, Worker
+from spa_recipes.run.executors import Executors
+from spa_recipes.run.processes import Worker
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.run.runner import execute
 from spa_recipes.state.digests import DigestMemo

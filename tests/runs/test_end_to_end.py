@@ -71,7 +71,7 @@ def test_the_folder_is_as_documented(home: Path) -> None:
     assert (run / "recipe.yaml").read_text() == (home / "mini.yaml").read_text()
     for stage in (run / "stages").iterdir():
         assert {"attempts", "manifest.json", "output"} <= {path.name for path in stage.iterdir()}
-        assert not (stage / "output.draft").exists()
+        assert not (stage / "output.draft-1").exists()
 
 
 def test_parts_are_disjoint(home: Path) -> None:

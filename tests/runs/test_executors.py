@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from spa_recipes.errors import LockedError
-from spa_recipes.run import executors
+from spa_recipes.run import processes
 from spa_recipes.run.rundir import RunDir
 from tests.kit.processes import alive, wait_for
 
@@ -24,7 +24,7 @@ print(p.pid, flush=True); time.sleep(99)"
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_stop_ends_the_children_too(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    worker = executors.Worker([sys.executable, "-c", PARENT], log)
+    worker = processes.Worker([sys.executable, "-c", PARENT], log)
     wait_for(lambda: log.read_text().strip())
     child = int(log.read_text())
     assert worker.poll() is None

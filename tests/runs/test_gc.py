@@ -84,7 +84,7 @@ def test_a_run_that_was_cleaned_goes_on_as_if_nothing_had_been(tidy: Path, tmp_p
     for leave in LEFT:
         if leave not in (leave_uncommitted, leave_draft, leave_checkpoint, leave_damaged_shard):
             leave(run, plan)
-    write(folder_of(run, plan, "refine-2").draft / "half", 70)
+    write(folder_of(run, plan, "refine-2").draft(1) / "half", 70)
     before, tried = outputs(tidy), attempts(tidy)
     cleaned = run_spa(home, "gc", "--yes")
     assert cleaned.returncode == 0, cleaned.stderr

@@ -52,8 +52,16 @@ def test_a_run_is_done_and_taken_over_without_links_modes_fsync_and_flock(tmp_pa
         (Refused("write", "EACCES", r"\.lock$"), 3, r"\.lock: Permission denied; choose another --run-dir"),
         (Refused("write", "EROFS", r"\.lock$"), 3, r"\.lock: Read-only file system; choose another --run-dir"),
         (Refused("flock", "EIO", r"\.lock$"), 75, r"runs/mini: Input/output error; .*dmesg"),
-        (Refused("write", "EDQUOT", r"data-\w+/output.draft"), 75, r"data: the disk quota is used up: \S+output.draft"),
-        (Refused("write", "EFBIG", r"data-\w+/output.draft"), 3, r"data: \S+output.draft\S+: File too large; .*ulimit"),
+        (
+            Refused("write", "EDQUOT", r"data-\w+/output.draft-1"),
+            75,
+            r"data: the disk quota is used up: \S+output.draft",
+        ),
+        (
+            Refused("write", "EFBIG", r"data-\w+/output.draft-1"),
+            3,
+            r"data: \S+output.draft\S+: File too large; .*ulimit",
+        ),
         (
             Refused("open", "EIO", r"attempts/1/spec\.json"),
             75,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from spa_recipes.run import executors
+from spa_recipes.run import processes
 from tests.kit.processes import alive, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
@@ -41,7 +41,7 @@ here("launcher")
 time.sleep(99)
 """
 RUNNER = """
-from spa_recipes.run.executors import Worker
+from spa_recipes.run.processes import Worker
 worker = Worker([sys.executable, str(Path(sys.argv[1], sys.argv[2])), sys.argv[1]], Path(sys.argv[1], "log"))
 here("runner")
 time.sleep(99)
@@ -95,7 +95,7 @@ def test_the_worker_or_the_launcher_is_killed(family: Family, name: str, body: s
     """A launcher has its processes in groups of their own, where no signal to its group reaches them."""
     family.worker(body)
     command = [sys.executable, str(family.folder / f"{name}.py"), str(family.folder)]
-    started = executors.Worker(command, family.folder / "log")
+    started = processes.Worker(command, family.folder / "log")
     pids = [family.pid(each) for each in (name, "worker", "child")]
     os.kill(pids[0], signal.SIGKILL)
     wait_for(lambda: started.poll() is not None, 20)
@@ -148,10 +148,10 @@ here("worker" if distributed.get_rank() == 0 else "child")
 """
 LAUNCH_RUNNER = """
 from spa_recipes.recipe.schema import AccelerateExecutor
-from spa_recipes.run import executors
+from spa_recipes.run import executors, processes
 executors.WORKER = "ranks"
 folder = Path(sys.argv[1])
-started = executors.Worker(executors._command(AccelerateExecutor(type="accelerate", num_processes=2), "sft", folder),
+started = processes.Worker(executors._command(AccelerateExecutor(type="accelerate", num_processes=2), "sft", folder),
                            folder / "log")
 Path(folder, "launcher").write_text(str(started._process.pid))
 here("runner")

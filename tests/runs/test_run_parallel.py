@@ -13,7 +13,8 @@ import pytest
 
 from spa_recipes.errors import StageError
 from spa_recipes.recipe.schema import LocalExecutor
-from spa_recipes.run.executors import Executors, Worker
+from spa_recipes.run.executors import Executors
+from spa_recipes.run.processes import Worker
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.run.runner import Outcome, execute
 from tests.kit.plans import plan_of

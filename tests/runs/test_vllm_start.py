@@ -12,26 +12,34 @@ from typing import Any
 import pytest
 
 from spa_recipes.errors import RecipeError
-from spa_recipes.recipe.schema import Compute
-from spa_recipes.run import executors, vllm_preflight
+from spa_recipes.recipe.schema import Compute, LocalExecutor
+from spa_recipes.run import executors, processes, vllm_preflight
 from spa_recipes.run.executors import VllmProcesses
 from tests.kit.plans import vllm_plan
 
 # --- starting
 
 
-SPEAK = "import os, sys; seen = map(os.environ.get, ('SPA_RANK', 'SPA_WORLD_SIZE', 'CUDA_VISIBLE_DEVICES')); \
-os.write(1, (' '.join(map(str, seen)) + os.linesep).encode()); sys.exit((os.environ.get('SPA_RANK') == {bad!r}) * 7)"
-"""One write a line, which no other copy's can come between."""
+SPEAK = """#!/bin/sh
+echo "$SPA_POOL" "$CUDA_VISIBLE_DEVICES" >> {folder}/seen
+if [ "$SPA_POOL" = "{bad}" ]; then echo '{{"what": "broken"}}' > {folder}/error-$SPA_POOL.json; exit 7; fi
+touch {folder}/done-$SPA_POOL
+"""
+"""A worker that notes what it sees and leaves the mark of one that is done, or a reason if it is the bad one."""
 
 
-def started(log: Path, monkeypatch: pytest.MonkeyPatch, copies: int, gpus: list[str], bad: str = "") -> Any:
-    """Copies of vLLM whose workers print what they see; the one with rank `bad` fails."""
-    program = log.with_name("python")
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{SPEAK.format(bad=bad)}"\n')
+def started(folder: Path, monkeypatch: pytest.MonkeyPatch, copies: int, gpus: list[str], bad: str = "none") -> Any:
+    """Copies of vLLM whose workers note what they see; the one with the name `bad` fails."""
+    program = folder / "python"
+    program.write_text(SPEAK.format(folder=folder, bad=bad))
     program.chmod(0o755)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(executors, "visible_gpus", lambda: gpus)
-    return executors._vllm_workers(VllmProcesses(str(program), copies, 2), Path("spec.json"), log)
+    return executors._shard_workers(str(program), copies, 2, Path("spec.json"), folder / "worker.log", {})
+
+
+def seen(folder: Path) -> list[str]:
+    return sorted((folder / "seen").read_text().split("\n")[:-1])
 
 
 def test_the_processes_of_vllm_meet_on_loopback_unless_the_user_says_otherwise(
@@ -41,16 +49,18 @@ def test_the_processes_of_vllm_meet_on_loopback_unless_the_user_says_otherwise(
     for name in names:
         monkeypatch.delenv(name, raising=False)
     program = tmp_path / "python"
-    program.write_text('#!/bin/sh\necho "$' + " $".join(names) + '"\n')
+    program.write_text('#!/bin/sh\necho "$' + " $".join(names) + f'"\ntouch {tmp_path}/done-$SPA_POOL\n')
     program.chmod(0o755)
     monkeypatch.setattr(executors, "visible_gpus", lambda: [])
     for copies in (1, 2):
+        vllm = VllmProcesses(str(program), copies, 1)
         for chosen, said in ((None, "127.0.0.1 lo lo"), ("eth7", "127.0.0.1 lo eth7")):
             if chosen is not None:
                 monkeypatch.setenv("NCCL_SOCKET_IFNAME", chosen)
             log = tmp_path / f"log-{copies}-{chosen}"
-            assert ended(executors._vllm_workers(VllmProcesses(str(program), copies, 1), Path("spec.json"), log)) == 0
-            assert log.read_text() == f"{said}\n" * copies
+            begun = executors.Executors(LocalExecutor()).start("generate", Path("spec.json"), log, vllm)
+            assert ended(begun) == 0
+            assert {path.read_text() for path in tmp_path.glob(f"{log.name}*")} == {f"{said}\n"}
         monkeypatch.delenv("NCCL_SOCKET_IFNAME")
 
 
@@ -62,25 +72,23 @@ def ended(running: Any) -> int:
     return int(code)
 
 
-def test_each_copy_has_its_rank_and_its_own_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    log = tmp_path / "log"
-    assert ended(started(log, monkeypatch, 2, ["4", "5", "6", "7"])) == 0
-    assert sorted(log.read_text().split("\n")[:-1]) == ["0 2 4,5", "1 2 6,7"]
+def test_each_copy_has_its_own_gpus_and_one_process_joins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ended(started(tmp_path, monkeypatch, 2, ["4", "5", "6", "7"])) == 0
+    assert seen(tmp_path) == [" 4,5", "pool-0 4,5", "pool-1 6,7"]
 
 
 def test_without_gpus_nothing_is_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    log = tmp_path / "log"
-    assert ended(started(log, monkeypatch, 2, [])) == 0
-    assert sorted(log.read_text().split("\n")[:-1]) == ["0 2 None", "1 2 None"]
-    log.unlink()
-    assert ended(started(log, monkeypatch, 1, ["0", "1"])) == 0
-    assert log.read_text() == "None None None\n"
+    assert ended(started(tmp_path, monkeypatch, 2, [])) == 0
+    assert seen(tmp_path) == [" ", "pool-0 ", "pool-1 "]
+
+
+def test_one_copy_sees_all_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ended(started(tmp_path, monkeypatch, 1, ["0", "1"])) == 0
+    assert seen(tmp_path) == [" "]
 
 
 def test_a_stage_fails_as_soon_as_one_copy_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ended(started(tmp_path / "log", monkeypatch, 3, [], bad="1")) == 7
+    assert ended(started(tmp_path, monkeypatch, 3, [], bad="pool-1")) == 7
 
 
 ORPHAN = "import os, subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)']); \
@@ -90,7 +98,7 @@ print(p.pid, flush=True); os.kill(os.getpid(), 9)"
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_children_of_a_killed_stage_go_with_it(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    assert ended(executors.Worker([sys.executable, "-c", ORPHAN], log)) == -9
+    assert ended(processes.Worker([sys.executable, "-c", ORPHAN], log)) == -9
     child = Path(f"/proc/{int(log.read_text())}/stat")
     end = time.monotonic() + 10
     while child.exists() and child.read_text().split()[2] != "Z":

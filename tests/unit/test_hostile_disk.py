@@ -61,8 +61,8 @@ def test_what_is_not_offered_is_found_out_and_nothing_is_left(tmp_path: Path) ->
 @pytest.mark.parametrize("refused", [Refused("fsync", "EINVAL"), Refused("chmod", "EPERM"), Refused("link", "EPERM")])
 def test_a_stage_is_committed_and_taken_over_without(tmp_path: Path, refused: Refused) -> None:
     stage, other = StageDir(tmp_path / "stage"), StageDir(tmp_path / "other")
-    stage.draft.mkdir(parents=True)
-    (stage.draft / "rows").write_text("1")
+    stage.draft(1).mkdir(parents=True)
+    (stage.draft(1) / "rows").write_text("1")
     with refusing(refused) as made:
         stage.commit(FIELDS)
         adopt(stage, other, "run")
@@ -171,6 +171,57 @@ def test_a_lease_is_renewed_and_its_loss_is_noticed(tmp_path: Path, monkeypatch:
         with pytest.raises(LockedError, match="taken over"):
             still_ours()
     assert "another" in lease.read_text()  # the other process keeps it
+
+
+def test_beside_flock_there_is_a_lease_which_a_machine_sees_that_flock_does_not_reach(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "mini")
+    with run.locked() as still_ours:
+        still_ours()
+        lease = json.loads((run.path / lock.LEASE).read_text())
+        assert lease["pid"] == os.getpid()
+        elsewhere = {**lease, "machine": "another", "boot": "another"}
+        (run.path / lock.LEASE).write_text(json.dumps(elsewhere))
+        (run.path / lock.FILE).unlink()  # as if this were another machine, which flock does not reach
+        (run.path / lock.FILE).touch()
+        assert run.holder() is not None
+        with pytest.raises(LockedError), RunDir(run.path).locked():
+            pass
+
+
+def test_the_lease_of_a_process_that_had_the_flock_here_is_free_with_it(tmp_path: Path) -> None:
+    """Even where another process has its number now."""
+    with lock.hold(tmp_path):
+        left = (tmp_path / lock.LEASE).read_text()
+    (tmp_path / lock.LEASE).write_text(left)
+    assert json.loads(left)["pid"] == os.getpid()
+    assert not lock.is_held(tmp_path)
+    begin = time.monotonic()
+    with lock.hold(tmp_path) as check:
+        check()
+    assert time.monotonic() - begin < lock.SETTLE_SECONDS
+
+
+@pytest.mark.parametrize(("job", "start", "free"), [("7", 1, True), ("7", 0, False), ("8", 1, False)])
+def test_a_job_that_slurm_started_again_has_the_lease_of_its_earlier_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str, start: int, free: bool
+) -> None:
+    monkeypatch.setattr(lock, "SETTLE_SECONDS", 0.0)
+    lease = {"token": "x", "machine": "another", "pid": 1, "job": "7", "start": 0, "boot": "another", "flock": True}
+    (tmp_path / lock.LEASE).write_text(json.dumps(lease))
+    monkeypatch.setenv("SLURM_JOB_ID", job)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", str(start))
+    assert lock.is_held(tmp_path) != free
+    if free:
+        with lock.hold(tmp_path) as check:
+            check()
+
+
+def test_a_run_on_a_full_disk_is_held_by_flock_alone(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "mini")
+    run.path.mkdir()
+    with refusing(Refused("open", "ENOSPC", r"\.lease$")), lock.hold(run.path) as check:
+        check()
+        assert not (run.path / lock.LEASE).exists()
 
 
 def _raises(check: object) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from spa_recipes.errors import StageError, TryAgainError
-from spa_recipes.run import executors
+from spa_recipes.run import processes
 from spa_recipes.run.failure import stage_failure
 from tests.kit.plans import plan_of
 
@@ -57,7 +57,7 @@ def test_a_fork_server_that_dies_is_told_by_its_own_end(
         return start([sys.executable, "-c", f"import os, sys; sys.stdin.readline(); {body}"], **options)  # type: ignore[call-overload,no-any-return]
 
     monkeypatch.setattr(subprocess, "Popen", popen)
-    server = executors.ForkServer(tmp_path / "worker.log")
+    server = processes.ForkServer(tmp_path / "worker.log")
     running = server.start(tmp_path / "spec.json", tmp_path / "worker.log")
     while (code := running.poll()) is None:
         pass
@@ -70,4 +70,4 @@ def test_a_fork_server_that_dies_is_told_by_its_own_end(
     else:
         assert code == 1
         assert "RuntimeError: no such library" in str(error)
-        assert "RuntimeError" in (tmp_path / executors.SERVER_LOG).read_text()
+        assert "RuntimeError" in (tmp_path / processes.SERVER_LOG).read_text()

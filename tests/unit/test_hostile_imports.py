@@ -8,7 +8,7 @@ import pytest
 
 from spa_recipes.errors import RecipeError
 from spa_recipes.run import vllm_preflight
-from spa_recipes.run.executors import process_environment
+from spa_recipes.run.processes import process_environment
 
 PATHS = ["import sys, json", "print(json.dumps(sys.path))"]
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -137,7 +138,7 @@ PLACES = [
     "stages/{judge}",
     "stages/{judge}/work",
     "stages/{judge}/output",
-    "stages/{judge}/output.draft",
+    "stages/{judge}/output.draft-1",
     "stages/{judge}/output/model",
     "stages/{judge}/attempts",
     "stages/{judge}/attempts/1/worker.log",
@@ -227,8 +228,9 @@ def test_a_file_is_written_under_a_new_name_and_through_no_link(
     tmp_path: Path, victim: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even where somebody knew the name under which it will be written."""
-    monkeypatch.setattr("secrets.randbelow", lambda limit: 7)
-    (tmp_path / ".plan.json.7.tmp").symlink_to(victim / "thesis.tex")
+    known = uuid.uuid4()
+    monkeypatch.setattr("uuid.uuid4", lambda: known)
+    atomic.temporary_name(tmp_path / "plan.json").symlink_to(victim / "thesis.tex")
     with pytest.raises(FileExistsError):
         atomic.write_text(tmp_path / "plan.json", "x")
     assert is_untouched(victim)

@@ -21,8 +21,8 @@ from tests.kit.synced import Call, can_be_lost, noted
 def commit(path: Path) -> StageDir:
     stage = StageDir(path)
     stage.new_attempt()
-    stage.draft.mkdir()
-    write_jsonl(stage.draft / "pairs.jsonl", [{"a": 1}])
+    stage.draft(1).mkdir()
+    write_jsonl(stage.draft(1) / "pairs.jsonl", [{"a": 1}])
     stage.commit(FIELDS)
     return stage
 
@@ -57,7 +57,7 @@ def test_a_stage_that_was_taken_over_is_as_safe(tmp_path: Path, monkeypatch: pyt
             adopt(source, target, "a")
         assert can_be_lost(calls, target.path / MANIFEST) == []
         manifest = calls.index(Call("rename", target.path / MANIFEST))
-        assert Call("fsync", target.draft / "pairs.jsonl") in calls[:manifest]
+        assert Call("fsync", target.draft(0) / "pairs.jsonl") in calls[:manifest]
         assert can_be_lost(calls[:manifest], target.output) == []
 
 

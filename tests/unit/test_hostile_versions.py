@@ -129,7 +129,7 @@ def test_resume_without_a_name_says_which_run_it_passes_over(tmp_path: Path, mak
 def test_garbage_of_a_newer_version_is_left_alone(tmp_path: Path, make_newer: Any) -> None:
     plan = plan_of()
     run = make_run(tmp_path / "mini", plan)
-    run.stage_dir(plan.stage("sft"), plan).draft.mkdir()
+    run.stage_dir(plan.stage("sft"), plan).draft(1).mkdir()
     assert gc.find(run, models=False).items
     make_newer(run, plan)
     swept = gc.sweep([run], models=True)

@@ -22,7 +22,7 @@ def test_places_are_the_same_in_every_run() -> None:
 def finished_run(folder: Path) -> Path:
     """A run of one stage."""
     stage = StageDir(folder / "stages" / "00-judge-12345678")
-    for path, text in (("output.draft/pairs.jsonl", "{}\n"), ("attempts/1/worker.log", "")):
+    for path, text in (("output.draft-1/pairs.jsonl", "{}\n"), ("attempts/1/worker.log", "")):
         (stage.path / path).parent.mkdir(parents=True, exist_ok=True)
         (stage.path / path).write_text(text)
     stage.commit({**FIELDS, "metrics": {"resumed_from_step": 0}})

@@ -70,13 +70,13 @@ def ask(folder: Path, server: EndpointServer, answers: list[list[str]], **settin
 
 
 def rewards_in(folder: Path) -> list[float]:
-    table = pq.read_table(folder / "stage" / "output.draft" / "rewards.parquet")
+    table = pq.read_table(folder / "stage" / "output.draft-1" / "rewards.parquet")
     assert table.column_names == ["item", "sample", "reward"]
     return [float(value) for value in table["reward"].to_pylist()]
 
 
 def lines_in(folder: Path) -> list[dict[str, Any]]:
-    return read_jsonl(folder / "stage" / "output.draft" / "verdicts.jsonl")
+    return read_jsonl(folder / "stage" / "output.draft-1" / "verdicts.jsonl")
 
 
 def test_every_pair_is_asked_in_both_orders_without_sampling(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_the_result_does_not_depend_on_the_concurrency(tmp_path: Path) -> None:
         ask(tmp_path / "one", server, ANSWERS, max_concurrency=1)
         ask(tmp_path / "many", server, ANSWERS, max_concurrency=16)
     for name in ("rewards.parquet", "verdicts.jsonl"):
-        one, many = ((tmp_path / run / "stage" / "output.draft" / name).read_bytes() for run in ("one", "many"))
+        one, many = ((tmp_path / run / "stage" / "output.draft-1" / name).read_bytes() for run in ("one", "many"))
         assert one == many
 
 

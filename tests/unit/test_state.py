@@ -14,9 +14,9 @@ from tests.kit.state import FIELDS
 
 def committed(path: Path, content: str = "rows\n") -> StageDir:
     stage = StageDir(path)
-    (stage.draft / "model").mkdir(parents=True)
-    (stage.draft / "pairs.jsonl").write_text(content)
-    (stage.draft / "model" / "weights").write_text("weights")
+    (stage.draft(1) / "model").mkdir(parents=True)
+    (stage.draft(1) / "pairs.jsonl").write_text(content)
+    (stage.draft(1) / "model" / "weights").write_text("weights")
     stage.commit(FIELDS)
     return stage
 
@@ -39,7 +39,7 @@ def test_commit_makes_a_stage_done(tmp_path: Path) -> None:
     assert stage.is_done(FIELDS["key"])
     assert not stage.is_done("another key")
     assert stage.problems(deep=True) == []
-    assert not stage.draft.exists()
+    assert not stage.draft(1).exists()
     manifest = stage.manifest()
     assert manifest is not None
     assert sorted(manifest.files) == ["model/weights", "pairs.jsonl"]
