@@ -82,7 +82,7 @@ pytestmark = pytest.mark.slow  # tests/unit/test_log_ratios.py has the stage's t
 
 
 def test_the_choice_and_every_log_ratio_are_the_same_bytes(world: World) -> None:
-    for name in ("work/log-ratios.choice.json", "output.draft/log_ratios.parquet"):
+    for name in ("work/log-ratios.choice.json", "output.draft-1/log_ratios.parquet"):
         one, two = ((world.home / f"stage-{processes}" / name).read_bytes() for processes in (1, 2))
         assert one == two
 

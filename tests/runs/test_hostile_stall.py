@@ -13,7 +13,7 @@ from spa_recipes.cli.status import print_run_status, print_runs
 from spa_recipes.errors import TryAgainError
 from spa_recipes.plan import Stage, compile_plan
 from spa_recipes.recipe.schema import Recipe
-from spa_recipes.run import executors, stall
+from spa_recipes.run import processes, stall
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.run.runner import execute
 from spa_recipes.state.digests import DigestMemo
@@ -103,7 +103,7 @@ def test_a_stage_that_hangs_is_ended_if_the_recipe_asks(tmp_path: Path) -> None:
 
 def test_a_frozen_process_is_told_without_a_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stall, "STACK_PATIENCE", 0.1)
-    monkeypatch.setattr(executors, "GRACE_SECONDS", 0.1)  # it does not hear SIGTERM
+    monkeypatch.setattr(processes, "GRACE_SECONDS", 0.1)  # it does not hear SIGTERM
     listener = Listener()
     with pytest.raises(TryAgainError, match="has not said where it stands"):
         run_of(tmp_path, FROZEN, listener, end_stalled=True)

@@ -26,7 +26,8 @@ def test_a_pool_makes_the_bytes_that_one_process_makes(home: Path) -> None:
     assert len(done_again) >= 4
     for path in done_again:
         shutil.rmtree(path)
-    done = run_spa(home, "resume", "mini", "--set", EXECUTOR)
+    halves = [f"{name}.per_device_train_batch_size=8" for name in ("sft", "seed_training", "refine")]
+    done = run_spa(home, "resume", "mini", *(text for each in (EXECUTOR, *halves) for text in ("--set", each)))
     assert done.returncode == 0, done.stderr + done.stdout
     assert outputs(home) == before
     for path in done_again:

@@ -208,6 +208,7 @@ def test_a_job_that_slurm_started_again_has_the_lease_of_its_earlier_start(
     monkeypatch.setattr(lock, "SETTLE_SECONDS", 0.0)
     lease = {"token": "x", "machine": "another", "pid": 1, "job": "7", "start": 0, "boot": "another", "flock": True}
     (tmp_path / lock.LEASE).write_text(json.dumps(lease))
+    (tmp_path / lock.FILE).touch()
     monkeypatch.setenv("SLURM_JOB_ID", job)
     monkeypatch.setenv("SLURM_RESTART_COUNT", str(start))
     assert lock.is_held(tmp_path) != free
@@ -219,7 +220,7 @@ def test_a_job_that_slurm_started_again_has_the_lease_of_its_earlier_start(
 def test_a_run_on_a_full_disk_is_held_by_flock_alone(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "mini")
     run.path.mkdir()
-    with refusing(Refused("open", "ENOSPC", r"\.lease$")), lock.hold(run.path) as check:
+    with refusing(Refused("write", "ENOSPC", r"\.lease$")), lock.hold(run.path) as check:
         check()
         assert not (run.path / lock.LEASE).exists()
 
