@@ -167,14 +167,20 @@ def evaluate(
 def validate(
     recipes: Recipes,
     set_: Set = None,
+    show_example: Annotated[
+        bool,
+        typer.Option(
+            "--show-example", help="Print a pair as the model gets it: text, token ids, where the response starts."
+        ),
+    ] = False,
 ) -> None:
     """Check recipes and local data without running anything.
 
-    Every problem is named with its file, line and remedy.
+    Every problem is named with its file, line and remedy. Local data up to 100 MB are read whole.
     """
     from spa_recipes.cli.validate import validate_recipes
 
-    if code := validate_recipes(recipes, set_ or []):
+    if code := validate_recipes(recipes, set_ or [], show_example=show_example):
         raise typer.Exit(code)
 
 

@@ -17,10 +17,14 @@ from spa_recipes.cli.terminal import (
     table,
     yellow,
 )
+from spa_recipes.data.asked import check_counted
+from spa_recipes.errors import DataError, SpaError
 from spa_recipes.estimates import SCORING, TRAINING, Hardware, Need, gpu_of, needs, parameters_of, seconds_of, steps_of
 from spa_recipes.plan import Plan
+from spa_recipes.recipe.schema import Recipe
 from spa_recipes.run.disk import free_bytes
 from spa_recipes.run.fit import hardware_for, in_words, is_tight, misfit
+from spa_recipes.run.packages import missing_packages
 from spa_recipes.units import human_bytes, human_count, human_seconds
 
 MARKS = {"done": green("+"), "to do": yellow("o")}
@@ -58,6 +62,7 @@ def print_plan(prepared: api.Prepared, *, diff: bool, verbose: bool = False, ove
             if view.why and (diff or not (view.why == "never run" or view.why.startswith("needs "))):
                 say(f"{view.stage.id}: {view.why}")
         say("")
+    _print_problems(plan)
     _print_misfits(planned, plan, hardware)
     _print_totals([one for one in planned if one.view.state != "done"], prepared, hardware)
     print_powers(plan, run.path, overrides)
@@ -84,6 +89,18 @@ def _cells(planned: _Planned) -> tuple[str, ...]:
 
 def _count(number: int | None) -> str:
     return "-" if number is None else f"{number:,}"
+
+
+def _print_problems(plan: Plan) -> None:
+    """What would end the run at once, as far as it can be known here without reading rows."""
+    problems: list[SpaError] = [*missing_packages(plan.recipe)]
+    if isinstance(plan.recipe, Recipe):
+        try:
+            check_counted(plan.recipe.data)
+        except DataError as error:
+            problems.append(error)
+    for problem in problems:
+        say(red(f"! {problem}"))
 
 
 def _print_misfits(planned: Sequence[_Planned], plan: Plan, hardware: Hardware | None) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 NOT_GOOD = "an answer that is labelled as bad: no demonstration"
 """Why a row of good and bad answers gives no demonstration, as it should."""
 _UNPAIRED = "its prompt has no answer with the other label"
-_NO_LABEL = "no label"
+NO_LABEL = "no label"
 AS_DEMONSTRATIONS = "give a good and a bad answer to the same prompt; sft.data takes the good ones as demonstrations"
 """What to do with good and bad answers that make no pair."""
 
@@ -83,7 +83,7 @@ def way(reading: Reading | None, use: str, finish: Finish, label: Label | None) 
 
     def side(raw: Raw) -> labels.Side:
         if raw["label"] is None or raw["label"] == "":
-            raise NoPairError(_NO_LABEL)
+            raise NoPairError(NO_LABEL)
         return read(raw["label"])
 
     def demonstration(found: Any, raw: Raw, row: int) -> Mapping[str, Any]:

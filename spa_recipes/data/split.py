@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from spa_recipes.data.asked import check_enough, seed_rows
 from spa_recipes.errors import DataError
 from spa_recipes.recipe.schema import Data
 
@@ -59,15 +60,12 @@ def split_rows(
     """
     pair_order = _shuffled(pairs, skipped_pairs, data.shuffle_seed)
     pair_ids, own_ids = _numbered(pairs, prompts)
-    seed_count = _seed_count(data, len(pair_order))
-    fresh_count = sum(data.prompts_per_iteration)
-    if prompts is None:
-        _check_enough("data.pairs", len(pair_order), _asked(data, seed_count, fresh_count, data.heldout))
+    seed_count = seed_rows(data, len(pair_order))
+    prompt_order = None if prompts is None else _shuffled(prompts, skipped_prompts, data.shuffle_seed)
+    check_enough(data, len(pair_order), None if prompt_order is None else len(prompt_order))
+    if prompt_order is None:
         prompt_order, prompt_ids, prompt_start = pair_order, pair_ids, seed_count
     else:
-        prompt_order = _shuffled(prompts, skipped_prompts, data.shuffle_seed)
-        _check_enough("data.pairs", len(pair_order), _asked(data, seed_count, 0, data.heldout))
-        _check_enough("data.prompts", len(prompt_order), _asked(data, 0, fresh_count, 0))
         prompt_ids, prompt_start = own_ids, 0
 
     heldout = [row for row in pair_order[len(pair_order) - data.heldout :].tolist() if row != _SKIPPED]
@@ -107,18 +105,6 @@ def _numbered(pairs: pa.Table, prompts: pa.Table | None) -> tuple[Indices, Indic
     return codes[: len(pairs)], codes[len(pairs) :]
 
 
-def _seed_count(data: Data, rows: int) -> int:
-    if isinstance(data.seed_labels, int):
-        return data.seed_labels
-    count = round(data.seed_labels * rows)
-    if count == 0:
-        raise DataError(
-            f"data.seed_labels {data.seed_labels} of {rows} rows is no row at all",
-            fix="raise the fraction, or set 0 for no labels",
-        )
-    return count
-
-
 def _fresh(rows: Indices, prompt_ids: Indices, seen: set[int]) -> list[int]:
     """Rows whose prompts are not in `seen` yet; they are added to it."""
     fresh = []
@@ -127,26 +113,6 @@ def _fresh(rows: Indices, prompt_ids: Indices, seen: set[int]) -> list[int]:
             seen.add(name)
             fresh.append(row)
     return fresh
-
-
-def _asked(data: Data, seed: int, prompts: int, heldout: int) -> dict[str, tuple[int, Any]]:
-    """Rows that each key asks for, and the key's value."""
-    asked = {
-        "data.seed_labels": (seed, data.seed_labels),
-        "data.prompts_per_iteration": (prompts, data.prompts_per_iteration),
-        "data.heldout": (heldout, data.heldout),
-    }
-    return {key: entry for key, entry in asked.items() if entry[0]}
-
-
-def _check_enough(name: str, have: int, asked: dict[str, tuple[int, Any]]) -> None:
-    total = sum(count for count, _ in asked.values())
-    if total > have:
-        parts = " + ".join(f"{key} {value}" for key, (_, value) in asked.items())
-        raise DataError(
-            f"{parts} ask for {total:,} rows, but {name} has {have:,}",
-            fix=f"lower {' or '.join(asked)}, or give {name} more rows",
-        )
 
 
 def _check_filled(part: str, key: str, asked: int, got: int) -> None:

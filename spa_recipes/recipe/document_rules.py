@@ -46,6 +46,8 @@ def prompt_and_response_fit(recipe: schema.Recipe) -> Conflicts:
             ("model.max_prompt_length", "sampling.max_tokens", "model.max_length"),
             f"model.max_prompt_length ({model.max_prompt_length}) + sampling.max_tokens ({sampling.max_tokens}) must "
             f"not exceed model.max_length ({model.max_length})",
+            f"set sampling.max_tokens to {model.max_length - model.max_prompt_length}, or model.max_length to "
+            f"{model.max_prompt_length + sampling.max_tokens}",
         )
 
 

@@ -100,6 +100,7 @@ def prompt_fits(model: schema.Model) -> Conflicts:
         yield Conflict(
             ("max_prompt_length", "max_length"),
             f"max_prompt_length ({model.max_prompt_length}) must be smaller than max_length ({model.max_length})",
+            f"set max_prompt_length to {max(1, model.max_length // 2)}, or raise max_length",
         )
 
 

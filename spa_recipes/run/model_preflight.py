@@ -12,7 +12,7 @@ from spa_recipes.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
     from spa_recipes.data.model_files import ModelFiles
-    from spa_recipes.recipe.schema import Lora
+    from spa_recipes.recipe.schema import Lora, Recipe
 
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len")
 """What architectures call the most tokens that they have positions for."""
@@ -38,6 +38,29 @@ def _stretched(settings: Mapping[str, Any], positions: int) -> int:
         return positions
     original = rope.get("original_max_position_embeddings", positions)
     return int(original * rope["factor"]) if isinstance(original, int) else positions
+
+
+def check_lengths(files: ModelFiles, config: Mapping[str, Any], recipe: Recipe) -> None:
+    """Whether a model has positions for a recipe's texts; if not, all lengths that fit are named at once.
+
+    Raises:
+        RecipeError: it has not.
+    """
+    found = positions(config)
+    if found is None or recipe.model.max_length <= found[1]:
+        return
+    name, limit = found
+    prompt, answer = recipe.model.max_prompt_length, recipe.sampling.max_tokens
+    others = ""
+    if prompt + answer > limit:
+        answer = min(answer, limit // 2)
+        prompt = min(prompt, limit - answer)
+        others = f", model.max_prompt_length to {prompt} and sampling.max_tokens to {answer}"
+    raise RecipeError(
+        f"model.max_length ({recipe.model.max_length}) is more than the model's {name} ({limit})",
+        where=files.location,
+        fix=f"set model.max_length to {limit}{others}, or less",
+    )
 
 
 def context_of(files: ModelFiles) -> int | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spa_recipes.benchmarks import alpaca_eval, mt_bench
+from spa_recipes.data.asked import check_counted
 from spa_recipes.data.chat import is_path
 from spa_recipes.data.hub import hub_error
 from spa_recipes.data.model_files import ModelFiles, hub_is_offline
@@ -20,11 +21,12 @@ from spa_recipes.errors import DataError, RecipeError, TryAgainError, setting
 from spa_recipes.models.lora_names import CONFIG as ADAPTER_CONFIG
 from spa_recipes.plan import ALPACA_EVAL_PROMPTS, KINDS, Content, External, Plan, Stage, is_of_benchmark
 from spa_recipes.plan.powers import is_kernel
-from spa_recipes.recipe.schema import AnyRecipe, BenchmarkJob, Endpoint, JudgeJob
+from spa_recipes.recipe.schema import AnyRecipe, BenchmarkJob, Endpoint, JudgeJob, Recipe
 from spa_recipes.run import model_preflight
 from spa_recipes.run.downloads import check_download
 from spa_recipes.run.fit import check_fit
 from spa_recipes.run.intact import check_made_model
+from spa_recipes.run.packages import missing_packages
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.run.tangent_preflight import check_adapter, refuse_different
 from spa_recipes.run.vllm_preflight import IN_A_JOB, IN_A_RECIPE, check_vllm
@@ -59,6 +61,11 @@ def check_inputs(plan: Plan, run: RunDir, until: str | None = None) -> None:
     run.check()
     left = [stage for stage in plan.until(until) if not run.is_done(stage, plan)]
     recipe = plan.recipe
+    works = any(KINDS[stage.kind].loads_model for stage in left)
+    if missing := next(missing_packages(recipe), None) if works else None:
+        raise missing
+    if isinstance(recipe, Recipe) and any(stage.kind == "data" for stage in left):
+        check_counted(recipe.data)
     check_fit(left, plan)
     check_vllm(left, recipe.compute, IN_A_JOB if isinstance(recipe, BenchmarkJob) else IN_A_RECIPE)
     for dataset in _datasets(left):
@@ -251,7 +258,10 @@ def _check_model(files: ModelFiles, use: _Use, recipe: AnyRecipe) -> None:
     if use.reward:
         _check_outputs(files, config)
     if use.tokens:
-        _check_positions(files, config, _word(recipe, "model.max_length"), recipe.model.max_length)
+        if isinstance(recipe, Recipe):
+            model_preflight.check_lengths(files, config, recipe)
+        else:
+            _check_positions(files, config, _word(recipe, "model.max_length"), recipe.model.max_length)
     if use.asked is not None:
         _check_positions(files, config, _judge_key(use.asked, "max_length"), use.asked.settings["model"].max_length)
     if use.texts:

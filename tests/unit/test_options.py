@@ -18,7 +18,7 @@ OPTIONS = {
         "--min-margin-in-noise",
     },
     "evaluate": {"--benchmark", "--against", "--prompts", "--out", "--annotations", "--backend", "--set", "--trust"},
-    "validate": {"--set"},
+    "validate": {"--set", "--show-example"},
     "data": {"--model", "--as", "--set"},
     "plan": {"--run-dir", "--set", "--diff", "--verbose", "--json", "--resolved"},
     "status": {"--runs-dir"},

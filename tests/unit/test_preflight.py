@@ -93,7 +93,7 @@ FOLDERS: dict[str, tuple[dict[str, Any], type[SpaError], str, str]] = {
         {"config": {"max_position_embeddings": 1024}},
         RecipeError,
         "model.max_length (2048) is more than the model's max_position_embeddings (1024)",
-        "set model.max_length to 1024 or less",
+        "set model.max_length to 1024, model.max_prompt_length to 992 and sampling.max_tokens to 32, or less",
     ),
     "other name": ({"config": {"max_position_embeddings": None, "n_positions": 8}}, RecipeError, "n_positions (8)", ""),
     "inner": (

@@ -83,7 +83,7 @@ CASES = {
         "7: noise.lambdas: has 2 entries for 1 iteration (data.prompts_per_iteration); give one per iteration",
     "sampling:\n  max_tokens: 1500":
         "7: sampling.max_tokens: model.max_prompt_length (1024) + sampling.max_tokens (1500) must not exceed "
-        "model.max_length (2048)",
+        "model.max_length (2048); set sampling.max_tokens to 1024, or model.max_length to 2524",
     "refine:\n  per_device_train_batch_size: 8\ncompute: {executor: {type: accelerate, num_processes: 8}}":
         "7: refine.per_device_train_batch_size: refine.global_batch_size (32) does not split into 8 processes "
         "(compute.executor.num_processes) x 8 rows; make it a multiple of 64",
@@ -191,10 +191,12 @@ BENCHMARKS = {
 # Whole recipes, and the one line that each gets.
 WHOLE = {
     "name: x\nmodel:\n  model_name_or_path: m\n  max_length: 100\ndata: {pairs: {type: sandbox}}":
-        "r.yaml:4: model.max_length: max_prompt_length (1024) must be smaller than max_length (100)",
+        "r.yaml:4: model.max_length: max_prompt_length (1024) must be smaller than max_length (100); "
+        "set max_prompt_length to 50, or raise max_length",
     "name: x\nmodel:\n  max_prompt_length: 200\n  max_length: 100\n  model_name_or_path: m\n"
     "data: {pairs: {type: sandbox}}":
-        "r.yaml:3: model.max_prompt_length: max_prompt_length (200) must be smaller than max_length (100)",
+        "r.yaml:3: model.max_prompt_length: max_prompt_length (200) must be smaller than max_length (100); "
+        "set max_prompt_length to 50, or raise max_length",
     "name: x\nmodel:\n  model_name_or_path: m\n  chat_template_kwargs: {tokenize: true}\n"
     "data: {pairs: {type: sandbox}}":
         "r.yaml:4: model.chat_template_kwargs: must not name tokenize; remove it: rendering sets it itself",
@@ -314,7 +316,10 @@ def test_a_job_of_the_command_line_names_the_option() -> None:
     request = api.JudgeRequest("p", "r", "pairs.jsonl", Path("out.jsonl"), max_length=10, max_prompt_length=20)
     with pytest.raises(RecipeError) as caught:
         api._judge_job(request)
-    assert str(caught.value) == "--max-prompt-length: max_prompt_length (20) must be smaller than max_length (10)"
+    assert str(caught.value) == (
+        "--max-prompt-length: max_prompt_length (20) must be smaller than max_length (10); set max_prompt_length to 5, "
+        "or raise max_length"
+    )
 
 
 # --- jobs

@@ -2,12 +2,15 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from spa_recipes.run import packages
 from tests.kit.data import GOOD
+from tests.kit.models import judge_inputs, model_folder
 from tests.kit.recipes import write_recipe
 
 
@@ -17,7 +20,8 @@ def write(path: Path, content: bytes) -> None:
 
 
 def recipe_of(source: str) -> dict[str, Any]:
-    return {"name": "r", "model": {"model_name_or_path": "o/m"}, "data": {"pairs": {"source": source}}}
+    parts = {"seed_labels": 1, "prompts_per_iteration": []}
+    return {"name": "r", "model": {"model_name_or_path": "o/m"}, "data": {"pairs": {"source": source}, **parts}}
 
 
 ROWS = json.dumps([GOOD]).encode()
@@ -65,3 +69,77 @@ def test_data_that_can_be_read(name: str, content: bytes, spa_here: Any, tmp_pat
     write_recipe(tmp_path / "r.yaml", recipe_of(name))
     done = spa_here("validate", "r.yaml")
     assert (done.code, done.err) == (0, "")
+
+
+def written(folder: Path, lines: list[dict[str, str]], **data: Any) -> None:
+    write(folder / "d.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+    recipe = recipe_of("d.jsonl")
+    recipe["data"].update(data)
+    write_recipe(folder / "r.yaml", recipe)
+
+
+def test_all_bad_rows_are_named_up_to_twenty(spa_here: Any, tmp_path: Path) -> None:
+    written(tmp_path, [GOOD] * 20 + [{"prompt": "x"}] * 23)
+    done = spa_here("validate", "r.yaml")
+    assert done.code == 3
+    lines = done.err.splitlines()
+    assert [f"row {number}: " in line for number, line in enumerate(lines[:20], start=21)] == [True] * 20
+    assert lines[20].startswith("error: data.pairs.source: d.jsonl: 3 more rows are malformed; ")
+    written(tmp_path, [GOOD] * 20 + [{"prompt": "x"}], pairs={"source": "d.jsonl", "on_bad_row": "skip"})
+    assert spa_here("validate", "r.yaml").code == 0
+
+
+@pytest.mark.parametrize("command", ["validate", "plan", "run"])
+def test_more_rows_than_there_are(command: str, spa_here: Any, tmp_path: Path) -> None:
+    written(tmp_path, [GOOD] * 50, seed_labels=500, prompts_per_iteration=[1000, 2000])
+    done = spa_here(command, "r.yaml")
+    words = "ask for 3,500 rows, but data.pairs has 50"
+    assert words in (done.out if command == "plan" else done.err)
+    assert done.code == (0 if command == "plan" else 3)
+
+
+def test_packages_that_are_not_here(spa_here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "_is_installed", lambda name: False)
+    written(tmp_path, [GOOD] * 5)
+    asked = (
+        "tracking.report_to=[wandb, tensorboard]",
+        "model.lora={load_in_4bit: true}",
+        "compute.executor={type: accelerate, num_processes: 1, config_file: none.yaml}",
+    )
+    settings = [word for one in asked for word in ("--set", one)]
+    for command in ("validate", "plan"):
+        done = spa_here(command, "r.yaml", *settings)
+        assert done.code == 0
+        for words in ("wandb is not", "tensorboard is not", "need peft", "need bitsandbytes", "no file none.yaml"):
+            assert words in done.out
+    done = spa_here("run", "r.yaml", "--trust", *settings)
+    assert done.code == 2
+    assert "tracking.report_to: wandb is not installed here; pip install wandb" in done.err
+
+
+def test_lengths_of_a_local_model_come_with_values_that_fit(spa_here: Any, tmp_path: Path) -> None:
+    model_folder(tmp_path / "m", {"max_position_embeddings": 512})
+    written(tmp_path, [GOOD] * 5)
+    done = spa_here("validate", "r.yaml", "--set", "model.model_name_or_path=m")
+    assert done.code == 2
+    assert done.err.rstrip().endswith(
+        "set model.max_length to 512, model.max_prompt_length to 256 and sampling.max_tokens to 256, or less"
+    )
+
+
+def test_an_example_as_the_model_gets_it(spa_here: Any, tmp_path: Path) -> None:
+    judge_inputs(tmp_path, 3)
+    write_recipe(tmp_path / "r.yaml", recipe_of("pairs.jsonl"))
+    lengths = ("--set", "model.model_name_or_path=policy", "--set", "model.max_length=128")
+    done = spa_here(
+        "validate", "r.yaml", "--show-example", *lengths, "--set", "model.max_prompt_length=64", "--set",
+        "sampling.max_tokens=32",
+    )  # fmt: skip
+    assert (done.code, done.err) == (0, "")
+    shown = done.out.split("row 1, ")
+    assert len(shown) == 3
+    for part in shown[1:]:
+        start, answer = map(int, re.findall(r"(\d+) \+ (\d+) tokens", part)[0])
+        ids = json.loads(re.findall(r"ids: (\[.*\])", part)[0])
+        assert len(ids) == start + answer
+        assert f"the response starts at token {start} " in part

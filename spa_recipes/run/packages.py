@@ -1,0 +1,50 @@
+"""Packages and files of this machine that a recipe's settings need, looked for without importing any."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from spa_recipes.errors import RecipeError
+from spa_recipes.recipe.schema import AccelerateExecutor, AnyRecipe
+
+
+def missing_packages(recipe: AnyRecipe) -> Iterator[RecipeError]:
+    """What is not here: trackers, packages of adapters and of weights in 4 bits, accelerate's configuration."""
+    for tracker in recipe.tracking.report_to:
+        names = ("tensorboard", "tensorboardX") if tracker == "tensorboard" else (tracker,)
+        if not any(map(_is_installed, names)):
+            yield RecipeError(
+                f"{tracker} is not installed here",
+                where="tracking.report_to",
+                fix=f"pip install {tracker}, or leave it out",
+            )
+    lora = recipe.model.lora
+    if lora is not None and not _is_installed("peft"):
+        yield RecipeError(
+            "adapters need peft, which is not installed here",
+            where="model.lora",
+            fix="pip install 'spa-recipes[lora]', or set it to null",
+        )
+    if lora is not None and lora.load_in_4bit and not _is_installed("bitsandbytes"):
+        yield RecipeError(
+            "weights in 4 bits (QLoRA) need bitsandbytes, which is not installed here",
+            where="model.lora.load_in_4bit",
+            fix="pip install 'spa-recipes[qlora]', or set it to false",
+        )
+    executor = recipe.compute.executor
+    config = executor.config_file if isinstance(executor, AccelerateExecutor) else None
+    if config is not None and not Path(config).is_file():
+        yield RecipeError(
+            f"no file {config}",
+            where="compute.executor.config_file",
+            fix="check the path, or write one with `accelerate config --config_file FILE`",
+        )
+
+
+def _is_installed(name: str) -> bool:
+    from importlib.metadata import PackageNotFoundError, distribution  # slow, and most recipes need none of these
+
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True
