@@ -1,10 +1,13 @@
 """All that is wrong with a local dataset, found by reading it whole; of a large one, its first rows."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from spa_recipes.data import sources
-from spa_recipes.data.labelling import NO_LABEL, NOT_GOOD, TIE
-from spa_recipes.data.sources import Use
+from spa_recipes.data.forms.answers import TIE
+from spa_recipes.data.labelling import NO_LABEL, NOT_GOOD
+from spa_recipes.data.sources import Loaded, Use
 from spa_recipes.errors import DataError, SpaError
 from spa_recipes.recipe.schema import DatasetSource
 
@@ -13,7 +16,7 @@ MOST = 20
 WHOLE_BYTES = 100_000_000
 """A larger dataset is not read whole before a run."""
 
-_READ = {
+_READ: dict[str, Callable[[DatasetSource], Loaded[Any]]] = {
     sources.PAIRS.name: sources.read_pairs,
     sources.PROMPTS.name: sources.read_prompts,
     sources.CONVERSATIONS.name: sources.read_conversations,

@@ -89,6 +89,12 @@ def test_all_bad_rows_are_named_up_to_twenty(spa_here: Any, tmp_path: Path) -> N
     assert spa_here("validate", "r.yaml").code == 0
 
 
+def test_a_tie_is_no_bad_row(spa_here: Any, tmp_path: Path) -> None:
+    answers = {"prompt": "p", "response_a": "a", "response_b": "b"}
+    written(tmp_path, [{**answers, "winner": name} for name in ("a", "tie", "b", "a")])
+    assert spa_here("validate", "r.yaml").code == 0
+
+
 @pytest.mark.parametrize("command", ["validate", "plan", "run"])
 def test_more_rows_than_there_are(command: str, spa_here: Any, tmp_path: Path) -> None:
     written(tmp_path, [GOOD] * 50, seed_labels=500, prompts_per_iteration=[1000, 2000])
