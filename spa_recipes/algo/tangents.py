@@ -73,9 +73,11 @@ def moving_linear(x_NI: Dual, layer: MovingWeight) -> Dual:
     value, tangent = linear(x_NI.value, weight), linear(x_NI.tangent, weight)
     if isinstance(move, Thin):
         down, down_tangent = linear(x_NI.value, move.down), linear(x_NI.tangent, move.down)
-        moved = torch.addmm(tangent, down.add(down_tangent, alpha=at), move.up.T)
-        return Dual(torch.addmm(value, down, move.up.T, alpha=at), moved)
-    return Dual(value, tangent if move is None else torch.addmm(tangent, x_NI.value, move.T))
+        tangent.addmm_(down.add(down_tangent, alpha=at), move.up.T)
+        value.addmm_(down, move.up.T, alpha=at)
+    elif move is not None:
+        tangent.addmm_(x_NI.value, move.T)
+    return Dual(value, tangent)
 
 
 def attention(

@@ -26,6 +26,7 @@ from spa_recipes.models.forward_mode import (
     make_dual,
     no_tangent,
     one_expert_at_a_time,
+    own_rules,
     unpack,
 )
 from spa_recipes.models.update import Update, difference
@@ -116,7 +117,9 @@ def _rule(reference: PreTrainedModel, update: Update, at: float, onednn_products
         hidden = moving.hidden(hidden_ND, head)
         on_cpu = hidden_ND.device.type == "cpu"
         rows, columns = (CPU_TOKENS, CPU_WORDS) if on_cpu else (CHUNK_SIZE, len(head.weight))
-        logps_N = tiled_token_logps(hidden, *moving.head(head), targets_N, at=moving.at, rows=rows, columns=columns)
+        layer = moving.head(head)
+        with own_rules():
+            logps_N = tiled_token_logps(hidden, *layer, targets_N, at=moving.at, rows=rows, columns=columns)
         return make_dual(*logps_N)
 
     def read(sums_B: torch.Tensor) -> list[Values]:

@@ -7,13 +7,13 @@ rules of their own. Everything else is float32 at least: sums of the residual st
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch.autograd import forward_ad
 from torch.nn.functional import embedding, group_norm, layer_norm, linear, rms_norm, scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _pop_mode_temporarily
 from transformers import PreTrainedModel
 
 from spa_recipes.algo.logps import LmHead, at_least_fp32, logps_dtype
@@ -328,6 +328,11 @@ def derivatives(moving: Moving) -> Iterator[None]:
         if "jvp" not in str(error) and "forward AD" not in str(error):
             raise
         raise refusal(error, _function_of(error)) from error
+
+
+def own_rules() -> AbstractContextManager[Any]:
+    """Surround operations inside `derivatives` that carry no derivative but compute it: nothing has to watch them."""
+    return _pop_mode_temporarily()
 
 
 @contextmanager

@@ -16,7 +16,14 @@ from trl.trainer.utils import use_adapter
 from spa_recipes.algo.decoupled import decoupled_log_ratios
 from spa_recipes.algo.logps import CHUNK_SIZE, LmHead, logit_rules
 from spa_recipes.errors import StageError
-from spa_recipes.models.forward_mode import Moving, NoForwardModeError, derivatives, no_tangent, one_expert_at_a_time
+from spa_recipes.models.forward_mode import (
+    Moving,
+    NoForwardModeError,
+    derivatives,
+    no_tangent,
+    one_expert_at_a_time,
+    own_rules,
+)
 from spa_recipes.models.update import NoUpdateError, Update, difference, trained_adapter
 from spa_recipes.training.response_logps import IGNORED
 
@@ -100,14 +107,16 @@ class AlongUpdate:
                 derivatives(moving),
             ):
                 states_BTD = model.base_model(input_ids=input_ids_BT, use_cache=False).last_hidden_state
-                log_ratios_N = decoupled_log_ratios(
-                    moving.hidden(states_BTD[:, :-1][scored_BT], head),
-                    *moving.head(head),
-                    response_labels_BT[:, 1:][scored_BT],
-                    reach=(1.0 + self.lam) / update.scale,
-                    rows=CHUNK_SIZE,
-                    columns=WORDS,
-                )
+                hidden, layer = moving.hidden(states_BTD[:, :-1][scored_BT], head), moving.head(head)
+                with own_rules():
+                    log_ratios_N = decoupled_log_ratios(
+                        hidden,
+                        *layer,
+                        response_labels_BT[:, 1:][scored_BT],
+                        reach=(1.0 + self.lam) / update.scale,
+                        rows=CHUNK_SIZE,
+                        columns=WORDS,
+                    )
         finally:
             model.train(was_training)
         log_ratios_B = log_ratios_N.new_zeros(scored_BT.shape).masked_scatter(scored_BT, log_ratios_N).sum(dim=1)
