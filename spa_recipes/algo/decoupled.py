@@ -1,8 +1,8 @@
 """De-coupled noise detection: the method in spa_recipes/README.md, 3. Refine (SPA, arXiv 2406.04412).
 
 h~ = (1 + lambda)*h_theta - lambda*h_ref are logits; log-softmax of h~ at each response token, summed, is log pi~(y|x).
-That is h_ref + (1 + lambda)*(h_theta - h_ref), and to first order in the update h_theta - h_ref is the derivative of
-the logits along it.
+That is h_ref + (1 + lambda)*(h_theta - h_ref), and to second order in the update h_theta - h_ref is the derivative of
+the logits along it, half-way between the two models.
 """
 
 from collections.abc import Callable
@@ -99,19 +99,20 @@ def decoupled_log_ratios(
     bias_tangent_V: torch.Tensor | None,
     targets_N: torch.Tensor,
     *,
+    at: float,
     reach: float,
     rows: int,
     columns: int,
 ) -> torch.Tensor:
-    """log pi~ - log pi_ref of each target token, from the reference's logits z and their tangents dz along the update.
+    """log pi~ - log pi_ref of each target token, from logits z half-way along the update and their tangents dz.
 
-    With c = 1 + lambda it is c*dz_y - log(sum over v of p_ref(v)*exp(c*dz_v)); no logits of a policy are subtracted.
-    Exact where the logits are linear in the update; otherwise the error is of the second order in the update, as dz
-    is h_theta - h_ref to first order. Where log-ratios are a few nats, that is a few per cent of them.
+    With c = 1 + lambda it is c*dz_y - log(sum over v of p_ref(v)*exp(c*dz_v)), where p_ref is the softmax of z - dz/2;
+    no logits of two models are subtracted. Exact where the logits are linear in the update; otherwise the error is of
+    the third order in the update, as dz is then h_theta - h_ref to second order.
 
     Args:
-        hidden_ND, head, move, bias_tangent_V, targets_N, rows, columns: as in `tangents.tiled_token_logps`, at the
-            reference.
+        hidden_ND, head, move, bias_tangent_V, targets_N, rows, columns: as in `tangents.tiled_token_logps`.
+        at: how far along the direction the logits are: 1/2, where it is the whole update.
         reach: how far the logits go along the direction: 1 + lambda, where it is the whole update.
 
     Returns:
@@ -125,8 +126,9 @@ def decoupled_log_ratios(
     target_N = torch.zeros(targets_N.shape, dtype=torch.float64, device=targets_N.device)
     reference_lse_N, decoupled_lse_N = (torch.full_like(target_N, -torch.inf) for _ in range(2))
     for n, words, (z_nC, dz_nC) in tiles_of_logits(
-        hidden_ND, head, move, bias_tangent_V, at=0.0, rows=rows, columns=columns
+        hidden_ND, head, move, bias_tangent_V, at=at, rows=rows, columns=columns
     ):
+        z_nC = z_nC - at * dz_nC  # those of the reference
         moved_nC = reach * dz_nC
         target_N[n] = with_target(target_N[n], moved_nC.double(), targets_N[n], words)
         most_n1 = z_nC.amax(dim=-1, keepdim=True)

@@ -269,7 +269,7 @@ def _detection(recipe: Recipe) -> dict[str, str]:
     noise, model = recipe.noise, recipe.model
     if model.dtype == "float32" or model.in_4bit or not noise.enabled or noise.detector == "judge":
         return {}
-    return {"p_detect": "derivative"}
+    return {"p_detect": "derivative half-way"}
 
 
 def _variants(recipe: Recipe) -> str:

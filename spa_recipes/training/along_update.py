@@ -27,13 +27,17 @@ from spa_recipes.models.forward_mode import (
 from spa_recipes.models.update import NoUpdateError, Update, difference, trained_adapter
 from spa_recipes.training.response_logps import IGNORED
 
+HALF_WAY = 0.5
+"""Where along the update the derivatives are taken: the middle, where what they neglect is of the third order. At the
+reference it is of the second, and ranks pairs wrongly where log-ratios are a nat or more."""
+
 WORDS = 16384
 """Words of the vocabulary whose logits exist at one time, for `CHUNK_SIZE` tokens, in several float32 tensors."""
 
 
 @dataclass
 class AlongUpdate:
-    """log pi~ - log pi_ref of responses by a forward-mode pass of the reference along the policy's update.
+    """log pi~ - log pi_ref of responses by a forward-mode pass between the reference and the policy, along the update.
 
     It costs three products for each layer, or with LoRA two, and no backward pass. Beside the weights of the training
     it needs the update in the reference's precision, from the first pass of an optimizer step to its end, and the
@@ -96,7 +100,7 @@ class AlongUpdate:
         layer = model.get_output_embeddings()
         head = LmHead(layer.weight, layer.bias, *logit_rules(model.config.get_text_config()))
         scored_BT = response_labels_BT[:, 1:] != IGNORED
-        moving = Moving(model, update.moves, 0.0)
+        moving = Moving(model, update.moves, HALF_WAY / update.scale)
         was_training = model.training
         model.eval()  # adapters have a dropout, and checkpointed activations no derivative
         try:
@@ -113,6 +117,7 @@ class AlongUpdate:
                         hidden,
                         *layer,
                         response_labels_BT[:, 1:][scored_BT],
+                        at=moving.at,
                         reach=(1.0 + self.lam) / update.scale,
                         rows=CHUNK_SIZE,
                         columns=WORDS,
