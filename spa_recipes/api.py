@@ -14,7 +14,7 @@ from spa_recipes.errors import DAMAGE, RecipeError, SpaError, setting
 from spa_recipes.plan import MODEL, External, Plan, Stage, compile_judge_plan, compile_plan
 from spa_recipes.recipe.load import changed, load_recipe
 from spa_recipes.recipe.rules import conflicts_in
-from spa_recipes.recipe.schema import Compute, DatasetSource, ForkExecutor, ImplicitRewardJudge, JudgeJob, Model
+from spa_recipes.recipe.schema import Compute, DatasetSource, ForkExecutor, ImplicitRewardJudge, JudgeJob, Model, Recipe
 from spa_recipes.run.changes import plan_changes
 from spa_recipes.run.rundir import RunDir, all_runs, find_reusable, owned_by_others
 from spa_recipes.state import atomic, marker, user_state
@@ -59,6 +59,18 @@ def prepare(
     if marker.kind_of(run.path) is not None:
         run.check()
     return Prepared(compile_plan(recipe, _memo(run.path, afresh=afresh)), run, loaded.text)
+
+
+def prepare_rehearsal(prepared: Prepared) -> Prepared:
+    """The rehearsal of a recipe that was prepared: the same stages with a few rows, in a folder of its own."""
+    from spa_recipes.run.rehearsal import FOLDER, rehearsed
+
+    assert isinstance(prepared.plan.recipe, Recipe)
+    recipe = rehearsed(prepared.plan.recipe)
+    run = RunDir(prepared.run.path.parent / FOLDER / prepared.run.path.name)
+    if marker.kind_of(run.path) is not None:
+        run.check()
+    return Prepared(compile_plan(recipe, _memo(run.path, afresh=True)), run, None)
 
 
 def run_recipe(

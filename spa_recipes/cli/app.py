@@ -60,6 +60,7 @@ def _options(
         "spa run quickstart",
         "spa run ultrafeedback_3p3 --set data.seed_labels=500 --run-dir runs/small-seed",
         "spa run my.yaml --until judge-1  # look at the labels before training on them",
+        "spa run my.yaml --rehearse  # minutes, before a run of hours",
     )
 )
 def run(
@@ -69,6 +70,13 @@ def run(
     until: Until = None,
     accept: Accept = False,
     trust: Trust = False,
+    rehearse: Annotated[
+        bool,
+        typer.Option(
+            "--rehearse",
+            help="Take 32 rows through every stage, in a folder of its own, and say what the full run will take.",
+        ),
+    ] = False,
 ) -> None:
     """Run a recipe, or continue a run that stopped.
 
@@ -80,6 +88,11 @@ def run(
     from spa_recipes.cli.summary import print_summary
 
     prepared = api.prepare(recipe, overrides=set_ or [], run_dir=run_dir, afresh=True)
+    if rehearse:
+        from spa_recipes.cli.rehearsal import rehearse_run
+
+        rehearse_run(prepared, overrides=set_ or [], until=until, trust=trust)
+        return
     with RunReporter(prepared) as reporter:
         consent = consent_of(reporter, trust=trust, overrides=set_ or [])
         outcome = api.run_recipe(prepared, reporter, until=until, accept=accept, consent=consent)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
@@ -227,7 +227,8 @@ def _read(source: AnySource, use: Use, scratch: Path | None, check: Check | None
     if check is not None:
         finish = _checked(finish, check)
     try:
-        stored = _stored(_usable(opened, finish, skipped), schema, scratch)
+        usable = islice(_usable(opened, finish, skipped), getattr(source, "max_rows", None))
+        stored = _stored(usable, schema, scratch)
     except DataError:
         deque(opened.raws, maxlen=0)  # an error of the source as a whole is reported before one of a row
         raise

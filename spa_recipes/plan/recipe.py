@@ -113,7 +113,7 @@ def _initial_policy(recipe: Recipe, build: Builder, model: dict[str, Any], base:
             **trained_on(recipe, build, base, base),
             "source": build.source(recipe.sft.data, "sft.data"),
         },
-        rows=recipe.sft.data.rows if recipe.sft.data.type == "sandbox" else None,
+        rows=recipe.sft.data.rows if recipe.sft.data.type == "sandbox" else recipe.sft.data.max_rows,
     )
     return StageOutput("sft", MODEL)
 

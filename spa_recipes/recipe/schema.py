@@ -192,6 +192,7 @@ class DatasetSource(Section):
     revision: str | None = Field(None, description="Branch, tag or commit on the Hub.", json_schema_extra=REVISION)
     columns: Columns = Field(Columns.model_construct(), description="Overrides the detected columns.")
     on_bad_row: Literal["error", "skip"] = Field("error", description="Stop at a malformed row, or count and skip it.")
+    max_rows: PositiveInt | None = Field(None, description="Use the first so many usable rows only; null: all.")
     max_skipped: Fraction | None = Field(
         None,
         description="Stop when a larger share of the rows gives nothing; null: that of `data`, or 0.05.",

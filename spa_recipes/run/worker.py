@@ -22,6 +22,7 @@ from spa_recipes.errors import SpaError, StageError, TryAgainError
 from spa_recipes.models.memory import is_out_of_memory
 from spa_recipes.plan import KINDS
 from spa_recipes.redaction import redacted_output
+from spa_recipes.run import usage
 from spa_recipes.run.disk import disk_error, is_full
 from spa_recipes.run.failure import ERROR, LOG
 from spa_recipes.run.lifeline import end_with_starter
@@ -94,6 +95,7 @@ def _run_stage(context: Context) -> int:
                     "begun_with": begun_with,
                 }
             )
+            usage.note_checkpoints(context)
             _clean_up(context)
         elif context.pool is not None:
             shutil.rmtree(context.draft)
@@ -110,6 +112,7 @@ def _run_stage(context: Context) -> int:
     finally:
         if context.watchdog is not None:
             context.watchdog.end()
+        usage.write(context)
     return 0
 
 

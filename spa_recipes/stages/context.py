@@ -84,6 +84,30 @@ class StageSpec:
 
 
 @dataclass
+class Pace:
+    """How fast a stage's work went: of each part of it, when progress was first and last told.
+
+    Attributes:
+        begun: when the process began to work on the stage, by `time.monotonic`.
+        parts: of each part of the work, at the first, the second and the last report of progress: seconds since then,
+            and units done.
+        checkpoint: bytes of the largest checkpoint that it wrote.
+    """
+
+    begun: float = field(default_factory=time.monotonic)
+    parts: list[list[tuple[float, int]]] = field(default_factory=list)
+    _unit: str = ""
+    checkpoint: int = 0
+
+    def note(self, now: float, done: int, unit: str) -> None:
+        """Progress. Another part begins where the units are others, or are counted anew."""
+        if unit != self._unit or done < self.parts[-1][-1][1]:
+            self._unit = unit
+            self.parts.append([])
+        self.parts[-1] = [*self.parts[-1][:2], (now - self.begun, done)]
+
+
+@dataclass
 class Context:
     """Everything that a stage works with.
 
@@ -97,6 +121,7 @@ class Context:
     world_size: int = 1
     pool: str | None = None
     watchdog: Watchdog | None = None
+    pace: Pace = field(default_factory=Pace, repr=False)
     _last_report: float = field(default=0.0, repr=False)
 
     @property
@@ -170,6 +195,7 @@ class Context:
     def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
         """Tell the runner how far the stage is; at most ten lines a second are written to the file."""
         now = time.monotonic()
+        self.pace.note(now, done, unit)
         if now - self._last_report < 0.1 and done < total:
             return
         self._last_report = now

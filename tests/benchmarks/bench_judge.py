@@ -15,13 +15,15 @@ do when the generation has kept the policy's.
 
 All sides must give the same log-probs. `of peak` is what the operations of the floor in the time of a side are of those
 that one large product reaches on this machine (model FLOP utilization). On a GPU the shapes are those of a Llama with
-1 B parameters in bfloat16, and the peak memory of each side is printed as well. With `--model` a real model scores real
+1 B parameters in bfloat16 (by default one vocabulary and 200 pairs, and no turn begins after a minute: it ends within
+two), and the peak memory of each side is printed as well. With `--model` a real model scores real
 pairs (`prompt`, `chosen`, `rejected` as strings); it is both models, as only the time matters.
 """
 
 import argparse
 import json
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from unittest.mock import patch
@@ -34,7 +36,18 @@ from spa_recipes.data.chat import Renderer, load_tokenizer
 from spa_recipes.data.rows import Message
 from spa_recipes.generation import packing, scoring
 from spa_recipes.generation.scoring import Scored, sequence_logps
-from tests.benchmarks.kit import linear_weights, llama, pairs, peak_flops, product_flops, take_turns, tokens_of, where
+from tests.benchmarks.kit import (
+    linear_weights,
+    llama,
+    pairs,
+    peak_flops,
+    product_flops,
+    said,
+    take_turns,
+    tokens_of,
+    where,
+    work_device,
+)
 
 
 def padded(items: list[Scored], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -116,8 +129,10 @@ def real_pairs(data: Path, model: Path, count: int) -> list[Scored]:
 def main() -> None:
     """Print pairs per second of every side and ours as a multiple of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=400)
-    parser.add_argument("--vocab", type=int, nargs="*", default=[1000, 32000])
+    gpu = torch.cuda.is_available()
+    parser.add_argument("--pairs", type=int, default=200 if gpu else 400)
+    parser.add_argument("--vocab", type=int, nargs="*", default=[32000] if gpu else [1000, 32000])
+    parser.add_argument("--limit", type=float, default=60 if gpu else float("inf"), help="seconds for further turns")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--sides", nargs="*", default=[], help="only these, and ours")
@@ -128,8 +143,7 @@ def main() -> None:
     if (arguments.model is None) != (arguments.data is None):
         parser.error("--model and --data go together")
     torch.set_num_threads(arguments.threads)
-    gpu = torch.cuda.is_available()
-    device = torch.device("cuda" if gpu else "cpu")
+    device = work_device()
     dtype = torch.bfloat16 if arguments.bf16 or gpu else torch.float32
     peak = peak_flops(device, dtype)
     print(f"{arguments.pairs} pairs, {dtype}, best of {arguments.repeats}; {where(arguments.threads)}")
@@ -139,12 +153,13 @@ def main() -> None:
         if arguments.model is not None:
             return AutoModelForCausalLM.from_pretrained(arguments.model, dtype=dtype).eval().to(device)
         hidden, layers, heads = (2048, 16, 32) if gpu else (256, 4, 4)
-        return llama(hidden, layers, vocab, seed=seed, heads=heads).to(device, dtype)
+        return llama(hidden, layers, vocab, seed=seed, heads=heads, device=device, dtype=dtype)
 
     for vocab in arguments.vocab if arguments.model is None else [0]:
-        models, fused = ([loaded(vocab, seed) for seed in (0, 1)] for _ in range(2))
-        for model in fused:
-            add_fused_lm_head(model)
+        with said(f"two models, each for us and for TRL, on {device}"):
+            models, fused = ([loaded(vocab, seed) for seed in (0, 1)] for _ in range(2))
+            for model in fused:
+                add_fused_lm_head(model)
         items = (
             real_pairs(arguments.data, arguments.model, arguments.pairs)
             if arguments.model is not None
@@ -183,7 +198,7 @@ def compare(
     }
     if arguments.sides:
         sides = {name: work for name, work in sides.items() if name in ("ours", "one model", *arguments.sides)}
-    seconds = take_turns(sides, arguments.repeats)
+    seconds = take_turns(sides, arguments.repeats, limit=arguments.limit, say=partial(print, flush=True))
     tokens = tokens_of(items).all
     flops = product_flops(models[0], items)
     print(f"\nvocabulary {models[0].config.vocab_size:,}: pairs per second (ours and one model, as multiples of it)")

@@ -12,7 +12,8 @@ times as many per optimizer step; each runs in a process of its own, so that its
 Seconds are those of the median step after the first two; memory is the peak above what was there before the models were
 loaded (on a GPU: what torch allocated). `of peak` is what the policy's matrix products (three times those of a forward
 pass) in the time of a step are of those that one large product reaches on this machine; those of a reference are cost.
-On a GPU the shapes are those of a Llama with 1 B parameters.
+On a GPU the shapes are those of a Llama with 1 B parameters, by default with one vocabulary and one turn: that
+takes less than two minutes.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from tests.benchmarks.kit import llama, pairs, peak_flops, product_flops, tokens_of, where
+from tests.benchmarks.kit import llama, pairs, peak_flops, product_flops, said, tokens_of, where, work_device
 
 SIDES = ("TRL", "lambda = 0.5", "lambda = 0")
 SKIPPED = 2
@@ -183,11 +184,12 @@ def measured(side: str, model: Path, vocab: int, arguments: argparse.Namespace) 
 def main() -> None:
     """Print step times and peak memory of every side and their ratios to TRL's."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vocab", type=int, nargs="*", default=[1000, 32000])
+    gpu = torch.cuda.is_available()
+    parser.add_argument("--vocab", type=int, nargs="*", default=[32000] if gpu else [1000, 32000])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=1 if gpu else 2)
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--model", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -195,14 +197,14 @@ def main() -> None:
         one_side(arguments)
         return
     torch.set_num_threads(arguments.threads)
-    gpu = torch.cuda.is_available()
-    peak = peak_flops(torch.device("cuda" if gpu else "cpu"), torch.bfloat16 if gpu else torch.float32)
+    peak = peak_flops(work_device(), torch.bfloat16 if gpu else torch.float32)
     print(f"{arguments.batch} pairs per pass, {4 * arguments.batch} per step; {where(arguments.threads)}")
     print(f"one large product: {peak / 1e12:.2f} TFLOP/s")
     for vocab in arguments.vocab:
         with tempfile.TemporaryDirectory() as folder:
             items = pairs(arguments.steps * 4 * arguments.batch, vocab)
-            flops = product_flops(save_model(Path(folder), vocab), items) / arguments.steps
+            with said(f"a model on {work_device()}, and saving it"):
+                flops = product_flops(save_model(Path(folder), vocab), items) / arguments.steps
             compare(Path(folder), vocab, arguments, tokens_of(items).all // arguments.steps, 3 * flops / peak)
 
 
@@ -211,7 +213,7 @@ def save_model(folder: Path, vocab: int) -> PreTrainedModel:
     from spa_recipes.sandbox.model import _build_tokenizer
 
     size = (2048, 16, 32) if torch.cuda.is_available() else (256, 4, 4)
-    model = llama(size[0], size[1], vocab, heads=size[2])
+    model = llama(size[0], size[1], vocab, heads=size[2], device=work_device())
     model.save_pretrained(folder)
     _build_tokenizer().save_pretrained(folder)
     return model
@@ -222,7 +224,8 @@ def compare(model: Path, vocab: int, arguments: argparse.Namespace, tokens: int,
     best: dict[str, dict[str, float]] = {}
     for _ in range(arguments.repeats):
         for side in SIDES:
-            figures = measured(side, model, vocab, arguments)
+            with said(f"{side}, {arguments.steps} steps in a process of its own"):
+                figures = measured(side, model, vocab, arguments)
             old = best.get(side, figures)
             best[side] = {name: min(value, old[name]) for name, value in figures.items()}
     print(f"\nvocabulary {vocab:,}: seconds per step, peak memory (as shares of TRL's)")

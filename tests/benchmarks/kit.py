@@ -4,7 +4,8 @@ import os
 import platform
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import date
 from typing import Any, NamedTuple
 
@@ -20,8 +21,18 @@ PROMPT, RESPONSE = (20, 120), (20, 200)
 """Shortest and longest, in tokens."""
 
 
-def llama(hidden: int, layers: int, vocab: int, *, seed: int = 0, heads: int = 4, **changes: Any) -> PreTrainedModel:
-    """A random Llama in float32 on the CPU."""
+def llama(
+    hidden: int,
+    layers: int,
+    vocab: int,
+    *,
+    seed: int = 0,
+    heads: int = 4,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    **changes: Any,
+) -> PreTrainedModel:
+    """A random Llama, made where it will be: a large one takes minutes on a CPU, and moments on a GPU."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocab,
@@ -38,7 +49,27 @@ def llama(hidden: int, layers: int, vocab: int, *, seed: int = 0, heads: int = 4
         pad_token_id=PAD,
         **changes,
     )
-    return LlamaForCausalLM(config).eval()
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with device or torch.device("cpu"):
+            return LlamaForCausalLM(config).eval()
+    finally:
+        torch.set_default_dtype(usual)
+
+
+def work_device() -> torch.device:
+    """The GPU, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def said(what: str) -> Iterator[None]:
+    """Say what is done while it is done, and how long it took: a benchmark that is silent may as well hang."""
+    print(f"  {what} ...", end="", flush=True)
+    begin = time.perf_counter()
+    yield
+    print(f" {time.perf_counter() - begin:.1f} s", flush=True)
 
 
 def pairs(count: int, vocab: int) -> list[Scored]:
@@ -52,17 +83,32 @@ def pairs(count: int, vocab: int) -> list[Scored]:
 
 
 def take_turns(
-    sides: Mapping[str, Callable[[], object]], repeats: int, clock: Callable[[], float] = time.perf_counter
+    sides: Mapping[str, Callable[[], object]],
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
+    *,
+    limit: float = float("inf"),
+    say: Callable[[str], object] = lambda line: None,
 ) -> dict[str, float]:
-    """Shortest time of each side in seconds; one after the other, so that a slow moment meets them all."""
+    """Shortest time of each side in seconds; one after the other, so that a slow moment meets them all.
+
+    Args:
+        limit: seconds of all sides together after which no other turn begins; the first turn is always whole.
+        say: told of each side what it is and how long it took.
+    """
     best = dict.fromkeys(sides, float("inf"))
-    for _ in range(repeats):
+    start = time.perf_counter()
+    for turn in range(repeats):
+        if turn and time.perf_counter() - start > limit:
+            break
         for name, work in sides.items():
             begin = clock()
             work()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            best[name] = min(best[name], clock() - begin)
+            seconds = clock() - begin
+            best[name] = min(best[name], seconds)
+            say(f"  turn {turn + 1}, {name}: {seconds:.2f} s")
     return best
 
 

@@ -8,7 +8,7 @@ from spa_recipes.cli.app import _COMMANDS, app
 
 OPTIONS = {
     "": {"--debug", "--version"},
-    "run": {"--run-dir", "--set", "--until", "--accept", "--trust"},
+    "run": {"--run-dir", "--set", "--until", "--accept", "--trust", "--rehearse"},
     "resume": {"--runs-dir", "--set", "--until", "--accept", "--trust"},
     "judge": {
         "--policy", "--reference", "--pairs", "--out", "--beta", "--length-penalty", "--dtype", "--max-length",
