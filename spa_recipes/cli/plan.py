@@ -180,6 +180,9 @@ def _print_stage(planned: _Planned, *, why: bool) -> None:
         say(f"    {'needs':<16} {known}")
     if need.memory is not None:
         say(f"    {'memory <=':<16} {human_bytes(need.memory.total)} of each device: {in_words(need.memory)}")
+    if (saves := need.checkpoints) is not None:
+        size = "" if saves.size is None else f", {human_bytes(saves.size)} each"
+        say(f"    {'checkpoints':<16} every {saves.every} steps{size}, {saves.kept} kept")
     say("")
 
 

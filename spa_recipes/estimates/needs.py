@@ -1,8 +1,8 @@
 """What a stage will need, before it runs: upper bounds for tokens, memory and disk, from sizes alone."""
 
-import math
 from typing import NamedTuple
 
+from spa_recipes.estimates.checkpoints import Checkpoints, checkpoints_of, steps_of
 from spa_recipes.estimates.memory import FLOAT32, Memory, Sharding, host_memory, reading_memory, training_memory
 from spa_recipes.estimates.shape import parameters_of
 from spa_recipes.models.dtype import weight_bytes
@@ -11,8 +11,6 @@ from spa_recipes.recipe.schema import AccelerateExecutor, AnyRecipe
 
 BYTES_PER_SAMPLED_TOKEN = 8
 """On the disk: its id, and its log-prob."""
-CHECKPOINT_BYTES: dict[Sharding, int] = {"none": 12, "fsdp2": 16, "zero2": 20, "zero3": 16}
-"""Per trained parameter: float32 weight and two moments; sharded, also the weights as the launcher keeps them."""
 
 
 class Need(NamedTuple):
@@ -25,6 +23,7 @@ class Need(NamedTuple):
         host: bytes of the machine's own memory, for weights that are loaded and saved.
         disk: bytes that the stage leaves.
         scratch: bytes that it needs besides while it runs.
+        checkpoints: what a training saves while it runs.
     """
 
     tokens: int | None = None
@@ -33,6 +32,7 @@ class Need(NamedTuple):
     disk: int | None = None
     scratch: int | None = None
     steps: int | None = None
+    checkpoints: Checkpoints | None = None
 
 
 def processes_of(recipe: AnyRecipe) -> int:
@@ -57,8 +57,10 @@ def needs(stage: Stage, plan: Plan) -> Need:
     kind, tokens = KINDS[stage.kind], _tokens(stage, recipe)
     if "train" in kind.work:
         sharding, processes = sharding_of(recipe), processes_of(recipe)
-        scratch = _checkpoint_bytes(stage, recipe, size, sharding)
-        need = Need(tokens, disk=weights, scratch=scratch, steps=steps_of(stage))
+        checkpoints = checkpoints_of(stage, recipe, sharding)
+        # Those of adapters are small.
+        scratch = None if checkpoints.size is None or recipe.model.lora else checkpoints.most * checkpoints.size
+        need = Need(tokens, disk=weights, scratch=scratch, steps=steps_of(stage), checkpoints=checkpoints)
         if sharding is None:
             return need
         return need._replace(
@@ -81,16 +83,6 @@ def needs(stage: Stage, plan: Plan) -> Need:
     )
 
 
-def steps_of(stage: Stage) -> int | None:
-    """Optimizer steps of a stage that trains, if its rows are known; None of other stages."""
-    training = stage.settings.get("training")
-    if training is None or stage.rows is None:
-        return None
-    rows = stage.rows / (1.0 - getattr(training, "seed_replay", 0.0))
-    steps: int = math.ceil(rows / training.global_batch_size) * training.num_train_epochs
-    return steps
-
-
 def _tokens(stage: Stage, recipe: AnyRecipe) -> int | None:
     """Tokens of all rows, each as long as the settings allow; of training in all epochs."""
     if stage.rows is None:
@@ -108,16 +100,3 @@ def _tokens(stage: Stage, recipe: AnyRecipe) -> int | None:
             return None
     training = stage.settings.get("training")
     return stage.rows * each * (1 if training is None else training.num_train_epochs)
-
-
-def _checkpoint_bytes(stage: Stage, recipe: AnyRecipe, size: int | None, sharding: Sharding | None) -> int | None:
-    """Checkpoints that are on the disk at the same time; None for adapters, which are small."""
-    if size is None or recipe.model.lora is not None:
-        return None
-    most = recipe.storage.checkpoints_while_training + 1  # the next one is written before the oldest one goes
-    training = stage.settings["training"]
-    steps = steps_of(stage)
-    if steps is not None:
-        most = min(most, (steps - 1) // training.save_steps)  # none after the last step: the model itself is saved
-    each = max(CHECKPOINT_BYTES.values()) if sharding is None else CHECKPOINT_BYTES[sharding]
-    return int(most) * size * each

@@ -12,6 +12,7 @@ from spa_recipes.generation.engines import Engine, Progress, SeedOf
 from spa_recipes.generation.requests import Completion, Request, check_lengths, check_logps
 from spa_recipes.models import memory
 from spa_recipes.models.dtype import resolved_dtype
+from spa_recipes.models.memory import give_back_gpu_memory
 from spa_recipes.recipe.schema import Model, Sampling, VllmBackend
 
 WAITING = 4
@@ -44,6 +45,7 @@ def open_vllm(
         ) from error
     log = _Log()
     max_model_len = backend.max_model_len or model.max_length
+    give_back_gpu_memory()  # what a stage has scored with before it samples
     try:
         llm = vllm.LLM(
             model=model.model_name_or_path,

@@ -22,6 +22,8 @@ REVISION: dict[str, Any] = {"input": True}
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 MAX_SKIPPED = 0.05
 """Share of a dataset's rows that may give nothing before somebody has to look."""
+SAVE_STEPS = 200
+"""Optimizer steps between the checkpoints of a small model."""
 PositiveInt = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 """numpy accepts no larger seed."""
@@ -264,8 +266,11 @@ class Training(Section):
         False, description="Use less memory and more time in the backward pass.", json_schema_extra=RUNTIME
     )
     logging_steps: PositiveInt = Field(10, description="Optimizer steps between log lines.", json_schema_extra=RUNTIME)
-    save_steps: PositiveInt = Field(
-        200, description="Optimizer steps between checkpoints of a running stage.", json_schema_extra=RUNTIME
+    save_steps: PositiveInt | None = Field(
+        None,
+        description="Optimizer steps between checkpoints of a running stage; null: 200, or where a checkpoint takes "
+        "more than 20 GB, one in the middle of the stage.",
+        json_schema_extra=RUNTIME,
     )
 
 
@@ -888,10 +893,11 @@ class Storage(Section):
         description="Whose finished stages are taken over from other runs in runs_dir: `own` takes those of runs that "
         "you started, `all` also those of other people. A model and figures of theirs are then used as they are.",
     )
-    checkpoints_while_training: PositiveInt = Field(
-        2,
-        description="Complete checkpoints kept while a stage trains. The next checkpoint is written before the oldest "
-        "is removed, so the disk needs room for one more. With 1, there is no other if the only one is damaged.",
+    checkpoints_while_training: PositiveInt | None = Field(
+        None,
+        description="Complete checkpoints kept while a stage trains; null: 2, or 1 where a checkpoint takes more than "
+        "20 GB. The next checkpoint is written before the oldest is removed, so the disk needs room for one more. With "
+        "1, there is no other if the only one is damaged.",
     )
     keep_checkpoints: bool = Field(False, description="Keep a finished stage's training checkpoints.")
     keep_shards: bool = Field(False, description="Keep a finished stage's shards beside its merged output.")

@@ -88,7 +88,7 @@ def outcome(full: Plan, plan: Plan, run: RunDir) -> list[Rehearsed]:
         if manifest is None or manifest.key != stage.key:
             continue
         whole = full.stage(stage.id)
-        scale = _scale(stage, whole, manifest)
+        scale, need = _scale(stage, whole, manifest), needs(whole, full)
         used = usage.read(folder.path / "attempts" / str(manifest.attempt))
         made = sum(record.size for record in manifest.files.values())
         grows = MODEL not in KINDS[stage.kind].writes
@@ -100,11 +100,11 @@ def outcome(full: Plan, plan: Plan, run: RunDir) -> list[Rehearsed]:
                 stage,
                 manifest,
                 used,
-                needs(whole, full).memory,
+                need.memory,
                 _pace(manifest, used),
                 seconds,
                 made if not grows else None if scale is None else round(made * scale),
-                0 if used is None else used.checkpoint * _checkpoints(whole, full),
+                used.checkpoint * need.checkpoints.most if used and need.checkpoints else 0,
             )
         )
     return found
@@ -128,13 +128,6 @@ def _pace(manifest: Manifest, used: usage.Usage | None) -> float | None:
         return None
     work = used.seconds - used.seconds_of(0.0)
     return manifest.tokens / work if work > 0 else None
-
-
-def _checkpoints(stage: Stage, plan: Plan) -> int:
-    """How many checkpoints are on the disk at the same time."""
-    steps = steps_of(stage)
-    most: int = plan.recipe.storage.checkpoints_while_training + 1
-    return most if steps is None else min(most, (steps - 1) // stage.settings["training"].save_steps)
 
 
 class Answer(NamedTuple):

@@ -5,13 +5,18 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from spa_recipes.plan import External, Plan, Stage
+from spa_recipes.estimates import checkpoints_of, sharding_of
+from spa_recipes.plan import KINDS, External, Plan, Stage
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.stages.context import StageSpec
 
 
 def stage_spec(plan: Plan, run: RunDir, stage: Stage, attempt: int, disk_needed: int | None) -> StageSpec:
     """The spec of an attempt; `disk_needed` in bytes, None where it is not known."""
+    settings, storage = json_settings(stage), plan.recipe.storage.model_dump(mode="json")
+    if "train" in KINDS[stage.kind].work:
+        chosen = checkpoints_of(stage, plan.recipe, sharding_of(plan.recipe))
+        settings["training"]["save_steps"], storage["checkpoints_while_training"] = chosen.every, chosen.kept
     return StageSpec(
         id=stage.id,
         kind=stage.kind,
@@ -19,7 +24,7 @@ def stage_spec(plan: Plan, run: RunDir, stage: Stage, attempt: int, disk_needed:
         material=stage.material,
         stage_dir=str(run.stage_dir(stage, plan).path.absolute()),
         attempt=attempt,
-        settings=json_settings(stage),
+        settings=settings,
         inputs={name: _location(run.input_path(value, plan)) for name, value in stage.inputs.items()},
         revisions={name: value.revision for name, value in stage.inputs.items() if isinstance(value, External)},
         keys={name: value.key for name, value in stage.inputs.items() if isinstance(value, External)},
@@ -27,7 +32,7 @@ def stage_spec(plan: Plan, run: RunDir, stage: Stage, attempt: int, disk_needed:
             "run": run.name,
             "disk_needed": disk_needed,
             "compute": plan.recipe.compute.model_dump(mode="json"),
-            "storage": plan.recipe.storage.model_dump(mode="json"),
+            "storage": storage,
             "tracking": plan.recipe.tracking.model_dump(mode="json"),
         },
     )

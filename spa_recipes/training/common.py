@@ -26,7 +26,7 @@ from spa_recipes.models.adapters import keep_or_drop, sums_with
 from spa_recipes.models.dtype import dtype_name, torch_dtype
 from spa_recipes.models.lora_files import stack_up
 from spa_recipes.models.saving import Weights, save_model
-from spa_recipes.recipe.schema import Model, Training
+from spa_recipes.recipe.schema import SAVE_STEPS, Model, Training
 from spa_recipes.state import atomic
 from spa_recipes.training.checkpoints import CheckpointCallback, drop_unfinished, read_state, resume_point
 from spa_recipes.training.env import OnProgress, TrainEnv, TrainResult
@@ -90,7 +90,7 @@ def trainer_arguments(settings: Training, env: TrainEnv, dtype: torch.dtype, row
         "logging_steps": settings.logging_steps,
         "logging_nan_inf_filter": False,
         "save_strategy": "steps",
-        "save_steps": settings.save_steps,
+        "save_steps": settings.save_steps or SAVE_STEPS,
         "eval_strategy": "no",
         "report_to": list(env.report_to),
         "run_name": env.run_name,

@@ -4,9 +4,9 @@
 
 A model of Mistral's shape with random weights in bfloat16 is made on the GPU and saved; then `spa run` takes pairs of
 the sandbox through the stages up to `--until`, each in a process of its own, as always. Meanwhile `nvidia-smi` is asked
-five times a second how busy the GPU is and how much of its memory is in use. The seed stage of 7 billion parameters with
-adapters takes less than two minutes. A share above 0.8 is good for a stage of a minute's work; a short stage is mostly
-the start of its process.
+five times a second how busy the GPU is and how much of its memory is in use. The seed stage of 7 billion parameters
+with adapters takes less than two minutes. A share above 0.8 is good for a stage of a minute's work; a short
+stage is mostly the start of its process.
 
 Without a GPU, or with `--small`, the model is tiny and the processor's load stands for the GPU's: the same code in
 miniature.
@@ -142,7 +142,7 @@ def recipe(model: Path, arguments: argparse.Namespace, *, gpu: bool) -> dict[str
             "heldout": min(32, arguments.rows),
         },
         "seed_training": training,
-        "refine": training,
+        "refine": dict(training),
         "sampling": {"max_tokens": 96, "max_identical": 1.0, "max_empty": 1.0, "backend": {"batch_size": 64}},
         "evaluation": {"max_prompts": min(32, arguments.rows), "reward": "none"},
         "compute": {"executor": {"type": "local"}, **({} if gpu else {"cpu_threads": 1})},

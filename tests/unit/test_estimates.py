@@ -1,10 +1,13 @@
 """Estimates count what is really there, and are shown as people read them."""
 
 from pathlib import Path
+from typing import Any
 
-from spa_recipes.estimates import needs, parameters_of
+from spa_recipes.estimates import Checkpoints, needs, parameters_of
 from spa_recipes.plan import compile_plan
 from spa_recipes.recipe.schema import Recipe
+from spa_recipes.run.rundir import RunDir
+from spa_recipes.run.spec import stage_spec
 from spa_recipes.state.digests import DigestMemo
 from spa_recipes.units import human_bytes, human_count, human_seconds
 from tests.kit.recipes import merged, mini
@@ -87,3 +90,35 @@ def test_in_half_precision_the_detector_needs_reference_and_update(tmp_path: Pat
         memory = needs(plan.stage("refine-1"), plan).memory
         assert memory is not None
         assert memory.held == 16 * 1000 + weights * 2 * 1000
+
+
+def test_large_checkpoints_are_few_unless_the_recipe_says_otherwise(tmp_path: Path) -> None:
+    def checkpoints(prompts: int, **changes: Any) -> tuple[Checkpoints, int | None]:
+        recipe = mini(
+            model={"num_parameters": 7.24e9, "dtype": "bfloat16"},
+            data={"prompts_per_iteration": [prompts], "pairs": {"rows": 13000}},
+            **changes,
+        )
+        plan = compile_plan(Recipe.model_validate(recipe), DigestMemo(tmp_path / "memo"))
+        need = needs(plan.stage("refine-1"), plan)
+        assert need.checkpoints is not None
+        return need.checkpoints, need.scratch
+
+    one = int(12 * 7.24e9)
+    assert checkpoints(10_000) == (Checkpoints(every=313, kept=1, size=one, most=1), one)  # 625 steps
+    assert checkpoints(3_200) == (Checkpoints(every=200, kept=1, size=one, most=0), 0)  # 200 steps
+    said = {"refine": {"save_steps": 100}, "storage": {"checkpoints_while_training": 2}}
+    assert checkpoints(10_000, **said) == (Checkpoints(every=100, kept=2, size=one, most=3), 3 * one)
+    small = compile_plan(Recipe.model_validate(mini()), DigestMemo(tmp_path / "memo"))
+    found = needs(small.stage("refine-1"), small).checkpoints
+    assert found is not None
+    assert (found.every, found.kept) == (200, 2)
+
+
+def test_a_stage_is_told_how_often_to_save(tmp_path: Path) -> None:
+    plan = compile_plan(Recipe.model_validate(mini(refine={"save_steps": 7})), DigestMemo(tmp_path / "memo"))
+    run = RunDir(tmp_path / "run")
+    for name, every in (("seed", 200), ("refine-1", 7)):
+        spec = stage_spec(plan, run, plan.stage(name), 1, None)
+        assert spec.settings["training"]["save_steps"] == every
+        assert spec.runtime["storage"]["checkpoints_while_training"] == 2

@@ -33,9 +33,9 @@ def test_rows_are_few_and_all_that_decides_memory_stays() -> None:
 
 
 def test_a_dataset_is_cut_by_its_own_setting() -> None:
-    sft = {"data": {"type": "dataset", "source": "ultrachat"}}
-    recipe = Recipe.model_validate(mini(sft=sft))
-    short = rehearsed(recipe)
+    recipe = mini()
+    recipe["sft"]["data"] = {"type": "dataset", "source": "ultrachat"}
+    short = rehearsed(Recipe.model_validate(recipe))
     assert short.sft is not None
     assert short.sft.data.type == "dataset"
     assert short.sft.data.max_rows == ROWS

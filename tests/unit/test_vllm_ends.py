@@ -5,6 +5,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from spa_recipes.generation.vllm import open_vllm
 from spa_recipes.recipe.schema import Model, Sampling, VllmBackend
@@ -13,7 +14,14 @@ from spa_recipes.recipe.schema import Model, Sampling, VllmBackend
 def test_ends_and_sampling_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
     whole, sampling, platforms = ModuleType("vllm"), ModuleType("vllm.sampling_params"), ModuleType("vllm.platforms")
-    vars(whole).update(LLM=lambda **settings: asked.update(settings), SamplingParams=lambda **settings: settings)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: asked.update(given_back=True))
+
+    def start(**settings: Any) -> None:
+        assert asked == {"given_back": True}  # what the stage scored with is no more in the way of the engine
+        asked.update(settings)
+
+    vars(whole).update(LLM=start, SamplingParams=lambda **settings: settings)
     vars(sampling).update(RequestOutputKind=SimpleNamespace(FINAL_ONLY="final"))
     cpu = SimpleNamespace(is_cpu=lambda: True, has_device_capability=lambda wanted: False)
     vars(platforms).update(current_platform=cpu)
