@@ -65,7 +65,7 @@ def write(context: Context) -> None:
         "checkpoint": context.pace.checkpoint,
     }
     with contextlib.suppress(OSError):  # the disk may be full; the stage's own error counts
-        atomic.write_json(context.attempt_dir / _PATTERN.replace("*", str(context.rank)), value)
+        atomic.write_json(context.attempt_dir / _PATTERN.replace("*", context.pool or str(context.rank)), value)
 
 
 def read(attempt: Path) -> Usage | None:

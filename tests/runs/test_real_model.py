@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from spa_recipes.estimates import training_memory
 from tests.kit.cli import run_spa
+from tests.kit.plans import plan_of
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
@@ -87,3 +89,42 @@ def test_the_loop_on_a_real_model_and_real_pairs(model: Path, tmp_path: Path) ->
     assert judged.returncode == 0, judged.stderr
     assert f"{ROWS} labels that were there" in judged.stdout
     assert len((tmp_path / "labelled.jsonl").read_text().splitlines()) == ROWS
+
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+import torch
+from spa_recipes.recipe.schema import Model, PreferenceTraining
+from tests.kit.training import make_env
+from spa_recipes.training.run import train_preference
+
+torch.set_num_threads(1)
+model, folder, length = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+half = [100 + i % 3000 for i in range(length // 2)]
+row = {"prompt_ids": half, "chosen_ids": half, "rejected_ids": half[::-1]}
+rows = [{**row, "ref_chosen_logps": -400.0, "ref_rejected_logps": -400.0}] * 4
+settings = PreferenceTraining(learning_rate=1e-6, global_batch_size=2, per_device_train_batch_size=1)
+held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+train_preference(model, rows, settings, make_env(model, folder, dtype="float32"), reference_path=None, refinement=None)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - held)
+"""
+
+
+def test_its_training_takes_the_memory_that_was_estimated(model: Path, tmp_path: Path) -> None:
+    length = 256
+    lengths = {"max_length": length, "max_prompt_length": length // 2}
+    training = {"global_batch_size": 2, "per_device_train_batch_size": 1}
+    plan = plan_of(
+        model={"model_name_or_path": str(model), "dtype": "float32", **lengths}, sft=None, seed_training=training
+    )
+    estimate = training_memory(plan.stage("seed"), plan.recipe)
+    assert estimate is not None
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(model), str(tmp_path), str(length)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.splitlines()[-1]) == pytest.approx(estimate.total, rel=0.2)
