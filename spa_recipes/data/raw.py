@@ -97,7 +97,10 @@ def _read_hub(source: DatasetSource) -> Iterator[RawRow]:
     import datasets
 
     try:
-        builder = datasets.load_dataset_builder(source.source, name=source.config_name, revision=source.revision)
+        place = {"path": source.source, "name": source.config_name, "revision": source.revision}
+        builder = datasets.load_dataset_builder(**place)
+        if hasattr(builder.config, "keep_default_na"):  # CSV, of which words such as NA and null are texts here
+            builder = datasets.load_dataset_builder(**place, keep_default_na=False)
         if outside := foreign(source.source, builder.config.data_files or {}):
             raise outside
         builder.download_and_prepare()

@@ -13,7 +13,8 @@ from spa_recipes.errors import DataError
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _TOOLS = re.compile(r"\btools\b")
-_READS = {key: re.compile(rf"[.'\"]{key}\b") for key in THOUGHTS}
+_READS = {key: re.compile(rf"[.'\"]{key}\b") for key in ("tool_calls", *THOUGHTS)}
+"""How a template reads what a message has beside its text."""
 
 
 class Marked(NamedTuple):
@@ -84,18 +85,19 @@ def _given(tokenizer: Any, messages: Sequence[Any]) -> tuple[list[Any], list[Any
     """The messages as a template gets them, and the tools of the conversation, which stand with its first message.
 
     Raises:
-        DataError: the template does not read the tools, or the thoughts of a message.
+        DataError: the template does not read the tools, or the calls or thoughts of a message.
     """
     tools = messages[0].get("tools") if messages else None
-    thoughts = next((key for message in messages for key in THOUGHTS if key in message), None)
-    if tools is None and thoughts is None:
+    beside = {key for message in messages for key in message if key in _READS}
+    if tools is None and not beside:
         return list(messages), None
     template = tokenizer.get_chat_template(tools=tools)
-    if thoughts is not None and not _READS[thoughts].search(template):
-        raise DataError(
-            f"the chat template does not read `{thoughts}` of a message",
-            fix="write the thoughts into its text as the model does, or leave them out",
-        )
+    for key in sorted(beside):
+        if not _READS[key].search(template):
+            raise DataError(
+                f"the chat template does not read `{key}` of a message",
+                fix="write it into the text as the model does, set another model.chat_template, or leave it out",
+            )
     if tools is not None and not _TOOLS.search(template):
         raise DataError(
             "the chat template does not read `tools`",

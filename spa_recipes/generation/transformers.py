@@ -11,7 +11,7 @@ from spa_recipes.algo.logps import at_least_fp32, target_logps
 from spa_recipes.errors import StageError
 from spa_recipes.generation.engines import Progress
 from spa_recipes.generation.lm_head import logits_at
-from spa_recipes.generation.requests import Completion, Request, check_logps
+from spa_recipes.generation.requests import Completion, Request, check_kept, check_logps
 
 DROP_SHARE = 0.125
 """Finished answers leave the batch when they are this share of it: dropping them copies the cache of the others."""
@@ -50,7 +50,7 @@ def sample(
 
     Raises:
         ValueError: a request has an empty prompt.
-        StageError: the model gives NaN or infinite log-probabilities.
+        StageError: the model gives NaN or infinite log-probabilities, or is another one when it is sampled from.
     """
     for request in requests:
         if not request.prompt_ids:
@@ -59,6 +59,8 @@ def sample(
     tokens = 0
     for batch in _batches(requests, batch_size, max_spread=max_tokens // 2):
         answers = _sample_batch(model, [requests[i] for i in batch], temperature, top_p, max_tokens, stop_ids, seed_of)
+        if not completions:
+            _try_cache(model, [requests[i] for i in batch], answers)
         completions.update(zip(batch, answers, strict=True))
         tokens += sum(len(answer.response_ids) for answer in answers)
         if on_progress is not None:
@@ -136,6 +138,29 @@ def _sample_batch(
             requests, offsets, tokens_SB.T.tolist(), logps_SB.T.tolist(), strict=True
         )
     ]
+
+
+@torch.inference_mode()
+def _try_cache(model: PreTrainedModel, requests: Sequence[Request], answers: Sequence[Completion]) -> None:
+    """Stop after the first batch if the model, which was sampled token by token, is another one in one pass.
+
+    The longest of the texts is tried. In half precision, the stage that labels measures the rounding and compares.
+
+    Raises:
+        StageError: it is another one.
+    """
+    if model.dtype != torch.float32:
+        return
+    request, answer = max(zip(requests, answers, strict=True), key=lambda pair: _tokens(*pair))
+    prompt, ids = len(request.prompt_ids), torch.tensor([request.prompt_ids + answer.response_ids], device=model.device)
+    at_n = torch.arange(prompt - 1, ids.shape[1] - 1, device=model.device)
+    logits_nV = at_least_fp32(logits_at(model, at_n, input_ids=ids, use_cache=False).logits[0])
+    logps_n = target_logps(logits_nV, ids[0, prompt:])
+    check_kept(answer.prompt_id, answer.sample, answer.logps, float(logps_n.double().sum()))
+
+
+def _tokens(request: Request, answer: Completion) -> int:
+    return len(request.prompt_ids) + len(answer.response_ids)
 
 
 def _prefill(model: PreTrainedModel, prompts: list[list[int]]) -> tuple[torch.Tensor, Cache]:

@@ -53,9 +53,9 @@ def test_tools_and_thoughts_that_the_template_does_not_read_are_refused() -> Non
     r = renderer()
     with pytest.raises(DataError, match=r"does not read `tools`; leave them out by columns: \{ignore: \[tools\]\}"):
         r.prompt_ids([{**user("q"), "tools": [TOOL]}])
-    for key in ("reasoning_content", "reasoning", "thinking"):
-        message: Any = {**assistant("a"), key: "hm"}
-        with pytest.raises(DataError, match=f"does not read `{key}` of a message; write the thoughts into its text"):
+    for key in ("reasoning_content", "reasoning", "thinking", "tool_calls"):
+        message: Any = {**assistant("a"), key: "hm" if key != "tool_calls" else [TOOL]}
+        with pytest.raises(DataError, match=f"does not read `{key}` of a message; write it into the text"):
             r.prompt_ids([user("q"), message, user("r")])
     # `enable_thinking` is another variable.
     switched = "{% if enable_thinking %}{% endif %}" + renderer().tokenizer.chat_template

@@ -1,5 +1,6 @@
 """What the Hub raises, and what it is asked for."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -79,3 +80,23 @@ def test_a_hub_dataset_is_asked_for_as_the_source_says(monkeypatch: pytest.Monke
     loaded = read_pairs(source("o/n", config_name="c", revision="r"))
     assert loaded.rows == [canonical([user("q")], "a", "b", row=1)]
     assert asked == [("o/n", {"name": "c", "revision": "r"}), "prepare"]
+
+
+def test_words_such_as_na_in_a_csv_of_the_hub_are_texts_as_in_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "d.csv").write_text("prompt,chosen,rejected\nq1,NA,null\nq2,None,nan\nq3,a,\n")
+    load = datasets.load_dataset_builder
+
+    def load_dataset_builder(path: str, name: Any, revision: Any, **settings: Any) -> Any:
+        assert path == "o/n"
+        files = {"train": str(tmp_path / "d.csv")}
+        return load("csv", data_files=files, cache_dir=str(tmp_path / "cache"), **settings)
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
+    monkeypatch.setattr("spa_recipes.data.raw.foreign", lambda name, files: None)
+    ours = read_pairs(source(tmp_path / "d.csv", on_bad_row="skip"))
+    theirs = read_pairs(source("o/n", on_bad_row="skip"))
+    assert [row["chosen"][0]["content"] for row in theirs.rows] == ["NA", "None"]
+    assert theirs.rows == ours.rows
+    assert theirs.skipped == ours.skipped == [(3, "the rejected response is empty")]

@@ -237,3 +237,17 @@ def test_vllm_that_is_not_there_is_a_recipe_error(monkeypatch: pytest.MonkeyPatc
     sampling = Sampling(backend=VllmBackend(type="vllm"))
     with pytest.raises(RecipeError, match=r"spa-recipes\[vllm\]"):
         open_engine(Model(model_name_or_path="x/y"), sampling, [0])
+
+
+def test_a_model_that_is_another_one_token_by_token_stops_the_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
+    update, batches = sampler._RoomyLayer.update, []
+
+    def forgetful(self: Any, keys: torch.Tensor, values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        seen_keys, seen_values = update(self, keys, values, *args, **kwargs)
+        return seen_keys * 0.5, seen_values
+
+    monkeypatch.setattr(sampler._RoomyLayer, "update", forgetful)
+    with pytest.raises(StageError, match="sampled token by token, the model is another one") as caught:
+        run(build("llama"), ask([4, 9, 30]), batch_size=1, on_progress=lambda done, tokens: batches.append(done))
+    assert caught.value.where == "prompt p0, answer 0"
+    assert batches == []  # nothing more was sampled
