@@ -240,7 +240,8 @@ def test_vllm_that_is_not_there_is_a_recipe_error(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_model_that_is_another_one_token_by_token_stops_the_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
-    update, batches = sampler._RoomyLayer.update, []
+    update = sampler._RoomyLayer.update
+    batches: list[int] = []
 
     def forgetful(self: Any, keys: torch.Tensor, values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         seen_keys, seen_values = update(self, keys, values, *args, **kwargs)
