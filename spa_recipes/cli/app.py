@@ -260,12 +260,19 @@ def plan(
 def status(
     run: MaybeRun = None,
     runs_dir: RunsDir = Path("runs"),
+    follow_: Annotated[
+        bool, typer.Option("--follow", "-f", help="Tell how far a running run is, until it ends.")
+    ] = False,
 ) -> None:
     """List the runs, or show the stages and figures of one."""
-    from spa_recipes.cli.status import print_run_status, print_runs
+    from spa_recipes.cli.status import follow, print_run_status, print_runs
 
+    if run is None and follow_:
+        raise RecipeError("--follow needs the name of a run", fix="`spa status RUN --follow`")
     if run is None:
         print_runs(runs_dir)
+    elif follow_:
+        follow(run, runs_dir)
     else:
         print_run_status(run, runs_dir)
 

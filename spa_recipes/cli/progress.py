@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from spa_recipes import api
 from spa_recipes.cli.terminal import Output, bold, coloured, cyan, green, lost_output, say, visible, yellow
 from spa_recipes.plan import Stage
 from spa_recipes.report import figures
+from spa_recipes.run.pace import pace_of
 from spa_recipes.run.schedule import unfinished
 from spa_recipes.state.stagedir import Manifest
 from spa_recipes.units import human_seconds
@@ -21,12 +23,18 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 
+FIRST_LINE_SECONDS, LINE_SECONDS = 10.0, 60.0
+"""Where there is no terminal, a stage's progress is told after so long, and then so often."""
+
+
 class PlainReporter:
     """Tells what happens to the stages of a run (see `spa_recipes.run.reporter.Reporter`)."""
 
     def __init__(self) -> None:
         self._bar: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
+        self._steps: dict[str, list[dict[str, Any]]] = {}
+        self._due: dict[str, float] = {}
 
     def __enter__(self) -> PlainReporter:
         if sys.stdout.isatty():
@@ -96,12 +104,24 @@ class PlainReporter:
             task = self._task(self._bar, stage)
             self._bar.update(task, completed=done, total=total, unit=unit, note=visible(note))
             _raise_if_lost()
+            return
+        now = time.monotonic()
+        steps = self._steps.setdefault(stage.id, [])
+        steps.append({"done": done, "total": total, "unit": unit, "note": note, "time": now})
+        if len(steps) > 2:  # the first one, the newest one, and the newest note
+            steps[-1]["note"] = steps[-1]["note"] or steps[-2]["note"]
+            del steps[1:-1]
+        if now >= self._due.setdefault(stage.id, now + FIRST_LINE_SECONDS) and done < total:
+            self._due[stage.id] = now + LINE_SECONDS
+            self.say(f"    {stage.id:<18} {pace_of(steps)}")
 
     def finished(self, stage: Stage, manifest: Manifest) -> None:
         """See `Reporter`."""
         if self._bar is not None:
             self._bar.remove_task(self._task(self._bar, stage))
             del self._tasks[stage.id]
+        self._steps.pop(stage.id, None)
+        self._due.pop(stage.id, None)
         self.say(f"  {green('+')} {stage.id:<18} {human_seconds(manifest.seconds):>8}  {figures.line(manifest)}")
 
 

@@ -1,13 +1,14 @@
 """What `spa status` prints: the runs of a folder, or the stages of one run."""
 
+import time
 from datetime import datetime
 from pathlib import Path
 
-from spa_recipes.cli.terminal import bold, say, table, yellow
+from spa_recipes.cli.terminal import bold, lost_output, say, table, yellow
 from spa_recipes.errors import RecipeError
 from spa_recipes.report import figures
 from spa_recipes.run.overview import Overview, disk_usage, overviews
-from spa_recipes.units import human_bytes, human_seconds
+from spa_recipes.units import for_shell, human_bytes, human_seconds
 
 
 def print_runs(runs_dir: Path) -> None:
@@ -37,6 +38,7 @@ def print_run_status(name: str, runs_dir: Path) -> None:
     from spa_recipes.cli.summary import print_results
     from spa_recipes.run.decay import judge_decay
     from spa_recipes.run.intact import remarks
+    from spa_recipes.run.pace import pace_of_attempt
     from spa_recipes.run.schedule import unfinished
     from spa_recipes.run.stall import stalled
     from spa_recipes.state import usage
@@ -46,7 +48,8 @@ def print_run_status(name: str, runs_dir: Path) -> None:
         raise RecipeError("no run is there", where=str(run.path))
     prepared = api.prepare_resume(str(run.path), runs_dir)
     manifests = run.manifests(prepared.plan)
-    say(f"{bold(run.name)} in {run.path}" + (f", held by {holder}" if (holder := run.holder()) else ""))
+    holder = run.holder()
+    say(f"{bold(run.name)} in {run.path}" + (f", held by {holder}" if holder else ""))
     for stage in prepared.plan.stages:
         state = run.status(stage, prepared.plan)
         manifest = manifests.get(stage.id)
@@ -60,7 +63,10 @@ def print_run_status(name: str, runs_dir: Path) -> None:
             attempt = run.stage_dir(stage, prepared.plan).attempts()[-1]
             if state == "failed":
                 say(f"  {'':<18} log: {attempt / 'worker.log'}")
-            elif stall := stalled(attempt):
+                continue
+            if pace := pace_of_attempt(attempt):
+                say(f"  {'':<18} {pace}")
+            if stall := stalled(attempt):
                 say(yellow(f"  {'':<18} {stall}"))
     print_results(prepared.plan.recipe, manifests)
     decay = judge_decay(prepared.plan.recipe, manifests)
@@ -69,5 +75,35 @@ def print_run_status(name: str, runs_dir: Path) -> None:
     for line in remarks(run):
         say(yellow(line))
     left = unfinished(prepared.plan, run)
-    if left:
+    if left and holder:
+        say(f"next:    it is running; `spa status {for_shell(run.path)} --follow` tells how far it is until it ends")
+    elif left:
         say(f"next:    `{run.resume_command}` continues with {left[0].id}")
+
+
+def follow(name: str, runs_dir: Path, seconds: float = 5.0) -> None:
+    """Print the status of a run, and then what changes, until no process holds the run.
+
+    Raises:
+        RecipeError: there is no such run.
+    """
+    from spa_recipes import api
+    from spa_recipes.run.pace import pace_of_attempt
+
+    print_run_status(name, runs_dir)
+    run = api.find_run(name, runs_dir)
+    plan = api.prepare_resume(str(run.path), runs_dir).plan
+    said: dict[str, str] = {}
+    while run.holder() and lost_output() is None:
+        for stage in plan.stages:
+            state = run.status(stage, plan)
+            attempts = run.stage_dir(stage, plan).attempts() if state == "running" else []
+            pace = pace_of_attempt(attempts[-1]) if attempts else None
+            line = state if pace is None else f"{state}: {pace}"
+            if said.get(stage.id, line) != line:
+                say(f"  {datetime.now():%H:%M:%S}  {stage.id:<18} {line}")
+            said[stage.id] = line
+        time.sleep(seconds)
+    if lost_output() is None:
+        say("")
+        print_run_status(name, runs_dir)

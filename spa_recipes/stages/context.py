@@ -202,7 +202,7 @@ class Context:
         if self.watchdog is not None:
             self.watchdog.feed()
         if self.rank == 0 or self.pool is not None:
-            self._tell({"done": done, "total": total, "unit": unit, "note": note})
+            self._tell({"done": done, "total": total, "unit": unit, "note": note, "time": round(time.time(), 3)})
 
     def notice(self, text: str) -> None:
         """Tell a person something: in the stage's log, on the console and in the run's events."""

@@ -1,7 +1,9 @@
 """What the training stages share: the environment of a trainer, and rows ready for it."""
 
 import os
+import secrets
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from spa_recipes.data.chat import Renderer
@@ -10,6 +12,8 @@ from spa_recipes.recipe.schema import Model
 from spa_recipes.stages.common import TokenPair, model_section
 from spa_recipes.stages.context import Context, Result
 from spa_recipes.stages.score import score_pairs
+from spa_recipes.state import atomic
+from spa_recipes.state.reading import read_text
 from spa_recipes.training.run import TrainEnv, TrainResult
 
 
@@ -22,6 +26,10 @@ def train_env(context: Context, model: Model, renderer: Renderer) -> TrainEnv:
 
     # Without this, transformers writes TensorBoard's files among the checkpoints, which are deleted after the stage.
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(context.attempt_dir / "tensorboard"))
+    trackers = context.spec.runtime["tracking"]["report_to"]
+    if "wandb" in trackers and context.rank == 0:
+        os.environ.setdefault("WANDB_RUN_ID", _kept_id(context.work / "checkpoints" / "wandb-run-id"))
+        os.environ.setdefault("WANDB_RESUME", "allow")
     inputs = context.spec.inputs
     return TrainEnv(
         model=model,
@@ -34,11 +42,19 @@ def train_env(context: Context, model: Model, renderer: Renderer) -> TrainEnv:
         tokenizer=renderer.tokenizer,
         base=model_section(context, "base") if "base" in inputs else None,
         stack=context.input("adapter") if "adapter" in inputs else None,
-        report_to=context.spec.runtime["tracking"]["report_to"],
+        report_to=trackers,
         run_name=f"{context.spec.runtime['run']}/{context.spec.id}",
         on_progress=report,
         on_notice=context.notice,
     )
+
+
+def _kept_id(path: Path) -> str:
+    """An id that all attempts of a stage have, so that a tracker goes on with the same run."""
+    if not path.is_file():
+        atomic.make_folder(path.parent)
+        atomic.write_text(path, secrets.token_hex(8))
+    return read_text(path).strip()
 
 
 def add_reference_logps(context: Context, rows: Sequence[TokenPair]) -> None:

@@ -21,7 +21,7 @@ OPTIONS = {
     "validate": {"--set", "--show-example"},
     "data": {"--model", "--as", "--set"},
     "plan": {"--run-dir", "--set", "--diff", "--verbose", "--json", "--resolved"},
-    "status": {"--runs-dir"},
+    "status": {"--runs-dir", "--follow"},
     "gc": {"--runs-dir", "--yes", "--models"},
     "report": {"--runs-dir", "--out"},
     "push": {"--repo-id", "--runs-dir", "--private", "--revision", "--commit-message", "--dry-run"},

@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -47,6 +47,20 @@ def test_trackers_files_outlive_the_checkpoints(tmp_path: Path, monkeypatch: pyt
     place = Path(os.environ.pop("TENSORBOARD_LOGGING_DIR"))
     assert place == context.attempt_dir / "tensorboard"
     assert not place.is_relative_to(context.work)
+
+
+def test_attempts_of_a_stage_have_one_run_in_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, renderer, ids = Model(model_name_or_path="m"), SimpleNamespace(tokenizer=None), []
+    for folder in ("one", "one", "two"):
+        context = context_of(tmp_path / folder, "sft", settings={"seed": 1})
+        monkeypatch.setitem(context.spec.runtime, "tracking", {"report_to": ["wandb"]})
+        for name in ("WANDB_RUN_ID", "WANDB_RESUME", "TENSORBOARD_LOGGING_DIR"):
+            monkeypatch.setenv(name, "")
+            monkeypatch.delenv(name)
+        train_env(context, model, cast(Any, renderer))
+        ids.append(os.environ["WANDB_RUN_ID"])
+        assert os.environ["WANDB_RESUME"] == "allow"
+    assert ids[0] == ids[1] != ids[2]
 
 
 def test_shards_that_are_done_are_not_made_again(tmp_path: Path) -> None:
