@@ -1,24 +1,35 @@
-"""A whole recipe in bfloat16: every reading of the implicit reward is right in half precision, and says how."""
+"""A whole recipe in bfloat16: a policy is what is stored and keeps what was learned, every reading of the implicit
+reward is right in half precision and says how, and a kill changes no byte.
+"""
 
 import json
+import signal
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from spa_recipes.data.rows import read_jsonl
-from tests.kit.cli import run_spa
+from tests.kit.cli import run_spa, start
+from tests.kit.processes import processes_of, wait_for
 from tests.kit.recipes import mini, write_recipe
-from tests.kit.runs import metrics, output
+from tests.kit.runs import metrics, output, outputs, stage_dir
 
 RECIPE = mini(
     name="half",
     model={"dtype": "bfloat16"},
-    data={"pairs": {"rows": 120}, "seed_labels": 32, "prompts_per_iteration": [16], "heldout": 12},
-    sft={"data": {"rows": 64}},
-    noise={"lambdas": [0.0]},
+    data={"pairs": {"rows": 120}, "seed_labels": 32, "prompts_per_iteration": [40, 16], "heldout": 12},
+    sft={"data": {"rows": 96}, "save_steps": 4},
+    seed_training={"global_batch_size": 8, "per_device_train_batch_size": 8},
+    sampling={"max_tokens": 16},
+    noise={"lambdas": [0.0, 0.5]},
+    refine={"save_steps": 1, "global_batch_size": 8, "per_device_train_batch_size": 8},
     evaluation={"max_prompts": 8, "reward": "seed"},
     judge={"type": "implicit_reward", "min_margin_in_noise": 0.5},
 )
+TRAINED = ("sft", "seed", "refine-1", "refine-2")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +58,7 @@ def test_labels_come_with_the_standard_error_of_their_margin(half: tuple[Path, s
     found = metrics(home, "judge-1", "half")
     assert found["method"] == metrics(home, "log-ratios-1", "half")["method"]
     assert found["standard_error"] == pytest.approx(sum(row["standard_error"] for row in pairs) / len(pairs))
-    assert found["dropped_uncertain"] + len(pairs) + found["dropped_identical"] + found["dropped_empty"] == 16
+    assert found["dropped_uncertain"] + len(pairs) + found["dropped_identical"] + found["dropped_empty"] == 40
 
 
 def test_held_out_labels_are_judged_by_log_ratios(half: tuple[Path, str]) -> None:
@@ -67,6 +78,7 @@ def test_report_and_card_show_the_way_and_the_noise(half: tuple[Path, str]) -> N
     way = metrics(home, "log-ratios-1", "half")["method"]
     for text in (report, card):
         assert way in text
+        assert "update kept by the saved model" in text
         assert "standard error of a margin" in text
 
 
@@ -83,3 +95,59 @@ def test_the_detector_says_the_error_of_its_derivatives(half: tuple[Path, str]) 
     home, text = half
     assert 0 < metrics(home, "refine-1", "half")["detector_noise"] < 0.2
     assert "p~ of the noise detector is a difference" not in text
+
+
+# --- what is stored
+
+
+@pytest.mark.parametrize("stage", TRAINED)
+def test_a_stored_policy_is_in_bfloat16_and_keeps_its_update(half: tuple[Path, str], stage: str) -> None:
+    folder = output(half[0], stage, "model", "half")
+    assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {torch.bfloat16}
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
+    assert metrics(half[0], stage, "half")["update_kept"] == pytest.approx(1.0, abs=0.1)
+    last = json.loads((folder / "training_log.jsonl").read_text().splitlines()[-1])
+    assert last["update_kept"] == metrics(half[0], stage, "half")["update_kept"]
+
+
+def test_rounding_to_nearest_would_have_lost_the_refinement(half: tuple[Path, str]) -> None:
+    assert metrics(half[0], "refine-2", "half")["update_visible"] < 0.5
+    assert metrics(half[0], "refine-2", "half")["rounding_to_update"] > 1.0
+
+
+def test_sampler_judge_next_stage_and_its_reference_read_the_stored_policy(half: tuple[Path, str]) -> None:
+    stored = output(half[0], "refine-1", "model", "half").resolve()
+    for stage, roles in (("generate-2", ["policy"]), ("refine-2", ["policy", "reference"])):
+        folder = stage_dir(half[0], stage, "half")
+        inputs = json.loads((folder / "attempts" / "1" / "spec.json").read_text())["inputs"]
+        assert all((folder / inputs[role]).resolve() == stored for role in roles)
+        assert not {"adapter", "base"} & inputs.keys()
+
+
+def test_people_are_shown_what_is_kept(half: tuple[Path, str]) -> None:
+    home, _ = half
+    shown = run_spa(home, "status", "half").stdout
+    assert shown.count("update kept") == len(TRAINED)
+    card = (home / "runs" / "half" / "final" / "README.md").read_text()
+    for label in ("update kept by the saved model", "update that rounding to nearest would keep"):
+        assert label in card
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+@pytest.mark.slow  # test_training_rounding.py has this for each training
+def test_killed_and_resumed_it_ends_with_the_same_bytes(half: tuple[Path, str], tmp_path: Path) -> None:
+    write_recipe(tmp_path / "half.yaml", RECIPE)
+    running = start(tmp_path, "run", "half.yaml")
+    wait_for(
+        lambda: list(
+            (tmp_path / "runs" / "half" / "stages").glob("*-refine-1-*/work/checkpoints/*/spa_checkpoint.json")
+        )
+    )
+    assert running.kill() == -signal.SIGKILL
+    wait_for(lambda: not processes_of(tmp_path))
+    done = run_spa(tmp_path, "resume")
+    assert done.returncode == 0, done.stderr
+    assert metrics(tmp_path, "refine-1", "half")["resumed_from_step"] >= 1
+    ours, theirs = outputs(tmp_path, "half"), outputs(half[0], "half")
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if ours[name] != theirs[name]] == []
