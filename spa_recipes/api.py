@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from pydantic import ValidationError
-
-from spa_recipes.errors import DAMAGE, RecipeError, SpaError, setting
-from spa_recipes.plan import MODEL, External, Plan, Stage, compile_judge_plan, compile_plan
+from spa_recipes.errors import DAMAGE, RecipeError, SpaError
+from spa_recipes.plan import MODEL, External, Plan, Stage, compile_plan
 from spa_recipes.recipe.load import changed, load_recipe
-from spa_recipes.recipe.rules import conflicts_in
-from spa_recipes.recipe.schema import Compute, DatasetSource, ForkExecutor, ImplicitRewardJudge, JudgeJob, Model, Recipe
+from spa_recipes.recipe.schema import Recipe
 from spa_recipes.run.changes import plan_changes
 from spa_recipes.run.rundir import RunDir, all_runs, find_reusable, owned_by_others
-from spa_recipes.state import atomic, marker, user_state
+from spa_recipes.state import marker, user_state
 from spa_recipes.state.digests import DigestMemo
-from spa_recipes.state.stagedir import Manifest
 
 if TYPE_CHECKING:
     from spa_recipes.run.consent import Consent
@@ -144,6 +139,38 @@ def find_run(run: str, runs_dir: Path) -> RunDir:
     raise RecipeError(f"no run {run!r} in {runs_dir}", fix=f"runs there: {names}")
 
 
+class NamedModel(NamedTuple):
+    """Where a model's weights are, and a name for it that can be a file's."""
+
+    location: str
+    name: str
+
+
+def find_model(model: str, runs_dir: Path) -> NamedModel:
+    """Find a model: the final one of the run of this name, a folder, or a Hub id.
+
+    Raises:
+        RecipeError: the run has no final model yet.
+    """
+    from spa_recipes.run.final import model_shown
+
+    if any((path / "resolved.json").is_file() for path in (runs_dir / model, Path(model))):
+        run = find_run(model, runs_dir)
+        if not run.final.exists():
+            raise RecipeError("the run has no final model yet", where=str(run.path), fix=f"`{run.resume_command}`")
+        return NamedModel(str(model_shown(run.final)), run.name)
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return NamedModel(model, _as_file_name(model.rstrip("/").split("/")[-1]))
+    of_run = folder.name == "final"
+    name = folder.resolve().parent.name if of_run else folder.resolve().name
+    return NamedModel(str(model_shown(folder)) if of_run else str(folder), _as_file_name(name))
+
+
+def _as_file_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")[:80] or "model"
+
+
 class Unfinished(NamedTuple):
     """A run to go on with, and a line about each newer run that was passed over because it cannot be read."""
 
@@ -225,154 +252,6 @@ def plan_view(prepared: Prepared) -> list[StageView]:
             reasons = [*reasons, f"run {others}, which you did not start, has it (storage.reuse)"]
         views.append(StageView(stage, "to do", "; ".join(reasons) or "never run"))
     return views
-
-
-class JudgeRequest(NamedTuple):
-    """What `spa judge` is asked to do; names are those of the command's options."""
-
-    policy: str
-    reference: str
-    pairs: str
-    out: Path
-    beta: float = 0.1
-    length_penalty: str = "0"
-    dtype: str = "auto"
-    method: str = "auto"
-    min_margin_in_noise: float | None = None
-    max_length: int | None = None
-    max_prompt_length: int | None = None
-    columns: dict[str, str | None] | None = None
-    data: dict[str, Any] | None = None
-    split: str | None = None
-    on_bad_row: str = "error"
-    seed: int = 42
-    overwrite: bool = False
-    trust_remote_code: bool = False
-    chat_template: str | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-
-
-def judge_pairs(request: JudgeRequest, reporter: Reporter) -> Manifest:
-    """Label pairs that a user already has, with the implicit reward of a policy against its reference.
-
-    Until the output is written, the work stays in `OUT.spa/` beside it. The same call continues it after a stop.
-
-    Raises:
-        SpaError: with the exit code of what went wrong.
-    """
-    from spa_recipes.run.preflight import check_inputs
-    from spa_recipes.run.runner import execute
-
-    if request.out.is_dir() or request.out.name in ("", ".."):
-        raise RecipeError("it is a folder", where=str(request.out), fix="name the file to write")
-    run = RunDir(request.out.with_name(request.out.name + ".spa"), "job")
-    marker.refuse_foreign(run.path, run.kind)
-    in_the_way = RecipeError(
-        "the output file is there already", where=str(request.out), fix="choose another, or --overwrite"
-    )
-    # Where unfinished work stands beside it, the same call may have written the file before it was killed.
-    if request.out.exists() and not request.overwrite and not run.path.is_dir():
-        raise in_the_way
-    if not request.out.parent.is_dir():
-        raise RecipeError("no such folder", where=str(request.out.parent), fix="make it first")
-    job = _judge_job(_with_lengths(request))
-    plan = compile_judge_plan(job, DigestMemo(run.path / DIGEST_MEMO, afresh=True))
-    check_inputs(plan, run)
-    text = json.dumps(job.model_dump(mode="json"), indent=2)
-    outcome = execute(plan, run, text, until=None, accept=True, reporter=reporter)
-    content = (run.stage_dir(plan.stage("judge"), plan).output / "pairs.jsonl").read_bytes()
-    if request.out.exists() and not request.overwrite and request.out.read_bytes() != content:
-        raise in_the_way
-    finished = run.path / ".finished"
-    atomic.write_bytes(finished, content)
-    finished.replace(request.out)
-    atomic.fsync_dir(request.out.parent)
-    marker.remove(run.path, run.kind)
-    return outcome.manifests["judge"]
-
-
-def _judge_job(request: JudgeRequest) -> JudgeJob:
-    from spa_recipes.run.devices import visible_gpus
-    from spa_recipes.run.tangent_preflight import is_adapter
-
-    adapter = is_adapter(request.policy)  # it is the policy together with the reference
-    lengths = {"max_length": request.max_length, "max_prompt_length": request.max_prompt_length}
-    model: dict[str, Any] = {
-        "model_name_or_path": request.reference if adapter else request.policy,
-        "dtype": request.dtype,
-        **{name: value for name, value in lengths.items() if value is not None},
-        "trust_remote_code": request.trust_remote_code,
-        "chat_template": request.chat_template,
-        "chat_template_kwargs": request.chat_template_kwargs or {},
-    }
-    try:
-        return JudgeJob(
-            name=request.out.stem or "judge",
-            model=Model.model_validate(model),
-            reference=request.reference,
-            adapter=request.policy if adapter else None,
-            pairs=DatasetSource.model_validate(
-                {
-                    "source": request.pairs,
-                    "split": request.split,
-                    **(request.data or {}),
-                    "columns": {**(request.columns or {}), **(request.data or {}).get("columns", {})},
-                    "on_bad_row": request.on_bad_row,
-                }
-            ),
-            judge=ImplicitRewardJudge.model_validate(
-                {
-                    "beta": request.beta,
-                    "length_penalty": _length_penalty(request.length_penalty),
-                    "method": request.method,
-                    "min_margin_in_noise": request.min_margin_in_noise,
-                }
-            ),
-            seed=request.seed,
-            # Without a GPU the stages can share one import of the libraries.
-            compute=Compute() if visible_gpus() else Compute(executor=ForkExecutor(type="fork")),
-        )
-    except ValidationError as error:
-        for conflict in conflicts_in(error):
-            option = conflict.keys[0].rpartition(".")[2].replace("_", "-")
-            raise RecipeError(conflict.what, where=f"--{option}", fix=conflict.fix) from None
-        first = error.errors()[0]
-        raise RecipeError(first["msg"], where="--" + "-".join(str(part) for part in first["loc"])) from None
-
-
-def _with_lengths(request: JudgeRequest) -> JudgeRequest:
-    """The request with the lengths that it does not name: what both models have positions for, and half of it.
-
-    Raises:
-        DataError, TryAgainError: the configuration of a model cannot be read.
-    """
-    from spa_recipes.data.model_files import ModelFiles
-    from spa_recipes.run.model_preflight import context_of
-
-    most = request.max_length
-    if most is None:
-        limits = []
-        for option, location in (("--policy", request.policy), ("--reference", request.reference)):
-            with setting(option):
-                limit = context_of(ModelFiles(location, None))
-            limits += [limit] if limit is not None else []
-        most = min(limits, default=2048)
-    return request._replace(max_length=most, max_prompt_length=request.max_prompt_length or max(1, most // 2))
-
-
-def _length_penalty(text: str) -> float | Literal["balanced"]:
-    """A number of at least 0, or `balanced`."""
-    if text == "balanced":
-        return "balanced"
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 <= number < math.inf:
-        raise RecipeError(
-            f"must be a number of at least 0, or balanced, not {text!r}", where="--length-penalty", fix="e.g. 0.01"
-        )
-    return number
 
 
 def final_model(prepared: Prepared) -> Path | None:

@@ -2,24 +2,20 @@
 
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from spa_recipes.api import DIGEST_MEMO, find_run
+from spa_recipes import job_output
+from spa_recipes.api import find_model
 from spa_recipes.benchmarks import alpaca_eval
 from spa_recipes.errors import RecipeError
 from spa_recipes.plan import KINDS, Plan, compile_benchmark_plan
-from spa_recipes.recipe.schema import BenchmarkJob, ForkExecutor, Pairwise
+from spa_recipes.recipe.schema import BenchmarkJob, Pairwise
 from spa_recipes.run.consent import Consent, require
-from spa_recipes.run.devices import visible_gpus
 from spa_recipes.run.executors import Executors
-from spa_recipes.run.final import model_shown
-from spa_recipes.run.preflight import check_inputs
 from spa_recipes.run.reporter import Reporter
 from spa_recipes.run.rundir import RunDir
-from spa_recipes.run.runner import execute
 from spa_recipes.state import atomic, marker
 from spa_recipes.state.digests import DigestMemo
 from spa_recipes.state.stagedir import Manifest
@@ -52,8 +48,7 @@ def run_benchmark(
     out = RESULTS / f"{job.name}-{job.benchmark.type}" if job.out is None else Path(job.out).expanduser()
     if out.name in ("", ".."):
         raise RecipeError("no name for a folder of results", where=f"out: {out}", fix="add one to it")
-    run = RunDir(out.with_name(out.name + ".spa"), "job")
-    marker.refuse_foreign(run.path, run.kind)
+    run = job_output.work_beside(out)
     # With work in progress beside it, the folder may be the same job's, which was killed while it cleaned up.
     if out.exists() and not job.overwrite and not run.path.is_dir():
         raise _in_the_way(out)
@@ -61,12 +56,11 @@ def run_benchmark(
         _refuse_to_replace(out)
     if job.out is not None and not out.absolute().parent.is_dir():
         raise RecipeError("no such folder", where=f"out: {out.parent}", fix="make it first")
-    plan = compile_benchmark_plan(job, DigestMemo(run.path / DIGEST_MEMO, afresh=True))
+    plan = compile_benchmark_plan(job, job_output.memo_of(run))
     consent(plan, run)
-    check_inputs(plan, run)
-    out.absolute().parent.mkdir(exist_ok=True)
-    text = json.dumps(job.model_dump(mode="json"), indent=2)
-    outcome = execute(plan, run, text, until=None, accept=True, reporter=reporter, executors=executors)
+    if job.out is None:
+        out.parent.mkdir(exist_ok=True)
+    outcome = job_output.work(plan, run, reporter, executors)
     finished = _collect(plan, run)
     _put_in_place(finished, out, overwrite=job.overwrite)
     marker.remove(run.path, run.kind)
@@ -79,44 +73,23 @@ def settled(job: BenchmarkJob) -> BenchmarkJob:
     Raises:
         RecipeError: a run that is named has no final model yet.
     """
-    runs_dir, benchmark, compute = Path(job.storage.runs_dir), job.benchmark, job.compute
-    location, name = _model(job.model.model_name_or_path, runs_dir)
+    runs_dir, benchmark = Path(job.storage.runs_dir), job.benchmark
+    location, name = find_model(job.model.model_name_or_path, runs_dir)
     if isinstance(benchmark, Pairwise):
-        benchmark = benchmark.model_copy(update={"against": _model(benchmark.against, runs_dir)[0]})
-    if "executor" not in compute.model_fields_set and job.backend.type != "vllm" and not visible_gpus():
-        # Without a GPU the stages can share one import of the libraries.
-        compute = compute.model_copy(update={"executor": ForkExecutor(type="fork")})
+        benchmark = benchmark.model_copy(update={"against": find_model(benchmark.against, runs_dir).location})
     return job.model_copy(
         update={
             "name": job.name or name,
             "model": job.model.model_copy(update={"model_name_or_path": location}),
             "benchmark": benchmark,
-            "compute": compute,
+            "compute": job_output.compute_here(job.compute, job.backend),
         }
     )
 
 
-def _model(model: str, runs_dir: Path) -> tuple[str, str]:
-    """Place of the model's weights, and a name for it that can be a file's."""
-    if any((path / "resolved.json").is_file() for path in (runs_dir / model, Path(model))):
-        run = find_run(model, runs_dir)
-        if not run.final.exists():
-            raise RecipeError("the run has no final model yet", where=str(run.path), fix=f"`{run.resume_command}`")
-        return str(model_shown(run.final)), run.name
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
-        return model, _safe(model.rstrip("/").split("/")[-1])
-    name = folder.resolve().parent.name if folder.name == "final" else folder.resolve().name
-    return str(model_shown(folder)) if folder.name == "final" else str(folder), _safe(name)
-
-
-def _safe(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")[:80] or "model"
-
-
 def _collect(plan: Plan, run: RunDir) -> Path:
     """The results of the stages in one marked folder, beside the stages."""
-    finished = run.path / ".finished"
+    finished = run.path / job_output.FINISHED
     shutil.rmtree(finished, ignore_errors=True)
     finished.mkdir()
     marker.mark(finished, "results")

@@ -12,8 +12,8 @@ from typer.models import CommandInfo
 
 from spa_recipes import __version__
 from spa_recipes.cli import metadata
-from spa_recipes.cli.examples import EVALUATE, JUDGE, examples
-from spa_recipes.cli.judge import judge
+from spa_recipes.cli.examples import EVALUATE, JUDGE, SAMPLE, examples
+from spa_recipes.cli.judge import label_pairs
 from spa_recipes.cli.options import (
     Accept,
     MaybeRun,
@@ -27,6 +27,7 @@ from spa_recipes.cli.options import (
     Until,
 )
 from spa_recipes.cli.recipes import recipes_app
+from spa_recipes.cli.sample import sample
 from spa_recipes.cli.signals import stop_on_signals
 from spa_recipes.errors import RecipeError, SpaError, system_error
 from spa_recipes.redaction import redacted
@@ -130,7 +131,8 @@ def resume(
     print_summary(prepared, outcome)
 
 
-app.command(epilog=JUDGE)(judge)
+app.command(name="judge", epilog=JUDGE)(label_pairs)
+app.command(epilog=SAMPLE)(sample)
 
 
 @app.command(epilog=EVALUATE)

@@ -40,6 +40,23 @@ JUDGE = (
     "PAIRS is a JSONL, JSON, Parquet or CSV file, a save_to_disk folder or a Hub id. Its rows have the columns "
     "`prompt, chosen, rejected`, `prompt, response_a, response_b`, `prompt, responses` or those of another form.\n\n"
     + examples(
-        "spa judge --policy runs/quickstart/final --reference my-sft-model --pairs pairs.jsonl --out labelled.jsonl"
+        "spa judge --policy runs/quickstart/final --reference my-sft-model --pairs pairs.jsonl --out labelled.jsonl",
+        "spa judge --judge reward_model --set judge.model_name_or_path=my-reward-model --pairs p.jsonl --out l.jsonl",
+        "spa judge --judge llm --set judge.model_name_or_path=my-model --pairs pairs.jsonl --out labelled.jsonl",
+        "spa judge --judge llm --pairs pairs.jsonl --out labelled.jsonl \\",
+        "  --set judge.endpoint='{base_url: http://localhost:8000/v1, model: big, api_key_env: null}'",
     )
+    + "\n\nThe keys of --set are those of a recipe: `judge`, `model`, `compute`, `storage`; also `pairs`, "
+    "a dataset, and `backend`, which is as sampling.backend."
+)
+
+SAMPLE = (
+    "PROMPTS is a file, folder or Hub id with prompts in any form that `spa data` knows; of pairs, their prompts.\n\n"
+    + examples(
+        "spa sample quickstart --prompts prompts.jsonl --n 4 --out answers.jsonl",
+        "spa sample my-model --prompts prompts.csv --out answers.jsonl --set prompts.columns.prompt=question \\",
+        "  --set sampling.temperature=1.0 --set sampling.max_tokens=512 --set sampling.backend.type=vllm",
+    )
+    + "\n\nThe keys of --set are those of a recipe: `model`, `sampling`, `compute`, `storage`, `seed`; also "
+    "`prompts`, a dataset."
 )

@@ -6,25 +6,26 @@ from typing import Annotated
 import typer
 
 
-def judge(
-    policy: Annotated[str, typer.Option(help="The model that judges: folder or Hub id.", show_default=False)],
-    reference: Annotated[
-        str, typer.Option(help="The model it was trained from: folder or Hub id.", show_default=False)
-    ],
+def label_pairs(
     pairs: Annotated[str, typer.Option(help="Answers to label: file, folder or Hub id.", show_default=False)],
     out: Annotated[
         Path, typer.Option(help="JSONL file for the labelled pairs; TRL reads it as it is.", show_default=False)
     ],
-    beta: Annotated[float, typer.Option(help="Scale of the implicit reward.")] = 0.1,
+    judge: Annotated[str, typer.Option(help="implicit_reward, reward_model or llm.")] = "implicit_reward",
+    policy: Annotated[str | None, typer.Option(help="implicit_reward: the model that judges.")] = None,
+    reference: Annotated[str | None, typer.Option(help="implicit_reward: the model it was trained from.")] = None,
+    beta: Annotated[
+        float | None, typer.Option(help="implicit_reward: its scale; default: 0.1.", show_default=False)
+    ] = None,
     length_penalty: Annotated[
-        str,
+        str | None,
         typer.Option(help="Reward that a token costs: a number, or balanced (gives equal mean lengths)."),
-    ] = "0",
+    ] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     method: Annotated[
-        str,
+        str | None,
         typer.Option(help="difference of two log-probs; tangent along the update, right in half precision, too; auto."),
-    ] = "auto",
+    ] = None,
     min_margin_in_noise: Annotated[
         float | None, typer.Option(help="Drop pairs whose margin is below so many standard errors.")
     ] = None,
@@ -52,21 +53,27 @@ def judge(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Set a variable of the chat template, e.g. `enable_thinking=false`."),
     ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set any key of the job, e.g. `--set judge.max_tokens=64`."),
+    ] = None,
 ) -> None:
-    """Label answers that you already have, by an implicit reward.
+    """Label answers that you already have.
 
-    It is that of a policy against its reference, as in the runs.
+    By the implicit reward of a policy against its reference, as in the runs; by a reward model; or by a language model
+    that compares them in words. The same command again continues a call that was stopped.
     """
-    from spa_recipes import api
     from spa_recipes.cli.data import settings_of, variables_of
     from spa_recipes.cli.progress import PlainReporter
     from spa_recipes.cli.summary import print_judged
+    from spa_recipes.judge_job import JudgeRequest, judge_pairs
 
-    request = api.JudgeRequest(
+    request = JudgeRequest(
         policy=policy,
         reference=reference,
         pairs=pairs,
         out=out,
+        judge=judge,
         beta=beta,
         length_penalty=length_penalty,
         dtype=dtype,
@@ -83,7 +90,8 @@ def judge(
         trust_remote_code=trust_remote_code,
         chat_template=chat_template,
         chat_template_kwargs=variables_of(chat_template_kwargs or [], "--chat-template-kwargs"),
+        settings=set_ or [],
     )
     with PlainReporter() as reporter:
-        manifest = api.judge_pairs(request, reporter)
+        manifest = judge_pairs(request, reporter)
     print_judged(request.out, manifest)

@@ -1,4 +1,4 @@
-"""What `spa run`, `spa resume` and `spa judge` say at the end: what happened, where it is, and what to do next."""
+"""What runs and jobs say at the end: what happened, where it is, and what to do next."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from spa_recipes.cli.terminal import bold, cut, say, table, yellow
 from spa_recipes.data.rows import read_rows
 from spa_recipes.data.stage_rows import SampleRow
 from spa_recipes.plan import Plan
-from spa_recipes.recipe.schema import AnyRecipe, Recipe
+from spa_recipes.recipe.schema import AnyRecipe, Recipe, SampleJob
 from spa_recipes.report import figures
 from spa_recipes.report.benchmarks import benchmark_lines
 from spa_recipes.report.figures import PERCENT, Trend
@@ -120,3 +120,11 @@ def print_judged(path: Path, manifest: Manifest) -> None:
         agreement = PERCENT.format(manifest.metrics["agreement_with_labels"])
         say(f"agreement with the {manifest.metrics['labelled']} labels that were there: {agreement}")
     say(f"next:    `datasets.load_dataset('json', data_files={str(path)!r})`, or `trl dpo --dataset_name …`")
+
+
+def print_sampled(path: Path, job: SampleJob, manifest: Manifest) -> None:
+    """Print what `spa sample` did."""
+    prompts = manifest.rows // job.sampling.n
+    say(f"{manifest.rows} answers to {prompts} prompts -> {path} ({figures.line(manifest)})")
+    if job.sampling.n > 1:
+        say(f"next:    label them with `spa judge --pairs {for_shell(path)} --out FILE …`, by a judge of its --help")

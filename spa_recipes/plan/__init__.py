@@ -5,6 +5,7 @@ from spa_recipes.plan.gates import gates
 from spa_recipes.plan.judge_job import compile_judge_plan
 from spa_recipes.plan.kinds import ADAPTER, KINDS, MODEL, Content, Kind
 from spa_recipes.plan.recipe import compile_plan
+from spa_recipes.plan.sample_job import compile_sample_plan
 from spa_recipes.plan.stages import CARD, RECIPE_FILE, External, Input, Plan, Stage, StageOutput
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "compile_benchmark_plan",
     "compile_judge_plan",
     "compile_plan",
+    "compile_sample_plan",
     "gates",
     "is_of_benchmark",
 ]

@@ -123,6 +123,12 @@ KINDS: dict[str, Kind] = {
         may_read={"prompts": "dataset", "policy": "tokenizer"},
         writes=("seed.jsonl", "prompts-*.jsonl", "heldout.jsonl"),
     ),
+    "prompts": Kind(
+        "prompts",
+        settings={**_MODEL, "source": DatasetSource},
+        reads={"prompts": "dataset", "policy": "tokenizer"},
+        writes=("prompts.jsonl",),
+    ),
     "init_model": Kind("init_model", settings={"seed": int}, writes=(MODEL,), torch=True),
     # --- training
     "sft": Kind(
@@ -208,7 +214,8 @@ KINDS: dict[str, Kind] = {
         "candidates",
         version=3,
         settings={**_MODEL, "source": DatasetSource},
-        reads={"policy": "policy", "reference": "policy", "pairs": "dataset"},
+        reads={"pairs": "dataset"},
+        may_read={"policy": "policy", "reference": "policy"},
         writes=("completions.parquet", "prompts.jsonl"),
     ),
     "score": Kind(

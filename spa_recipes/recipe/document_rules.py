@@ -99,6 +99,8 @@ def vllm_can_sample(recipe: schema.Recipe) -> Conflicts:
 
 
 def sampling_gives_pairs(recipe: schema.Recipe) -> Conflicts:
+    if recipe.sampling.n < 2:
+        yield Conflict(("sampling.n",), "one response makes no pair", "set it to 2 or more")
     if recipe.sampling.temperature == 0 and recipe.iterations:
         yield Conflict(("sampling.temperature",), "0 gives n equal responses and no pair to judge", "set it above 0")
 
@@ -293,7 +295,7 @@ def there_is_something_to_do(recipe: schema.Recipe) -> Conflicts:
         )
 
 
-def verdict_leaves_room(recipe: schema.Recipe) -> Conflicts:
+def verdict_leaves_room(recipe: schema.Recipe | schema.JudgeJob) -> Conflicts:
     judge = recipe.judge
     if judge.type != "llm" or judge.endpoint is not None:
         return
@@ -363,10 +365,31 @@ def benchmark_stands_alone(job: schema.BenchmarkJob) -> Conflicts:
         yield conflict.below("benchmark")
 
 
-def vllm_python_has_an_effect(job: schema.BenchmarkJob) -> Conflicts:
+def vllm_python_has_an_effect(job: schema.BenchmarkJob | schema.JudgeJob | schema.SampleJob) -> Conflicts:
     if job.compute.vllm_python is not None and job.backend.type != "vllm":
+        key = f"{'sampling.' if hasattr(job, 'sampling') else ''}backend.type"
+        yield Conflict(("compute.vllm_python",), f"has no effect with {key} {job.backend.type}", f"set {key} to vllm")
+
+
+def samples_fit_the_model(job: schema.SampleJob) -> Conflicts:
+    if job.sampling.max_tokens >= job.model.max_length:
         yield Conflict(
-            ("compute.vllm_python",), f"has no effect with backend.type {job.backend.type}", "set backend.type to vllm"
+            ("sampling.max_tokens", "model.max_length"),
+            f"sampling.max_tokens ({job.sampling.max_tokens}) must be smaller than model.max_length "
+            f"({job.model.max_length})",
+        )
+
+
+def judge_of_pairs_is_given(job: schema.JudgeJob) -> Conflicts:
+    """Nothing is trained and no run's policy is there: another judge than the implicit reward is named."""
+    judge = job.judge
+    if judge.type == "implicit_reward":
+        if job.reference is None:
+            yield Conflict(("reference",), "the implicit reward needs it", "name the model the policy was trained from")
+    elif judge.model_name_or_path is None and not (judge.type == "llm" and judge.endpoint is not None):
+        also = ", or judge.endpoint.base_url and judge.endpoint.model" if judge.type == "llm" else ""
+        yield Conflict(
+            ("judge.model_name_or_path",), f"the {judge.type} judge needs a model", f"give a folder or Hub id{also}"
         )
 
 

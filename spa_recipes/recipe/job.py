@@ -1,8 +1,8 @@
-"""Reads a job of `spa evaluate`: a YAML file, or a model with options; `--set` overrides both."""
+"""Reads jobs: a YAML file of `spa evaluate`, or the options of a command; `--set` overrides both."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -10,9 +10,11 @@ from spa_recipes.errors import RecipeError
 from spa_recipes.recipe.extends import read_mapping
 from spa_recipes.recipe.load import next_order, override, put
 from spa_recipes.recipe.problems import EXAMPLES, explain
-from spa_recipes.recipe.schema import BenchmarkJob
+from spa_recipes.recipe.schema import BenchmarkJob, Document
 from spa_recipes.recipe.shape import shape_of, types_of
 from spa_recipes.recipe.text import Place, Values
+
+JobT = TypeVar("JobT", bound=Document)
 
 _KEYS = {"benchmark": "benchmark.type", "against": "benchmark.against", "backend": "backend.type", "out": "out"}
 """The keys that options set, but for `prompts`, whose key depends on the benchmark."""
@@ -38,16 +40,28 @@ def load_job(
     of_file = subject is not None and is_file_of_job(subject)
     values = _read(Path(str(subject))) if of_file else Values({})
     if subject is not None and not of_file:
-        _put_option(values, "model.model_name_or_path", subject, "MODEL")
+        put_option(values, "model.model_name_or_path", subject, "MODEL")
     override(values, overrides)
     for option, value in (options or {}).items():
-        _put_option(values, _key(option, values), value, f"--{option}")
+        put_option(values, _key(option, values), value, f"--{option}")
     if not of_file:
         _refuse_gaps(values.root)
+    return checked(BenchmarkJob, values, subject or "--set")
+
+
+def checked(document: type[JobT], values: Values, place: str) -> JobT:
+    """The job that values are.
+
+    Args:
+        place: names what the values come from as a whole.
+
+    Raises:
+        InvalidRecipeError: values are wrong; it is about the first one, its `others` about the other ones.
+    """
     try:
-        return BenchmarkJob.model_validate(values.root)
+        return document.model_validate(values.root)
     except ValidationError as error:
-        raise explain(error, values, Path(subject or "--set"), BenchmarkJob) from None
+        raise explain(error, values, Path(place), document) from None
 
 
 def is_file_of_job(subject: str) -> bool:
@@ -88,6 +102,6 @@ def _key(option: str, values: Values) -> str:
     return _PROMPTS.get(str(kind), "benchmark.prompts")
 
 
-def _put_option(values: Values, key: str, value: str, option: str) -> None:
-    """Put the text of an option at a key, as it is."""
-    put(values, key, Values(value, written={(): value}), Place(option, next_order(values)))
+def put_option(values: Values, key: str, value: Any, option: str) -> None:
+    """Put the value of an option at a key, as it is."""
+    put(values, key, Values(value, written={(): str(value)}), Place(option, next_order(values)))

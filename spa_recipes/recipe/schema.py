@@ -380,7 +380,7 @@ Backend = Annotated[
 class Sampling(Section):
     """How responses are sampled for judging and for evaluation."""
 
-    n: Annotated[int, Field(ge=2)] = Field(2, description="Responses per prompt. The best and the worst make a pair.")
+    n: PositiveInt = Field(2, description="Responses per prompt. Of two or more, the best and the worst make a pair.")
     temperature: Annotated[float, Field(ge=0)] = Field(0.7, description="Sampling temperature; 0 is greedy.")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="Nucleus sampling: probability mass to sample from."
@@ -411,6 +411,24 @@ class Sampling(Section):
         json_schema_extra=RUNTIME,
     )
     backend: Backend = Field(TransformersBackend.model_construct(), description="Engine that samples.")
+
+
+class FreeSampling(Sampling):
+    """How `spa sample` samples. What makes no pair is counted, and stops nothing."""
+
+    max_empty: Fraction = Field(
+        1.0, description="Stop when a larger share of the responses is empty. 1 never stops.", json_schema_extra=RUNTIME
+    )
+    max_identical: Fraction = Field(
+        1.0,
+        description="Stop when a larger share of the prompts has n identical responses. 1 never stops.",
+        json_schema_extra=RUNTIME,
+    )
+    check_logps: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Number of responses whose log-probs are computed a second time and compared. 0 compares none.",
+        json_schema_extra=RUNTIME,
+    )
 
 
 class Endpoint(Section):
@@ -587,6 +605,15 @@ Judge = Annotated[
     | Annotated[RandomJudge, Tag("random")],
     _by_type("implicit_reward"),
 ]
+
+
+JudgeOfPairs = Annotated[
+    Annotated[ImplicitRewardJudge, Tag("implicit_reward")]
+    | Annotated[RewardModelJudge, Tag("reward_model")]
+    | Annotated[LlmJudge, Tag("llm")],
+    _by_type("implicit_reward"),
+]
+"""The judges that read any answers: those of `spa judge`."""
 
 
 class PercentileThreshold(Section):
@@ -909,17 +936,24 @@ class Storage(Section):
 
 
 class JudgeJob(Document):
-    """What `spa judge` does: the method's judge labels pairs of responses that exist already."""
+    """What `spa judge` does: a judge labels pairs of responses that exist already."""
+
+    RULES: ClassVar[rules.Rules] = (
+        document_rules.judge_of_pairs_is_given,
+        document_rules.verdict_leaves_room,
+        document_rules.vllm_python_has_an_effect,
+    )
 
     name: str
-    model: Model
-    reference: str = Field(json_schema_extra=LOCATION)
+    model: Model = Field(description="The policy of the implicit reward; another judge is itself the model.")
+    reference: str | None = Field(None, json_schema_extra=LOCATION)
     reference_revision: str | None = Field(None, json_schema_extra=REVISION)
     adapter: str | None = Field(
         None, description="LoRA weights that make the policy of the reference.", json_schema_extra=LOCATION
     )
     pairs: DatasetSource
-    judge: ImplicitRewardJudge
+    judge: JudgeOfPairs
+    backend: Backend = Field(TransformersBackend.model_construct(), description="Engine of an llm judge here.")
     seed: Seed = 42
     compute: Compute = Compute.model_construct()
     storage: Storage = Storage.model_construct()
@@ -927,7 +961,7 @@ class JudgeJob(Document):
 
 
 class BenchmarkedModel(ModelSource):
-    """The model that answers a benchmark's prompts."""
+    """The model that answers a benchmark's prompts, or those of `spa sample`."""
 
     max_length: PositiveInt = Field(
         4096,
@@ -936,6 +970,32 @@ class BenchmarkedModel(ModelSource):
     )
     lora: ClassVar[None] = None
     num_parameters: ClassVar[None] = None
+
+
+class SampleJob(Document):
+    """What `spa sample` does: a model answers prompts, as in the generate stage of a run."""
+
+    RULES: ClassVar[rules.Rules] = (document_rules.samples_fit_the_model, document_rules.vllm_python_has_an_effect)
+
+    model: BenchmarkedModel = Field(
+        description="The model; a finished run may be named. Its max_length is at most what it has positions for."
+    )
+    prompts: DatasetSource = Field(description="Prompts, in any of their forms; each distinct one is answered.")
+    name: str = ""
+    sampling: FreeSampling = Field(FreeSampling.model_construct(), description="How the responses are sampled.")
+    seed: Seed = Field(42, description="Seed of the sampling.")
+    compute: Compute = Field(
+        Compute.model_construct(),
+        description="Where the stages run; without an executor: fork where there is no GPU, else local.",
+    )
+    storage: Storage = Field(Storage.model_construct(), description="Where runs are, and what stays on disk.")
+    tracking: ClassVar[Tracking] = Tracking.model_construct()
+    """Nothing is trained."""
+
+    @property
+    def backend(self) -> TransformersBackend | VllmBackend:
+        """The engine that samples."""
+        return self.sampling.backend
 
 
 class BenchmarkJob(Document):
@@ -1030,5 +1090,5 @@ class Recipe(Document):
         return 0.5**iteration if self.noise.lambdas is None else self.noise.lambdas[iteration - 1]
 
 
-AnyRecipe = Recipe | JudgeJob | BenchmarkJob
+AnyRecipe = Recipe | JudgeJob | SampleJob | BenchmarkJob
 """Everything that a plan can be made from."""

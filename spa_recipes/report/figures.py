@@ -62,7 +62,12 @@ FIGURES: tuple[Figure, ...] = (
     Figure("pairs", ("data",), Shown("pairs", COUNT)),
     Figure("seed", ("data",), Shown("seed labels", COUNT)),
     Figure("heldout", ("data",), Shown("held out", COUNT)),
-    Figure("skipped", ("data", "sft", "candidates", "answers"), Shown("bad rows skipped", COUNT), silent_at_zero=True),
+    Figure(
+        "skipped",
+        ("data", "prompts", "sft", "candidates", "answers"),
+        Shown("bad rows skipped", COUNT),
+        silent_at_zero=True,
+    ),
     Figure(
         "removed_ends",
         ("sft", "dpo", "candidates", "reward_model", "refine", "evaluate"),
@@ -191,6 +196,7 @@ FIGURES: tuple[Figure, ...] = (
     Figure("chosen_tokens", ("judge",), iteration=Shown("tokens, chosen", TENTHS)),
     Figure("rejected_tokens", ("judge",), iteration=Shown("tokens, rejected", TENTHS)),
     Figure("length_gap", ("judge",), Shown("chosen longer by", SHORT)),
+    Figure("length_gap_characters", ("judge",), Shown("characters that chosen ones are longer by", SHORT)),
     Figure("length_penalty", ("judge",), Shown("length penalty", SHORT), silent_at_zero=True),
     Figure(
         "dropped_identical",

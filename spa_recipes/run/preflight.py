@@ -67,7 +67,7 @@ def check_inputs(plan: Plan, run: RunDir, until: str | None = None) -> None:
     if isinstance(recipe, Recipe) and any(stage.kind == "data" for stage in left):
         check_counted(recipe.data)
     check_fit(left, plan)
-    check_vllm(left, recipe.compute, IN_A_JOB if isinstance(recipe, BenchmarkJob) else IN_A_RECIPE)
+    check_vllm(left, recipe.compute, IN_A_JOB if isinstance(recipe, BenchmarkJob | JudgeJob) else IN_A_RECIPE)
     for dataset in _datasets(left):
         with _named(recipe, dataset):
             _check_hub_dataset(dataset.location)

@@ -17,28 +17,41 @@ from spa_recipes.stages.context import Context, Result
 
 
 def run(context: Context) -> Result:
-    """Write `prompts.jsonl` and `completions.parquet`; refuse two models that split text differently."""
+    """Write `prompts.jsonl` and `completions.parquet`, which has texts alone where a judge brings its own tokenizer."""
+    policy = _policy(context) if "policy" in context.spec.inputs else None
+    source = DatasetSource.model_validate(context.located(context.spec.settings["source"], "pairs"))
+    check = readable_by(model_section(context, "policy"), lambda: policy) if policy is not None else None
+    loaded = read_candidates(source, context.draft, check)
+    say_read(loaded, "row")
+    counts.check_skipped(loaded, source, "pairs")
+    write_jsonl(context.draft / "prompts.jsonl", loaded.stored)
+    if policy is not None:
+        policy.removed_ends = 0  # rows that were tried come again
+    given = _texts(loaded.stored) if policy is None else _answers(policy, loaded.stored)
+    answers = write_completions(context.draft / "completions.parquet", given)
+    metrics = {
+        "form": loaded.form,
+        "skipped": len(loaded.skipped),
+        "skipped_why": counts.reasons(loaded.skipped),
+        "removed_ends": policy.removed_ends if policy is not None else 0,
+    }
+    return Result(len(answers), pc.sum(pc.list_value_length(answers["response_ids"])).as_py(), metrics)
+
+
+def _policy(context: Context) -> Renderer:
+    """What renders the answers for the two models of the implicit reward; refuse two that split text differently."""
     policy, reference = (renderer_of(model_section(context, role), context.notice) for role in ("policy", "reference"))
     if policy.tokenizer.get_vocab() != reference.tokenizer.get_vocab():
         raise DataError(
             f"the tokenizers of {context.spec.inputs['policy']} and {context.spec.inputs['reference']} differ",
             fix="judge with a policy and the model it was trained from",
         )
-    source = DatasetSource.model_validate(context.located(context.spec.settings["source"], "pairs"))
-    model = model_section(context, "policy")
-    loaded = read_candidates(source, context.draft, readable_by(model, lambda: policy))
-    say_read(loaded, "row")
-    counts.check_skipped(loaded, source, "pairs")
-    write_jsonl(context.draft / "prompts.jsonl", loaded.stored)
-    policy.removed_ends = 0  # rows that were tried come again
-    answers = write_completions(context.draft / "completions.parquet", _answers(policy, loaded.stored))
-    metrics = {
-        "form": loaded.form,
-        "skipped": len(loaded.skipped),
-        "skipped_why": counts.reasons(loaded.skipped),
-        "removed_ends": policy.removed_ends,
-    }
-    return Result(len(answers), pc.sum(pc.list_value_length(answers["response_ids"])).as_py(), metrics)
+    return policy
+
+
+def _texts(rows: Iterable[Mapping[str, Any]]) -> Iterator[CompletionRow]:
+    for item, row in enumerate(rows):
+        yield from (given_answer(item, row["prompt_id"], k, text) for k, text in enumerate(row["responses"]))
 
 
 def _answers(policy: Renderer, rows: Iterable[Mapping[str, Any]]) -> Iterator[CompletionRow]:

@@ -261,8 +261,8 @@ def is_thinking(text: str) -> bool:
 
 
 def _identical(rows: Sequence[CompletionRow], n: int) -> list[bool]:
-    """For each prompt, whether its n answers are the same text."""
-    return [len({row["text"] for row in rows[i : i + n]}) == 1 for i in range(0, len(rows), n)]
+    """For each prompt, whether its n answers are the same text, which says nothing of a single one."""
+    return [n > 1 and len({row["text"] for row in rows[i : i + n]}) == 1 for i in range(0, len(rows), n)]
 
 
 def _metrics(rows: Sequence[CompletionRow], n: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ with an empty answer unless two distinct non-empty answers remain.
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from spa_recipes.algo.judgment import largest_margins, select_pair
@@ -238,17 +238,12 @@ def _noise(context: Context, judgments: Sequence[JudgmentRow]) -> dict[str, Any]
 
 
 def _metrics(judgments: list[JudgmentRow], groups: dict[int, list[Answer]]) -> dict[str, Any]:
-    def tokens(which: Literal["chosen", "rejected"]) -> float:
-        return mean([groups[j["item"]][j[which]].tokens for j in judgments])
-
     metrics: dict[str, Any] = {
         "mean_margin": mean([j["margin"] for j in judgments]),
         "mean_p_chosen": mean([j["p_chosen"] for j in judgments]),
         "ties": sum(j["tied"] for j in judgments),
-        "chosen_tokens": tokens("chosen"),
-        "rejected_tokens": tokens("rejected"),
+        **_lengths(judgments, groups),
     }
-    metrics["length_gap"] = metrics["chosen_tokens"] - metrics["rejected_tokens"]
     decided = [gap for j in judgments if j["gold"] and (gap := j["gold"][j["chosen"]] - j["gold"][j["rejected"]]) != 0]
     if decided:
         metrics["accuracy_vs_gold"] = share([gap > 0 for gap in decided])
@@ -257,3 +252,16 @@ def _metrics(judgments: list[JudgmentRow], groups: dict[int, list[Answer]]) -> d
         metrics["agreement_with_labels"] = share(labelled)
         metrics["labelled"] = len(labelled)
     return metrics
+
+
+def _lengths(judgments: list[JudgmentRow], groups: dict[int, list[Answer]]) -> dict[str, float]:
+    """Mean lengths of chosen and rejected answers: in tokens, or in characters where only texts are judged."""
+
+    def mean_of(which: Literal["chosen", "rejected"], length: Callable[[Answer], int]) -> float:
+        return mean([length(groups[j["item"]][j[which]]) for j in judgments])
+
+    if not any(answer.tokens for answers in groups.values() for answer in answers):
+        gap = mean_of("chosen", lambda a: len(a.text)) - mean_of("rejected", lambda a: len(a.text))
+        return {"length_gap_characters": gap}
+    chosen, rejected = mean_of("chosen", lambda a: a.tokens), mean_of("rejected", lambda a: a.tokens)
+    return {"chosen_tokens": chosen, "rejected_tokens": rejected, "length_gap": chosen - rejected}

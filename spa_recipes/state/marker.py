@@ -17,11 +17,12 @@ MARKER = ".spa-folder"
 """A file with the kind of the folder that it is in."""
 
 Kind = Literal["run", "job", "results"]
-"""The folder of a run; the work in progress `OUT.spa` of `spa judge` or `spa evaluate`; results of `spa evaluate`."""
+"""The folder of a run; the work in progress `OUT.spa` of a job (`spa judge`, `spa sample`, `spa evaluate`); results of
+`spa evaluate`."""
 
 _WORDS: dict[Kind, str] = {
     "run": "a run",
-    "job": "work in progress of spa judge or spa evaluate",
+    "job": "work in progress of spa judge, spa sample or spa evaluate",
     "results": "results of spa evaluate",
 }
 _REMEDY: dict[Kind, str] = {

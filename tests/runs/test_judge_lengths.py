@@ -2,10 +2,11 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from spa_recipes.api import JudgeRequest, _with_lengths
+from spa_recipes.judge_job import JudgeRequest, judge_job
 from tests.kit.cli import run_spa
 from tests.kit.models import judge_inputs, model_folder
 
@@ -43,8 +44,11 @@ def test_lengths_are_what_both_models_have(tmp_path: Path) -> None:
     long = model_folder(tmp_path / "long", {"max_position_embeddings": 8192})
     short = model_folder(tmp_path / "short", {"max_position_embeddings": 512})
     request = JudgeRequest(str(long), str(short), "p.jsonl", tmp_path / "o.jsonl")
-    assert _with_lengths(request)[4:] == request._replace(max_length=512, max_prompt_length=256)[4:]
-    own = _with_lengths(request._replace(reference=str(long), max_prompt_length=100))
-    assert (own.max_length, own.max_prompt_length) == (8192, 100)
-    given = _with_lengths(request._replace(max_length=300))
-    assert (given.max_length, given.max_prompt_length) == (300, 150)
+
+    def lengths(**options: Any) -> tuple[int, int]:
+        model = judge_job(request._replace(**options)).model
+        return model.max_length, model.max_prompt_length
+
+    assert lengths() == (512, 256)
+    assert lengths(reference=str(long), max_prompt_length=100) == (8192, 100)
+    assert lengths(max_length=300) == (300, 150)

@@ -59,9 +59,12 @@ ALLOWED: dict[str, set[str]] = {
         "benchmarks",
     },
     "api": {"errors", "recipe", "data", "plan", "state", "run", "report"},
+    "job_output": {"errors", "recipe", "plan", "state", "run", "api"},
     "report": {"errors", "units", "recipe", "plan", "state", "data", "run", "algo"},
     "publish": {"errors", "plan", "state", "data", "run"},
-    "benchmark_job": {"errors", "recipe", "plan", "state", "run", "api", "benchmarks"},
+    "benchmark_job": {"errors", "recipe", "plan", "state", "run", "api", "job_output", "benchmarks"},
+    "judge_job": {"errors", "recipe", "data", "plan", "state", "run", "job_output"},
+    "sample_job": {"errors", "recipe", "plan", "state", "data", "run", "api", "job_output"},
     "cli": {
         "errors",
         "redaction",
@@ -76,6 +79,8 @@ ALLOWED: dict[str, set[str]] = {
         "report",
         "publish",
         "benchmark_job",
+        "judge_job",
+        "sample_job",
     },
 }
 """A part of the package and the parts that it may import."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from spa_recipes import benchmark_job
+from spa_recipes import benchmark_job, job_output
 from spa_recipes.cli import app as cli
 from spa_recipes.cli import evaluate
 from spa_recipes.errors import RecipeError
@@ -63,8 +63,8 @@ SPELLINGS: list[tuple[str, str, list[str], str, Any]] = [
     ("pairwise", "--reward-model m", ["--set", "benchmark.judge={type: reward_model, model_name_or_path: m}"],
      "benchmark.judge", {"type": "reward_model", "model_name_or_path": "m", "revision": None}),
     ("pairwise", "--judge-model m", ["--set", "benchmark.judge={type: llm, model_name_or_path: m}"], "benchmark.judge",
-     {"type": "llm", "model_name_or_path": "m", "revision": None, "chat_template": None, "endpoint": None,
-      "prompt": None, "max_tokens": 512, "max_length": None, "max_unparsed": 0.5}),
+     {"type": "llm", "model_name_or_path": "m", "revision": None, "chat_template": None,
+      "chat_template_kwargs": {}, "endpoint": None, "prompt": None, "max_tokens": 512, "max_length": None, "max_unparsed": 0.5}),
     ("alpaca_eval", "--temperature 0.3", ["--set", "benchmark.temperature=0.3"], "benchmark.temperature", 0.3),
     ("pairwise", "--temperature 0.3", ["--set", "benchmark.temperature=0.3"], "benchmark.temperature", 0.3),
     ("mt_bench", "--top-p 0.9", ["--set", "benchmark.top_p=0.9"], "benchmark.top_p", 0.9),
@@ -112,7 +112,7 @@ def job_of(spa_here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Jo
         raise SystemExit(0)
 
     monkeypatch.setattr(evaluate, "run_benchmark", note)
-    monkeypatch.setattr(benchmark_job, "visible_gpus", list)
+    monkeypatch.setattr(job_output, "visible_gpus", list)
 
     def call(*arguments: str) -> dict[str, Any]:
         answer = spa_here("evaluate", *arguments)

@@ -5,9 +5,9 @@ from typing import Any
 
 import yaml
 
-from spa_recipes.api import JudgeRequest, _judge_job
 from spa_recipes.cli.data import settings_of
 from spa_recipes.data.sources import read_pairs
+from spa_recipes.judge_job import JudgeRequest, judge_job
 from spa_recipes.recipe.schema import Columns, DatasetSource
 from tests.kit.data import CONVERSATION, GOOD
 from tests.kit.data_forms import write_jsonl
@@ -55,7 +55,7 @@ def test_judge_takes_the_same_settings() -> None:
         ["columns.label=winner", "columns.positive=1", "columns.ignore=a,b", "max_skipped=0.5"], "--data"
     )
     request = JudgeRequest("p", "r", "d.jsonl", Path("out.jsonl"), columns={"prompt": "q", "chosen": None}, data=given)
-    pairs = _judge_job(request).pairs
+    pairs = judge_job(request).pairs
     assert pairs.columns == Columns(prompt="q", label="winner", positive=1.0, ignore=["a", "b"])
     assert pairs.max_skipped == 0.5
 

@@ -45,6 +45,7 @@ NO_LOCATIONS = {
     "Recipe.name",
     "RewardModelComparison.revision",
     "RewardModelJudge.revision",
+    "SampleJob.name",
 }
 """Fields with a text of the user's own that names no place."""
 

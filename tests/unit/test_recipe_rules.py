@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from spa_recipes import api
 from spa_recipes.errors import RecipeError
+from spa_recipes.judge_job import JudgeRequest, judge_job
 from spa_recipes.recipe.load import InvalidRecipeError, load_recipe
 from spa_recipes.recipe.rules import Conflict, Rules, conflicts_in, conflicts_of
 from spa_recipes.recipe.schema import BenchmarkJob, Document, Recipe, Section
@@ -313,12 +313,12 @@ def test_a_recipe_from_code_is_refused_too() -> None:
 
 
 def test_a_job_of_the_command_line_names_the_option() -> None:
-    request = api.JudgeRequest("p", "r", "pairs.jsonl", Path("out.jsonl"), max_length=10, max_prompt_length=20)
+    request = JudgeRequest("p", "r", "pairs.jsonl", Path("out.jsonl"), max_length=10, max_prompt_length=20)
     with pytest.raises(RecipeError) as caught:
-        api._judge_job(request)
+        judge_job(request)
     assert str(caught.value) == (
-        "--max-prompt-length: max_prompt_length (20) must be smaller than max_length (10); set max_prompt_length to 5, "
-        "or raise max_length"
+        "--max-prompt-length: model.max_prompt_length: max_prompt_length (20) must be smaller than max_length (10); "
+        "set max_prompt_length to 5, or raise max_length"
     )
 
 
