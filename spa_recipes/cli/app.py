@@ -12,7 +12,9 @@ from typer.models import CommandInfo
 
 from spa_recipes import __version__
 from spa_recipes.cli import metadata
-from spa_recipes.cli.examples import EVALUATE, JUDGE, SAMPLE, examples
+from spa_recipes.cli.chat import chat
+from spa_recipes.cli.examples import CHAT, EVALUATE, EXPORT, JUDGE, SAMPLE, examples
+from spa_recipes.cli.export import export
 from spa_recipes.cli.judge import label_pairs
 from spa_recipes.cli.options import (
     Accept,
@@ -133,6 +135,8 @@ def resume(
 
 app.command(name="judge", epilog=JUDGE)(label_pairs)
 app.command(epilog=SAMPLE)(sample)
+app.command(epilog=CHAT)(chat)
+app.command(epilog=EXPORT)(export)
 
 
 @app.command(epilog=EVALUATE)

@@ -50,6 +50,22 @@ JUDGE = (
     "a dataset, and `backend`, which is as sampling.backend."
 )
 
+CHAT = examples(
+    "spa chat quickstart",
+    "spa chat my-run --against my-sft-model --temperature 0",
+    "echo 'why is the sky blue ?' | spa chat quickstart",
+)
+
+EXPORT = (
+    examples(
+        "spa export quickstart --format gguf",
+        "spa export my-model --format gguf --out my-model.gguf && echo 'FROM ./my-model.gguf' > Modelfile",
+        "ollama create my-model -f Modelfile && ollama run my-model",
+    )
+    + "\n\nIt needs the package gguf: pip install 'spa-recipes[gguf]'. llama.cpp's llama-quantize makes a smaller file "
+    "of this one."
+)
+
 SAMPLE = (
     "PROMPTS is a file, folder or Hub id with prompts in any form that `spa data` knows; of pairs, their prompts.\n\n"
     + examples(

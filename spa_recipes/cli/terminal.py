@@ -169,6 +169,13 @@ def say(*lines: str, err: bool = False) -> None:
         say(f"standard output cannot be written ({error.strerror}): what follows is not shown", err=True)
 
 
+def say_part(text: str) -> None:
+    """Print a further part of a text at once. Its lines stay lines; other control characters are shown."""
+    output = Output()
+    output.write("\n".join(map(visible, text.replace("\t", "    ").split("\n"))))
+    output.flush()
+
+
 def say_json(value: Any, *, indent: int = 2) -> None:
     """Print JSON for scripts, in ASCII.
 
@@ -228,7 +235,7 @@ def table(
     widths = [max(len(row[i]) for row in (headings, *rows)) for i in range(len(headings))]
     if wrap or shorten:
         before = sum(widths[:-1]) + 2 * (len(widths) - 1)
-        widths[-1] = max(1, min(widths[-1], max(20, _width() - before)))
+        widths[-1] = max(1, min(widths[-1], max(20, width() - before)))
 
     if shorten:
         rows = [[*row[:-1], cut(row[-1], widths[-1])] for row in rows]
@@ -250,5 +257,6 @@ def cut(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _width() -> int:
+def width() -> int:
+    """Columns of the terminal, or those of a page where there is none."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else PLAIN_WIDTH

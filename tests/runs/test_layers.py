@@ -58,6 +58,8 @@ ALLOWED: dict[str, set[str]] = {
         "training",
         "benchmarks",
     },
+    "chat": {"recipe", "data", "models", "run"},
+    "export": {"errors", "state", "data", "models", "run"},
     "api": {"errors", "recipe", "data", "plan", "state", "run", "report"},
     "job_output": {"errors", "recipe", "plan", "state", "run", "api"},
     "report": {"errors", "units", "recipe", "plan", "state", "data", "run", "algo"},
@@ -81,6 +83,8 @@ ALLOWED: dict[str, set[str]] = {
         "benchmark_job",
         "judge_job",
         "sample_job",
+        "export",
+        "chat",
     },
 }
 """A part of the package and the parts that it may import."""

@@ -145,12 +145,12 @@ def test_a_judge_in_words_labels_them_and_is_asked_once(
         (["judge", "--judge", "reward_model"], "--judge: judge.model_name_or_path: the reward_model judge needs a mod"),
         (["judge", "--judge", "llm", "--policy", "m"], "--policy: has no effect with the llm judge; leave it out, and"),
         (["judge", "--judge", "llm", "--beta", "1"], "--beta: judge.beta: unknown key; allowed for type llm: type, "),
-        (["judge", "--judge", "wise"], "--judge: judge.type: must be one of implicit_reward, reward_model, llm, not"),
+        (["judge", "--judge", "wise"], "--judge: judge.type: must be one of implicit_reward, llm, reward_model, not"),
         (["judge", "--policy", "m"], "--reference: the implicit reward needs a policy and its reference; "),
         (["judge"], "--policy: the implicit reward needs a policy and its reference; name a folder or a Hub id, or"),
         (
-            ["judge", "--judge", "reward_model", "--set", "judge.model_name_or_path=none/here"],
-            "judge.model_name_or_path: none/here: no such model",
+            ["judge", "--judge", "reward_model", "--set", "judge.model_name_or_path=./none"],
+            "judge.model_name_or_path: ./none: no such model",
         ),
     ],
 )
@@ -178,7 +178,7 @@ def test_a_judge_that_cannot_be_is_told_in_one_line(
             ["--set", "compute.vllm_python=py"],
             "--set compute.vllm_python: has no effect with sampling.backend.type tra",
         ),
-        (["--prompts", "none.jsonl"], "prompts.source: "),
+        (["--prompts", "none.jsonl"], "none.jsonl: no such file or folder"),
         ([], "model.model_name_or_path: ./none: no such model"),
     ],
 )

@@ -16,6 +16,8 @@ OPTIONS = {
         "--data", "--seed", "--overwrite", "--trust-remote-code", "--chat-template", "--method",
         "--chat-template-kwargs", "--min-margin-in-noise", "--judge", "--set",
     },
+    "export": {"--format", "--out", "--runs-dir"},
+    "chat": {"--against", "--system", "--temperature", "--max-tokens", "--runs-dir"},
     "sample": {"--prompts", "--out", "--n", "--overwrite", "--set"},
     "evaluate": {"--benchmark", "--against", "--prompts", "--out", "--annotations", "--backend", "--set", "--trust"},
     "validate": {"--set", "--show-example"},

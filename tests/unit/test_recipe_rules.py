@@ -11,7 +11,7 @@ from spa_recipes.errors import RecipeError
 from spa_recipes.judge_job import JudgeRequest, judge_job
 from spa_recipes.recipe.load import InvalidRecipeError, load_recipe
 from spa_recipes.recipe.rules import Conflict, Rules, conflicts_in, conflicts_of
-from spa_recipes.recipe.schema import BenchmarkJob, Document, Recipe, Section
+from spa_recipes.recipe.schema import BenchmarkJob, Document, JudgeJob, Recipe, SampleJob, Section
 from spa_recipes.recipe.shape import child, shape_of, types_of
 from spa_recipes.recipe.text import Keys, parse, split_keys
 from tests.kit.recipe_texts import BASE
@@ -356,6 +356,34 @@ def test_a_job_that_samples_with_transformers_names_no_python_of_vllm() -> None:
     assert [conflict.keys for conflict in conflicts_in(caught.value)] == [("compute.vllm_python",)]
 
 
+ANSWERS: dict[str, Any] = {**JOB, "pairs": {"source": "p"}}
+JUDGING: dict[str, dict[str, Any]] = {
+    "reference": {"judge": {}},
+    "judge.model_name_or_path": {"judge": {"type": "llm"}},
+    "judge.max_tokens": {"judge": {"type": "llm", "model_name_or_path": "j", "max_tokens": 2048}},
+}
+TOO_LONG: dict[str, Any] = {**JOB, "prompts": {"source": "p"}, "sampling": {"max_tokens": 4096}}
+
+
+@pytest.mark.parametrize(("key", "judge"), [*JUDGING.items()])
+def test_a_judge_without_a_run_is_named_and_has_room(key: str, judge: dict[str, Any]) -> None:
+    assert JudgeJob.model_validate({**ANSWERS, "judge": {"type": "reward_model", "model_name_or_path": "r"}})
+    with pytest.raises(ValidationError) as caught:
+        JudgeJob.model_validate({**ANSWERS, **judge})
+    assert [conflict.keys[0] for conflict in conflicts_in(caught.value)] == [key]
+
+
+def test_samples_leave_room_for_their_prompt() -> None:
+    assert SampleJob.model_validate({**TOO_LONG, "sampling": {"max_tokens": 4095, "n": 1}})
+    with pytest.raises(ValidationError, match=r"sampling.max_tokens: sampling.max_tokens \(4096\) must be smaller"):
+        SampleJob.model_validate(TOO_LONG)
+
+
+def test_a_run_samples_pairs() -> None:
+    with pytest.raises(ValidationError, match=r"sampling.n: one response makes no pair; set it to 2 or more"):
+        Recipe.model_validate(mini(sampling={"n": 1}))
+
+
 # --- the rules as a whole
 
 
@@ -365,7 +393,8 @@ def documents(monkeypatch: pytest.MonkeyPatch) -> list[Document]:
     monkeypatch.setattr(Document, "model_post_init", lambda self, context: None)
     recipes = [Recipe.model_validate(parse(text, lambda _: None).root) for text in LINES]  # type: ignore[arg-type,return-value]
     jobs = [*({**JOB, "benchmark": benchmark} for benchmark in JOBS.values()), WITH_PYTHON]
-    return [*recipes, *map(BenchmarkJob.model_validate, jobs)]
+    judging = [JudgeJob.model_validate({**ANSWERS, **judge}) for judge in JUDGING.values()]
+    return [*recipes, *map(BenchmarkJob.model_validate, jobs), *judging, SampleJob.model_validate(TOO_LONG)]
 
 
 def kinds_of_section(kind: type[Section] = Section) -> Iterator[type[Section]]:

@@ -1,0 +1,1 @@
+"""A model as one file for other programs: `spa export`. `gguf` writes the file, `vocabulary` its tokenizer."""
