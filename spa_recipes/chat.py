@@ -9,7 +9,7 @@ from spa_recipes.data.model_files import ModelFiles
 from spa_recipes.data.rows import Message
 from spa_recipes.recipe.schema import Model
 from spa_recipes.run.intact import check_made_model
-from spa_recipes.run.model_preflight import context_of
+from spa_recipes.run.model_preflight import context_of, refuse_kernels
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,6 +39,7 @@ class Talker:
 
     Raises:
         DataError, TryAgainError: there is no such model, or it cannot be loaded or has no chat template.
+        RecipeError: its configuration names compiled code on the Hub.
     """
 
     def __init__(
@@ -49,7 +50,9 @@ class Talker:
 
         self.name = name
         check_made_model(location)
-        room = min(MOST_TOKENS, context_of(ModelFiles(location, None)) or MOST_TOKENS)
+        files = ModelFiles(location, None)
+        refuse_kernels(files, files.read("config.json"))
+        room = min(MOST_TOKENS, context_of(files) or MOST_TOKENS)
         self._temperature, self._max_tokens = temperature, min(max_tokens, room // 2)
         self._renderer: Renderer = Renderer(
             load_tokenizer(location),

@@ -88,7 +88,7 @@ def export_gguf(location: str, name: str, out: Path) -> Exported:
     check_made_model(str(folder))
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     notices = _refuse_differences(config, location)
     tensors = _tensors(folder, architecture, config, location)
     vocabulary = vocabulary_of(folder, config.vocab_size, location)

@@ -9,6 +9,7 @@ from spa_recipes.data.chat import is_path
 from spa_recipes.data.controls import GIVE_EMBEDDINGS
 from spa_recipes.data.model_files import embeddings_of, inner
 from spa_recipes.errors import DataError, RecipeError
+from spa_recipes.plan.powers import is_kernel
 
 if TYPE_CHECKING:
     from spa_recipes.data.model_files import ModelFiles
@@ -81,6 +82,23 @@ def refuse_quantised(files: ModelFiles, config: Mapping[str, Any]) -> None:
             where=files.location,
             fix="give the model that it was made from; model.lora.load_in_4bit quantises that while it is loaded",
         )
+
+
+def refuse_kernels(files: ModelFiles, config: Mapping[str, Any], otherwise: str = "") -> None:
+    """Refuse a model whose configuration names compiled code on the Hub, where nobody says which code to take.
+
+    Args:
+        otherwise: what else the user can do, behind "take the line out".
+    """
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            refuse_kernels(files, value, otherwise)
+        elif name.endswith(("attn_implementation", "experts_implementation")) and is_kernel(value):
+            raise RecipeError(
+                f"its config.json names compiled code on the Hub ({name}: {value})",
+                where=files.location,
+                fix=f"take the line out of config.json{otherwise}",
+            )
 
 
 def refuse_bidirectional(files: ModelFiles, config: Mapping[str, Any]) -> None:

@@ -20,7 +20,6 @@ from spa_recipes.data.places import local_path
 from spa_recipes.errors import DataError, RecipeError, TryAgainError, setting
 from spa_recipes.models.lora_names import CONFIG as ADAPTER_CONFIG
 from spa_recipes.plan import ALPACA_EVAL_PROMPTS, KINDS, Content, External, Plan, Stage, is_of_benchmark
-from spa_recipes.plan.powers import is_kernel
 from spa_recipes.recipe.schema import AnyRecipe, BenchmarkJob, Endpoint, JudgeJob, Recipe
 from spa_recipes.run import model_preflight
 from spa_recipes.run.downloads import check_download
@@ -254,7 +253,8 @@ def _check_model(files: ModelFiles, use: _Use, recipe: AnyRecipe) -> None:
     if not recipe.model.trust_remote_code:
         _refuse_remote_code(files, config, recipe, tokenizer=use.texts)
     if recipe.model.attn_implementation is None:
-        _refuse_kernels(files, config, recipe)
+        key = _word(recipe, "model.attn_implementation")
+        model_preflight.refuse_kernels(files, config, f", or set {key}: sdpa")
     if use.reward:
         _check_outputs(files, config)
     if use.tokens:
@@ -319,19 +319,6 @@ def _refuse_remote_code(files: ModelFiles, config: Mapping[str, Any], recipe: An
                 f"this model runs Python code of its own (auto_map in {name}), which is off",
                 where=files.location,
                 fix=f"if you trust it, set {key}" + ("" if key.startswith("--") else ": true"),
-            )
-
-
-def _refuse_kernels(files: ModelFiles, config: Mapping[str, Any], recipe: AnyRecipe) -> None:
-    """A model whose configuration names compiled code on the Hub, and a recipe that does not say which to take."""
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            _refuse_kernels(files, value, recipe)
-        elif name.endswith(("attn_implementation", "experts_implementation")) and is_kernel(value):
-            raise RecipeError(
-                f"its config.json names compiled code on the Hub ({name}: {value})",
-                where=files.location,
-                fix=f"take the line out of config.json, or set {_word(recipe, 'model.attn_implementation')}: sdpa",
             )
 
 

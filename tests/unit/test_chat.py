@@ -11,7 +11,7 @@ import pytest
 from spa_recipes.chat import Reply
 from spa_recipes.cli.conversation import Columns, converse
 from spa_recipes.data.rows import Message
-from tests.kit.models import judge_inputs
+from tests.kit.models import REMOTE, judge_inputs, model_folder
 
 
 class Echo:
@@ -150,3 +150,13 @@ def test_the_command_answers_each_line_of_standard_input_as_the_engine_does(
     cells = [row.ljust(200).split(" | ") for row in rows]
     assert [" ".join(" ".join(row[side] for row in cells).split()) for side in (0, 1)] == expected
     assert spa_here("chat", "./none").err.count("\n") == 1
+
+
+def test_the_command_runs_no_code_that_a_model_names(spa_here: Any, tmp_path: Path) -> None:
+    model_folder(tmp_path / "kernel", {"text_config": {"attn_implementation": "org/kernel"}})
+    done = spa_here("chat", "kernel")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "compiled code on the Hub (attn_implementation: org/kernel); take the line out of config.json" in done.err
+    model_folder(tmp_path / "own", REMOTE)
+    done = spa_here("chat", "own")
+    assert (done.code, done.err.count("\n")) == (3, 1)

@@ -159,16 +159,15 @@ def test_a_folder_that_says_where_wandb_sends_to_needs_trust(tmp_path: Path, mon
         consent.require(plan_of(tmp_path, tracking={"report_to": ["wandb"]}), RunDir(tmp_path / "run"))
 
 
-def test_a_model_whose_config_names_a_kernel_is_refused(tmp_path: Path) -> None:
+def test_a_model_whose_config_names_a_kernel_is_refused() -> None:
     from spa_recipes.data.model_files import ModelFiles
-    from spa_recipes.run.preflight import _refuse_kernels
+    from spa_recipes.run.model_preflight import refuse_kernels
 
-    recipe = plan_of(tmp_path).recipe
     files = ModelFiles("org/model", None)
     for config in ({"attn_implementation": "evil/kernel"}, {"text_config": {"_attn_implementation": "evil/kernel"}}):
         with pytest.raises(RecipeError, match=r"compiled code on the Hub .*evil/kernel"):
-            _refuse_kernels(files, config, recipe)
-    _refuse_kernels(files, {"attn_implementation": "sdpa", "name_or_path": "org/model"}, recipe)
+            refuse_kernels(files, config)
+    refuse_kernels(files, {"attn_implementation": "sdpa", "name_or_path": "org/model"})
 
 
 # --- how the user agrees
