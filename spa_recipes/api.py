@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from spa_recipes.errors import DAMAGE, RecipeError, SpaError
+from spa_recipes.errors import DAMAGE, LockedError, RecipeError, SpaError
 from spa_recipes.plan import MODEL, External, Plan, Stage, compile_plan
 from spa_recipes.recipe.load import changed, load_recipe
 from spa_recipes.recipe.schema import Recipe
@@ -252,6 +252,65 @@ def plan_view(prepared: Prepared) -> list[StageView]:
             reasons = [*reasons, f"run {others}, which you did not start, has it (storage.reuse)"]
         views.append(StageView(stage, "to do", "; ".join(reasons) or "never run"))
     return views
+
+
+def job_script(prepared: Prepared, recipe: Path, options: Sequence[str]) -> str:
+    """The script of the Slurm job that does a run.
+
+    Args:
+        recipe: as the user names it.
+        options: further ones of `spa run`.
+
+    Raises:
+        RecipeError: the recipe does not run on Slurm.
+    """
+    from spa_recipes.recipe.schema import SlurmExecutor
+    from spa_recipes.run.submit import driver_command, script
+
+    executor = prepared.plan.recipe.compute.executor
+    if not isinstance(executor, SlurmExecutor):
+        raise RecipeError(
+            f"{executor.type} is not an executor that is submitted",
+            where="compute.executor.type",
+            fix="set it to slurm, with nodes and gpus_per_node, or use `spa run`",
+        )
+    folder = prepared.run.path.absolute()
+    command = driver_command(recipe, folder, options)
+    return script(executor, prepared.plan.recipe.name, folder, command, Path.cwd())
+
+
+def submit(prepared: Prepared, recipe: Path, options: Sequence[str], consent: Consent) -> str:
+    """Submit the job of `job_script`; returns its number. What can be found wrong without nodes is found before.
+
+    Raises:
+        SpaError: with the exit code of what is wrong.
+    """
+    from spa_recipes.run.preflight import check_inputs
+    from spa_recipes.run.submit import job_of, queue_state, submit
+
+    run = prepared.run
+    text = job_script(prepared, recipe, options)
+    marker.refuse_foreign(run.path, run.kind)
+    consent(prepared.plan, run)
+    if (job := job_of(run.path)) is not None and (state := queue_state(job)) is not None:
+        raise LockedError(
+            f"job {job} does this run already ({state})", where=str(run.path), fix="wait for it, or `spa cancel` it"
+        )
+    check_inputs(prepared.plan, run, on_nodes=False)
+    marker.claim(run.path, run.kind)
+    return submit(text, run.path)
+
+
+def cancel(run: str, runs_dir: Path) -> str:
+    """Cancel the Slurm job of a run, which need not have begun; returns the job's number.
+
+    Raises:
+        RecipeError: no job works on it. TryAgainError: Slurm does not answer.
+    """
+    from spa_recipes.run.submit import cancel, job_of
+
+    folder = next((path for path in (runs_dir / run, Path(run)) if job_of(path) is not None), runs_dir / run)
+    return cancel(folder, run)
 
 
 def final_model(prepared: Prepared) -> Path | None:

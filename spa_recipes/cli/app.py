@@ -13,7 +13,8 @@ from typer.models import CommandInfo
 from spa_recipes import __version__
 from spa_recipes.cli import metadata
 from spa_recipes.cli.chat import chat
-from spa_recipes.cli.examples import CHAT, EVALUATE, EXPORT, JUDGE, SAMPLE, examples
+from spa_recipes.cli.cluster import cancel, submit
+from spa_recipes.cli.examples import CANCEL, CHAT, EVALUATE, EXPORT, JUDGE, SAMPLE, SUBMIT, examples
 from spa_recipes.cli.export import export
 from spa_recipes.cli.judge import label_pairs
 from spa_recipes.cli.options import (
@@ -133,6 +134,8 @@ def resume(
     print_summary(prepared, outcome)
 
 
+app.command(epilog=SUBMIT)(submit)
+app.command(epilog=CANCEL)(cancel)
 app.command(name="judge", epilog=JUDGE)(label_pairs)
 app.command(epilog=SAMPLE)(sample)
 app.command(epilog=CHAT)(chat)

@@ -76,3 +76,9 @@ SAMPLE = (
     + "\n\nThe keys of --set are those of a recipe: `model`, `sampling`, `compute`, `storage`, `seed`; also "
     "`prompts`, a dataset."
 )
+
+SUBMIT = examples(
+    "spa submit ultrafeedback_3p3_slurm --dry-run  # prints the script of the job",
+    "spa submit my.yaml --set compute.executor.partition=gpu",
+)
+CANCEL = examples("spa cancel ultrafeedback_3p3_slurm")

@@ -41,8 +41,13 @@ def print_run_status(name: str, runs_dir: Path) -> None:
     from spa_recipes.run.pace import pace_of_attempt
     from spa_recipes.run.schedule import unfinished
     from spa_recipes.run.stall import stalled
+    from spa_recipes.run.submit import job_of, queue_state
     from spa_recipes.state import usage
 
+    waiting = job_of(runs_dir / name)
+    if waiting is not None and not (runs_dir / name / "resolved.json").exists():
+        say(f"{bold(name)} has not begun; job {waiting}: {queue_state(waiting) or 'not in the queue any more'}")
+        return
     run = api.find_run(name, runs_dir)
     if run.recipe() is None:
         raise RecipeError("no run is there", where=str(run.path))
@@ -50,6 +55,8 @@ def print_run_status(name: str, runs_dir: Path) -> None:
     manifests = run.manifests(prepared.plan)
     holder = run.holder()
     say(f"{bold(run.name)} in {run.path}" + (f", held by {holder}" if holder else ""))
+    if (job := job_of(run.path)) is not None and (queued := queue_state(job)) is not None:
+        say(f"job {job}: {queued}")
     for stage in prepared.plan.stages:
         state = run.status(stage, prepared.plan)
         manifest = manifests.get(stage.id)

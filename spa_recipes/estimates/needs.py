@@ -37,8 +37,7 @@ class Need(NamedTuple):
 
 def processes_of(recipe: AnyRecipe) -> int:
     """Processes that train together."""
-    executor = recipe.compute.executor
-    return executor.num_processes if isinstance(executor, AccelerateExecutor) else 1
+    return recipe.compute.executor.training_processes
 
 
 def sharding_of(recipe: AnyRecipe) -> Sharding | None:

@@ -23,7 +23,9 @@ from spa_recipes.recipe.schema import (
     Compute,
     Endpoint,
     ModelSource,
+    RayExecutor,
     Section,
+    SlurmExecutor,
     Storage,
     Tracking,
 )
@@ -146,6 +148,14 @@ def _runs(plan: Plan, key: str, section: Section) -> Iterator[Power]:
         path = Path(section.config_file).absolute()
         what = f"what {path} tells accelerate to start, here or on other machines"
         yield _asked(key, "config_file", what, content=_digest(path))
+
+    if isinstance(section, SlurmExecutor) and section.setup:
+        yield _asked(key, "setup", f"the shell commands {' && '.join(section.setup)}")
+    if isinstance(section, SlurmExecutor) and section.sbatch:
+        options = ", ".join(f"{name}={value}" for name, value in section.sbatch.items())
+        yield _asked(key, "sbatch", f"a Slurm job with the options {options}")
+    if isinstance(section, RayExecutor) and section.address != "auto":
+        yield _asked(key, "address", f"its stages on the Ray cluster at {section.address}")
 
 
 def _asked(key: str, name: str, what: str, *, content: str = "") -> Power:

@@ -53,7 +53,10 @@ def prompt_and_response_fit(recipe: schema.Recipe) -> Conflicts:
 
 def batches_split_over_processes(recipe: schema.Recipe) -> Conflicts:
     executor = recipe.compute.executor
-    processes = executor.num_processes if executor.type == "accelerate" else 1
+    processes = executor.training_processes
+    clustered = executor.type in ("slurm", "ray")
+    key = "compute.executor.nodes" if clustered else "compute.executor.num_processes"
+    named = "compute.executor.nodes x gpus_per_node" if clustered else key
     used = {
         "sft": recipe.sft,
         "seed_training": recipe.seed_training if recipe.data.seed_labels else None,
@@ -67,9 +70,9 @@ def batches_split_over_processes(recipe: schema.Recipe) -> Conflicts:
         if training.global_batch_size % at_once:
             keys = ("global_batch_size", "per_device_train_batch_size")
             yield Conflict(
-                (*(f"{section}.{key}" for key in keys), "compute.executor.num_processes"),
+                (*(f"{section}.{name}" for name in keys), key),
                 f"{section}.global_batch_size ({training.global_batch_size}) does not split into {processes} processes "
-                f"(compute.executor.num_processes) x {training.per_device_train_batch_size} rows",
+                f"({named}) x {training.per_device_train_batch_size} rows",
                 f"make it a multiple of {at_once}",
             )
 

@@ -29,6 +29,8 @@ EXAMPLES = {
     "sft.data": "data: {type: dataset, source: conversations.jsonl}",
     "tau": "tau: 0.3",
     "num_processes": "num_processes: 4",
+    "nodes": "nodes: 2",
+    "gpus_per_node": "gpus_per_node: 8",
     "benchmark": "benchmark: {type: alpaca_eval}",
     "questions": "questions: question.jsonl",
     "endpoint.base_url": "base_url: https://api.openai.com/v1",

@@ -6,6 +6,7 @@ its types and bounds are checked before. Rules on settings of several sections a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -72,6 +73,21 @@ def _sections(name: str, value: Any) -> Iterator[tuple[str, schema.Section]]:
     """The section, or the list of sections, that is the value of a key."""
     entries = [(f"{name}.{i}", entry) for i, entry in enumerate(value)] if isinstance(value, list) else [(name, value)]
     return ((key, entry) for key, entry in entries if hasattr(entry, "RULES"))
+
+
+_OPTION = re.compile(r"[a-z][a-z-]*")
+_OWN_OPTIONS = ("nodes", "gpus-per-node", "time", "partition", "account", "qos", "requeue", "no-requeue", "job-name")
+
+
+def sbatch_options_are_options(executor: schema.SlurmExecutor) -> Conflicts:
+    for name in executor.sbatch:
+        if not _OPTION.fullmatch(name):
+            yield Conflict(("sbatch",), f"{name} is no long name of an option of sbatch", "write it without dashes")
+        elif name in _OWN_OPTIONS:
+            yield Conflict(("sbatch",), f"{name} is set by compute.executor itself", "set it there")
+    for line in executor.setup:
+        if "\n" in line:
+            yield Conflict(("setup",), "has a line that is several", "make each line an entry of its own")
 
 
 def lora_leaves_the_head(lora: schema.Lora) -> Conflicts:

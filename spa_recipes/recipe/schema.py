@@ -348,8 +348,10 @@ class VllmBackend(Section):
     tensor_parallel_size: PositiveInt = Field(
         1, description="GPUs that share one copy of the model.", json_schema_extra=RUNTIME
     )
-    data_parallel_size: PositiveInt = Field(
-        1, description="Copies of the model, each on its own GPUs.", json_schema_extra=RUNTIME
+    data_parallel_size: PositiveInt | Literal["auto"] = Field(
+        1,
+        description="Copies of the model, each on its own GPUs; auto: as many as all GPUs have room for.",
+        json_schema_extra=RUNTIME,
     )
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(
         0.9, description="Share of each GPU's memory that vLLM may use.", json_schema_extra=RUNTIME
@@ -852,11 +854,21 @@ class LocalExecutor(Section):
 
     type: Literal["local"] = "local"
 
+    @property
+    def training_processes(self) -> int:
+        """Processes that train together."""
+        return 1
+
 
 class ForkExecutor(Section):
     """Stages fork from one process that has imported the libraries. They start fast but cannot use a GPU."""
 
     type: Literal["fork"]
+
+    @property
+    def training_processes(self) -> int:
+        """Processes that train together."""
+        return 1
 
 
 class AccelerateExecutor(Section):
@@ -868,11 +880,84 @@ class AccelerateExecutor(Section):
         None, description="accelerate config (DeepSpeed, FSDP, several nodes).", json_schema_extra=LOCATION
     )
 
+    @property
+    def training_processes(self) -> int:
+        """Processes that train together."""
+        return self.num_processes
+
+
+Word = Annotated[str, Field(pattern=r"^\S+$")]
+"""A text without white space, which cannot become a second option or a second line of a script."""
+
+
+class SlurmExecutor(Section):
+    """Stages that load a model are steps of a Slurm job; `spa submit` submits it, and the run goes on inside."""
+
+    RULES: ClassVar[rules.Rules] = (rules.sbatch_options_are_options,)
+
+    type: Literal["slurm"]
+    nodes: PositiveInt = Field(description="Nodes of the job.")
+    gpus_per_node: Annotated[int, Field(ge=0)] = Field(
+        description="GPUs of each node, with a process for each; 0: one process per node, on the CPU."
+    )
+    time: Word | None = Field(
+        None, description="Longest time of the job as Slurm spells it, e.g. `24:00:00`; null: that of the partition."
+    )
+    partition: Word | None = Field(None, description="Partition of the job.")
+    account: Word | None = Field(None, description="Account that the job is charged to.")
+    qos: Word | None = Field(None, description="Quality of service of the job.")
+    sbatch: dict[str, Word | int] = Field(
+        {}, description="Further options of sbatch by their long names, e.g. `{constraint: h100, exclusive: user}`."
+    )
+    setup: list[str] = Field(
+        [], description="Lines of shell at the beginning of the job, e.g. `source /shared/venv/bin/activate`."
+    )
+    requeue: bool = Field(
+        True, description="Put the job into the queue again, where it goes on, when its time runs out or a node fails."
+    )
+    max_restarts: Annotated[int, Field(ge=0)] = Field(
+        3, description="How often a stage is begun again within the job after a process or a node was lost."
+    )
+
+    @property
+    def training_processes(self) -> int:
+        """Processes that train together."""
+        return self.nodes * max(1, self.gpus_per_node)
+
+
+class RayExecutor(Section):
+    """Stages that load a model run on the nodes of a Ray cluster."""
+
+    type: Literal["ray"]
+    address: Word = Field(
+        "auto", description="Where the cluster is, `host:port`; auto: RAY_ADDRESS, or the cluster of this machine."
+    )
+    nodes: PositiveInt = Field(description="Nodes that train together.")
+    gpus_per_node: Annotated[int, Field(ge=0)] = Field(
+        description="GPUs of each node, with a process for each; 0: one process per node, on the CPU."
+    )
+    resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="Custom resources of Ray that each node has to have, e.g. `{trainer: 1}`."
+    )
+    wait_minutes: Annotated[float, Field(gt=0)] = Field(
+        30.0, description="Minutes that a stage waits until the cluster has room for it."
+    )
+    max_restarts: Annotated[int, Field(ge=0)] = Field(
+        3, description="How often a stage is begun again within a run after a process or a node was lost."
+    )
+
+    @property
+    def training_processes(self) -> int:
+        """Processes that train together."""
+        return self.nodes * max(1, self.gpus_per_node)
+
 
 Executor = Annotated[
     Annotated[LocalExecutor, Tag("local")]
     | Annotated[ForkExecutor, Tag("fork")]
-    | Annotated[AccelerateExecutor, Tag("accelerate")],
+    | Annotated[AccelerateExecutor, Tag("accelerate")]
+    | Annotated[SlurmExecutor, Tag("slurm")]
+    | Annotated[RayExecutor, Tag("ray")],
     _by_type("local"),
 ]
 

@@ -33,6 +33,8 @@ _CONSEQUENCE = re.compile(
     re.IGNORECASE,
 )
 """What the processes that are left say when one that they train with is gone."""
+_NO_PLACE = re.compile(r"(srun|slurmstepd|ray): error: (?!.*: tasks? [\d,-]+: (Exited|Terminated|Killed))")
+"""What a launcher on a cluster says that could not start a process, or lost its machine; not that a process ended."""
 _LOST_CODES = frozenset({-signal.SIGKILL, 128 + signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM})
 """How a process ends that something outside of it ended: by signal, or as a launcher reports that."""
 
@@ -91,9 +93,16 @@ def _crash(stage: Stage, code: int, attempt: Path) -> SpaError:
             fix=f"see {log}, and if it was the memory, {smaller(stage.kind, json_settings(stage))}",
         )
     cause = first_error(lines)
+    everything = (line for path in _logs(attempt) for line in _lines(path))
+    if not cause and (refused := next((line for line in everything if _NO_PLACE.match(line)), "")):
+        return LostError(
+            f"its machines did not start it, or were lost: {_cut(refused)}",
+            where=stage.id,
+            fix=f"see {log}; the same command goes on when they can",
+        )
     if code in _LOST_CODES or code == 0 or is_consequence(cause):
         return LostError(
-            f"a process of it is gone and left no reason (exit code {code}); {end}",
+            f"a process of it is gone and left no reason (exit code {code}{f', {_cut(cause)}' if cause else ''})",
             where=stage.id,
             fix=f"see {attempt} and what became of its machine; the same command goes on",
         )
@@ -103,9 +112,14 @@ def _crash(stage: Stage, code: int, attempt: Path) -> SpaError:
     )
 
 
+def _logs(attempt: Path) -> list[Path]:
+    """What the processes of an attempt and their launchers printed; the first one's comes first."""
+    return [attempt / LOG, *sorted(attempt.glob("worker-*.log"))]
+
+
 def _telling_log(attempt: Path) -> Path:
     """The log of the process that failed by itself, where one can be told, else the first one's."""
-    logs = [attempt / LOG, *sorted(attempt.glob("worker-*.log"))]
+    logs = _logs(attempt)
     causes = {log: first_error(_lines(log)) for log in logs}
     return next((log for log, cause in causes.items() if cause and not is_consequence(cause)), logs[0])
 

@@ -8,7 +8,15 @@ from pathlib import Path
 from spa_recipes.errors import RecipeError
 from spa_recipes.estimates import Hardware, Memory, needs, processes_of, stated_hardware
 from spa_recipes.plan import KINDS, Plan, Stage
-from spa_recipes.recipe.schema import AccelerateExecutor, AnyRecipe, ForkExecutor, Sampling, VllmBackend
+from spa_recipes.recipe.schema import (
+    AccelerateExecutor,
+    AnyRecipe,
+    ForkExecutor,
+    RayExecutor,
+    Sampling,
+    SlurmExecutor,
+    VllmBackend,
+)
 from spa_recipes.run.devices import accelerators, check_supported
 from spa_recipes.units import human_bytes
 
@@ -55,7 +63,11 @@ def check_fit(stages: Sequence[Stage], plan: Plan) -> None:
     executor = recipe.compute.executor
     if not working:
         return
-    if isinstance(executor, ForkExecutor):
+    if isinstance(executor, SlurmExecutor | RayExecutor):  # the nodes are not this machine
+        hardware = hardware_for(recipe) if executor.gpus_per_node else None
+        if hardware is None:
+            return
+    elif isinstance(executor, ForkExecutor):
         hardware = None
     else:
         check_supported()

@@ -22,6 +22,7 @@ from spa_recipes.models.lora_names import CONFIG as ADAPTER_CONFIG
 from spa_recipes.plan import ALPACA_EVAL_PROMPTS, KINDS, Content, External, Plan, Stage, is_of_benchmark
 from spa_recipes.recipe.schema import AnyRecipe, BenchmarkJob, Endpoint, JudgeJob, Recipe
 from spa_recipes.run import model_preflight
+from spa_recipes.run.cluster_preflight import check_cluster
 from spa_recipes.run.downloads import check_download
 from spa_recipes.run.fit import check_fit
 from spa_recipes.run.intact import check_made_model
@@ -47,10 +48,11 @@ _OPTIONS = {
 """What `spa judge` calls the keys of its job."""
 
 
-def check_inputs(plan: Plan, run: RunDir, until: str | None = None) -> None:
+def check_inputs(plan: Plan, run: RunDir, until: str | None = None, *, on_nodes: bool = True) -> None:
     """Look at every model and dataset from outside that the stages still to be done will read.
 
-    With `until`, only that stage and the stages that it needs count.
+    With `until`, only that stage and the stages that it needs count. Unless `on_nodes`, this is before a job is
+    submitted, and the machine is not one on which stages run.
 
     Raises:
         DataError: one is missing or not usable; the run's folder holds links.
@@ -66,6 +68,8 @@ def check_inputs(plan: Plan, run: RunDir, until: str | None = None) -> None:
     if isinstance(recipe, Recipe) and any(stage.kind == "data" for stage in left):
         check_counted(recipe.data)
     check_fit(left, plan)
+    if on_nodes:
+        check_cluster(left, recipe.compute.executor)
     check_vllm(left, recipe.compute, IN_A_JOB if isinstance(recipe, BenchmarkJob | JudgeJob) else IN_A_RECIPE)
     for dataset in _datasets(left):
         with _named(recipe, dataset):

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -43,17 +43,32 @@ def process_environment(more: Mapping[str, str] | None = None) -> dict[str, str]
 
 
 class Worker:
-    """A process group of its own, tied to this process by a pipe."""
+    """A process group of its own, tied to this process by a pipe.
 
-    def __init__(self, command: list[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
+    Args:
+        command: the program and its arguments.
+        log: gets its output.
+        environment: beside this process's own.
+        without: variables that it does not get.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        *,
+        without: Container[str] = (),
+    ) -> None:
+        given = process_environment({**LOG_ENCODING, **(environment or {})})
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                command,
+                list(command),
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=process_environment({**LOG_ENCODING, **(environment or {})}),
+                env={name: value for name, value in given.items() if name not in without},
             )
         self._swept = False
 
@@ -66,6 +81,12 @@ class Worker:
             self._swept = True
             _sweep(self._process)
         return code
+
+    def end_input(self, patience: float) -> None:
+        """End its input, with which a stage ends wherever it runs, and wait so many seconds for its end."""
+        _close(self._process)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(patience)
 
     def stop(self) -> None:
         """SIGTERM to the group, SIGKILL to what is left after a grace period."""

@@ -119,6 +119,8 @@ def _go_on(
     begin = partial(_begin, plan, run, executors, in_order)
     try:
         set_damaged_aside(plan, run, in_order, stages)
+        left = [stage for stage in stages if not run.is_done(stage, plan)]
+        executors.look_at_nodes(run.path, left, plan.recipe.compute)
         say_what_others_have(plan, run, in_order, stages)
         manifests = do_stages(plan, stages, begin, room=executors.room, still_ours=still_ours)
     except BaseException as error:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from spa_recipes.errors import RecipeError
 from spa_recipes.plan import Stage
-from spa_recipes.recipe.schema import Compute
+from spa_recipes.recipe.schema import Compute, RayExecutor, SlurmExecutor
 from spa_recipes.run.devices import visible_gpus
 from spa_recipes.run.executors import vllm_processes_of
 from spa_recipes.run.processes import process_environment
@@ -56,7 +56,9 @@ def check_vllm(stages: Sequence[Stage], compute: Compute, names: SettingNames = 
     needed = [vllm for stage in stages if (vllm := vllm_processes_of(stage, compute)) is not None]
     if not needed:
         return
-    if compute.vllm_python is None:
+    if isinstance(compute.executor, RayExecutor):
+        pass  # it is looked for on the nodes, where alone it has to be
+    elif compute.vllm_python is None:
         if importlib.util.find_spec("vllm") is None:
             raise RecipeError(
                 "vLLM is not installed here",
@@ -66,7 +68,11 @@ def check_vllm(stages: Sequence[Stage], compute: Compute, names: SettingNames = 
             )
     else:
         _check_python(compute.vllm_python, names.python)
-    gpus, wanted = len(visible_gpus()), max(vllm.copies * vllm.gpus_each for vllm in needed)
+    if isinstance(compute.executor, SlurmExecutor | RayExecutor):
+        gpus = compute.executor.nodes * compute.executor.gpus_per_node
+    else:
+        gpus = len(visible_gpus())
+    wanted = max(vllm.copies * vllm.gpus_each for vllm in needed)
     if gpus and wanted > gpus:
         raise RecipeError(
             f"tensor_parallel_size x data_parallel_size asks for {wanted} GPUs and there are {gpus}",

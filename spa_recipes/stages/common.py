@@ -23,7 +23,7 @@ from spa_recipes.recipe.schema import Model
 from spa_recipes.stages.context import Context
 from spa_recipes.state import atomic
 from spa_recipes.state.digests import file_digest
-from spa_recipes.state.patience import patiently, size_of
+from spa_recipes.state.patience import look_again, patiently, size_of
 from spa_recipes.state.reading import read_text
 from spa_recipes.units import count_of
 
@@ -160,7 +160,7 @@ class Shards:
             if (first := next(turn, None)) is not None:
                 yield itertools.chain([first], turn)
             else:
-                refresh(self._folder)
+                look_again(self._folder)
                 time.sleep(BARRIER_POLL_SECONDS)
 
     def missing(self) -> Iterator[Rows]:
@@ -298,13 +298,7 @@ def _wait_for(paths: Sequence[Path]) -> None:
     for path in paths:
         while not _is_whole(path):
             time.sleep(BARRIER_POLL_SECONDS)
-            refresh(path.parent)
-
-
-def refresh(folder: Path) -> None:
-    """Make a network drive look again: it remembers for a while that a file was not there, until a folder is read."""
-    with os.scandir(folder) as entries:
-        next(entries, None)
+            look_again(path.parent)
 
 
 def mean(values: Sequence[float]) -> float:

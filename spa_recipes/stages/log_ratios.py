@@ -46,14 +46,13 @@ from spa_recipes.stages.common import (
     BARRIER_POLL_SECONDS,
     mean,
     model_section,
-    refresh,
     sharded_values,
     use_local_device,
 )
 from spa_recipes.stages.context import NO_RESULT, Context, Result
 from spa_recipes.stages.score import score_with
 from spa_recipes.state import atomic
-from spa_recipes.state.patience import patiently
+from spa_recipes.state.patience import look_again, patiently
 from spa_recipes.state.reading import read_json
 
 FAR_FROM_KEPT = 10.0
@@ -206,7 +205,7 @@ def _chosen(context: Context, name: str, choose_now: Callable[[], Choice]) -> Ch
             atomic.write_json(path, choice.to_json())
             return choice
         time.sleep(BARRIER_POLL_SECONDS)  # if that process fails, this one is ended, or gets its task
-        refresh(path.parent)
+        look_again(path.parent)
     return choice
 
 

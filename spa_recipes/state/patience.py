@@ -4,6 +4,7 @@ import errno
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from stat import S_ISREG
 from typing import TypeVar
@@ -59,3 +60,9 @@ def size_of(path: Path) -> int | None:
     except OSError:
         return None
     return facts.st_size if S_ISREG(facts.st_mode) else None
+
+
+def look_again(folder: Path) -> None:
+    """Make a network drive look again: it remembers for a while that a file was not there, until a folder is read."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        next(entries, None)

@@ -35,7 +35,8 @@ def started(folder: Path, monkeypatch: pytest.MonkeyPatch, copies: int, gpus: li
     program.chmod(0o755)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(executors, "visible_gpus", lambda: gpus)
-    return executors._shard_workers(str(program), copies, 2, Path("spec.json"), folder / "worker.log", {})
+    workers = VllmProcesses(str(program), copies, 2)
+    return executors.Executors(LocalExecutor())._in_shards(workers, Path("spec.json"), folder / "worker.log", {})
 
 
 def seen(folder: Path) -> list[str]:

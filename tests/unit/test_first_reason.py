@@ -54,6 +54,33 @@ def test_a_process_that_left_nothing_is_lost_whatever_its_launcher_says(tmp_path
     assert error.exit_code == 75
 
 
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("worker.log", "srun: error: Only allocated 1 nodes asked for 2"),
+        (
+            "worker.log",
+            "slurmstepd: error: *** STEP 7.3 ON n2 CANCELLED AT 2026-01-01T00:00:00 DUE TO NODE FAILURE ***",
+        ),
+        ("worker-ray.log", "ray: error: The actor died because its node has died."),
+    ],
+)
+def test_a_launcher_that_has_no_machine_is_told_by_its_own_words(tmp_path: Path, name: str, line: str) -> None:
+    (tmp_path / "worker.log").write_text("begins\n")
+    with (tmp_path / name).open("a") as log:
+        log.write(f"{line}\n")
+    error = stage_failure(SEED, 1, tmp_path)
+    assert isinstance(error, LostError)
+    assert line[:60] in str(error)
+
+
+def test_a_process_that_ended_by_itself_is_no_lost_machine(tmp_path: Path) -> None:
+    (tmp_path / "worker.log").write_text("begins\nsrun: error: n1: task 0: Exited with exit code 3\n")
+    error = stage_failure(SEED, 3, tmp_path)
+    assert type(error) is StageError
+    assert "exit code 3" in str(error)
+
+
 def test_a_crash_is_told_from_the_log_of_the_process_that_crashed(tmp_path: Path) -> None:
     head = "Traceback (most recent call last):"
     (tmp_path / "worker.log").write_text(f'{head}\n  File "x"\ntorch.ChildFailedError: worker FAILED\n')

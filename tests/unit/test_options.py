@@ -10,6 +10,8 @@ OPTIONS = {
     "": {"--debug", "--version"},
     "run": {"--run-dir", "--set", "--until", "--accept", "--trust", "--rehearse"},
     "resume": {"--runs-dir", "--set", "--until", "--accept", "--trust"},
+    "submit": {"--run-dir", "--set", "--until", "--accept", "--trust", "--dry-run"},
+    "cancel": {"--runs-dir"},
     "judge": {
         "--policy", "--reference", "--pairs", "--out", "--beta", "--length-penalty", "--dtype", "--max-length",
         "--max-prompt-length", "--split", "--prompt-column", "--chosen-column", "--rejected-column", "--on-bad-row",

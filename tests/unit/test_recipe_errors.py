@@ -83,7 +83,7 @@ APPENDED = {
     "noise: {threshold: {type: fixd}}":
         "6: noise.threshold.type: must be one of fixed, percentile, not 'fixd'; did you mean fixed?",
     "compute: {executor: accelerate}":
-        "6: compute.executor: must be a section with a type (accelerate, fork, local), not 'accelerate'; "
+        "6: compute.executor: must be a section with a type (accelerate, fork, local, ray, slurm), not 'accelerate'; "
         "write {type: accelerate}",
     # required keys
     "sft: {}": "6: sft.data: this key is required; add it under sft, "

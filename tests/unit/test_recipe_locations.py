@@ -40,12 +40,20 @@ NO_LOCATIONS = {
     "Model.attn_implementation",
     "Model.chat_template_kwargs",
     "Model.revision",
+    "RayExecutor.address",
+    "RayExecutor.resources",
     "Recipe.description",
     "Recipe.hardware",
     "Recipe.name",
     "RewardModelComparison.revision",
     "RewardModelJudge.revision",
     "SampleJob.name",
+    "SlurmExecutor.account",
+    "SlurmExecutor.partition",
+    "SlurmExecutor.qos",
+    "SlurmExecutor.sbatch",
+    "SlurmExecutor.setup",
+    "SlurmExecutor.time",
 }
 """Fields with a text of the user's own that names no place."""
 

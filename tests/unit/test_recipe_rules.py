@@ -31,6 +31,8 @@ CASES = {
     "judge:\n  type: reward_model\n  training:\n    per_device_train_batch_size: 5":
         "9: judge.training.per_device_train_batch_size: global_batch_size (32) must be a multiple of "
         "per_device_train_batch_size (5)",
+    "compute:\n  executor:\n    type: slurm\n    nodes: 1\n    gpus_per_node: 1\n    sbatch: {time: 5}":
+        "11: compute.executor.sbatch: time is set by compute.executor itself; set it there",
     "noise:\n  threshold:\n    window: 8": "8: noise.threshold.window: min_pairs (32) must not exceed window (8)",
     "noise:\n  threshold:\n    type: percentile\n    window: 8\n    min_pairs: 9":
         "10: noise.threshold.min_pairs: min_pairs (9) must not exceed window (8)",

@@ -194,6 +194,7 @@ PLANS = {
     "reward_model_3p3": ["data", *SEED_JUDGES, "reward-model"],
     "llm_as_judge_3p3": ["data", *SEED_JUDGES],
     **{name: ["data", *SEED_JUDGES] for name in ("llama3_8b_3p3", "ultrafeedback_3p3_24gb", "smollm2_135m")},
+    "ultrafeedback_3p3_slurm": ["data", *SEED_JUDGES],
 }
 
 

@@ -77,7 +77,11 @@ def test_a_shipped_template_is_found_from_any_folder(tmp_path: Path) -> None:
 
 
 def test_the_shell_completes_names() -> None:
-    assert complete_recipe("ultrafeedback_3") == ["ultrafeedback_3p3", "ultrafeedback_3p3_24gb"]
+    assert complete_recipe("ultrafeedback_3") == [
+        "ultrafeedback_3p3",
+        "ultrafeedback_3p3_24gb",
+        "ultrafeedback_3p3_slurm",
+    ]
     assert complete_recipe("") == shipped_names()
 
 

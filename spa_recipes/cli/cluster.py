@@ -1,0 +1,50 @@
+"""The commands for runs that are jobs of a cluster: `spa submit` and `spa cancel`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spa_recipes.cli.options import Accept, RecipeArgument, RunDirOption, RunName, RunsDir, Set, Trust, Until
+
+
+def submit(
+    recipe: RecipeArgument,
+    run_dir: RunDirOption = None,
+    set_: Set = None,
+    until: Until = None,
+    accept: Accept = False,
+    trust: Trust = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script, and submit nothing.")] = False,
+) -> None:
+    """Submit a recipe as a Slurm job, or submit a run again that stopped.
+
+    The recipe says which nodes in `compute.executor`. The run goes on inside of the job as with `spa run`.
+    """
+    from spa_recipes import api
+    from spa_recipes.cli.consent import consent_of
+    from spa_recipes.cli.progress import RunReporter
+    from spa_recipes.cli.terminal import say
+    from spa_recipes.units import for_shell
+
+    prepared = api.prepare(recipe, overrides=set_ or [], run_dir=run_dir, afresh=True)
+    options = [text for each in set_ or [] for text in ("--set", each)]
+    options += ["--until", until] if until is not None else []
+    options += ["--accept"] if accept else []
+    if dry_run:
+        say(*api.job_script(prepared, recipe, options).splitlines())
+        return
+    with RunReporter(prepared) as reporter:
+        consent = consent_of(reporter, trust=trust, overrides=set_ or [])
+        job = api.submit(prepared, recipe, options, consent)
+    run = for_shell(prepared.run.path)
+    say(f"submitted {prepared.plan.recipe.name} as job {job}: `spa status {run}` shows how far it is")
+
+
+def cancel(run: RunName, runs_dir: RunsDir = Path("runs")) -> None:
+    """Cancel the Slurm job of a run; finished work is kept."""
+    from spa_recipes import api
+    from spa_recipes.cli.terminal import say
+
+    job = api.cancel(run, runs_dir)
+    say(f"cancelled job {job}; `spa submit RECIPE` goes on with {run}")
