@@ -29,10 +29,10 @@ such files of its own (see `Context.own_file`)."""
 _CONSEQUENCE = re.compile(
     r"connection (reset|closed|refused|aborted)|broken pipe|socket (closed|timeout)|recvValue|DistNetworkError"
     r"|nccl\w*Error|NCCL error|gloo/transport|collective operation timeout|ChildFailedError|SignalException"
-    r"|Application timeout caused pair closure",
+    r"|Application timeout caused pair closure|failed \(exitcode: -?\d+\) local_rank",
     re.IGNORECASE,
 )
-"""What the processes that are left say when one that they train with is gone."""
+"""What the processes that are left, and their launchers, say when one that they train with is gone."""
 _NO_PLACE = re.compile(r"(srun|slurmstepd|ray): error: (?!.*: tasks? [\d,-]+: (Exited|Terminated|Killed))")
 """What a launcher on a cluster says that could not start a process, or lost its machine; not that a process ended."""
 _LOST_CODES = frozenset({-signal.SIGKILL, 128 + signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM})

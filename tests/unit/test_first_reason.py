@@ -32,6 +32,14 @@ def test_the_reason_of_the_process_that_failed_is_shown_and_not_what_the_others_
     assert str(tmp_path / "worker-3.log") in str(error)
 
 
+def test_what_several_launchers_say_at_a_time_hides_no_lost_process(tmp_path: Path) -> None:
+    """Their lines stand between each other's in one log."""
+    said = "E1127 01:29:55.791000 16866 api.py:1002] failed (exitcode: -9) local_rank: 0 (pid: 7) of binary: python"
+    text = f"Traceback (most recent call last):\n{said}\n  File 'x'\ntorch.SignalException: Process 8 got signal: 15\n"
+    (tmp_path / "worker.log").write_text(text)
+    assert isinstance(stage_failure(SEED, 1, tmp_path), LostError)
+
+
 def test_of_several_reasons_the_first_is_shown(tmp_path: Path) -> None:
     leave(tmp_path, "error-1.json", "out of memory", 5, code=75)
     leave(tmp_path, "error.json", "the loss is not finite", 9)
