@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from spa_recipes.generation.engines import Progress
 from spa_recipes.generation.scoring import CPU_TOKENS, scoring_pass
+from spa_recipes.models.dtype import in_float64
 
 
 def sequence_rewards(
@@ -43,7 +44,7 @@ def sequence_rewards(
             ids_BT, mask_BT = _padded(batch, config.pad_token_id, model.device)
             with scoring_pass(model.device, onednn_products):
                 logits_B1 = model(input_ids=ids_BT, attention_mask=mask_BT).logits
-                values = logits_B1.squeeze(-1).double().tolist()
+                values = in_float64(logits_B1.squeeze(-1)).tolist()
             for index, value in zip(indices, values, strict=True):
                 rewards[index] = value
             done += len(indices)

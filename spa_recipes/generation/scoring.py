@@ -30,6 +30,7 @@ from spa_recipes.generation.packing import (
 )
 from spa_recipes.generation.products import fast_products
 from spa_recipes.generation.threads import keep_freed_memory, side_by_side
+from spa_recipes.models.dtype import in_float64
 
 __all__ = ["Rule", "Scored", "Values", "score", "scoring_pass", "sequence_logps"]
 
@@ -186,8 +187,9 @@ def scoring_pass(device: torch.device, onednn_products: bool) -> Iterator[None]:
 
 def _by_item(batch: Batch, logps_N: torch.Tensor) -> torch.Tensor:
     """Sums of the token log-probs of each item, in float64."""
-    sums_B = torch.zeros(int(batch.item[-1]) + 1, dtype=torch.float64, device=logps_N.device)
-    return sums_B.index_add_(0, batch.item, logps_N.double())
+    exact_N = in_float64(logps_N)
+    sums_B = exact_N.new_zeros(int(batch.item[-1]) + 1)
+    return sums_B.index_add_(0, batch.item.to(exact_N.device), exact_N)
 
 
 def _by_head(hidden_ND: torch.Tensor, head: LmHead, targets_N: torch.Tensor) -> torch.Tensor:

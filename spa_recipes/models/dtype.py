@@ -47,3 +47,8 @@ def hides_gpus() -> bool:
     """Whether the user hides all GPUs from programs."""
     chosen = [os.environ.get(name) for name in _HIDING]
     return any(value is not None and value.split(",")[0].strip() in ("", "-1") for value in chosen)
+
+
+def in_float64(tensor: "torch.Tensor") -> "torch.Tensor":
+    """A tensor in float64, on its device where that has it; a Mac's GPU does not."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()

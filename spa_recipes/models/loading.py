@@ -23,7 +23,7 @@ from spa_recipes.data.chat import is_model_folder, is_path
 from spa_recipes.data.hub import hub_error
 from spa_recipes.errors import DataError, RecipeError, TryAgainError
 from spa_recipes.models.causal import check_causal
-from spa_recipes.models.dtype import torch_dtype
+from spa_recipes.models.dtype import hides_gpus, torch_dtype
 from spa_recipes.models.memory import is_out_of_memory
 from spa_recipes.recipe.schema import Model
 
@@ -166,8 +166,10 @@ def revision_of(path: str | Path, settings: Model) -> str | None:
 
 
 def local_device() -> torch.device:
-    """The GPU of this process, or the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    """The GPU of this process (CUDA, ROCm or a Mac's), or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps" if torch.backends.mps.is_available() and not hides_gpus() else "cpu")
 
 
 def _load(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from spa_recipes.errors import RecipeError
 from spa_recipes.estimates import Hardware, Memory, needs, processes_of, stated_hardware
+from spa_recipes.models.dtype import hides_gpus
 from spa_recipes.plan import KINDS, Plan, Stage
 from spa_recipes.recipe.schema import (
     AccelerateExecutor,
@@ -72,6 +73,7 @@ def check_fit(stages: Sequence[Stage], plan: Plan) -> None:
     else:
         check_supported()
         hardware = hardware_here()
+        _check_mac(recipe)
     if isinstance(executor, AccelerateExecutor) and hardware is not None and executor.num_processes > hardware.gpus:
         raise RecipeError(
             f"asks for {executor.num_processes} processes, one for each GPU, and there are {hardware.gpus} GPUs",
@@ -153,6 +155,17 @@ def _remedy(stage: Stage, recipe: AnyRecipe, hardware: Hardware | None) -> str:
     if "sampling" in stage.settings:
         return f"set sampling.backend.batch_size lower, or {more}"
     return more
+
+
+def _check_mac(recipe: AnyRecipe) -> None:
+    """Refuse half precision on a Mac's GPU, which has no float64 for the log-ratios of it."""
+    found = accelerators()
+    if found.mps and not found.gpus and not hides_gpus() and recipe.model.dtype not in ("auto", "float32"):
+        raise RecipeError(
+            f"{recipe.model.dtype} is not supported on a Mac's GPU",
+            where="model.dtype",
+            fix="set it to float32, or set CUDA_VISIBLE_DEVICES=-1 to use the CPU",
+        )
 
 
 def _check_attention(recipe: AnyRecipe, hardware: Hardware | None) -> None:

@@ -24,6 +24,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from spa_recipes.errors import DataError, RecipeError, StageError
 from spa_recipes.models.adapters import keep_or_drop, sums_with
 from spa_recipes.models.dtype import dtype_name, torch_dtype
+from spa_recipes.models.loading import local_device
 from spa_recipes.models.lora_files import stack_up
 from spa_recipes.models.saving import Weights, save_model
 from spa_recipes.recipe.schema import SAVE_STEPS, Model, Training
@@ -83,7 +84,7 @@ def trainer_arguments(settings: Training, env: TrainEnv, dtype: torch.dtype, row
         "gradient_checkpointing": settings.gradient_checkpointing,
         "bf16": dtype == torch.bfloat16,
         "fp16": dtype == torch.float16,
-        "use_cpu": not cuda,
+        "use_cpu": local_device().type == "cpu",
         "dataloader_pin_memory": cuda,
         "ddp_find_unused_parameters": False,
         "logging_strategy": "steps",

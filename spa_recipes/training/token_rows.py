@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import Sampler
 
 from spa_recipes.errors import StageError
+from spa_recipes.models.dtype import in_float64
 from spa_recipes.training.order import PADDING_ROW, EpochOrder, TokenRows, rows_in_step, steps_per_epoch
 
 
@@ -60,7 +61,7 @@ class TrainsTokenRows:
             micro_batches: for each of this process's micro-batches its figures, (B,) each; the first one is the row.
         """
         local = torch.stack(
-            [torch.cat([part.double() for part in column]) for column in zip(*micro_batches, strict=True)]
+            [torch.cat([in_float64(part) for part in column]) for column in zip(*micro_batches, strict=True)]
         )
         table = self.accelerator.gather(local.T.contiguous()).cpu()
         table = table[table[:, 0] != PADDING_ROW]

@@ -9,6 +9,7 @@ from spa_recipes.estimates import Hardware, needs, seconds_of, stated_hardware
 from spa_recipes.plan import Plan
 from spa_recipes.recipe.schema import Recipe
 from spa_recipes.run import fit
+from spa_recipes.run.devices import Accelerators
 from spa_recipes.run.fit import check_fit, host_bytes, is_tight, misfit
 from tests.kit.plans import plan_of, vllm_plan
 from tests.kit.recipes import mini
@@ -83,6 +84,19 @@ def test_it_is_checked_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(fit, "hardware_here", lambda: None)
     with pytest.raises(RecipeError, match="flash_attention_2 needs a GPU"):
         check_fit(flash.stages, flash)
+
+
+def test_half_precision_on_a_mac_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "check_supported", lambda: None)
+    monkeypatch.setattr(fit, "hardware_here", lambda: None)
+    monkeypatch.setattr(fit, "accelerators", lambda: Accelerators(mps=True))
+    monkeypatch.setattr(fit, "hides_gpus", lambda: False)
+    local = {"executor": {"type": "local"}}
+    plan = plan_of(model={"dtype": "bfloat16"}, compute=local)
+    with pytest.raises(RecipeError, match="bfloat16 is not supported on a Mac's GPU"):
+        check_fit(plan.stages, plan)
+    plan = plan_of(compute=local)
+    check_fit(plan.stages, plan)
 
 
 def test_the_quickstart_fits_this_machine() -> None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from spa_recipes.models import dtype
-from spa_recipes.models.dtype import resolved_dtype, torch_dtype, weight_bytes
+from spa_recipes.models.dtype import in_float64, resolved_dtype, torch_dtype, weight_bytes
+from spa_recipes.models.loading import local_device
 
 
 def test_auto_is_bfloat16_where_the_device_has_it() -> None:
@@ -36,3 +37,14 @@ def test_a_gpu_driver_is_taken_for_bfloat16(tmp_path: Path, monkeypatch: pytest.
     for hidden in ("-1", "", "-1,0"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
         assert weight_bytes("auto") == 4
+
+
+def test_a_macs_gpu_is_used_unless_gpus_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    for name in dtype._HIDING:
+        monkeypatch.delenv(name, raising=False)
+    assert local_device().type == "mps"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # as in a stage that forked from another process
+    assert local_device().type == "cpu"
+    assert in_float64(torch.ones(2)).dtype == torch.float64
