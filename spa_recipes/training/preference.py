@@ -1,7 +1,8 @@
 """DPO and self-refinement on TRL's DPOTrainer: 0. Seed and 3. Refine of the method (spa_recipes/README.md)."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import datasets
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import DPOConfig, DPOTrainer
+from trl.trainer import dpo_trainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import use_adapter
 
@@ -124,6 +126,17 @@ def _record(row: int, step: int, p_detect: float, margin: float, flagged: int) -
     return {"row": row, "step": step, "p_detect": p_detect, "margin": margin, "flagged": flagged}
 
 
+@contextmanager
+def _without_hash() -> Iterator[None]:
+    """TRL hashes all weights on one core, 48 s at 7B, for a cache of reference log-probs that are in the rows here."""
+    hash_module = dpo_trainer.hash_module
+    dpo_trainer.hash_module = lambda module: ""
+    try:
+        yield
+    finally:
+        dpo_trainer.hash_module = hash_module
+
+
 class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
     """DPO and refinement of a policy on tokenised pairs.
 
@@ -152,6 +165,7 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
     # The loss is divided by the pairs of the whole step here, not by transformers per micro-batch.
     loss_is_scaled_for_ga = True
 
+    @_without_hash()
     def __init__(
         self,
         model: Any,
