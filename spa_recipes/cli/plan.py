@@ -69,7 +69,7 @@ def print_plan(prepared: api.Prepared, *, diff: bool, verbose: bool = False, ove
 
 
 def _planned(view: api.StageView, plan: Plan, hardware: Hardware | None) -> _Planned:
-    need = needs(view.stage, plan)
+    need = needs(view.stage, plan, hardware)
     seconds = None if hardware is None else seconds_of(view.stage, plan.recipe, need.tokens, hardware)
     return _Planned(view, need, seconds)
 
@@ -179,7 +179,8 @@ def _print_stage(planned: _Planned, *, why: bool) -> None:
     if known := ", ".join(f"{name} {value}" for name, value in sizes.items() if value != "-"):
         say(f"    {'needs':<16} {known}")
     if need.memory is not None:
-        say(f"    {'memory <=':<16} {human_bytes(need.memory.total)} of each device: {in_words(need.memory)}")
+        how = "" if need.sharding == "none" else f", shared out by {need.sharding}"
+        say(f"    {'memory <=':<16} {human_bytes(need.memory.total)} of each device{how}: {in_words(need.memory)}")
     if (saves := need.checkpoints) is not None:
         size = "" if saves.size is None else f", {human_bytes(saves.size)} each"
         say(f"    {'checkpoints':<16} every {saves.every} steps{size}, {saves.kept} kept")

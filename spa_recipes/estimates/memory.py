@@ -83,7 +83,18 @@ def training_memory(
     sequences = training.per_device_train_batch_size * (1 if stage.kind == "sft" else 2)
     tokens = sequences * recipe.model.max_length
     step = _step(stage, recipe, shape, tokens, each, sharding)
-    return Memory(*(sum(parts) for parts in zip(state, step, strict=True)))
+    whole = Memory(reference=_whole_reference(stage, recipe, each * shape.parameters, sharding))
+    return Memory(*(sum(parts) for parts in zip(state, whole, step, strict=True)))
+
+
+def _whole_reference(stage: Stage, recipe: AnyRecipe, weights: int, sharding: Sharding) -> int:
+    """What the detector's derivatives need on each device of a training that is shared out.
+
+    The update, and where weights are shared out a whole reference beside them; with LoRA the update is thin.
+    """
+    if sharding == "none" or "p_detect" not in stage.settings:
+        return 0
+    return weights * ((sharding != "zero2") + (recipe.model.lora is None))
 
 
 def _state(stage: Stage, recipe: AnyRecipe, shape: Shape, each: int) -> Memory:

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from spa_recipes.estimates.checkpoints import Checkpoints, checkpoints_of, steps_of
+from spa_recipes.estimates.hardware import Hardware
 from spa_recipes.estimates.memory import FLOAT32, Memory, Sharding, host_memory, reading_memory, training_memory
 from spa_recipes.estimates.shape import parameters_of
 from spa_recipes.models.dtype import weight_bytes
@@ -19,6 +20,7 @@ class Need(NamedTuple):
     Attributes:
         tokens: tokens generated, scored or trained on.
         steps: optimizer steps.
+        sharding: how a training is shared out over its processes.
         memory: of each device.
         host: bytes of the machine's own memory, for weights that are loaded and saved.
         disk: bytes that the stage leaves.
@@ -33,6 +35,7 @@ class Need(NamedTuple):
     scratch: int | None = None
     steps: int | None = None
     checkpoints: Checkpoints | None = None
+    sharding: Sharding = "none"
 
 
 def processes_of(recipe: AnyRecipe) -> int:
@@ -40,22 +43,33 @@ def processes_of(recipe: AnyRecipe) -> int:
     return recipe.compute.executor.training_processes
 
 
-def sharding_of(recipe: AnyRecipe) -> Sharding | None:
-    """How a training is shared out over its processes; None where accelerate's own configuration says it."""
+def sharding_of(stage: Stage, recipe: AnyRecipe, hardware: Hardware | None) -> Sharding | None:
+    """How a training is shared out over its processes; None where accelerate's own configuration says it.
+
+    Args:
+        hardware: where it works; None is the CPU, on which nothing is shared out unless the recipe says so.
+    """
     executor = recipe.compute.executor
-    if not isinstance(executor, AccelerateExecutor) or executor.num_processes == 1:
+    if not isinstance(executor, AccelerateExecutor):
         return "none"
-    return "none" if executor.config_file is None else None
+    if executor.config_file is not None:
+        return None
+    if executor.sharding != "auto":
+        return executor.sharding
+    if executor.num_processes == 1 or hardware is None:
+        return "none"
+    whole = training_memory(stage, recipe, sharding="none", processes=executor.num_processes)
+    return "none" if whole is None or whole.total <= hardware.memory else "fsdp2"
 
 
-def needs(stage: Stage, plan: Plan) -> Need:
-    """Upper bounds for one stage of a plan."""
+def needs(stage: Stage, plan: Plan, hardware: Hardware | None = None) -> Need:
+    """Upper bounds for one stage of a plan; `hardware` as in `sharding_of`."""
     recipe = plan.recipe
     size, each = parameters_of(recipe), weight_bytes(recipe.model.dtype)
     weights = None if size is None else size * each
     kind, tokens = KINDS[stage.kind], _tokens(stage, recipe)
     if "train" in kind.work:
-        sharding, processes = sharding_of(recipe), processes_of(recipe)
+        sharding, processes = sharding_of(stage, recipe, hardware), processes_of(recipe)
         checkpoints = checkpoints_of(stage, recipe, sharding)
         # Those of adapters are small.
         scratch = None if checkpoints.size is None or recipe.model.lora else checkpoints.most * checkpoints.size
@@ -63,6 +77,7 @@ def needs(stage: Stage, plan: Plan) -> Need:
         if sharding is None:
             return need
         return need._replace(
+            sharding=sharding,
             memory=training_memory(stage, recipe, sharding=sharding, processes=processes),
             host=host_memory(stage, recipe, sharding=sharding, processes=processes),
         )

@@ -22,6 +22,7 @@ class NoUpdateError(StageError):
 
 
 Read = Callable[[str], torch.Tensor]
+Whole = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Update(NamedTuple):
@@ -36,7 +37,13 @@ class Update(NamedTuple):
     scale: float
 
 
-def difference(policy: PreTrainedModel, reference: PreTrainedModel, *, stored: PreTrainedModel | None = None) -> Update:
+def difference(
+    policy: PreTrainedModel,
+    reference: PreTrainedModel,
+    *,
+    stored: PreTrainedModel | None = None,
+    whole: Whole = torch.Tensor.detach,
+) -> Update:
     """The stored difference of two models, computed in float32 at least and kept in the reference's precision.
 
     The difference of two numbers of one precision is exact in it where they are within a factor of two of each other.
@@ -44,12 +51,18 @@ def difference(policy: PreTrainedModel, reference: PreTrainedModel, *, stored: P
     Args:
         stored: the reference in the precision of its file, where `reference` was loaded in a lower one: what that took
             from the weights is no part of the update.
+        whole: gives a parameter of the policy as a whole tensor, where a process has a share of it.
 
     Raises:
         StageError: names or shapes of weights differ, or no weight does.
     """
     weights = policy.state_dict()
-    return _update(reference, set(weights), weights.__getitem__, "", stored)
+    parameters = dict(policy.named_parameters(remove_duplicate=False))
+
+    def read(name: str) -> torch.Tensor:
+        return whole(parameters[name]) if name in parameters else weights[name]
+
+    return _update(reference, set(weights), read, "", stored)
 
 
 def stored_difference(folder: Path, reference: PreTrainedModel, *, stored: PreTrainedModel | None = None) -> Update:
@@ -100,11 +113,15 @@ def adapter_update(folder: Path, reference: PreTrainedModel) -> Update:
     return _scaled(moves, parameters, str(folder))
 
 
-def trained_adapter(model: PreTrainedModel) -> Update:
+def trained_adapter(
+    model: PreTrainedModel, *, onto: PreTrainedModel | None = None, whole: Whole = torch.Tensor.detach
+) -> Update:
     """The LoRA adapter that is trained inside a model, as thin factors.
 
     Args:
         model: with peft's layers, without peft's wrapper.
+        onto: the same model without adapters, whose weights the update moves; None: those inside `model`.
+        whole: as in `difference`.
 
     Raises:
         NoForwardModeError: an adapter is not on a linear layer.
@@ -119,12 +136,13 @@ def trained_adapter(model: PreTrainedModel) -> Update:
         (adapter,) = layer.active_adapters
         if adapter not in layer.lora_A:
             raise NoForwardModeError(f"{name} has an adapter and is no linear layer")
-        down, up = (part[adapter].weight.detach() for part in (layer.lora_A, layer.lora_B))
+        down, up = (whole(part[adapter].weight) for part in (layer.lora_A, layer.lora_B))
         if bool(up.any()):
             up = layer.scaling[adapter] * up
             # with `fan_in_fan_out` the weight is stored as (I, O)
-            moves[f"{name}.base_layer.weight"] = Thin(up.T, down.T) if layer.fan_in_fan_out else Thin(down, up)
-    return _scaled(moves, dict(model.named_parameters()), "")
+            weight = f"{name}.weight" if onto is not None else f"{name}.base_layer.weight"
+            moves[weight] = Thin(up.T, down.T) if layer.fan_in_fan_out else Thin(down, up)
+    return _scaled(moves, dict((onto or model).named_parameters()), "")
 
 
 def _update(

@@ -77,6 +77,16 @@ def batches_split_over_processes(recipe: schema.Recipe) -> Conflicts:
             )
 
 
+def four_bits_stay_whole(recipe: schema.Recipe) -> Conflicts:
+    executor, lora = recipe.compute.executor, recipe.model.lora
+    if executor.type == "accelerate" and executor.sharding == "zero3" and lora is not None and lora.load_in_4bit:
+        yield Conflict(
+            ("model.lora.load_in_4bit", "compute.executor.sharding"),
+            "zero3 cannot share out weights in 4 bits",
+            "set sharding to none: weights in 4 bits are small",
+        )
+
+
 def vllm_can_sample(recipe: schema.Recipe) -> Conflicts:
     backend = recipe.sampling.backend
     if backend.type != "vllm":

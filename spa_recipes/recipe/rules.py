@@ -129,6 +129,21 @@ def rounding_has_an_effect(model: schema.Model) -> Conflicts:
         )
 
 
+def sharding_has_an_effect(executor: schema.AccelerateExecutor) -> Conflicts:
+    if executor.sharding in ("auto", "none"):
+        return
+    if executor.config_file is not None:
+        yield Conflict(
+            ("sharding", "config_file"), "config_file says how the training is shared out", "remove one of them"
+        )
+    elif executor.num_processes == 1:
+        yield Conflict(
+            ("sharding", "num_processes"),
+            f"{executor.sharding} shares a training out over processes, and there is one",
+            "remove sharding, or set num_processes to the number of GPUs",
+        )
+
+
 def batch_splits(training: schema.Training) -> Conflicts:
     total, per_device = training.global_batch_size, training.per_device_train_batch_size
     if total % per_device:

@@ -874,10 +874,21 @@ class ForkExecutor(Section):
 class AccelerateExecutor(Section):
     """Stages that load a model run under `accelerate launch`."""
 
+    RULES: ClassVar[rules.Rules] = (rules.sharding_has_an_effect,)
+
     type: Literal["accelerate"]
     num_processes: PositiveInt = Field(description="Number of processes, one per device.")
+    sharding: Literal["auto", "none", "fsdp2", "zero2", "zero3"] = Field(
+        "auto",
+        description="How a training is divided over the processes. `none`: each has the whole model. `fsdp2` and "
+        "`zero3` (DeepSpeed): each has a share of weights, gradients, optimizer and live reference. `zero2`: each has "
+        "whole weights and a share of gradients and optimizer. `auto`: `none` where that fits, by the estimate that "
+        "`spa plan` shows, else `fsdp2`; with a `config_file`, what that says.",
+    )
     config_file: str | None = Field(
-        None, description="accelerate config (DeepSpeed, FSDP, several nodes).", json_schema_extra=LOCATION
+        None,
+        description="accelerate config (own DeepSpeed or FSDP2 settings, several nodes), instead of `sharding`.",
+        json_schema_extra=LOCATION,
     )
 
     @property
@@ -1122,6 +1133,7 @@ class Recipe(Document):
         document_rules.one_lambda_per_iteration,
         document_rules.prompt_and_response_fit,
         document_rules.batches_split_over_processes,
+        document_rules.four_bits_stay_whole,
         document_rules.vllm_can_sample,
         document_rules.sampling_gives_pairs,
         document_rules.gold_needs_the_sandbox,

@@ -10,6 +10,7 @@ from pathlib import Path
 from spa_recipes.errors import SpaError, TryAgainError, system_error
 from spa_recipes.estimates import needs
 from spa_recipes.plan import Plan, Stage
+from spa_recipes.run.fit import hardware_for
 from spa_recipes.state.stagedir import StageDir
 from spa_recipes.units import human_bytes
 
@@ -121,7 +122,7 @@ def room_needed(stage: Stage, plan: Plan, folder: StageDir, *, promised: int = 0
 
 def still_to_write(stage: Stage, plan: Plan, folder: StageDir) -> int | None:
     """Upper bound for the bytes that a stage will write, less what its work folder has; None if it is not known."""
-    need = needs(stage, plan)
+    need = needs(stage, plan, hardware_for(plan.recipe))
     if need.disk is None and need.scratch is None:
         return None
     there = sum(path.stat().st_size for path in folder.work.rglob("*") if path.is_file())

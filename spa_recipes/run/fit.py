@@ -93,7 +93,7 @@ def misfit(stage: Stage, plan: Plan, hardware: Hardware | None, host: int | None
         hardware: GPUs; None: it works on the CPU.
         host: bytes of the machine's own memory; None where they are not known.
     """
-    need, processes = needs(stage, plan), processes_of(plan.recipe)
+    need, processes = needs(stage, plan, hardware), processes_of(plan.recipe)
     if need.memory is not None:
         least = (processes if hardware is None else 1) * need.memory.least.total
         room = host if hardware is None else int(hardware.memory * _usable(stage))
@@ -117,7 +117,7 @@ def misfit(stage: Stage, plan: Plan, hardware: Hardware | None, host: int | None
 
 def is_tight(stage: Stage, plan: Plan, hardware: Hardware | None) -> bool:
     """Whether a stage may lack memory where its rows are as long as they may be."""
-    memory = needs(stage, plan).memory
+    memory = needs(stage, plan, hardware).memory
     return hardware is not None and memory is not None and memory.total > hardware.memory * _usable(stage)
 
 

@@ -26,6 +26,7 @@ from spa_recipes.run.cluster_preflight import check_cluster
 from spa_recipes.run.downloads import check_download
 from spa_recipes.run.fit import check_fit
 from spa_recipes.run.intact import check_made_model
+from spa_recipes.run.launch_preflight import check_launch
 from spa_recipes.run.packages import missing_packages
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.run.tangent_preflight import check_adapter, refuse_different
@@ -67,6 +68,7 @@ def check_inputs(plan: Plan, run: RunDir, until: str | None = None, *, on_nodes:
         raise missing
     if isinstance(recipe, Recipe) and any(stage.kind == "data" for stage in left):
         check_counted(recipe.data)
+    check_launch(left, recipe)
     check_fit(left, plan)
     if on_nodes:
         check_cluster(left, recipe.compute.executor)

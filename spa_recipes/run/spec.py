@@ -5,8 +5,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from spa_recipes.estimates import checkpoints_of, sharding_of
+from spa_recipes.estimates import Sharding, checkpoints_of, sharding_of
 from spa_recipes.plan import KINDS, External, Plan, Stage
+from spa_recipes.run.fit import hardware_here
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.stages.context import StageSpec
 
@@ -14,8 +15,10 @@ from spa_recipes.stages.context import StageSpec
 def stage_spec(plan: Plan, run: RunDir, stage: Stage, attempt: int, disk_needed: int | None) -> StageSpec:
     """The spec of an attempt; `disk_needed` in bytes, None where it is not known."""
     settings, storage = json_settings(stage), plan.recipe.storage.model_dump(mode="json")
+    sharding: Sharding | None = "none"
     if "train" in KINDS[stage.kind].work:
-        chosen = checkpoints_of(stage, plan.recipe, sharding_of(plan.recipe))
+        sharding = sharding_of(stage, plan.recipe, hardware_here())
+        chosen = checkpoints_of(stage, plan.recipe, sharding)
         settings["training"]["save_steps"], storage["checkpoints_while_training"] = chosen.every, chosen.kept
     return StageSpec(
         id=stage.id,
@@ -31,6 +34,7 @@ def stage_spec(plan: Plan, run: RunDir, stage: Stage, attempt: int, disk_needed:
         runtime={
             "run": run.name,
             "disk_needed": disk_needed,
+            "sharding": sharding or "none",  # accelerate's own configuration says it
             "compute": plan.recipe.compute.model_dump(mode="json"),
             "storage": storage,
             "tracking": plan.recipe.tracking.model_dump(mode="json"),

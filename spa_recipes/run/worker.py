@@ -77,6 +77,7 @@ def _run_stage(context: Context) -> int:
         begun_with = _begun_with(context) if context.commits else {}
         _limit_threads(spec)
         context.watchdog = _watchdog(context)
+        _check_processes(context)
         result = importlib.import_module(f"spa_recipes.stages.{KINDS[spec.kind].module}").run(context)
         if context.commits:
             context.folder.commit(
@@ -114,6 +115,24 @@ def _run_stage(context: Context) -> int:
             context.watchdog.end()
         usage.write(context)
     return 0
+
+
+def _check_processes(context: Context) -> None:
+    """Refuse a training in which this process has not as many companions as the recipe says: it would go unnoticed.
+
+    Raises:
+        StageError: names both numbers.
+    """
+    executor = context.spec.runtime["compute"]["executor"]
+    if executor["type"] != "accelerate" or "train" not in KINDS[context.spec.kind].work:
+        return
+    if context.world_size != executor["num_processes"]:
+        raise StageError(
+            f"the launcher started {context.world_size} processes that train together, and the recipe asks for "
+            f"{executor['num_processes']}",
+            where="compute.executor.num_processes",
+            fix="look at the settings of accelerate in compute.executor.config_file",
+        )
 
 
 def _watchdog(context: Context) -> Watchdog | None:

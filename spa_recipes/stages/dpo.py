@@ -9,7 +9,7 @@ from spa_recipes.recipe.schema import PreferenceTraining
 from spa_recipes.stages.common import model_section, renderer_of, token_pair
 from spa_recipes.stages.context import Context, Result
 from spa_recipes.stages.training import add_reference_logps, stage_result, train_env
-from spa_recipes.training.run import train_preference
+from spa_recipes.training.run import Start, train_preference
 
 
 def run(context: Context) -> Result:
@@ -21,7 +21,9 @@ def run(context: Context) -> Result:
         add_reference_logps(context, rows)
     training = PreferenceTraining.model_validate(context.spec.settings["training"])
     env = train_env(context, model, renderer)
-    result = train_preference(model.model_name_or_path, rows, training, env, reference_path=None, refinement=None)
+    result = train_preference(
+        model.model_name_or_path, rows, training, env, reference_path=None, refinement=None, start=Start()
+    )
     outcome = stage_result(result)
     outcome.metrics["removed_ends"] = renderer.removed_ends
     return outcome

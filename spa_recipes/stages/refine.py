@@ -29,10 +29,7 @@ from spa_recipes.recipe.schema import Noise, RefineTraining
 from spa_recipes.stages.common import TokenPair, mean, model_section, renderer_of, share, token_pair
 from spa_recipes.stages.context import Context, Result
 from spa_recipes.stages.training import add_reference_logps, stage_result, train_env
-from spa_recipes.training.run import PAIRS_TRACE, PairLoss, Refinement, train_preference
-
-FAR_FROM_ZERO = 10.0
-"""So many times the rounding noise, the margins of the first step say that the reference is another model."""
+from spa_recipes.training.run import PAIRS_TRACE, PairLoss, Refinement, Start, train_preference
 
 
 def run(context: Context) -> Result:
@@ -61,7 +58,7 @@ def run(context: Context) -> Result:
         refinement=refinement,
         loss=_loss(training, judgments),
         replayed=len(replayed),
-        largest_first_margin=FAR_FROM_ZERO * first_margins or None,
+        start=Start(first_margins or None),
     )
     outcome = stage_result(result)
     outcome.metrics.update(replayed_pairs=len(replayed), removed_ends=renderer.removed_ends)

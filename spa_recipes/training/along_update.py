@@ -26,6 +26,7 @@ from spa_recipes.models.forward_mode import (
 )
 from spa_recipes.models.update import NoUpdateError, Update, difference, trained_adapter
 from spa_recipes.training.response_logps import IGNORED
+from spa_recipes.training.sharding import whole_weight
 
 HALF_WAY = 0.5
 """Where along the update the derivatives are taken: the middle, where what they neglect is of the third order. At the
@@ -41,11 +42,12 @@ class AlongUpdate:
 
     It costs three products for each layer, or with LoRA two, and no backward pass. Beside the weights of the training
     it needs the update in the reference's precision, from the first pass of an optimizer step to its end, and the
-    reference itself, which a training with lambda = 0 has no other use for.
+    reference itself, which a training with lambda = 0 has no other use for. Both are whole on every device, also where
+    the training is shared out: there, all processes gather the update together, weight by weight.
 
     Attributes:
-        reference: pi_ref in half precision: what the policy was when its training began; None with LoRA, where it is
-            the policy without its adapter.
+        reference: pi_ref in half precision, whole: what the policy was when its training began; None where it is the
+            policy without its adapter.
         stored: the same in float32, on the CPU, where half precision took something from it.
         lam: lambda; with 0 they are the log-ratios of the policy itself.
         say: called once, with the reason, where the model has no forward mode.
@@ -90,9 +92,9 @@ class AlongUpdate:
         self._update = None
 
     def _made(self, policy: PreTrainedModel) -> Update:
-        if self.reference is None:
-            return trained_adapter(_base(policy))
-        return difference(policy, self.reference, stored=self.stored)
+        if self.reference is None or hasattr(policy, "get_base_model"):
+            return trained_adapter(_base(policy), onto=self.reference, whole=whole_weight)
+        return difference(policy, self.reference, stored=self.stored, whole=whole_weight)
 
     def _pass(
         self, model: PreTrainedModel, update: Update, input_ids_BT: torch.Tensor, response_labels_BT: torch.Tensor

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,13 +10,16 @@ from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 
+from spa_recipes.errors import RecipeError
 from spa_recipes.state import atomic, inside
 from spa_recipes.state.digests import file_digest
 from spa_recipes.state.patience import patiently, size_of
 from spa_recipes.state.reading import read_text
 from spa_recipes.training.env import CHECKPOINT_MARKER as MARKER
+from spa_recipes.training.sharding import checkpoint_form, in_use
 
 STATE = "spa_state.json"
+_LAUNCH = "launch"
 _PREFIX = "checkpoint-"
 
 
@@ -84,6 +87,39 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
+def launch_of_this_training() -> dict[str, Any]:
+    """What decides whether a checkpoint can be read: how the weights are shared out, over how many processes, and in
+    which of its two forms FSDP writes them.
+    """
+    return {"sharding": in_use(), "processes": PartialState().num_processes, "form": checkpoint_form()}
+
+
+def check_launch(checkpoint: Path) -> None:
+    """Refuse a checkpoint that this launch would read in part only.
+
+    Whole weights fit any number of processes, and FSDP2's parts are shared out anew; DeepSpeed's are not.
+
+    Raises:
+        RecipeError: it was written by another launch; says which.
+    """
+    written = read_state(checkpoint).get(_LAUNCH, {"sharding": "none", "processes": 1, "form": ""})
+    now = launch_of_this_training()
+    same = all(written[name] == now[name] for name in ("sharding", "form"))
+    if same and (written == now or now["sharding"] in ("none", "fsdp2")):
+        return
+    raise RecipeError(
+        f"the training was begun with {_in_words(written)}; with {_in_words(now)} it cannot go on from its checkpoint",
+        where="compute.executor",
+        fix=f"set it as it was, or delete {checkpoint.parent} to train this stage from its start",
+    )
+
+
+def _in_words(launch: Mapping[str, Any]) -> str:
+    count = launch["processes"]
+    form = f" ({launch['form']})" if launch["form"] else ""
+    return f"sharding {launch['sharding']}{form} in {count} process{'es' if count > 1 else ''}"
+
+
 class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
     """Completes each checkpoint that transformers writes with own state and, last, the marker; then deletes old ones.
 
@@ -115,7 +151,7 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
         if PartialState().is_main_process:
             folder = Path(args.output_dir)
             checkpoint = folder / f"{_PREFIX}{state.global_step}"
-            atomic.write_text(checkpoint / STATE, json.dumps(self._own_state()))
+            atomic.write_text(checkpoint / STATE, json.dumps({**self._own_state(), _LAUNCH: launch_of_this_training()}))
             (checkpoint / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # nothing reads it, and it names this folder
             atomic.apply_umask(checkpoint)
             _write_marker(checkpoint)

@@ -19,7 +19,6 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from spa_recipes.errors import DataError, RecipeError, StageError
 from spa_recipes.models.adapters import keep_or_drop, sums_with
@@ -29,10 +28,11 @@ from spa_recipes.models.lora_files import stack_up
 from spa_recipes.models.saving import Weights, save_model
 from spa_recipes.recipe.schema import SAVE_STEPS, Model, Training
 from spa_recipes.state import atomic
-from spa_recipes.training.checkpoints import CheckpointCallback, drop_unfinished, read_state, resume_point
+from spa_recipes.training.checkpoints import CheckpointCallback, check_launch, drop_unfinished, read_state, resume_point
 from spa_recipes.training.env import OnProgress, TrainEnv, TrainResult
 from spa_recipes.training.order import as_dataset, steps_per_epoch
 from spa_recipes.training.preference import NoiseDetector
+from spa_recipes.training.sharding import LONGEST_WAIT_SECONDS, loading_whole, sharding_arguments, whole_weights
 
 TRAINING_LOG = "training_log.jsonl"
 _REWARDS = ("chosen", "rejected", "margins", "accuracies")
@@ -87,6 +87,8 @@ def trainer_arguments(settings: Training, env: TrainEnv, dtype: torch.dtype, row
         "use_cpu": local_device().type == "cpu",
         "dataloader_pin_memory": cuda,
         "ddp_find_unused_parameters": False,
+        "ddp_timeout": LONGEST_WAIT_SECONDS,
+        **sharding_arguments(env.sharding),
         "logging_strategy": "steps",
         "logging_steps": settings.logging_steps,
         "logging_nan_inf_filter": False,
@@ -143,6 +145,8 @@ def fit(trainer: Trainer, env: TrainEnv, detector: NoiseDetector | None = None) 
     if trainer.is_world_process_zero():
         trainer.add_callback(_Progress(env.on_progress))
     checkpoint = _checkpoint(trainer, env)
+    if checkpoint is not None:
+        check_launch(checkpoint)
     if checkpoint is not None and detector is not None:
         detector.load_state_dict(read_state(checkpoint))
     try:
@@ -176,23 +180,25 @@ def save_trained(
         What the saved model keeps of the update, on the first process; nothing in float32.
     """
     adapter = None if env.model.lora is None else env.output_dir / _ADAPTER
-    if trainer.is_world_process_zero():
-        env.output_dir.mkdir(parents=True, exist_ok=True)
-    if adapter is None:
-        state_dict = _whole_weights(trainer, dtype)
-        model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
-    else:
-        trainer.save_model(str(adapter))
+    trained = whole_weights(trainer, trained_only=adapter is not None)
     if not trainer.is_world_process_zero():
         return {}
-    unset_hf_deepspeed_config()  # else ZeRO-3 would wait for the other processes to load with this one
+    _refuse_rounded(trained)
+    env.output_dir.mkdir(parents=True, exist_ok=True)
     is_rounded = dtype != torch.float32
-    if adapter is not None and env.model.in_4bit:
-        stack_up(adapter, env.stack)
+    model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    if adapter is not None:
+        model.save_pretrained(str(adapter), state_dict=trained)
+        trainer.processing_class.save_pretrained(str(adapter))
+        if env.model.in_4bit:
+            stack_up(adapter, env.stack)
+    with loading_whole(trainer.args):
+        start = load_source() if adapter is not None or is_rounded else None
     if adapter is None:
-        weights = Weights(state_dict, start=load_source().state_dict() if is_rounded else None)
+        weights = Weights(trained, start=None if start is None else start.state_dict())
     else:
-        model, sums = sums_with(load_source(), adapter)
+        assert start is not None
+        model, sums = sums_with(start, adapter)
         before = model.state_dict()
         weights = Weights(before, sums, start=before if is_rounded else None)
     kept = save_model(
@@ -204,17 +210,12 @@ def save_trained(
     return kept
 
 
-def _whole_weights(trainer: Trainer, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The trained weights on the first process, gathered by all of them.
+def _refuse_rounded(weights: Mapping[str, torch.Tensor]) -> None:
+    """Refuse trained weights that are not in float32, but rounded to nearest already.
 
     Raises:
-        StageError: they are not in float32, but rounded to nearest already.
+        StageError: names one.
     """
-    model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
-    if trainer.is_deepspeed_enabled and dtype != torch.float32:
-        weights = _deepspeed_masters(model, keep=trainer.is_world_process_zero())
-    else:
-        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) or {}
     for name, tensor in weights.items():
         if tensor.is_floating_point() and tensor.dtype.itemsize < torch.float32.itemsize:
             raise StageError(
@@ -223,21 +224,6 @@ def _whole_weights(trainer: Trainer, dtype: torch.dtype) -> dict[str, torch.Tens
                 where="compute.executor",
                 fix="use another executor, or set model.dtype to float32",
             )
-    return weights
-
-
-def _deepspeed_masters(model: PreTrainedModel, *, keep: bool) -> dict[str, torch.Tensor]:
-    """DeepSpeed's weights in float32: the module's own are copies of them, rounded to nearest."""
-    from deepspeed.utils import safe_get_full_fp32_param
-
-    weights = {}
-    for name, parameter in model.named_parameters():
-        whole = safe_get_full_fp32_param(parameter)  # every process has to call it
-        if keep:
-            weights[name] = whole.detach().cpu().clone()
-    own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    buffers = {name: tensor for name, tensor in model.state_dict().items() if name not in own}
-    return {**weights, **buffers}
 
 
 def _say_what_was_lost(kept: dict[str, float], dtype: torch.dtype, env: TrainEnv) -> None:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 CHECKPOINT_MARKER = "spa_checkpoint.json"
 """Written last into a checkpoint's folder: a checkpoint without it was not finished."""
 
+Sharding = Literal["none", "fsdp2", "zero2", "zero3"]
+"""How the weights of a training are shared out over its processes."""
+
 OnProgress = Callable[[int, int, dict[str, Any]], None]
 """Called with (optimizer steps done, optimizer steps in all, figures of a log line or {}), on the first process."""
 
@@ -35,6 +38,7 @@ class TrainEnv:
         tokenizer: the policy's, with its chat template; saved beside the model and never changed.
         base: QLoRA: the model whose weights are kept in 4 bits; None: the policy that is trained.
         stack: QLoRA: the adapter on `base` that makes it the policy that is trained; None where `base` is that itself.
+        sharding: how the training is shared out; `none` also where accelerate's own configuration says it.
         report_to: trackers of transformers; none by default.
         on_notice: called with what a person should know, such as a damaged checkpoint; on the first process.
     """
@@ -49,6 +53,7 @@ class TrainEnv:
     checkpoints_kept: int = 2
     base: Model | None = None
     stack: Path | None = None
+    sharding: Sharding = "none"
     report_to: list[str] = field(default_factory=list)
     run_name: str | None = None
     on_progress: OnProgress = ignore_progress
@@ -95,6 +100,17 @@ class PairLoss:
 
 
 METHODS_LOSS = PairLoss()
+
+
+@dataclass(frozen=True)
+class Start:
+    """Before its first step a policy is its reference: the margins of the first step are rounding and nothing else.
+
+    Attributes:
+        noise: what rounding does to a margin (standard error), where it was measured; None measures it.
+    """
+
+    noise: float | None = None
 
 
 @dataclass(frozen=True)

@@ -21,18 +21,22 @@ from spa_recipes.data.stage_rows import TraceRow
 from spa_recipes.errors import StageError
 from spa_recipes.recipe.schema import FixedThreshold
 from spa_recipes.training.along_update import AlongUpdate
-from spa_recipes.training.env import METHODS_LOSS, PairLoss, Refinement
+from spa_recipes.training.env import METHODS_LOSS, PairLoss, Refinement, Start
 from spa_recipes.training.order import column_lengths
 from spa_recipes.training.response_logps import IGNORED, Reference, add_response_logps
+from spa_recipes.training.sharding import in_use, shard_frozen
 from spa_recipes.training.token_rows import TrainsTokenRows
 
+FAR_FROM_ZERO = 5.0
+"""So many times the rounding noise, the margins of the first step say that the reference is another model."""
 REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 
 
 class _SeenPairs(NamedTuple):
     """Figures of the pairs of one micro-batch, (B,) each, without gradient.
 
-    `moved` is how far beta times the difference of the log-ratios is from what it was before the first step.
+    `moved` is how far beta times the difference of the log-ratios is from what it was before the first step; `logps` is
+    the root of the sum of squares of the four log-probs of a pair, and `tokens` counts those of both responses.
     """
 
     row: torch.Tensor
@@ -43,6 +47,8 @@ class _SeenPairs(NamedTuple):
     reward_chosen: torch.Tensor
     reward_rejected: torch.Tensor
     moved: torch.Tensor
+    logps: torch.Tensor
+    tokens: torch.Tensor
 
 
 @dataclass
@@ -117,6 +123,10 @@ class NoiseDetector:
         self.trace = [_record(*values) for values in state["trace"]]
 
 
+def _root_mean_square(values_N: torch.Tensor) -> float:
+    return values_N.double().square().mean().sqrt().item()
+
+
 def _of_rows(known: Sequence[float], row_B: torch.Tensor, *, like: torch.Tensor) -> torch.Tensor:
     """What is known of the rows of a micro-batch, (B,); 0 for others (padding, replayed ones)."""
     return like.new_tensor([known[row] if 0 <= row < len(known) else 0.0 for row in row_B.tolist()])
@@ -155,9 +165,11 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
         loss: what is minimised; by default the method's loss.
         replayed: the last so many rows are labelled seed pairs among judged ones: they are spread evenly over the
             batches, are never flagged, and the detector does not see them.
-        largest_first_margin: as in `train_preference`.
+        start: as in `train_preference`.
+        tolerance: difference between two ways to compute a log-prob that rounding explains, as a share of it.
 
     Attributes:
+        logp_noise: the same, measured: standard error of a log-prob per root of a response token.
         along_update: in half precision, where the detector's log-ratios come from; None: from the log-probs of the
             training itself.
     """
@@ -176,7 +188,8 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
         detector: NoiseDetector | None,
         loss: PairLoss = METHODS_LOSS,
         replayed: int = 0,
-        largest_first_margin: float | None = None,
+        start: Start | None = None,
+        tolerance: float = 1e-4,
         ref_model: Any = None,
         **kwargs: Any,
     ) -> None:
@@ -188,12 +201,24 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
         self._grad_norm: Any = None
         self._lengths = pair_lengths(rows)
         self._replayed = replayed
-        self._largest_first_margin = largest_first_margin
+        self._start, self._tolerance = start, tolerance
+        self.logp_noise: float | None = None
+        self._given = ref_model
+        self._reference_logps: list[list[float]] = []
+        if args.precompute_ref_log_probs:
+            self._reference_logps = [list(rows[name]) for name in REFERENCE_COLUMNS]
         policy_head = add_response_logps(model)
         # Without a reference model it is the policy without its adapter, whose output layer is frozen.
         self._reference_head = policy_head if ref_model is None else add_response_logps(ref_model)
-        super().__init__(model=model, ref_model=ref_model, args=args, train_dataset=rows, **kwargs)
+        with _no_model_of_trls_own():
+            super().__init__(model=model, ref_model=ref_model, args=args, train_dataset=rows, **kwargs)
         self.add_callback(_StepEnd(self.finish_step))
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Share out the reference as the policy will be; TRL leaves one alone that is."""
+        super().create_accelerator_and_postprocess()
+        if in_use() == "fsdp2" and self._given is not None:
+            shard_frozen(self._given, self.accelerator)
 
     # --- data ---
 
@@ -226,6 +251,8 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
                 self._reward(logps.policy.chosen - logps.reference.chosen),
                 self._reward(logps.policy.rejected - logps.reference.rejected),
                 self._moved(logps, inputs["row"]),
+                torch.stack([*logps.policy, *logps.reference]).detach().norm(dim=0),
+                torch.stack(inputs["completion_mask"].sum(dim=1).chunk(2)).sum(dim=0),
             )
         )
         return self._share_of_step(loss_B, inputs["row"])
@@ -279,7 +306,8 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
             return _pairs(logps.policy, logps.reference, logps.decoupled, logps.reference)
         policy_B: torch.Tensor = model(**tokens)
         if self.precompute_ref_logps:
-            reference_B = torch.cat([inputs[name] for name in REFERENCE_COLUMNS])
+            # Not from the batch: there, DeepSpeed would round them to the precision of its products.
+            reference_B = torch.cat([_of_rows(known, inputs["row"], like=policy_B) for known in self._reference_logps])
         else:
             reference_B = self._reference_pass(**tokens)
         if log_ratios_B is None:
@@ -324,7 +352,7 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
         step = self.state.global_step + 1
         self._stop_unless_finite(columns.loss, columns.row, self._grad_norm)
         if step == 1:
-            self._stop_unless_reference(columns.moved)
+            self._stop_unless_reference(columns)
         metrics = {
             "rewards/chosen": columns.reward_chosen,
             "rewards/rejected": columns.reward_rejected,
@@ -350,25 +378,45 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
             if len(values):  # a step of replayed pairs alone has none that are judged
                 self._metrics["train"][name].append(values.mean().item())
 
-    def _stop_unless_reference(self, moved_N: torch.Tensor) -> None:
+    def _stop_unless_reference(self, pairs: _SeenPairs) -> None:
         """Before the first step the policy has not moved: larger margins than rounding makes name another reference.
+
+        The pairs of all processes are looked at, since on one of them alone the reference may be wrong.
 
         Raises:
             StageError: they are larger.
         """
-        size = moved_N.double().square().mean().sqrt().item()
-        if self._largest_first_margin is not None and size > self._largest_first_margin:
+        if self._start is None:
+            return
+        size, noise = _root_mean_square(pairs.moved), self._start.noise
+        if noise is None and self.logp_noise is not None:
+            noise = self.beta * self.logp_noise * math.sqrt(2.0 * pairs.tokens.mean().item())  # of four log-probs
+        if noise is None:
+            noise = self.beta * self._tolerance * _root_mean_square(pairs.logps)
+        if size > FAR_FROM_ZERO * noise:
             raise StageError(
                 f"the margins before the first step are {size:.3g} (root mean square) "
                 f"{'from those of the judge' if self._pair_loss.first_margins else 'and should be 0'}: rounding "
-                f"explains a tenth of {self._largest_first_margin:.2g}",
-                fix="the reference's log-probs are not those of the policy that is trained; look at their stage",
+                f"explains {noise:.2g}",
+                fix="the reference is not the policy that is trained: look at the stage that gave its log-probs, or, "
+                "where it is a live model, at compute.executor",
             )
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """Keep the norm for `finish_step`, which is called next."""
         self._grad_norm = super()._get_grad_norm(model, grad_norm)
         return self._grad_norm
+
+
+@contextmanager
+def _no_model_of_trls_own() -> Iterator[None]:
+    """Under FSDP, TRL would load a reference even where its log-probs are in the rows."""
+    load = dpo_trainer.create_model_from_path
+    dpo_trainer.create_model_from_path = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        dpo_trainer.create_model_from_path = load
 
 
 class _Both(NamedTuple):

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from spa_recipes.algo.decoupled import DecoupledLogps, chunked_decoupled_logps
 from spa_recipes.algo.logps import LmHead, chunked_token_logps, logit_rules, sequence_logps
 from spa_recipes.errors import DataError
+from spa_recipes.training.sharding import shards_weights, whole
 
 IGNORED = -100
 """Label of a token that is not scored."""
@@ -119,28 +119,17 @@ def _per_sequence(logps_N: torch.Tensor, scored_BT: torch.Tensor) -> torch.Tenso
 
 
 def _weight_and_bias(layer: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The parameters of the output layer; FSDP2 keeps sharded ones as DTensors."""
+    """The parameters of the output layer."""
     weight, bias = layer.weight, layer.bias
     assert isinstance(weight, torch.Tensor)
     assert bias is None or isinstance(bias, torch.Tensor)
-    return (
-        weight.full_tensor() if isinstance(weight, DTensor) else weight,
-        bias.full_tensor() if isinstance(bias, DTensor) else bias,
-    )
+    return whole(weight), None if bias is None else whole(bias)
 
 
 def _whole_head(layer: torch.nn.Module, scale: float, softcap: float | None) -> LmHead:
     """The output layer of a frozen model, copied where the weights are sharded and will vanish after the forward."""
     with torch.no_grad(), maybe_gather_lm_head_ctx(layer.weight, layer.bias):
         weight, bias = _weight_and_bias(layer)
-        if is_sharded():
+        if shards_weights():
             weight, bias = weight.clone(), None if bias is None else bias.clone()
         return LmHead(weight.detach(), None if bias is None else bias.detach(), scale, softcap)
-
-
-def is_sharded() -> bool:
-    """Whether this process trains with FSDP or DeepSpeed."""
-    from accelerate import DistributedType
-    from accelerate.state import AcceleratorState
-
-    return AcceleratorState().distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)

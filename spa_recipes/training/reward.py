@@ -21,7 +21,7 @@ from spa_recipes.training.common import Rows
 from spa_recipes.training.dropout import check_no_dropout, switch_off_dropout
 from spa_recipes.training.env import TrainEnv, TrainResult
 from spa_recipes.training.preference import PairCollator, pair_lengths, pair_tokens
-from spa_recipes.training.response_logps import is_sharded
+from spa_recipes.training.sharding import is_loaded_in_shares
 from spa_recipes.training.token_rows import TrainsTokenRows
 
 
@@ -70,7 +70,7 @@ def train_reward_model(
         **({} if lora is None else {"peft_config": _lora_config(env)}),
     )
     common.train_in_float32(trainer.model)
-    if not is_sharded():
+    if not is_loaded_in_shares():
         with trainer.accelerator.autocast():
             example = table[0]["prompt_ids"] + table[0]["chosen_ids"]
             check_no_dropout(trainer.model, example, common.tolerance(dtype))

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from trl import DPOConfig, SFTConfig
 
+from spa_recipes.algo.noise import error_per_root_token
 from spa_recipes.errors import DataError
 from spa_recipes.models.adapters import lay_under, lora_config, refuse_on_output_layer
 from spa_recipes.models.causal import check_causal
@@ -21,7 +23,7 @@ from spa_recipes.training import common
 from spa_recipes.training.along_update import AlongUpdate
 from spa_recipes.training.common import Rows
 from spa_recipes.training.dropout import check_no_dropout, switch_off_dropout
-from spa_recipes.training.env import METHODS_LOSS, PairLoss, Refinement, TrainEnv, TrainResult
+from spa_recipes.training.env import METHODS_LOSS, PairLoss, Refinement, Start, TrainEnv, TrainResult
 from spa_recipes.training.order import column_lengths
 from spa_recipes.training.preference import (
     REFERENCE_COLUMNS,
@@ -31,14 +33,25 @@ from spa_recipes.training.preference import (
     pair_lengths,
     pair_tokens,
 )
-from spa_recipes.training.response_logps import check_response_logps, is_sharded
+from spa_recipes.training.response_logps import check_response_logps
 from spa_recipes.training.sft import SftCollator, SpaSftTrainer
+from spa_recipes.training.sharding import is_loaded_in_shares, is_sharded, loading_whole, shards_weights
 
 _EXAMPLE = 64  # tokens on which log-probs are compared with the model's own
+_MEASURED, _LONG_EXAMPLE = 4, 256  # rows on which rounding is measured, and tokens of each
 
 PAIRS_TRACE = "pairs_trace.jsonl"
 
-__all__ = ["PAIRS_TRACE", "PairLoss", "Refinement", "TrainEnv", "TrainResult", "train_preference", "train_sft"]
+__all__ = [
+    "PAIRS_TRACE",
+    "PairLoss",
+    "Refinement",
+    "Start",
+    "TrainEnv",
+    "TrainResult",
+    "train_preference",
+    "train_sft",
+]
 
 
 def train_sft(model_path: Path | str, rows: Rows, settings: SupervisedTraining, env: TrainEnv) -> TrainResult:
@@ -93,7 +106,7 @@ def train_preference(
     refinement: Refinement | None,
     loss: PairLoss = METHODS_LOSS,
     replayed: int = 0,
-    largest_first_margin: float | None = None,
+    start: Start | None = None,
 ) -> TrainResult:
     """DPO (`refinement` None) or self-refinement on rows `{"prompt_ids", "chosen_ids", "rejected_ids"}`.
 
@@ -108,8 +121,8 @@ def train_preference(
             the policy starts from, and is taken for the policy itself where it is None.
         loss: what is minimised for a pair; by default the method's loss.
         replayed: the last so many rows are labelled seed pairs; every batch gets its share of them.
-        largest_first_margin: the root mean square of the margins in the first step, where policy and reference are one
-            model, must not exceed it; those of a mixed reference are compared with `loss.first_margins`.
+        start: check that the policy starts as its reference; margins against a mixed reference are compared with
+            `loss.first_margins`. None: the reference may be any model.
 
     Raises: as `train_sft`.
     """
@@ -150,20 +163,41 @@ def train_preference(
         detector=detector,
         loss=loss,
         replayed=replayed,
-        largest_first_margin=largest_first_margin,
+        start=start,
+        tolerance=common.tolerance(dtype),
         ref_model=reference,
         processing_class=copy.deepcopy(env.tokenizer),
         data_collator=PairCollator(_pad_token_id(env, policy)),
         **_adapter(env),
     )
+    if start is not None and dtype != torch.float32 and env.model.lora is None and not is_loaded_in_shares():
+        trainer.logp_noise = _logp_noise(trainer.model, table[:_MEASURED], dtype)
     if refinement is not None and dtype != torch.float32 and refinement.detector != "judge":
-        start = reference_path or policy_path
-        trainer.along_update = _along_update(start, reference, refinement.lam, loss, env, dtype, args)
+        its_start = reference_path or policy_path
+        trainer.along_update = _along_update(its_start, reference, refinement.lam, loss, env, dtype, args)
     tokens = pair_tokens(table) * settings.num_train_epochs
     example = (table[0]["prompt_ids"] + table[0]["chosen_ids"])[:_EXAMPLE]
     longest = max(pair_lengths(table))
     result = _train(trainer, policy_path, env, dtype, len(table), tokens, example, longest=longest, detector=detector)
     return replace(result, detects_along_update=trainer.along_update is not None and trainer.along_update.works)
+
+
+def _logp_noise(model: PreTrainedModel, rows: Mapping[str, list[list[int]]], dtype: torch.dtype) -> float:
+    """Standard error of a log-prob when all is computed in `dtype`, per root of a token: see `algo.noise`.
+
+    It is measured on the beginnings of some rows, against the same weights in float32.
+    """
+    half = {name: weight.detach().to(dtype) for name, weight in model.named_parameters()}
+    longest = _EXAMPLE if is_sharded() else _LONG_EXAMPLE  # what will be shared out is on the CPU now
+    errors, tokens = [], []
+    with torch.no_grad():
+        for prompt, chosen in zip(rows["prompt_ids"], rows["chosen_ids"], strict=True):
+            ids_1T = torch.tensor([(prompt + chosen)[:longest]], device=model.device)
+            text = {"input_ids": ids_1T, "response_labels": ids_1T}
+            rounded_1 = torch.func.functional_call(model, half, (), text)
+            errors.append((rounded_1 - model(**text)).item())
+            tokens.append(ids_1T.shape[1] - 1)
+    return error_per_root_token(errors, tokens)
 
 
 def _along_update(
@@ -189,9 +223,6 @@ def _along_update(
             "to float32"
         )
 
-    if is_sharded():
-        say("the weights are sharded")
-        return None
     if loss.first_margins and loss.divergence != "reverse_kl":
         say(f"the start's distance to a mixed reference is known for pairs, and {loss.divergence} reads responses")
         return None
@@ -199,13 +230,15 @@ def _along_update(
         if env.model.in_4bit:
             say("products with weights in 4 bits have no derivative in forward mode")
             return None
-        return AlongUpdate(None, None, lam, say)
-    if reference is None:
-        reference = load_causal_lm(path, env.model, dtype)
-        reference.to(args.device)
-    stored = stored_dtype(env.model.model_copy(update={"model_name_or_path": str(path)}))
-    is_exact = stored is not None and torch.promote_types(stored, dtype) == dtype
-    exact = None if is_exact else load_causal_lm(path, env.model, torch.float32)
+        if not shards_weights():
+            return AlongUpdate(None, None, lam, say)
+    with loading_whole(args):
+        if reference is None or shards_weights():
+            reference = load_causal_lm(path, env.model, dtype)
+            reference.to(args.device)
+        stored = stored_dtype(env.model.model_copy(update={"model_name_or_path": str(path)}))
+        is_exact = env.model.lora is not None or (stored is not None and torch.promote_types(stored, dtype) == dtype)
+        exact = None if is_exact else load_causal_lm(path, env.model, torch.float32)
     return AlongUpdate(reference, exact, lam, say)
 
 
@@ -231,7 +264,9 @@ def _train(
     if env.model.lora is not None:
         refuse_on_output_layer(trainer.model)
     common.train_in_float32(trainer.model)
-    if not is_sharded():
+    if not is_loaded_in_shares():
+        # A model that will be shared out is whole on the CPU, which would take minutes for a long text.
+        longest = min(longest, _EXAMPLE) if is_sharded() else longest
         with trainer.accelerator.autocast():
             check_causal(trainer.model, max(2, longest))
             check_response_logps(trainer.model, example, common.tolerance(dtype))

@@ -10,6 +10,7 @@ from torch.utils.data import Sampler
 from spa_recipes.errors import StageError
 from spa_recipes.models.dtype import in_float64
 from spa_recipes.training.order import PADDING_ROW, EpochOrder, TokenRows, rows_in_step, steps_per_epoch
+from spa_recipes.training.sharding import settle
 
 
 class TrainsTokenRows:
@@ -30,6 +31,11 @@ class TrainsTokenRows:
     _global_batch_size: int
     _group_by_length = False
     _replayed = 0
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Settle how the weights are shared out, before a model is."""
+        super().create_accelerator_and_postprocess()  # type: ignore[misc]
+        settle(self.accelerator, self.args)
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> TokenRows:
         """Rows are tokenised already."""

@@ -1,10 +1,12 @@
 """Several processes: the stages that load a model under `accelerate launch`, on the CPU."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -12,11 +14,12 @@ import pytest
 from tests.kit.cli import run_spa
 from tests.kit.processes import processes_of, wait_for
 from tests.kit.recipes import merged, mini, write_recipe
+from tests.kit.training import same_weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
-TWO = {"compute": {"executor": {"type": "accelerate", "num_processes": 2}}}
+TWO = {"compute": {"executor": {"type": "accelerate", "num_processes": 2, "sharding": "none"}}}
+ROOT = Path(__file__).parents[2]
 BASE = mini(
-    evaluation={"enabled": False},
     data={"prompts_per_iteration": [32]},
     sft={"per_device_train_batch_size": 8},
     seed_training={"per_device_train_batch_size": 8},
@@ -34,16 +37,41 @@ def losses(folder: Path, run: str, stage: str) -> list[float]:
     return [json.loads(line)["loss"] for line in log.splitlines()]
 
 
-def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
-    for name, changes in (("one", {}), ("two", TWO)):
-        write_recipe(tmp_path / f"{name}.yaml", merged(merged(BASE, changes), {"name": name}))
-        # A folder of its own, so that the second run takes nothing over from the first.
-        done = run_spa(tmp_path, "run", f"{name}.yaml", "--run-dir", f"runs-{name}/{name}")
-        assert done.returncode == 0, done.stderr + done.stdout
+def run(folder: Path, name: str, changes: dict[str, Any]) -> None:
+    """In a folder of its own, so that it takes nothing over from another run."""
+    write_recipe(folder / f"{name}.yaml", merged(merged(BASE, changes), {"name": name}))
+    before = filter(None, [os.environ.get("PYTHONPATH")])
+    path = os.pathsep.join([str(ROOT / "tests" / "kit" / "cpu_shards"), str(ROOT), *before])
+    done = run_spa(folder, "run", f"{name}.yaml", "--run-dir", f"runs-{name}/{name}", PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr + done.stdout
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("one")
+    run(folder, "one", {})
+    return folder
+
+
+@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
+def test_two_processes_do_what_one_does(sharding: str, one: Path, tmp_path: Path) -> None:
+    """Trainings, sampling, scoring and evaluation: losses, pairs, weights, answers and figures."""
+    run(tmp_path, "two", merged(TWO, {"compute": {"executor": {"sharding": sharding}}}))
     for stage in ("sft", "seed", "refine-1"):
-        assert losses(tmp_path, "two", stage) == pytest.approx(losses(tmp_path, "one", stage), rel=1e-3)
+        assert losses(tmp_path, "two", stage) == pytest.approx(losses(one, "one", stage), rel=1e-3)
+        ours, theirs = output(tmp_path, "two", stage, "model"), output(one, "one", stage, "model")
+        assert same_weights(ours, theirs, tolerance=1e-3)
+        spec = json.loads((ours.parents[1] / "attempts" / "1" / "spec.json").read_text())
+        assert spec["runtime"]["sharding"] == sharding
+    traces = [
+        [json.loads(line) for line in output(*of, "refine-1", "model/pairs_trace.jsonl").read_text().splitlines()]
+        for of in ((tmp_path, "two"), (one, "one"))
+    ]
+    assert [pair["row"] for pair in traces[0]] == [pair["row"] for pair in traces[1]]
+    assert [pair["p_detect"] for pair in traces[0]] == pytest.approx([pair["p_detect"] for pair in traces[1]], abs=1e-2)
     tables = [
-        pq.read_table(output(tmp_path, run, "generate-1", "completions.parquet")).to_pylist() for run in ("one", "two")
+        pq.read_table(output(*of, "generate-1", "completions.parquet")).to_pylist()
+        for of in ((one, "one"), (tmp_path, "two"))
     ]
     assert len(tables[0]) == len(tables[1]) == 64
     same = sum(a["response_ids"] == b["response_ids"] for a, b in zip(*tables, strict=True))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from spa_recipes.errors import StageError
-from spa_recipes.training.run import train_preference
+from spa_recipes.training.run import Start, train_preference
 from tests.kit.training import REFINEMENT, make_env, make_pairs, preference
 
 
@@ -19,7 +19,7 @@ def test_a_reference_that_is_another_model_is_found_in_the_first_step(policy: Pa
             make_env(policy, tmp_path),
             reference_path=None,
             refinement=None,
-            largest_first_margin=0.01,
+            start=Start(0.002),
         )
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
@@ -35,6 +35,6 @@ def test_rounding_is_no_other_model(policy: Path, tmp_path: Path) -> None:
         make_env(policy, tmp_path, dtype="bfloat16"),
         reference_path=policy,
         refinement=replace(REFINEMENT, lam=0.5),
-        largest_first_margin=0.1,
+        start=Start(),
     )
     assert result.steps == 1

@@ -3,13 +3,11 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
-from transformers import Trainer
 
 from spa_recipes.errors import StageError
 from spa_recipes.models.loading import load_causal_lm
@@ -169,12 +167,5 @@ def test_float32_is_saved_as_it_is_and_measures_nothing(
 
 def test_weights_that_a_launcher_has_rounded_already_are_refused() -> None:
     """Stochastic rounding of what was rounded to nearest before would change nothing, silently."""
-    trainer = SimpleNamespace(
-        is_deepspeed_enabled=False,
-        model_wrapped=None,
-        accelerator=SimpleNamespace(
-            unwrap_model=lambda model: model, get_state_dict=lambda model: {"w": torch.zeros(2, dtype=torch.bfloat16)}
-        ),
-    )
     with pytest.raises(StageError, match=r"hands out the trained weights of w in torch\.bfloat16"):
-        common._whole_weights(cast("Trainer", trainer), torch.bfloat16)
+        common._refuse_rounded({"w": torch.zeros(2, dtype=torch.bfloat16)})

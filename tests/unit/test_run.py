@@ -33,7 +33,9 @@ def test_commands_of_the_executors(monkeypatch: pytest.MonkeyPatch) -> None:
     assert executors._command(four, "judge", spec) == local  # loads no model
     monkeypatch.setattr(executors, "visible_gpus", lambda: ["0", "1", "2", "3"])
     command = executors._command(four, "refine", spec)
-    launch = "spa_recipes.run.launch --num_processes=4 --multi_gpu --module spa_recipes.run.worker spec.json"
+    # What the user's own configuration of accelerate says does not count.
+    plain = "--num_machines=1 --mixed_precision=no --dynamo_backend=no"
+    launch = f"spa_recipes.run.launch --num_processes=4 {plain} --multi_gpu --module spa_recipes.run.worker spec.json"
     assert command[2:] == launch.split()
     with_config = AccelerateExecutor(type="accelerate", num_processes=8, config_file="fsdp.yaml")
     assert "--config_file=fsdp.yaml" in executors._command(with_config, "refine", spec)

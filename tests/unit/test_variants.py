@@ -15,7 +15,7 @@ from spa_recipes.algo.variants import divergence_margin, pair_loss, sft_loss
 from spa_recipes.errors import DataError, StageError
 from spa_recipes.recipe.schema import FixedThreshold, RefineTraining
 from spa_recipes.stages import refine
-from spa_recipes.training.env import PairLoss, Refinement
+from spa_recipes.training.env import PairLoss, Refinement, Start
 from spa_recipes.training.preference import NoiseDetector, PairCollator, SpaTrainer
 from spa_recipes.training.run import train_preference
 from tests.kit import reference_math as plain
@@ -269,7 +269,7 @@ def test_the_first_margins_of_a_mixed_reference_are_known(policy: Path, tmp_path
             reference_path=None,
             refinement=None,
             loss=PairLoss(divergence="chi_squared", first_margins=first_margins),
-            largest_first_margin=0.01,
+            start=Start(0.002),
         )
 
     train("right", starts)
