@@ -5,7 +5,6 @@ said by the recipe: two different answers would train something else than the re
 library hours later.
 """
 
-import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ import yaml
 from spa_recipes.errors import RecipeError
 from spa_recipes.plan import KINDS, Stage
 from spa_recipes.recipe.schema import AccelerateExecutor, AnyRecipe
+from spa_recipes.run.packages import INSTALL_DEEPSPEED, is_installed
 from spa_recipes.state.reading import read_text
 
 KEY = "compute.executor.config_file"
@@ -30,7 +30,7 @@ class _Problem(NamedTuple):
 
 
 def check_launch(stages: Sequence[Stage], recipe: AnyRecipe) -> None:
-    """Refuse a configuration that cannot be read, or contradicts the recipe, and DeepSpeed where it is not installed.
+    """Refuse a configuration that cannot be read, or contradicts the recipe.
 
     Args:
         stages: those that are to run.
@@ -42,21 +42,12 @@ def check_launch(stages: Sequence[Stage], recipe: AnyRecipe) -> None:
     if not isinstance(executor, AccelerateExecutor) or not any(KINDS[stage.kind].loads_model for stage in stages):
         return
     trainings = [stage for stage in stages if "train" in KINDS[stage.kind].work]
-    if trainings and executor.sharding in ("zero2", "zero3"):
-        _check_deepspeed("compute.executor.sharding")
     if executor.config_file is None:
         return
     path = Path(executor.config_file)
     content = _read(path, KEY)
     for problem in _problems(content, path, executor, trainings, recipe):
         raise RecipeError(f"{problem.key}: {problem.what}", where=f"{KEY} ({path})", fix=problem.fix)
-
-
-def _check_deepspeed(where: str) -> None:
-    if importlib.util.find_spec("deepspeed") is None:
-        raise RecipeError(
-            "needs DeepSpeed, which is not installed", where=where, fix="pip install 'spa-recipes[deepspeed]', or fsdp2"
-        )
 
 
 def _read(path: Path, key: str) -> Mapping[str, Any]:
@@ -98,7 +89,8 @@ def _problems(
     if kind == "FSDP":
         yield from _of_fsdp(_section(content, "fsdp_config"), trainings, recipe)
     if kind == "DEEPSPEED":
-        _check_deepspeed(f"{KEY} ({path})")
+        if not is_installed("deepspeed"):
+            yield _Problem("distributed_type", f"is {kind}, and DeepSpeed is not installed here", INSTALL_DEEPSPEED)
         deepspeed = _section(content, "deepspeed_config")
         yield from _of_deepspeed(deepspeed, "deepspeed_config", executor, trainings)
         if (own := deepspeed.get("deepspeed_config_file")) is not None:

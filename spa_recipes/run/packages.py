@@ -6,31 +6,40 @@ from pathlib import Path
 from spa_recipes.errors import RecipeError
 from spa_recipes.recipe.schema import AccelerateExecutor, AnyRecipe
 
+INSTALL_DEEPSPEED = "pip install 'spa-recipes[deepspeed]', or let FSDP2 do it: compute.executor.sharding: fsdp2"
+
 
 def missing_packages(recipe: AnyRecipe) -> Iterator[RecipeError]:
-    """What is not here: trackers, packages of adapters and of weights in 4 bits, accelerate's configuration."""
+    """What is not here: trackers, packages of adapters, of 4 bits and of ZeRO, accelerate's configuration."""
     for tracker in recipe.tracking.report_to:
         names = ("tensorboard", "tensorboardX") if tracker == "tensorboard" else (tracker,)
-        if not any(map(_is_installed, names)):
+        if not any(map(is_installed, names)):
             yield RecipeError(
                 f"{tracker} is not installed here",
                 where="tracking.report_to",
                 fix=f"pip install {tracker}, or leave it out",
             )
     lora = recipe.model.lora
-    if lora is not None and not _is_installed("peft"):
+    if lora is not None and not is_installed("peft"):
         yield RecipeError(
             "adapters need peft, which is not installed here",
             where="model.lora",
             fix="pip install 'spa-recipes[lora]', or set it to null",
         )
-    if lora is not None and lora.load_in_4bit and not _is_installed("bitsandbytes"):
+    if lora is not None and lora.load_in_4bit and not is_installed("bitsandbytes"):
         yield RecipeError(
             "weights in 4 bits (QLoRA) need bitsandbytes, which is not installed here",
             where="model.lora.load_in_4bit",
             fix="pip install 'spa-recipes[qlora]', or set it to false",
         )
     executor = recipe.compute.executor
+    sharding = executor.sharding if isinstance(executor, AccelerateExecutor) else "none"
+    if sharding in ("zero2", "zero3") and not is_installed("deepspeed"):
+        yield RecipeError(
+            f"{sharding} needs DeepSpeed, which is not installed here",
+            where="compute.executor.sharding",
+            fix=INSTALL_DEEPSPEED,
+        )
     config = executor.config_file if isinstance(executor, AccelerateExecutor) else None
     if config is not None and not Path(config).is_file():
         yield RecipeError(
@@ -40,7 +49,8 @@ def missing_packages(recipe: AnyRecipe) -> Iterator[RecipeError]:
         )
 
 
-def _is_installed(name: str) -> bool:
+def is_installed(name: str) -> bool:
+    """Whether a package is here, without importing it."""
     from importlib.metadata import PackageNotFoundError, distribution  # slow, and most recipes need none of these
 
     try:

@@ -1,6 +1,5 @@
 """accelerate's own configuration is looked at before anything starts."""
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import pytest
 import yaml
 
 from spa_recipes.errors import RecipeError
-from spa_recipes.run import launch_preflight
+from spa_recipes.run import launch_preflight, packages
 from spa_recipes.run.launch_preflight import check_launch
 from tests.kit.plans import plan_of
 
@@ -18,7 +17,7 @@ FSDP2 = {"fsdp_version": 2, "fsdp_cpu_ram_efficient_loading": False}
 
 @pytest.fixture(autouse=True)
 def has_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch_preflight, "_check_deepspeed", lambda where: None)
+    monkeypatch.setattr(launch_preflight, "is_installed", lambda name: True)
 
 
 def check(tmp_path: Path, content: Any, **changes: Any) -> None:
@@ -95,12 +94,11 @@ def test_deepspeeds_own_file_counts_too(tmp_path: Path) -> None:
 
 
 def test_deepspeed_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for module in (launch_preflight, packages):
+        monkeypatch.setattr(module, "is_installed", lambda name: False)
+    content = GOOD | {"distributed_type": "DEEPSPEED", "deepspeed_config": {}}
+    assert "DeepSpeed is not installed here; pip install 'spa-recipes[deepspeed]'" in refused(tmp_path, content)
     small = {name: {"per_device_train_batch_size": 4} for name in ("sft", "seed_training", "refine")}
     plan = plan_of(compute={"executor": {"type": "accelerate", "num_processes": 2, "sharding": "zero2"}}, **small)
-    with pytest.raises(RecipeError, match="needs DeepSpeed, which is not installed") as caught:
-        check_launch(plan.stages, plan.recipe)
-    assert "spa-recipes[deepspeed]" in caught.value.fix
-    content = GOOD | {"distributed_type": "DEEPSPEED", "deepspeed_config": {}}
-    assert refused(tmp_path, content).startswith("needs DeepSpeed")
+    (missing,) = packages.missing_packages(plan.recipe)
+    assert missing.what == "zero2 needs DeepSpeed, which is not installed here"

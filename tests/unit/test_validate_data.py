@@ -105,7 +105,7 @@ def test_more_rows_than_there_are(command: str, spa_here: Any, tmp_path: Path) -
 
 
 def test_packages_that_are_not_here(spa_here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packages, "_is_installed", lambda name: False)
+    monkeypatch.setattr(packages, "is_installed", lambda name: False)
     written(tmp_path, [GOOD] * 5)
     asked = (
         "tracking.report_to=[wandb, tensorboard]",
