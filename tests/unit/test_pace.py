@@ -23,10 +23,7 @@ def test_the_rate_is_that_of_this_attempt() -> None:
     went_on = [line(40, 10.0), {"notice": "x"}, line(50, 15.0, "loss 0.6"), line(60, 20.0)]
     assert pace_of(went_on) == Pace(60, 100, "steps", "loss 0.6", 2.0)
     assert str(pace_of(went_on)) == "60 of 100 steps, loss 0.6, 2 steps/s, about 20 s left"
-    assert (
-        str(pace_of([line(1, 0.0), line(3, 60.0)]))
-        == "3 of 100 steps, 30 s for each of the steps, about 48 min 30 s left"
-    )
+    assert str(pace_of([line(1, 0.0), line(3, 60.0)])) == "3 of 100 steps, 30 s per step, about 48 min 30 s left"
 
 
 def test_without_a_second_line_nothing_is_foretold() -> None:
