@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from spa_recipes.estimates import needs
+from spa_recipes.estimates import needs, processes_of, stated_hardware
 from spa_recipes.plan import compile_plan
 from spa_recipes.recipe.load import load_recipe, resolved
 from spa_recipes.recipe.schema import PreferenceTraining, Recipe, RefineTraining
+from spa_recipes.run.fit import is_tight, misfit
 from spa_recipes.state.digests import DigestMemo
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -193,8 +194,8 @@ PLANS = {
     "zero_label": ["data", "evaluate-init"],
     "reward_model_3p3": ["data", *SEED_JUDGES, "reward-model"],
     "llm_as_judge_3p3": ["data", *SEED_JUDGES],
-    **{name: ["data", *SEED_JUDGES] for name in ("llama3_8b_3p3", "ultrafeedback_3p3_24gb", "smollm2_135m")},
-    "ultrafeedback_3p3_slurm": ["data", *SEED_JUDGES],
+    **{name: ["data", *SEED_JUDGES] for name in ("llama3_8b_3p3", "smollm2_135m")},
+    **{f"ultrafeedback_3p3_{size}": ["data", *SEED_JUDGES] for size in ("1gpu", "24gb", "slurm")},
 }
 
 
@@ -213,3 +214,35 @@ def test_plans(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert [stage.id for stage in plan.stages] == PLANS[path.stem] + rounds
     for stage in plan.stages:
         needs(stage, plan)
+
+
+HARDWARE = {
+    **dict.fromkeys(("quickstart", "smollm2_local"), None),
+    "smollm2_135m": (1, 8),
+    "ultrafeedback_3p3_24gb": (1, 24),
+    "ultrafeedback_3p3_1gpu": (1, 80),
+}
+"""GPUs and GB that recipes are written for, of those that need one device at most."""
+HOST_OF_A_GPU = 64 * 10**9
+"""Memory of a machine for each of its GPUs, as clouds give it and more."""
+
+
+@pytest.mark.parametrize("path", [RECIPES / f"{name}.yaml" for name in HARDWARE], ids=lambda path: path.stem)
+def test_fits_the_hardware_that_it_states(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "pairs.jsonl").write_text("{}\n")
+    (tmp_path / "recipes").symlink_to(RECIPES)
+    recipe = load_recipe(path).recipe
+    stated = stated_hardware(recipe.hardware)
+    assert (None if stated is None else (stated.gpus, stated.memory // 2**30)) == HARDWARE[path.stem]
+    host = 8 * 10**9 if stated is None else stated.gpus * HOST_OF_A_GPU
+    assert processes_of(recipe) <= (1 if stated is None else stated.gpus)
+    backend = recipe.sampling.backend
+    if backend.type == "vllm":
+        assert stated is not None
+        assert backend.data_parallel_size * backend.tensor_parallel_size == stated.gpus
+    plan = compile_plan(recipe, DigestMemo(tmp_path / "memo.json"))
+    for stage in plan.stages:
+        assert misfit(stage, plan, stated, host) is None, stage.id
+        assert not is_tight(stage, plan, stated), stage.id

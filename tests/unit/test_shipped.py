@@ -77,11 +77,8 @@ def test_a_shipped_template_is_found_from_any_folder(tmp_path: Path) -> None:
 
 
 def test_the_shell_completes_names() -> None:
-    assert complete_recipe("ultrafeedback_3") == [
-        "ultrafeedback_3p3",
-        "ultrafeedback_3p3_24gb",
-        "ultrafeedback_3p3_slurm",
-    ]
+    sizes = ["ultrafeedback_3p3", *(f"ultrafeedback_3p3_{size}" for size in ("1gpu", "24gb", "slurm"))]
+    assert complete_recipe("ultrafeedback_3") == sizes
     assert complete_recipe("") == shipped_names()
 
 
