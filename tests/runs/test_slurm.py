@@ -183,10 +183,10 @@ def _commands(folder: Path) -> list[int]:
 
 
 def test_fewer_gpus_than_asked_are_told_before_a_stage(tmp_path: Path) -> None:
-    """Slurm counts devices here that torch does not see."""
+    """Slurm counts devices here that torch does not see. No step holds them, as one around `spa run` would."""
     recipe = small({"type": "slurm", "nodes": 1, "gpus_per_node": 2})
     write_recipe(tmp_path / "mini.yaml", recipe)
-    command = ["srun", "-N1", "-n1", "--gpus-per-node=2", sys.executable, "-m", "spa_recipes.cli", "run", "mini.yaml"]
+    command = ["salloc", "-N1", "-n1", "--gpus-per-node=2", sys.executable, "-m", "spa_recipes.cli", "run", "mini.yaml"]
     done = subprocess.run(command, cwd=tmp_path, env=environment_with(), capture_output=True, text=True, check=False)
     assert "compute.executor.gpus_per_node: node n" in done.stderr, done.stderr + done.stdout
     assert "has 0 GPUs that torch sees, fewer than asked" in done.stderr
