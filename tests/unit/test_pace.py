@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from spa_recipes.cli import progress, status
+from spa_recipes.cli import status
 from spa_recipes.cli.progress import PlainReporter
 from spa_recipes.run.pace import Pace, pace_of, pace_of_attempt
 from spa_recipes.run.rundir import RunDir
@@ -44,7 +44,7 @@ def test_without_a_terminal_lines_come_at_a_sensible_pace(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     stage, reporter = plan_of().stage("seed"), PlainReporter()
     for second in range(200):
         clock[0] = float(second)
