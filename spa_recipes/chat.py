@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from spa_recipes.data.model_files import ModelFiles
 from spa_recipes.data.rows import Message
 from spa_recipes.recipe.schema import Model
+from spa_recipes.run.downloads import check_named_model
 from spa_recipes.run.intact import check_made_model
 from spa_recipes.run.model_preflight import context_of, refuse_kernels
 
@@ -51,6 +52,7 @@ class Talker:
         self.name = name
         check_made_model(location)
         files = ModelFiles(location, None)
+        check_named_model(location)
         refuse_kernels(files, files.read("config.json"))
         room = min(MOST_TOKENS, context_of(files) or MOST_TOKENS)
         self._temperature, self._max_tokens = temperature, min(max_tokens, room // 2)

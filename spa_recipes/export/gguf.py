@@ -18,6 +18,7 @@ from spa_recipes.data.model_files import ModelFiles
 from spa_recipes.errors import DataError, RecipeError
 from spa_recipes.export.vocabulary import Vocabulary, vocabulary_of
 from spa_recipes.models.lora_names import CONFIG as ADAPTER_CONFIG
+from spa_recipes.run.downloads import check_named_model
 from spa_recipes.run.intact import check_made_model
 from spa_recipes.run.model_preflight import refuse_quantised
 from spa_recipes.state import atomic
@@ -83,6 +84,7 @@ def export_gguf(location: str, name: str, out: Path) -> Exported:
         raise RecipeError("it is there already", where=str(out), fix="choose another --out, or move it away")
     if not out.absolute().parent.is_dir():
         raise RecipeError("no such folder", where=str(out.parent), fix="make it first")
+    check_named_model(location)
     architecture = _architecture(ModelFiles(location, None))
     folder = _folder(location)
     check_made_model(str(folder))

@@ -5,12 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from spa_recipes.data.chat import is_path
 from spa_recipes.data.hub import hub_error, is_offline
 from spa_recipes.errors import DataError, TryAgainError
+from spa_recipes.recipe.schema import Storage
 from spa_recipes.run.disk import free_bytes
 from spa_recipes.units import human_bytes
 
 GB = 10**9
+
+
+def check_named_model(location: str) -> None:
+    """`check_download` of a model that a command names without a recipe; a folder needs no download.
+
+    Raises:
+        DataError, TryAgainError: as `check_download`.
+    """
+    if not is_path(location):
+        check_download("model", location, None, Storage.model_fields["max_download_gb"].default)
 
 
 def check_download(kind: Literal["model", "dataset"], name: str, revision: str | None, limit_gb: float | None) -> None:

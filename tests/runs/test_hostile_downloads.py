@@ -48,6 +48,13 @@ def test_a_model_that_is_larger_than_the_recipe_allows(tmp_path: Path, hub: HubS
     assert fetched(hub) == []
 
 
+@pytest.mark.parametrize("command", ["chat", "export"])
+def test_a_model_that_a_command_names(tmp_path: Path, hub: HubServer, command: str) -> None:
+    line = one_error(spa(tmp_path, hub, command, "me/huge"), 3)
+    assert "me/huge: the model would download 2.0 TB" in line
+    assert fetched(hub) == []
+
+
 def test_a_dataset_that_is_larger_than_the_recipe_allows(tmp_path: Path, hub: HubServer) -> None:
     write_recipe(tmp_path / "r.yaml", recipe_for(model_folder(tmp_path / "model")))
     line = one_error(spa(tmp_path, hub, "run", "r.yaml", "--set", "data.pairs={source: me/data}"), 3)
