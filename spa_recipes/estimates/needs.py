@@ -8,7 +8,7 @@ from spa_recipes.estimates.memory import FLOAT32, Memory, Sharding, host_memory,
 from spa_recipes.estimates.shape import parameters_of
 from spa_recipes.models.dtype import weight_bytes
 from spa_recipes.plan import KINDS, MODEL, Plan, Stage
-from spa_recipes.recipe.schema import AccelerateExecutor, AnyRecipe
+from spa_recipes.recipe.schema import AccelerateExecutor, AnyRecipe, ForkExecutor, LocalExecutor
 
 BYTES_PER_SAMPLED_TOKEN = 8
 """On the disk: its id, and its log-prob."""
@@ -47,18 +47,22 @@ def sharding_of(stage: Stage, recipe: AnyRecipe, hardware: Hardware | None) -> S
     """How a training is shared out over its processes; None where accelerate's own configuration says it.
 
     Args:
-        hardware: where it works; None is the CPU, on which nothing is shared out unless the recipe says so.
+        hardware: where it works; None is the CPU, on which nothing is shared out unless the recipe says so. Nodes of a
+            cluster whose memory is not known share out what they can.
     """
-    executor = recipe.compute.executor
-    if not isinstance(executor, AccelerateExecutor):
+    executor, processes = recipe.compute.executor, processes_of(recipe)
+    if isinstance(executor, LocalExecutor | ForkExecutor):
         return "none"
-    if executor.config_file is not None:
+    if isinstance(executor, AccelerateExecutor) and executor.config_file is not None:
         return None
     if executor.sharding != "auto":
         return executor.sharding
-    if executor.num_processes == 1 or hardware is None:
+    if processes == 1:
         return "none"
-    whole = training_memory(stage, recipe, sharding="none", processes=executor.num_processes)
+    if hardware is None:
+        on_gpus = not isinstance(executor, AccelerateExecutor) and executor.gpus_per_node > 0
+        return "fsdp2" if on_gpus else "none"
+    whole = training_memory(stage, recipe, sharding="none", processes=processes)
     return "none" if whole is None or whole.total <= hardware.memory else "fsdp2"
 
 

@@ -79,7 +79,9 @@ def batches_split_over_processes(recipe: schema.Recipe) -> Conflicts:
 
 def four_bits_stay_whole(recipe: schema.Recipe) -> Conflicts:
     executor, lora = recipe.compute.executor, recipe.model.lora
-    if executor.type == "accelerate" and executor.sharding == "zero3" and lora is not None and lora.load_in_4bit:
+    if executor.type in ("local", "fork") or lora is None or not lora.load_in_4bit:
+        return
+    if executor.sharding == "zero3":
         yield Conflict(
             ("model.lora.load_in_4bit", "compute.executor.sharding"),
             "zero3 cannot share out weights in 4 bits",

@@ -129,18 +129,21 @@ def rounding_has_an_effect(model: schema.Model) -> Conflicts:
         )
 
 
-def sharding_has_an_effect(executor: schema.AccelerateExecutor) -> Conflicts:
+def sharding_has_an_effect(
+    executor: schema.AccelerateExecutor | schema.SlurmExecutor | schema.RayExecutor,
+) -> Conflicts:
     if executor.sharding in ("auto", "none"):
         return
-    if executor.config_file is not None:
+    if executor.type == "accelerate" and executor.config_file is not None:
         yield Conflict(
             ("sharding", "config_file"), "config_file says how the training is shared out", "remove one of them"
         )
-    elif executor.num_processes == 1:
+    elif executor.training_processes == 1:
+        key = "num_processes" if executor.type == "accelerate" else "gpus_per_node"
         yield Conflict(
-            ("sharding", "num_processes"),
+            ("sharding", key),
             f"{executor.sharding} shares a training out over processes, and there is one",
-            "remove sharding, or set num_processes to the number of GPUs",
+            f"remove sharding, or set {key} to the number of GPUs",
         )
 
 

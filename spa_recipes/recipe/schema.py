@@ -871,6 +871,14 @@ class ForkExecutor(Section):
         return 1
 
 
+Sharding = Literal["auto", "none", "fsdp2", "zero2", "zero3"]
+SHARDING = (
+    "How a training is divided over the processes. `none`: each has the whole model. `fsdp2` and `zero3` (DeepSpeed): "
+    "each has a share of weights, gradients, optimizer and live reference. `zero2`: each has whole weights and a share "
+    "of gradients and optimizer. `auto`: `none` where that fits, by the estimate that `spa plan` shows, else `fsdp2`."
+)
+
+
 class AccelerateExecutor(Section):
     """Stages that load a model run under `accelerate launch`."""
 
@@ -878,13 +886,7 @@ class AccelerateExecutor(Section):
 
     type: Literal["accelerate"]
     num_processes: PositiveInt = Field(description="Number of processes, one per device.")
-    sharding: Literal["auto", "none", "fsdp2", "zero2", "zero3"] = Field(
-        "auto",
-        description="How a training is divided over the processes. `none`: each has the whole model. `fsdp2` and "
-        "`zero3` (DeepSpeed): each has a share of weights, gradients, optimizer and live reference. `zero2`: each has "
-        "whole weights and a share of gradients and optimizer. `auto`: `none` where that fits, by the estimate that "
-        "`spa plan` shows, else `fsdp2`; with a `config_file`, what that says.",
-    )
+    sharding: Sharding = Field("auto", description=SHARDING + " With a `config_file`, auto is what that says.")
     config_file: str | None = Field(
         None,
         description="accelerate config (own DeepSpeed or FSDP2 settings, several nodes), instead of `sharding`.",
@@ -904,13 +906,14 @@ Word = Annotated[str, Field(pattern=r"^\S+$")]
 class SlurmExecutor(Section):
     """Stages that load a model are steps of a Slurm job; `spa submit` submits it, and the run goes on inside."""
 
-    RULES: ClassVar[rules.Rules] = (rules.sbatch_options_are_options,)
+    RULES: ClassVar[rules.Rules] = (rules.sbatch_options_are_options, rules.sharding_has_an_effect)
 
     type: Literal["slurm"]
     nodes: PositiveInt = Field(description="Nodes of the job.")
     gpus_per_node: Annotated[int, Field(ge=0)] = Field(
         description="GPUs of each node, with a process for each; 0: one process per node, on the CPU."
     )
+    sharding: Sharding = Field("auto", description=SHARDING)
     time: Word | None = Field(
         None, description="Longest time of the job as Slurm spells it, e.g. `24:00:00`; null: that of the partition."
     )
@@ -939,6 +942,8 @@ class SlurmExecutor(Section):
 class RayExecutor(Section):
     """Stages that load a model run on the nodes of a Ray cluster."""
 
+    RULES: ClassVar[rules.Rules] = (rules.sharding_has_an_effect,)
+
     type: Literal["ray"]
     address: Word = Field(
         "auto", description="Where the cluster is, `host:port`; auto: RAY_ADDRESS, or the cluster of this machine."
@@ -947,6 +952,7 @@ class RayExecutor(Section):
     gpus_per_node: Annotated[int, Field(ge=0)] = Field(
         description="GPUs of each node, with a process for each; 0: one process per node, on the CPU."
     )
+    sharding: Sharding = Field("auto", description=SHARDING)
     resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
         {}, description="Custom resources of Ray that each node has to have, e.g. `{trainer: 1}`."
     )

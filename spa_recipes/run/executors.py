@@ -170,9 +170,8 @@ def _command(settings: Executor, kind: str, spec: Path) -> list[str]:
     if isinstance(settings, AccelerateExecutor) and settings.config_file is not None:
         command.append(f"--config_file={settings.config_file}")
     else:
-        if isinstance(settings, AccelerateExecutor):
-            # The recipe says all, and a configuration of the user's own that it does not name says nothing.
-            command += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+        # The recipe says all, and a configuration of the user's own that it does not name says nothing.
+        command += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
         if processes > 1:
             has_gpus = bool(visible_gpus()) if isinstance(settings, AccelerateExecutor) else settings.gpus_per_node > 0
             command.append("--multi_gpu" if has_gpus else "--cpu")

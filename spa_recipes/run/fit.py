@@ -38,6 +38,14 @@ def hardware_for(recipe: AnyRecipe) -> Hardware | None:
     return hardware_here() or stated_hardware(getattr(recipe, "hardware", ""))
 
 
+def hardware_of_work(recipe: AnyRecipe) -> Hardware | None:
+    """The GPUs that the stages of a recipe will work on, as far as they are known; None of the CPU."""
+    executor = recipe.compute.executor
+    if isinstance(executor, SlurmExecutor | RayExecutor):  # the nodes are not this machine
+        return hardware_for(recipe) if executor.gpus_per_node else None
+    return None if isinstance(executor, ForkExecutor) else hardware_here()
+
+
 def host_bytes() -> int | None:
     """Memory of this machine, or of the container that this process is in; None where the system does not say."""
     found = []
@@ -64,15 +72,13 @@ def check_fit(stages: Sequence[Stage], plan: Plan) -> None:
     executor = recipe.compute.executor
     if not working:
         return
-    if isinstance(executor, SlurmExecutor | RayExecutor):  # the nodes are not this machine
-        hardware = hardware_for(recipe) if executor.gpus_per_node else None
+    hardware, host = hardware_of_work(recipe), host_bytes()
+    if isinstance(executor, SlurmExecutor | RayExecutor):
         if hardware is None:
             return
-    elif isinstance(executor, ForkExecutor):
-        hardware = None
-    else:
+        host = None  # that of the nodes is not known
+    elif not isinstance(executor, ForkExecutor):
         check_supported()
-        hardware = hardware_here()
         _check_mac(recipe)
     if isinstance(executor, AccelerateExecutor) and hardware is not None and executor.num_processes > hardware.gpus:
         raise RecipeError(
@@ -82,7 +88,7 @@ def check_fit(stages: Sequence[Stage], plan: Plan) -> None:
         )
     _check_attention(recipe, hardware)
     for stage in working:
-        if problem := misfit(stage, plan, hardware, host_bytes()):
+        if problem := misfit(stage, plan, hardware, host):
             raise problem
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from spa_recipes.errors import RecipeError
-from spa_recipes.recipe.schema import AccelerateExecutor, AnyRecipe
+from spa_recipes.recipe.schema import AccelerateExecutor, AnyRecipe, ForkExecutor, LocalExecutor
 
 INSTALL_DEEPSPEED = "pip install 'spa-recipes[deepspeed]', or let FSDP2 do it: compute.executor.sharding: fsdp2"
 
@@ -33,7 +33,7 @@ def missing_packages(recipe: AnyRecipe) -> Iterator[RecipeError]:
             fix="pip install 'spa-recipes[qlora]', or set it to false",
         )
     executor = recipe.compute.executor
-    sharding = executor.sharding if isinstance(executor, AccelerateExecutor) else "none"
+    sharding = "none" if isinstance(executor, LocalExecutor | ForkExecutor) else executor.sharding
     if sharding in ("zero2", "zero3") and not is_installed("deepspeed"):
         yield RecipeError(
             f"{sharding} needs DeepSpeed, which is not installed here",

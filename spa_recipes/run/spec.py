@@ -5,9 +5,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from spa_recipes.estimates import Sharding, checkpoints_of, sharding_of
+from spa_recipes.estimates import Sharding, checkpoints_of, processes_of, sharding_of
 from spa_recipes.plan import KINDS, External, Plan, Stage
-from spa_recipes.run.fit import hardware_here
+from spa_recipes.run.fit import hardware_of_work
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.stages.context import StageSpec
 
@@ -17,7 +17,7 @@ def stage_spec(plan: Plan, run: RunDir, stage: Stage, attempt: int, disk_needed:
     settings, storage = json_settings(stage), plan.recipe.storage.model_dump(mode="json")
     sharding: Sharding | None = "none"
     if "train" in KINDS[stage.kind].work:
-        sharding = sharding_of(stage, plan.recipe, hardware_here())
+        sharding = sharding_of(stage, plan.recipe, hardware_of_work(plan.recipe))
         chosen = checkpoints_of(stage, plan.recipe, sharding)
         settings["training"]["save_steps"], storage["checkpoints_while_training"] = chosen.every, chosen.kept
     return StageSpec(
@@ -34,6 +34,7 @@ def stage_spec(plan: Plan, run: RunDir, stage: Stage, attempt: int, disk_needed:
         runtime={
             "run": run.name,
             "disk_needed": disk_needed,
+            "training_processes": processes_of(plan.recipe),
             "sharding": sharding or "none",  # accelerate's own configuration says it
             "compute": plan.recipe.compute.model_dump(mode="json"),
             "storage": storage,

@@ -123,15 +123,12 @@ def _check_processes(context: Context) -> None:
     Raises:
         StageError: names both numbers.
     """
-    executor = context.spec.runtime["compute"]["executor"]
-    if executor["type"] != "accelerate" or "train" not in KINDS[context.spec.kind].work:
-        return
-    if context.world_size != executor["num_processes"]:
+    asked = context.spec.runtime["training_processes"]
+    if "train" in KINDS[context.spec.kind].work and context.world_size != asked:
         raise StageError(
-            f"the launcher started {context.world_size} processes that train together, and the recipe asks for "
-            f"{executor['num_processes']}",
-            where="compute.executor.num_processes",
-            fix="look at the settings of accelerate in compute.executor.config_file",
+            f"the launcher started {context.world_size} processes that train together, and the recipe asks for {asked}",
+            where="compute.executor",
+            fix="look at the settings of accelerate in compute.executor.config_file, if it has one",
         )
 
 

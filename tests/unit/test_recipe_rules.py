@@ -214,6 +214,14 @@ WHOLE = {
     "judge:\n  type: reward_model":
         "r.yaml:5: judge.type: a reward model is not trained in 4 bits; give a finished one by "
         "judge.model_name_or_path, or set model.lora.load_in_4bit to false",
+    "name: x\nmodel: {model_name_or_path: m, lora: {load_in_4bit: true}}\ndata: {pairs: {type: sandbox}}\n"
+    "compute: {executor: {type: slurm, nodes: 2, gpus_per_node: 8, sharding: zero3}}":
+        "r.yaml:2: model.lora.load_in_4bit: zero3 cannot share out weights in 4 bits; set sharding to none: weights in "
+        "4 bits are small",
+    "name: x\nmodel: {model_name_or_path: m}\ndata: {pairs: {type: sandbox}}\n"
+    "compute: {executor: {type: accelerate, num_processes: 1, sharding: fsdp2}}":
+        "r.yaml:4: compute.executor.sharding: fsdp2 shares a training out over processes, and there is one; remove "
+        "sharding, or set num_processes to the number of GPUs",
     "name: x\nmodel:\n  dtype: float32\n  save_rounding: nearest\n  model_name_or_path: m\n"
     "data: {pairs: {type: sandbox}}":
         "r.yaml:4: model.save_rounding: nearest has no effect with dtype float32, in which trained weights are saved "

@@ -7,11 +7,14 @@ from typing import Any, Literal, cast
 import pytest
 import torch
 
+from spa_recipes import api
 from spa_recipes.errors import RecipeError, StageError
-from spa_recipes.estimates import Hardware, sharding_of, training_memory
+from spa_recipes.estimates import Hardware, sharding_of, stated_hardware, training_memory
+from spa_recipes.plan import KINDS
 from spa_recipes.recipe.load import load_recipe
-from spa_recipes.recipe.schema import Model
+from spa_recipes.recipe.schema import Model, Recipe
 from spa_recipes.run import worker
+from spa_recipes.run.fit import misfit
 from spa_recipes.stages.context import Context
 from spa_recipes.training import checkpoints
 from spa_recipes.training.common import trainer_arguments
@@ -38,6 +41,34 @@ def test_auto_shares_out_what_does_not_fit_as_a_whole() -> None:
     assert sharding_of(stage, plan.recipe, None) == "none"  # a CPU
 
 
+@pytest.mark.parametrize("kind", ["slurm", "ray"])
+def test_nodes_of_a_cluster_share_out_as_the_gpus_of_one_machine_do(kind: str) -> None:
+    def chosen(memory: int | None, **executor: Any) -> str | None:
+        plan = plan_of(compute={"executor": {"type": kind, "nodes": 1, "gpus_per_node": 2, **executor}}, **SMALL)
+        hardware = None if memory is None else Hardware(2, memory)
+        return sharding_of(plan.stage("refine-1"), plan.recipe, hardware)
+
+    plan = plan_with()
+    whole = training_memory(plan.stage("refine-1"), plan.recipe, sharding="none", processes=2)
+    assert whole is not None
+    assert chosen(whole.total) == "none"
+    assert chosen(whole.total - 1) == "fsdp2"
+    assert chosen(None) == "fsdp2"  # GPUs whose memory is not known
+    assert chosen(None, nodes=2, gpus_per_node=0) == "none"
+    assert chosen(whole.total, sharding="zero2") == "zero2"
+
+
+def test_the_shipped_recipe_for_slurm_shares_out_and_fits(tmp_path: Path) -> None:
+    plan = api.prepare(Path("ultrafeedback_3p3_slurm"), run_dir=tmp_path / "run").plan
+    recipe = plan.recipe
+    hardware = stated_hardware(cast("Recipe", recipe).hardware)
+    assert hardware is not None
+    for stage in plan.stages:
+        if "train" in KINDS[stage.kind].work:
+            assert sharding_of(stage, recipe, hardware) == "fsdp2"
+            assert misfit(stage, plan, hardware, None) is None
+
+
 def test_the_recipe_may_say_it(tmp_path: Path) -> None:
     plan = plan_with(sharding="zero3")
     assert sharding_of(plan.stage("sft"), plan.recipe, Hardware(2, 1)) == "zero3"
@@ -56,6 +87,10 @@ def test_sharding_changes_no_key() -> None:
         (
             {"compute": {"executor": {"type": "accelerate", "num_processes": 1, "sharding": "fsdp2"}}},
             "fsdp2 shares a training out over processes, and there is one",
+        ),
+        (
+            {"compute": {"executor": {"type": "slurm", "nodes": 1, "gpus_per_node": 1, "sharding": "fsdp2"}}},
+            "set gpus_per_node to the number of GPUs",
         ),
         (
             {
@@ -91,13 +126,13 @@ def test_processes_wait_while_the_first_one_hashes_and_writes() -> None:
 
 def test_a_training_that_was_left_alone_refuses(tmp_path: Path) -> None:
     spec = spec_of(tmp_path, "sft", {}, {})
-    spec.runtime["compute"] |= {"executor": {"type": "accelerate", "num_processes": 2}}
+    spec.runtime["training_processes"] = 2
     try:
         with pytest.raises(StageError, match="started 1 processes that train together, and the recipe asks for 2"):
             worker._check_processes(Context(spec))
         worker._check_processes(Context(spec, rank=1, world_size=2))
     finally:
-        del spec.runtime["compute"]["executor"]
+        del spec.runtime["training_processes"]
 
 
 @pytest.mark.parametrize(
