@@ -79,7 +79,7 @@ def batches_split_over_processes(recipe: schema.Recipe) -> Conflicts:
 
 def four_bits_stay_whole(recipe: schema.Recipe) -> Conflicts:
     executor, lora = recipe.compute.executor, recipe.model.lora
-    if executor.type in ("local", "fork") or lora is None or not lora.load_in_4bit:
+    if executor.type == "local" or executor.type == "fork" or lora is None or not lora.load_in_4bit:
         return
     if executor.sharding == "zero3":
         yield Conflict(
