@@ -417,7 +417,7 @@ def init(
     model: Annotated[str | None, typer.Option(help="The model to align: folder or Hub id.")] = None,
     pairs: Annotated[str | None, typer.Option(metavar="FILE", help="Your labelled pairs.")] = None,
 ) -> None:
-    """Write a recipe: one that fits a model and pairs, or a commented starter.
+    """Write a recipe that fits your model and data, or a starter.
 
     With --model and --pairs it counts rows and tokens, looks at the model and at this machine, and writes lengths,
     split, batch sizes and learning rates that fit, each with its reason.

@@ -17,7 +17,7 @@ def submit(
     trust: Trust = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script, and submit nothing.")] = False,
 ) -> None:
-    """Submit a recipe as a Slurm job, or submit a run again that stopped.
+    """Submit a recipe, or a run that stopped, as a Slurm job.
 
     The recipe says which nodes in `compute.executor`. The run goes on inside of the job as with `spa run`.
     """

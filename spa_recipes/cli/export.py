@@ -19,9 +19,10 @@ def export(
     ] = None,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """Write a model with its tokenizer and chat template as one file for other programs.
+    """Write a model as one file for llama.cpp and Ollama.
 
-    Architectures of Llama, Mistral, Qwen2 and Qwen3; the weights keep their precision.
+    The file holds tokenizer and chat template, too. Architectures of Llama, Mistral, Qwen2 and Qwen3; the weights keep
+    their precision.
     """
     from spa_recipes.api import find_model
     from spa_recipes.cli.terminal import say, yellow

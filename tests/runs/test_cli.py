@@ -11,6 +11,9 @@ from tests.kit.recipes import mini, write_recipe
 JUDGE = ["judge", "--policy", "a", "--reference", "b", "--pairs", "c.jsonl"]
 
 
+ANSWERS = {"chosen": "b", "rejected": "c"}
+
+
 def one_line(text: str) -> str:
     lines = text.strip().splitlines()
     assert len(lines) == 1, text
@@ -89,7 +92,8 @@ def test_validate_names_every_problem(spa: Spa, tmp_path: Path) -> None:
 
 
 def test_bad_data_is_found_before_any_model_is_loaded(spa: Spa, tmp_path: Path) -> None:
-    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "b"}\n')
+    rows = [{"prompt": "a", "chosen": "b", "rejected": "b"}, *({"prompt": f"a{i}", **ANSWERS} for i in range(200))]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = mini(data={"pairs": {"type": "dataset", "source": "pairs.jsonl"}}, evaluation={"reward": "none"})
     recipe["data"]["pairs"] = {"type": "dataset", "source": "pairs.jsonl"}
     write_recipe(tmp_path / "r.yaml", recipe)
@@ -115,7 +119,12 @@ def test_init_writes_a_recipe_that_validates_once_its_data_are_there(spa: Spa, t
     missing = spa("validate", "mine.yaml")
     assert missing.returncode == 3
     assert "data.pairs.source: pairs.jsonl: no such file or folder" in one_line(missing.stderr)
-    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(json.dumps({"prompt": "a", **ANSWERS}) + "\n")
+    few = spa("validate", "mine.yaml")
+    assert few.returncode == 3
+    assert "but data.pairs has 1; lower data.seed_labels" in one_line(few.stderr)
+    pairs.write_text("".join(json.dumps({"prompt": f"a{i}", **ANSWERS}) + "\n" for i in range(10_000)))
     assert spa("validate", "mine.yaml").returncode == 0
 
 
