@@ -13,6 +13,7 @@ from spa_recipes.estimates import Memory, needs, steps_of
 from spa_recipes.plan import KINDS, MODEL, Plan, Stage
 from spa_recipes.recipe.schema import Recipe
 from spa_recipes.run import usage
+from spa_recipes.run.fit import hardware_for
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.state.stagedir import Manifest
 
@@ -81,14 +82,14 @@ def outcome(full: Plan, plan: Plan, run: RunDir) -> list[Rehearsed]:
         full: the plan of the recipe itself.
         plan, run: the rehearsal's.
     """
-    found = []
+    found, hardware = [], hardware_for(full.recipe)
     for stage in plan.stages:
         folder = run.stage_dir(stage, plan)
         manifest = folder.manifest()
         if manifest is None or manifest.key != stage.key:
             continue
         whole = full.stage(stage.id)
-        scale, need = _scale(stage, whole, manifest), needs(whole, full)
+        scale, need = _scale(stage, whole, manifest), needs(whole, full, hardware)
         used = usage.read(folder.path / "attempts" / str(manifest.attempt))
         made = sum(record.size for record in manifest.files.values())
         grows = MODEL not in KINDS[stage.kind].writes

@@ -77,7 +77,7 @@ def test_a_shipped_template_is_found_from_any_folder(tmp_path: Path) -> None:
 
 
 def test_the_shell_completes_names() -> None:
-    sizes = ["ultrafeedback_3p3", *(f"ultrafeedback_3p3_{size}" for size in ("1gpu", "24gb", "slurm"))]
+    sizes = ["ultrafeedback_3p3", *(f"ultrafeedback_3p3_{size}" for size in ("1gpu", "24gb", "8gpu", "slurm"))]
     assert complete_recipe("ultrafeedback_3") == sizes
     assert complete_recipe("") == shipped_names()
 
