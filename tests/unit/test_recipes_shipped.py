@@ -222,13 +222,14 @@ HARDWARE = {
     "ultrafeedback_3p3_24gb": (1, 24),
     "ultrafeedback_3p3_1gpu": (1, 80),
     **dict.fromkeys(("ultrafeedback_3p3_8gpu", "llama3_8b_3p3"), (8, 80)),
+    "ultrafeedback_3p3_slurm": (16, 80),
 }
 """GPUs and GB that recipes are written for; all others for four with 80 GB."""
 HOST_OF_A_GPU = 64 * 10**9
 """Memory of a machine for each of its GPUs, as clouds give it and more."""
 
 
-@pytest.mark.parametrize("path", [p for p in SHIPPED if "slurm" not in p.stem], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_fits_the_hardware_that_it_states(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
@@ -242,7 +243,7 @@ def test_fits_the_hardware_that_it_states(path: Path, tmp_path: Path, monkeypatc
     backend = recipe.sampling.backend
     if backend.type == "vllm":
         assert stated is not None
-        assert backend.data_parallel_size * backend.tensor_parallel_size == stated.gpus
+        assert backend.data_parallel_size in ("auto", stated.gpus // backend.tensor_parallel_size)
     plan = compile_plan(recipe, DigestMemo(tmp_path / "memo.json"))
     for stage in plan.stages:
         assert misfit(stage, plan, stated, host) is None, stage.id
