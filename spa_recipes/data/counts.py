@@ -137,7 +137,7 @@ def repeats(pairs: Rows) -> Repeats:
 
     rows, forward, backward, *texts_of_sides = (np.empty(len(pairs), np.int64) for _ in range(5))
     start = 0
-    for batch in pairs.batches():
+    for batch in pairs.batches(["prompt_id", "chosen", "rejected", "row"]):
         end = start + len(batch)
         rows[start:end] = batch["row"].to_numpy()
         chosen, rejected = (batch[name].flatten().field("content").to_pylist() for name in ("chosen", "rejected"))
@@ -200,8 +200,19 @@ class NearEqual:
 
 
 def _words_of(prompt: Iterable[Mapping[str, Any]]) -> bytes:
-    text = "\n".join(" ".join(_WORD.findall(message["content"].casefold())) for message in prompt)
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest()
+    text = b"\n".join([_words_in(message["content"]) for message in prompt])
+    return hashlib.blake2b(text, digest_size=12).digest()
+
+
+def _words_in(text: str) -> bytes:
+    """The words of a text in small letters with a space between two of them."""
+    if text.isascii():  # has a table for its characters, which is several times as fast
+        return b" ".join(text.lower().encode().translate(_ASCII_WORDS).split())
+    return " ".join(_WORD.findall(text.casefold())).encode("utf-8", "surrogatepass")
+
+
+_ASCII_WORDS = bytes(code if code > 127 or _WORD.match(chr(code)) else ord(" ") for code in range(256))
+"""The characters of words, and a space in the place of each other one."""
 
 
 def _rows(found: Sequence[Any]) -> str:

@@ -29,6 +29,9 @@ class Readable:
     Args:
         files: of the model.
         renderer: makes the renderer of the model's tokenizer.
+
+    Attributes:
+        looked_for: the words that look like a token; None where each row is tried.
     """
 
     def __init__(self, files: ModelFiles, renderer: Callable[[], Renderer]) -> None:
@@ -38,15 +41,16 @@ class Readable:
         vocabulary = files.vocabulary()
         rows = embeddings_of(files.read("config.json"))
         # Tokens without an embedding may be in any text, and a tokenizer that is not known in any way, too.
-        self._alike = bool(vocabulary) and (rows is None or max(vocabulary.values()) < rows)
+        alike = bool(vocabulary) and (rows is None or max(vocabulary.values()) < rows)
         words = [word for word in files.added_tokens() if word.strip()]
+        self.looked_for = words if alike else None
         self._marks = frozenset(word[0] for word in words)
         self._word = re.compile("|".join(map(re.escape, words)) or r"(?!)")
 
     def __call__(self, messages: Sequence[Message], answers: Sequence[str] = ()) -> None:
         """Raise DataError where no tokens can be made of a prompt, or of a conversation, with answers to it."""
         shape = (tuple((message["role"], bool(message["content"])) for message in messages), bool(answers))
-        alike = self._alike and all(len(message) == 2 for message in messages)
+        alike = self.looked_for is not None and all(len(message) == 2 for message in messages)
         if alike and shape in self._tried and not self._hold_tokens(messages, answers):
             return
         if self._renderer is None:

@@ -19,6 +19,8 @@ THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 """What datasets and templates call the thoughts before an answer, where these stand beside its text."""
 _NAMING = ("role", "content", "tool_calls", *THOUGHTS, "tools")
 _TEXT = json.encoder.encode_basestring_ascii
+_DECODER = json.JSONDecoder()
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
 
 class Message(TypedDict):
@@ -96,7 +98,7 @@ class Line(NamedTuple):
 
 def prompt_id(messages: Iterable[Message]) -> str:
     """Name a prompt by its content: the first 16 hex digits of the SHA-256 of its canonical JSON."""
-    text = f"[{','.join(_canonical(message) for message in messages)}]"
+    text = f"[{','.join([_canonical(message) for message in messages])}]"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -186,10 +188,21 @@ def lines_of(file: Iterable[bytes], path: Path) -> Iterator[Line]:
     for number, raw in enumerate(file, start=1):
         if number == 1:
             refuse_wide(raw, path)
-        line = _parse_line(raw, number, offset, path)
+        value = _whole_object(raw)
+        line = Line(number, value, None) if value is not None else _parse_line(raw, number, offset, path)
         offset += len(raw)
         if line is not None:
             yield line
+
+
+def _whole_object(raw: bytes) -> dict[str, Any] | None:
+    """The object of a line that holds nothing else, as nearly every line; None for one to look at more closely."""
+    try:
+        text = raw.decode("utf-8")
+        value, end = _DECODER.raw_decode(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if type(value) is dict and text[end:] in ("\n", "") else None
 
 
 def _parse_line(raw: bytes, number: int, offset: int, path: Path) -> Line | None:
@@ -230,7 +243,7 @@ def refuse_wide(head: bytes, path: Path) -> None:
 
 def _encode(row: Mapping[str, Any], where: str) -> bytes:
     try:
-        return json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n"
+        return _ENCODER.encode(row).encode("utf-8") + b"\n"
     except UnicodeEncodeError as error:
         raise DataError("text holds half a surrogate pair, which UTF-8 cannot write", where=where) from error
     except ValueError as error:

@@ -23,17 +23,16 @@ from spa_recipes.data.forms.pairs import PAIR_FORMS
 from spa_recipes.data.forms.prompts import PROMPT_FORMS, prompt_row
 from spa_recipes.data.forms.reading import Reading, recognise
 from spa_recipes.data.raw import local_file, read_raw
-from spa_recipes.data.rows import CandidatesRow, ConversationRow, Message, PairRow, PromptRow
+from spa_recipes.data.rows import CandidatesRow, ConversationRow, PairRow, PromptRow
 from spa_recipes.errors import DataError
 from spa_recipes.recipe.schema import Columns, DatasetSource, SandboxSource
 from spa_recipes.units import count_of
 
 if TYPE_CHECKING:
     from spa_recipes.data.arrow import Rows
+    from spa_recipes.data.readable import Readable
 
 Row = TypeVar("Row", PairRow, PromptRow, ConversationRow, CandidatesRow)
-Check = Callable[[Sequence[Message], Sequence[str]], None]
-"""Raises DataError for a prompt, or a conversation, and answers to it of which a model can make no tokens."""
 Finish = Callable[[Any, Raw, int], Mapping[str, Any]]
 AnySource = DatasetSource | SandboxSource
 # The form of a dataset is the one that most of its first rows have.
@@ -105,7 +104,7 @@ class Loaded(NamedTuple, Generic[Row]):
         return f"{self.form} ({', '.join(self.columns)}){ignored}{remarks}"
 
 
-def read_pairs(source: AnySource, scratch: Path | None = None, check: Check | None = None) -> Loaded[PairRow]:
+def read_pairs(source: AnySource, scratch: Path | None = None, check: Readable | None = None) -> Loaded[PairRow]:
     """Read labelled pairs.
 
     Args:
@@ -120,7 +119,7 @@ def read_pairs(source: AnySource, scratch: Path | None = None, check: Check | No
     return _read(source, PAIRS, scratch, check)
 
 
-def read_prompts(source: AnySource, scratch: Path | None = None, check: Check | None = None) -> Loaded[PromptRow]:
+def read_prompts(source: AnySource, scratch: Path | None = None, check: Readable | None = None) -> Loaded[PromptRow]:
     """Read prompts without responses; the prompt of a conversation is all that comes before its last answer.
 
     Args:
@@ -133,7 +132,7 @@ def read_prompts(source: AnySource, scratch: Path | None = None, check: Check | 
 
 
 def read_conversations(
-    source: AnySource, scratch: Path | None = None, check: Check | None = None
+    source: AnySource, scratch: Path | None = None, check: Readable | None = None
 ) -> Loaded[ConversationRow]:
     """Read demonstrations for supervised fine-tuning.
 
@@ -149,7 +148,7 @@ def read_conversations(
 
 
 def read_candidates(
-    source: AnySource | str | Path, scratch: Path | None = None, check: Check | None = None
+    source: AnySource | str | Path, scratch: Path | None = None, check: Readable | None = None
 ) -> Loaded[CandidatesRow]:
     """Read responses to judge: labelled pairs in any form, or answers without labels.
 
@@ -215,7 +214,7 @@ def _opened(source: AnySource, use: Use, *, to_its_end: bool = True) -> _Opened:
     return _Opened(name, skip, chain(first, raws), reading)
 
 
-def _read(source: AnySource, use: Use, scratch: Path | None, check: Check | None = None) -> Loaded[Any]:
+def _read(source: AnySource, use: Use, scratch: Path | None, check: Readable | None = None) -> Loaded[Any]:
     """Read a source: find the form of its rows, translate each, and collect what is malformed."""
     opened = _opened(source, use)
     skipped: list[tuple[int, str]] = []
@@ -227,8 +226,8 @@ def _read(source: AnySource, use: Use, scratch: Path | None, check: Check | None
     if check is not None:
         finish = _checked(finish, check)
     try:
-        usable = islice(_usable(opened, finish, skipped), getattr(source, "max_rows", None))
-        stored = _stored(usable, schema, scratch)
+        looked_for = check.looked_for if check is not None else ()
+        stored = _stored(opened, finish, skipped, schema, scratch, looked_for, getattr(source, "max_rows", None))
     except DataError:
         deque(opened.raws, maxlen=0)  # an error of the source as a whole is reported before one of a row
         raise
@@ -246,7 +245,7 @@ def _read(source: AnySource, use: Use, scratch: Path | None, check: Check | None
     return Loaded(stored, reading.form.name, list(reading.used), ignored, remarks, skipped)
 
 
-def _checked(finish: Finish, check: Check) -> Finish:
+def _checked(finish: Finish, check: Readable) -> Finish:
     """Make a row, and look whether a model can read it."""
 
     def checked(found: Any, raw: Raw, row: int) -> Mapping[str, Any]:
@@ -270,39 +269,62 @@ def _answers_of(row: Mapping[str, Any]) -> list[str]:
     return row["responses"] if "responses" in row else [row["answer"]] if "answer" in row else []
 
 
-def _stored(rows: Iterator[Mapping[str, Any]], schema: str, scratch: Path | None) -> Rows:
+def _stored(
+    opened: _Opened,
+    finish: Finish,
+    skipped: list[tuple[int, str]],
+    schema: str,
+    scratch: Path | None,
+    looked_for: Sequence[str] | None,
+    most: int | None,
+) -> Rows:
+    """The canonical rows of a source; rows that give nothing are added to `skipped`, or the first of them is raised.
+
+    Args:
+        looked_for: the words in a text that the check of a row looks for; None where it looks at each row.
+        most: after so many rows the source is not read on.
+    """
     from spa_recipes.data import arrow
+    from spa_recipes.data.alike import Alike
 
-    return arrow.Rows(getattr(arrow, schema), scratch).extend(rows)
+    columns = getattr(arrow, schema)
+    rows = arrow.Rows(columns, scratch)
+    make = _one(opened, finish, skipped)
+    if opened.reading is not None and looked_for is not None and most is None:
+        return rows.extend_batches(Alike(opened.reading, finish, make, columns, looked_for).batches(opened.raws))
+    return rows.extend(islice((row for raw in opened.raws if (row := make(raw)) is not None), most))
 
 
-def _usable(
-    opened: _Opened, finish: Callable[[Any, Raw, int], Mapping[str, Any]], skipped: list[tuple[int, str]]
-) -> Iterator[Mapping[str, Any]]:
-    """The canonical rows of a source; the others are added to `skipped`, or the first of them is raised."""
+def _one(
+    opened: _Opened, finish: Finish, skipped: list[tuple[int, str]]
+) -> Callable[[RawRow], Mapping[str, Any] | None]:
+    """What makes the canonical row of one row; None for one that is added to `skipped`, unless its error is raised."""
     reasons: dict[str, str] = {}  # one copy of each
-    for raw in opened.raws:
+
+    def made(raw: RawRow) -> Mapping[str, Any] | None:
         try:
             if raw.error is not None:
                 raise raw.error
             assert raw.value is not None
             assert opened.reading is not None
             found, view = opened.reading.parse(opened.reading.cells.decode(raw.value))
-            row = finish(found, view, raw.row)
+            return finish(found, view, raw.row)
         except NoPairError as error:
-            skipped.append((raw.row, reasons.setdefault(str(error), str(error))))
+            why = str(error)
         except BadRowError as error:
             fault = DataError(str(error), where=raw.where, fix="correct the row, or set on_bad_row: skip")
             if not opened.skip:
                 raise fault from error
-            skipped.append((raw.row, reasons.setdefault(fault.what, fault.what)))
+            why = fault.what
         except DataError as error:
             # Only a malformed row can be skipped, not a fault of the whole source.
             if not opened.skip or raw.error is None:
                 raise
-            skipped.append((raw.row, reasons.setdefault(error.what, error.what)))
-        else:
-            yield row
+            why = error.what
+        skipped.append((raw.row, reasons.setdefault(why, why)))
+        return None
+
+    return made
 
 
 def _first(raws: Iterator[RawRow]) -> list[RawRow]:

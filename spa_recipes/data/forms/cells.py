@@ -61,6 +61,11 @@ class Cells:
         """What was decoded, for the line that says the form."""
         return [f"`{found.name}`: {found.words}" for found in self._decoded if found.words]
 
+    @property
+    def decodes(self) -> bool:
+        """Whether `decode` changes anything."""
+        return bool(self._decoded)
+
     def decode(self, row: dict[str, Any]) -> dict[str, Any]:
         """The row with its cells decoded, in place.
 

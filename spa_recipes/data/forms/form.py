@@ -33,6 +33,8 @@ ANSWER_SCORES = ("overall_score", "score", "rating")
 
 TRANSCRIPT_TURNS = ("\n\nHuman:", "\n\nAssistant:")
 """How the transcripts of HH-RLHF mark their turns."""
+TRANSCRIPT_STARTS = (TRANSCRIPT_TURNS[0], "Human: ")
+"""How they begin."""
 
 
 class BadRowError(Exception):
@@ -123,7 +125,7 @@ def kind_of_mapping(value: Mapping[str, Any]) -> Kind:
 
 def is_transcript(text: str) -> bool:
     """Whether a text is a whole conversation as HH-RLHF writes it."""
-    return text.startswith(("\n\nHuman:", "Human: ")) and (text[0] == "\n" or TRANSCRIPT_TURNS[1] in text)
+    return text.startswith(TRANSCRIPT_STARTS) and (text[0] == "\n" or TRANSCRIPT_TURNS[1] in text)
 
 
 def is_number(value: Any) -> bool:

@@ -37,8 +37,7 @@ _REFUSED_KEYS = {
 }
 """Keys of a message that are not read, and why, or what to do."""
 _TURN = re.compile(r"\n\n(Human|Assistant):")
-# Marks of the two sides of a transcript: a text that has both is a conversation and not one answer.
-_TRANSCRIPTS = (
+TRANSCRIPTS = (
     TRANSCRIPT_TURNS,
     ("### Instruction", "### Response"),
     ("### Human:", "### Assistant:"),
@@ -48,6 +47,9 @@ _TRANSCRIPTS = (
     ("<|user|>", "<|assistant|>"),
     ("<extra_id_1>User", "<extra_id_1>Assistant"),
 )
+"""Marks of the two sides of a transcript: a text that has both is a conversation and not one answer."""
+SERIALISED_STARTS = ("[", "{")
+"""How messages begin that were written into a text."""
 _PYTHON = re.compile(r"\[?\s*\{\s*'(role|content|from|value)'\s*:")
 
 
@@ -183,7 +185,7 @@ def check_prompt(messages: Sequence[Message]) -> None:
 def check_answer(text: Any, name: str) -> None:
     """An answer is a text that is neither a conversation nor messages written as text."""
     check_text(text, name)
-    for one, other in _TRANSCRIPTS:
+    for one, other in TRANSCRIPTS:
         if one in text and other in text and _begins_lines(text, one.strip(), other.strip()):
             raise BadRowError(f"{name} is a transcript ({one.strip()} ... {other.strip()}), not one answer")
     check_not_serialised(text, name)
@@ -196,7 +198,7 @@ def _begins_lines(text: str, *marks: str) -> bool:
 
 def check_not_serialised(text: str, name: str) -> None:
     """Refuse messages that were written into a text column as JSON or as Python prints them."""
-    if text[:1] not in ("[", "{"):
+    if not text.startswith(SERIALISED_STARTS):
         return
     if _PYTHON.match(text):
         raise BadRowError(f"{name} holds messages as Python prints them, which cannot be read back safely")

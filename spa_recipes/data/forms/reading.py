@@ -92,6 +92,12 @@ class Reading:
                 self.used[name] = None
         return view, [name for name in layout.left if not is_empty(row[name])] if layout.left else []
 
+    def looked_at(self, names: tuple[str, ...]) -> tuple[list[tuple[str, str]], list[str]]:
+        """Of rows with these columns: the use and the name of each that is read, and those that are to be empty."""
+        layout = self._layouts.get(names) or self._layout(names)
+        used = [(slot, name) for slot, name in (*self.needs.items(), *layout.may) if name in names]
+        return used, [name for name in names if name in layout.left or name in self._without]
+
     def parse(self, row: Raw) -> tuple[Any, dict[str, Any]]:
         """What the form finds in a row, with its system message, and the row's values by their use.
 
