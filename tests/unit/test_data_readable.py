@@ -13,7 +13,7 @@ from spa_recipes.data.chat import Renderer, load_tokenizer
 from spa_recipes.data.model_files import ModelFiles
 from spa_recipes.data.readable import Readable
 from spa_recipes.data.rows import Message
-from spa_recipes.data.sources import Check, read_candidates, read_conversations, read_pairs, read_prompts
+from spa_recipes.data.sources import read_candidates, read_conversations, read_pairs, read_prompts
 from spa_recipes.errors import DataError
 from tests.kit.chat_templates import FAMILIES, tokenizer_of
 from tests.kit.data import source
@@ -36,7 +36,7 @@ class Loads:
         self.folder, self.made = folder, 0
 
     @property
-    def check(self) -> Check:
+    def check(self) -> Readable:
         return Readable(ModelFiles(str(self.folder), None), self._renderer)
 
     def _renderer(self) -> Renderer:
