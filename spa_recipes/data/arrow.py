@@ -96,12 +96,12 @@ class Rows:
         at_once = max(ROWS_PER_BATCH, _BYTES_AT_ONCE * len(self) // (self._bytes or 1))
         for start in range(0, len(rows), at_once):
             order = np.argsort(rows[start : start + at_once], kind="stable")
-            table = pa.Table.from_batches(self.chosen(np.asarray(rows[start : start + at_once])[order], names))
+            table = pa.Table.from_batches(self._chosen(np.asarray(rows[start : start + at_once])[order], names))
             table, places = table.combine_chunks(), np.argsort(order)
             for piece in range(0, len(places), ROWS_PER_BATCH):
                 yield from rows_of(table.take(pa.array(places[piece : piece + ROWS_PER_BATCH])))
 
-    def chosen(self, rows: NDArray[np.int64], names: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    def _chosen(self, rows: NDArray[np.int64], names: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Go through chosen rows, which are in ascending order, by the batches that have some."""
         reader = self._reader(names)
         places = np.searchsorted(rows, self._starts)

@@ -159,8 +159,8 @@ def _frequent(pairs: Rows, rows: Any, chosen: Any, rejected: Any) -> list[Freque
     """The most frequent answers, by the hashes of all chosen and all rejected ones."""
     import numpy as np
 
-    hashes, numbers = np.unique(np.concatenate([chosen, rejected]), return_counts=True)
-    most = np.argsort(-numbers, kind="stable")[:_EXAMPLES]
+    hashes, firsts, numbers = np.unique(np.concatenate([chosen, rejected]), return_index=True, return_counts=True)
+    most = np.lexsort((firsts, -numbers))[:_EXAMPLES]  # hashes have another order in every process
     found = []
     for answer in hashes[most][numbers[most] >= max(_FEWEST, len(rows) / 1000)]:
         sides = {"chosen": np.flatnonzero(chosen == answer), "rejected": np.flatnonzero(rejected == answer)}

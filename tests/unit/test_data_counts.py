@@ -1,5 +1,6 @@
 """What is counted of a dataset: rows that give nothing and why, repetition, contradiction, near-equal prompts."""
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +95,9 @@ def test_prompts_that_differ_in_case_and_punctuation_across_parts() -> None:
     assert list(near.through("held out", [row(3, " WHAT  is it ?!"), row(4, "What is that?")])) != []
     assert near.count == 1
     assert near.lines == ["1 prompt is nearly one of another part (row 1 in seed and 3 in held out)"]
+
+
+def test_words_of_ascii_texts_are_those_of_the_expression_for_all_texts() -> None:
+    draw = random.Random(0)
+    for text in ("".join(map(chr, draw.choices(range(128), k=40))) for _ in range(200)):
+        assert counts._words_in(text) == " ".join(counts._WORD.findall(text.casefold())).encode()
