@@ -131,7 +131,7 @@ def _renderer(model: str) -> Renderer:
     )
 
 
-def _read(given: DatasetSource, use: str | None, check: sources.Check | None) -> tuple[str, Loaded[Any]]:
+def _read(given: DatasetSource, use: str | None, check: Readable | None) -> tuple[str, Loaded[Any]]:
     """The dataset for the use that is asked for, or for the first one that its form is good for."""
     readers: dict[str, Callable[..., Loaded[Any]]] = {
         "pairs": sources.read_pairs,
