@@ -89,7 +89,9 @@ class Rows:
 
     def column(self, name: str) -> pa.ChunkedArray:
         """One column of all rows."""
-        return pa.chunked_array([batch.column(0) for batch in self.batches([name])], self.schema.field(name).type)
+        # A batch is one block of memory: without the copy, a column would hold all the others.
+        copies = [batch.column(0).take(pa.array(range(len(batch)))) for batch in self.batches([name])]
+        return pa.chunked_array(copies, self.schema.field(name).type)
 
     def take(self, rows: Sequence[int], names: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
         """Go through chosen rows in their given order, with all columns or some."""

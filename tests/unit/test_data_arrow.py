@@ -2,7 +2,9 @@
 
 import random
 
-from spa_recipes.data.arrow import PAIRS, PROMPTS, rows_of, table_of, take
+import pyarrow as pa
+
+from spa_recipes.data.arrow import PAIRS, PROMPTS, Rows, rows_of, table_of, take
 from spa_recipes.data.rows import PairRow
 
 
@@ -28,3 +30,12 @@ def test_take_gives_rows_of_all_chunks_in_the_order_asked_for() -> None:
     assert len(table.to_batches()) > 1
     for wanted in (random.Random(1).sample(range(2500), 700), [2499, 0, 2499, 1000], []):
         assert list(rows_of(take(table, wanted))) == [rows[index] for index in wanted]
+
+
+def test_a_column_of_many_rows_holds_no_other_column() -> None:
+    long = {"chosen": [{"role": "assistant", "content": "a long answer " * 100}]}
+    rows = Rows(PAIRS).extend(pair(number) | long for number in range(3000))
+    before = pa.total_allocated_bytes()
+    column = rows.column("row")
+    assert column.to_pylist() == list(range(3000))
+    assert pa.total_allocated_bytes() - before < 1_000_000  # the answers take four megabytes
