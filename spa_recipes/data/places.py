@@ -128,5 +128,5 @@ def _parquet_rows(path: Path) -> int:
     try:
         count: int = pq.read_metadata(path).num_rows
     except Exception as error:  # pyarrow raises its own kinds and OSError
-        raise DataError("not a Parquet file, or damaged or cut off", where=str(path)) from error
+        raise DataError("not a Parquet file, or damaged or cut off", where=str(path), fix="write it again") from error
     return count

@@ -60,10 +60,10 @@ class Worker:
         *,
         without: Container[str] = (),
     ) -> None:
-        given = process_environment({**LOG_ENCODING, **(environment or {})})
+        given, arguments = process_environment({**LOG_ENCODING, **(environment or {})}), list(command)
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                list(command),
+                arguments,
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -63,9 +63,10 @@ class Node:
     def start(self, environment: dict[str, str]) -> None:
         """Start the command."""
         try:
+            command = self._command
             with Path(self._log).open("ab") as output:
                 self._process = subprocess.Popen(
-                    self._command,
+                    command,
                     stdin=subprocess.PIPE,
                     stdout=output,
                     stderr=subprocess.STDOUT,

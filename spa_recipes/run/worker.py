@@ -123,8 +123,9 @@ def _check_processes(context: Context) -> None:
     Raises:
         StageError: names both numbers.
     """
-    asked = context.spec.runtime["training_processes"]
-    if "train" in KINDS[context.spec.kind].work and context.world_size != asked:
+    if "train" not in KINDS[context.spec.kind].work:
+        return
+    if context.world_size != (asked := context.spec.runtime["training_processes"]):
         raise StageError(
             f"the launcher started {context.world_size} processes that train together, and the recipe asks for {asked}",
             where="compute.executor",

@@ -53,7 +53,7 @@ def commit(run: RunDir, plan: Plan, stage_id: str, **fields: Any) -> StageDir:
     """Finish a stage; those that make policies leave a model of their own."""
     stage = plan.stage(stage_id)
     folder = run.stage_dir(stage, plan)
-    attempt = int(folder.new_attempt().name)
+    attempt = int(fields.get("attempt", folder.new_attempt().name))
     model = folder.draft(attempt) / MODEL
     model.mkdir(parents=True)
     if MODEL in KINDS[stage.kind].writes:

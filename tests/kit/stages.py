@@ -15,6 +15,7 @@ from spa_recipes.stages.context import Context, StageSpec
 
 RUNTIME: dict[str, Any] = {
     "run": "test",
+    "training_processes": 1,
     "sharding": "none",
     "compute": {"cpu_threads": 1, "score_tokens_per_batch": 1000, "onednn_products": True, "stall_minutes": None},
     "storage": {"keep_shards": False, "keep_checkpoints": False, "checkpoints_while_training": 2},

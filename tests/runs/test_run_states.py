@@ -261,10 +261,10 @@ def test_a_folder_that_nobody_may_write(copy: Path, whole: bool) -> None:
 
 def test_too_small_a_disk_is_told_before_a_stage(tmp_path: Path) -> None:
     write_recipe(tmp_path / "mini.yaml", mini(model={"num_parameters": 10**15}))
-    done = run_spa(tmp_path, "run", "mini.yaml")
+    done = run_spa(tmp_path, "run", "mini.yaml", "--until", "base")  # no training, which would not fit the memory
     assert done.returncode == 75
     assert re.search(r"base: .*needs up to 4000 TB on the disk and \S+ \S+ are free", one_line(done))
-    assert list(attempts(tmp_path).values()) == [1]  # the data stage
+    assert not attempts(tmp_path)
 
 
 @contextmanager

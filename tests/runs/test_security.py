@@ -40,11 +40,12 @@ def test_no_secret_is_written_or_printed(tmp_path: Path) -> None:
     write_recipe(tmp_path / "r.yaml", mini(**changes))
     said = [run_spa(tmp_path, "run", "r.yaml", "--until", "data", **variables)]
     assert said[0].returncode == 0, said[0].stderr
-    (tmp_path / "bad.jsonl").write_text("{\n")
+    good = "".join(json.dumps({"prompt": f"p{k}", "chosen": "a", "rejected": "b"}) + "\n" for k in range(1000))
+    (tmp_path / "bad.jsonl").write_text(good + "{\n")  # which the first stage finds
     broken = merged(mini(**changes, name="broken", evaluation={"reward": "none"}), {})
     broken["data"] = {**broken["data"], "pairs": {"source": "bad.jsonl"}}
     write_recipe(tmp_path / "broken.yaml", broken)
-    said.append(run_spa(tmp_path, "run", "broken.yaml", "--debug", **variables))
+    said.append(run_spa(tmp_path, "run", "broken.yaml", "--until", "data", "--debug", **variables))
     assert said[1].returncode != 0
     said += [run_spa(tmp_path, *command, **variables) for command in (["plan", "r.yaml"], ["status"], ["doctor"])]
     assert not [done.args for done in said if secret in done.stdout + done.stderr]

@@ -114,12 +114,14 @@ def test_a_model_without_forward_mode_is_told_once_and_trains_as_before(
     assert same_weights(tmp_path / "refused" / "out", tmp_path / "before" / "out")
 
 
-def test_sharded_weights_are_told(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_in_shares_have_a_whole_reference_beside_them(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[str] = []
     with monkeypatch.context() as patch:
-        patch.setattr(run, "is_sharded", lambda: True)
-        assert not refine(start, tmp_path, say=said.append).detects_along_update
-    assert [line.startswith(f"{TELLS}the weights are sharded: ") for line in said] == [True]
+        patch.setattr(run, "shards_weights", lambda: True)
+        assert refine(start, tmp_path, say=said.append).detects_along_update
+    assert not said
 
 
 def test_a_detector_that_asks_the_judge_alone_needs_no_derivative(start: Path, tmp_path: Path) -> None:

@@ -115,7 +115,10 @@ def recipe_for(name: str, seed_labels: float = 2, **source: Any) -> dict[str, An
 def test_malformed_data(case: str, spa_here: Any, tmp_path: Path) -> None:
     name, content, place, remedy = DATA[case]
     (tmp_path / name).write_bytes(parquet(tmp_path) if case == "cut parquet" else content)
-    write_recipe(tmp_path / "r.yaml", recipe_for(name, 0.01 if case == "no seed row" else 2))
+    recipe = recipe_for(name, 0.01 if case == "no seed row" else 2)
+    if case != "too many prompts":
+        recipe["data"]["prompts_per_iteration"] = [1, 1]
+    write_recipe(tmp_path / "r.yaml", recipe)
     line = one_error(spa_here("run", "r.yaml"), 3)
     assert place in line
     assert remedy in line

@@ -116,7 +116,8 @@ APPENDED = {
     "seed:": f"6: seed: {SEED}, not nothing; "
         "give a value, or remove the key for its default",
     "seed: []": f"6: seed: {SEED}, not a list",
-    "sampling: {n: 1}": "6: sampling.n: must be an integer of at least 2, not 1",
+    "sampling: {n: 0}": "6: sampling.n: must be an integer of at least 1, not 0",
+    "sampling: {n: 1}": "6: sampling.n: one response makes no pair; set it to 2 or more",
     "refine: {num_train_epochs: 0}": "6: refine.num_train_epochs: must be an integer of at least 1, not 0",
     f"seed: {2**32}": f"6: seed: {SEED}, not 4294967296",
     "  shuffle_seed: 4294967296": f"6: data.shuffle_seed: {SEED}, not 4294967296",

@@ -345,7 +345,7 @@ def test_overrides_do_not_touch_the_text() -> None:
         (
             "sampling.max_tokens=1500",
             "--set sampling.max_tokens: model.max_prompt_length (1024) + sampling.max_tokens (1500) must not exceed "
-            "model.max_length (2048)",
+            "model.max_length (2048); set sampling.max_tokens to 1024, or model.max_length to 2524",
         ),
         ("\udcff=1", "--set \\udcff: unknown key; allowed here: name, "),
     ],
