@@ -210,7 +210,7 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
         policy_head = add_response_logps(model)
         # Without a reference model it is the policy without its adapter, whose output layer is frozen.
         self._reference_head = policy_head if ref_model is None else add_response_logps(ref_model)
-        with _without_hash(), _no_model_of_trls_own():
+        with _no_model_of_trls_own():
             super().__init__(model=model, ref_model=ref_model, args=args, train_dataset=rows, **kwargs)
         self.add_callback(_StepEnd(self.finish_step))
 
