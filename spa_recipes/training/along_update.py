@@ -26,7 +26,7 @@ from spa_recipes.models.forward_mode import (
 )
 from spa_recipes.models.update import NoUpdateError, Update, difference, trained_adapter
 from spa_recipes.training.response_logps import IGNORED
-from spa_recipes.training.sharding import whole_weight
+from spa_recipes.training.sharding import torchs_own_linear, whole_weight
 
 HALF_WAY = 0.5
 """Where along the update the derivatives are taken: the middle, where what they neglect is of the third order. At the
@@ -110,6 +110,7 @@ class AlongUpdate:
                 torch.autocast(input_ids_BT.device.type, enabled=False),
                 forward_ad.dual_level(),
                 one_expert_at_a_time(model),
+                torchs_own_linear(),
                 derivatives(moving),
             ):
                 states_BTD = model.base_model(input_ids=input_ids_BT, use_cache=False).last_hidden_state

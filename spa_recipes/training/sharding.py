@@ -131,6 +131,20 @@ def loading_whole(args: TrainingArguments) -> Iterator[None]:
             set_hf_deepspeed_config(args.hf_deepspeed_config)
 
 
+@contextmanager
+def torchs_own_linear() -> Iterator[None]:
+    """Inside, linear layers multiply as torch does.
+
+    Loading with ZeRO-3 replaces that for the whole process, by an operation that has no derivative in forward mode.
+    """
+    replaced = torch.nn.functional.linear
+    torch.nn.functional.linear = torch._C._nn.linear
+    try:
+        yield
+    finally:
+        torch.nn.functional.linear = replaced
+
+
 def whole_weights(trainer: Trainer, *, trained_only: bool) -> dict[str, torch.Tensor]:
     """The weights in the precision of the training, on the CPU of the first process, gathered by all of them.
 
