@@ -10,8 +10,10 @@ from spa_recipes import job_output
 from spa_recipes.api import find_model
 from spa_recipes.benchmarks import alpaca_eval
 from spa_recipes.errors import RecipeError
-from spa_recipes.plan import KINDS, Plan, compile_benchmark_plan
-from spa_recipes.recipe.schema import BenchmarkJob, Pairwise
+from spa_recipes.plan import KINDS, Plan
+from spa_recipes.plan.benchmarks import compile_benchmark_plan
+from spa_recipes.recipe.jobs import BenchmarkJob
+from spa_recipes.recipe.schema import Pairwise
 from spa_recipes.run.consent import Consent, require
 from spa_recipes.run.executors import Executors
 from spa_recipes.run.reporter import Reporter

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from spa_recipes import job_output
 from spa_recipes.errors import RecipeError, setting
-from spa_recipes.plan import compile_judge_plan
+from spa_recipes.plan.judge_job import compile_judge_plan
 from spa_recipes.recipe.job import checked, put_option
+from spa_recipes.recipe.jobs import JudgeJob
 from spa_recipes.recipe.load import override
-from spa_recipes.recipe.schema import JudgeJob
 from spa_recipes.recipe.text import Values
 from spa_recipes.state import atomic
 from spa_recipes.state.stagedir import Manifest

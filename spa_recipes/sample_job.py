@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from spa_recipes import job_output
 from spa_recipes.api import find_model
-from spa_recipes.plan import Plan, compile_sample_plan
+from spa_recipes.plan import Plan
+from spa_recipes.plan.sample_job import compile_sample_plan
 from spa_recipes.recipe.job import checked, put_option
+from spa_recipes.recipe.jobs import SampleJob
 from spa_recipes.recipe.load import override
-from spa_recipes.recipe.schema import SampleJob
 from spa_recipes.recipe.text import Values
 from spa_recipes.state.stagedir import Manifest
 

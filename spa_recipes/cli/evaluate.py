@@ -9,7 +9,8 @@ from spa_recipes.cli.progress import PlainReporter
 from spa_recipes.cli.terminal import bold, say, yellow
 from spa_recipes.errors import RecipeError
 from spa_recipes.recipe.job import is_file_of_job, load_job
-from spa_recipes.recipe.schema import AlpacaEval, BenchmarkJob, MtBench
+from spa_recipes.recipe.jobs import BenchmarkJob
+from spa_recipes.recipe.schema import AlpacaEval, MtBench
 from spa_recipes.report import figures
 from spa_recipes.report.benchmarks import benchmark_lines
 from spa_recipes.state.digests import files_below

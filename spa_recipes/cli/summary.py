@@ -11,7 +11,7 @@ from spa_recipes.cli.terminal import bold, cut, say, table, yellow
 from spa_recipes.data.rows import read_rows
 from spa_recipes.data.stage_rows import SampleRow
 from spa_recipes.plan import Plan
-from spa_recipes.recipe.schema import AnyRecipe, Recipe, SampleJob
+from spa_recipes.recipe.schema import Recipe
 from spa_recipes.report import figures
 from spa_recipes.report.benchmarks import benchmark_lines
 from spa_recipes.report.figures import PERCENT, Trend
@@ -22,6 +22,7 @@ from spa_recipes.state.stagedir import Manifest
 from spa_recipes.units import for_shell, human_count, human_seconds
 
 if TYPE_CHECKING:
+    from spa_recipes.recipe.jobs import AnyRecipe, SampleJob
     from spa_recipes.run.runner import Outcome
 
 WINS = Trend("win rate against pi_init", "evaluate", "win_rate_vs_init")

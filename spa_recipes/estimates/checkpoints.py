@@ -1,12 +1,17 @@
 """How often a training saves its state, and how much of that is on the disk at the same time."""
 
+from __future__ import annotations
+
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from spa_recipes.estimates.memory import Sharding
 from spa_recipes.estimates.shape import shape_of
 from spa_recipes.plan import Stage
-from spa_recipes.recipe.schema import SAVE_STEPS, AnyRecipe
+from spa_recipes.recipe.schema import SAVE_STEPS
+
+if TYPE_CHECKING:
+    from spa_recipes.recipe.jobs import AnyRecipe
 
 BYTES: dict[Sharding, int] = {"none": 12, "fsdp2": 16, "zero2": 20, "zero3": 16}
 """Per trained parameter: float32 weight and two moments; shared out, also the weights as the launcher keeps them."""

@@ -3,12 +3,17 @@
 All of it is counted from the code that runs, tensor by tensor; tests compare it with trainings that were measured.
 """
 
-from typing import Literal, NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from spa_recipes.estimates.shape import Shape, shape_of
 from spa_recipes.models.dtype import weight_bytes
 from spa_recipes.plan import Stage
-from spa_recipes.recipe.schema import AnyRecipe, Sampling, Training, VllmBackend
+from spa_recipes.recipe.schema import Sampling, Training, VllmBackend
+
+if TYPE_CHECKING:
+    from spa_recipes.recipe.jobs import AnyRecipe
 
 Sharding = Literal["none", "fsdp2", "zero2", "zero3"]
 """How a training is shared out over processes."""
@@ -55,7 +60,7 @@ class Memory(NamedTuple):
         return self.weights + self.gradients + self.optimizer + self.reference
 
     @property
-    def least(self) -> "Memory":
+    def least(self) -> Memory:
         """What no setting of batches makes smaller: what is held, and a cache."""
         return self._replace(copies=0, activations=0, logits=0)
 

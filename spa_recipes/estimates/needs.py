@@ -1,6 +1,8 @@
 """What a stage will need, before it runs: upper bounds for tokens, memory and disk, from sizes alone."""
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
 
 from spa_recipes.estimates.checkpoints import Checkpoints, checkpoints_of, steps_of
 from spa_recipes.estimates.hardware import Hardware
@@ -8,7 +10,10 @@ from spa_recipes.estimates.memory import FLOAT32, Memory, Sharding, host_memory,
 from spa_recipes.estimates.shape import parameters_of
 from spa_recipes.models.dtype import weight_bytes
 from spa_recipes.plan import KINDS, MODEL, Plan, Stage
-from spa_recipes.recipe.schema import AccelerateExecutor, AnyRecipe, ForkExecutor, LocalExecutor
+from spa_recipes.recipe.schema import AccelerateExecutor, ForkExecutor, LocalExecutor
+
+if TYPE_CHECKING:
+    from spa_recipes.recipe.jobs import AnyRecipe
 
 BYTES_PER_SAMPLED_TOKEN = 8
 """On the disk: its id, and its log-prob."""

@@ -1,12 +1,17 @@
 """The sizes of a decoder that decide what it needs: from its config.json, or from its number of parameters alone."""
 
+from __future__ import annotations
+
 import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from spa_recipes.recipe.schema import AnyRecipe, Lora
+from spa_recipes.recipe.schema import Lora
+
+if TYPE_CHECKING:
+    from spa_recipes.recipe.jobs import AnyRecipe
 
 SANDBOX_PARAMETERS = 284_544
 

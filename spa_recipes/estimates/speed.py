@@ -1,12 +1,17 @@
 """How long a stage takes: its products over those that a GPU does in a second, times the share that is reached."""
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
 
 from spa_recipes.estimates.hardware import Hardware
 from spa_recipes.estimates.shape import Shape, shape_of
 from spa_recipes.models.dtype import weight_bytes
 from spa_recipes.plan import KINDS, Stage
-from spa_recipes.recipe.schema import AnyRecipe, Sampling, VllmBackend
+from spa_recipes.recipe.schema import Sampling, VllmBackend
+
+if TYPE_CHECKING:
+    from spa_recipes.recipe.jobs import AnyRecipe
 
 
 class Gpu(NamedTuple):

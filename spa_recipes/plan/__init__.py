@@ -1,11 +1,9 @@
 """Recipe -> plan: the stages of a run, in order, each with its inputs and its key."""
 
-from spa_recipes.plan.benchmarks import ALPACA_EVAL_PROMPTS, compile_benchmark_plan, is_of_benchmark
+from spa_recipes.plan.benchmarks import ALPACA_EVAL_PROMPTS, is_of_benchmark
 from spa_recipes.plan.gates import gates
-from spa_recipes.plan.judge_job import compile_judge_plan
 from spa_recipes.plan.kinds import ADAPTER, KINDS, MODEL, Content, Kind
 from spa_recipes.plan.recipe import compile_plan
-from spa_recipes.plan.sample_job import compile_sample_plan
 from spa_recipes.plan.stages import CARD, RECIPE_FILE, External, Input, Plan, Stage, StageOutput
 
 __all__ = [
@@ -22,10 +20,7 @@ __all__ = [
     "Plan",
     "Stage",
     "StageOutput",
-    "compile_benchmark_plan",
-    "compile_judge_plan",
     "compile_plan",
-    "compile_sample_plan",
     "gates",
     "is_of_benchmark",
 ]

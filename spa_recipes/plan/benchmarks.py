@@ -1,6 +1,8 @@
 """`spa evaluate`, and the benchmarks of a recipe: the stages that answer, judge and compare."""
 
-from typing import Any, NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spa_recipes.plan.adapters import stack
 from spa_recipes.plan.judges import Models
@@ -8,17 +10,11 @@ from spa_recipes.plan.kinds import MODEL
 from spa_recipes.plan.log_ratios import add_log_ratios, of_both_models
 from spa_recipes.plan.stages import Builder, External, Input, Plan, Stage, StageOutput
 from spa_recipes.plan.verdicts import add_verdicts
-from spa_recipes.recipe.schema import (
-    AlpacaEval,
-    BenchmarkJob,
-    DatasetSource,
-    Model,
-    MtBench,
-    Pairwise,
-    Recipe,
-    Sampling,
-)
+from spa_recipes.recipe.schema import AlpacaEval, DatasetSource, Model, MtBench, Pairwise, Recipe, Sampling
 from spa_recipes.state.digests import DigestMemo
+
+if TYPE_CHECKING:
+    from spa_recipes.recipe.jobs import BenchmarkJob
 
 ALPACA_EVAL_PROMPTS = "tatsu-lab/alpaca_eval"
 """The dataset on the Hub that AlpacaEval's prompts come from where no file is given."""

@@ -6,7 +6,8 @@ from typing import Any
 from spa_recipes.plan.log_ratios import add_log_ratios
 from spa_recipes.plan.stages import Builder, Input, Plan, StageOutput
 from spa_recipes.plan.verdicts import add_verdicts
-from spa_recipes.recipe.schema import ImplicitRewardJudge, JudgeJob, LlmJudge, RewardModelJudge, Sampling, Section
+from spa_recipes.recipe.jobs import JudgeJob
+from spa_recipes.recipe.schema import ImplicitRewardJudge, LlmJudge, RewardModelJudge, Sampling, Section
 from spa_recipes.state.digests import DigestMemo
 
 ANSWERS: dict[str, Input] = {

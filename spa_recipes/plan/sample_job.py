@@ -1,7 +1,8 @@
 """`spa sample`: answers of a model to a user's prompts, sampled as in a run."""
 
 from spa_recipes.plan.stages import Builder, Plan, StageOutput
-from spa_recipes.recipe.schema import Model, SampleJob
+from spa_recipes.recipe.jobs import SampleJob
+from spa_recipes.recipe.schema import Model
 from spa_recipes.state.digests import DigestMemo
 
 

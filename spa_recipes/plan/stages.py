@@ -1,24 +1,23 @@
 """Stages, their inputs and keys, and the builder that collects them into a plan."""
 
+from __future__ import annotations
+
 from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spa_recipes.data.places import content_fingerprint, existing_path
 from spa_recipes.errors import DataError, RecipeError
 from spa_recipes.plan.graph import Graph, ancestors, descendants
 from spa_recipes.plan.keys import key_material, stage_key
 from spa_recipes.plan.kinds import KINDS, Kind
-from spa_recipes.recipe.schema import (
-    AnyRecipe,
-    Data,
-    DatasetSource,
-    Model,
-    Source,
-)
+from spa_recipes.recipe.schema import Data, DatasetSource, Model, Source
 from spa_recipes.recipe.shipped import find_template
 from spa_recipes.state.digests import DigestMemo
+
+if TYPE_CHECKING:
+    from spa_recipes.recipe.jobs import AnyRecipe
 
 CARD, RECIPE_FILE = "README.md", "recipe.yaml"
 """What stands beside a model and tells of it: it changes nothing that the model does, and so no key."""
@@ -120,7 +119,7 @@ class Plan:
         return {stage_id, *descendants(self.graph, stage_id)}
 
     @property
-    def initial_policy(self) -> "Input | None":
+    def initial_policy(self) -> Input | None:
         """pi_init: what the seed stage or the first iteration starts from; None for a plan without either."""
         for stage in self.stages:
             if stage.kind in ("dpo", "generate"):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from spa_recipes.recipe.rules import SANDBOX_PROMPTS, Conflict, Conflicts
 
 if TYPE_CHECKING:
-    from spa_recipes.recipe import schema
+    from spa_recipes.recipe import jobs, schema
 
 
 def sandbox_has_the_prompts(recipe: schema.Recipe) -> Conflicts:
@@ -310,7 +310,7 @@ def there_is_something_to_do(recipe: schema.Recipe) -> Conflicts:
         )
 
 
-def verdict_leaves_room(recipe: schema.Recipe | schema.JudgeJob) -> Conflicts:
+def verdict_leaves_room(recipe: schema.Recipe | jobs.JudgeJob) -> Conflicts:
     judge = recipe.judge
     if judge.type != "llm" or judge.endpoint is not None:
         return
@@ -338,7 +338,7 @@ def benchmarks_fit_the_run(recipe: schema.Recipe) -> Conflicts:
             yield conflict.below(f"evaluation.benchmarks.{i}")
 
 
-def answer_fits_the_model(benchmark: schema.Answering, model: schema.Model | schema.BenchmarkedModel) -> Conflicts:
+def answer_fits_the_model(benchmark: schema.Answering, model: schema.Model | jobs.BenchmarkedModel) -> Conflicts:
     """The answers of a benchmark without its own max_length leave room for a prompt within the model's."""
     if benchmark.max_length is None and benchmark.max_tokens >= model.max_length:
         yield Conflict(
@@ -373,20 +373,20 @@ def _is_evaluated(recipe: schema.Recipe) -> bool:
 # --- rules between sections of a job
 
 
-def benchmark_stands_alone(job: schema.BenchmarkJob) -> Conflicts:
+def benchmark_stands_alone(job: jobs.BenchmarkJob) -> Conflicts:
     """A benchmark without a run names all models and prompts itself."""
     found = answer_fits_the_model(job.benchmark, job.model)
     for conflict in (*found, *(_without_run(job.benchmark) if job.benchmark.type == "pairwise" else ())):
         yield conflict.below("benchmark")
 
 
-def vllm_python_has_an_effect(job: schema.BenchmarkJob | schema.JudgeJob | schema.SampleJob) -> Conflicts:
+def vllm_python_has_an_effect(job: jobs.BenchmarkJob | jobs.JudgeJob | jobs.SampleJob) -> Conflicts:
     if job.compute.vllm_python is not None and job.backend.type != "vllm":
         key = f"{'sampling.' if hasattr(job, 'sampling') else ''}backend.type"
         yield Conflict(("compute.vllm_python",), f"has no effect with {key} {job.backend.type}", f"set {key} to vllm")
 
 
-def samples_fit_the_model(job: schema.SampleJob) -> Conflicts:
+def samples_fit_the_model(job: jobs.SampleJob) -> Conflicts:
     if job.sampling.max_tokens >= job.model.max_length:
         yield Conflict(
             ("sampling.max_tokens", "model.max_length"),
@@ -395,7 +395,7 @@ def samples_fit_the_model(job: schema.SampleJob) -> Conflicts:
         )
 
 
-def judge_of_pairs_is_given(job: schema.JudgeJob) -> Conflicts:
+def judge_of_pairs_is_given(job: jobs.JudgeJob) -> Conflicts:
     """Nothing is trained and no run's policy is there: another judge than the implicit reward is named."""
     judge = job.judge
     if judge.type == "implicit_reward":

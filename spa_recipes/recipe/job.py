@@ -8,9 +8,10 @@ from pydantic import ValidationError
 
 from spa_recipes.errors import RecipeError
 from spa_recipes.recipe.extends import read_mapping
+from spa_recipes.recipe.jobs import BenchmarkJob
 from spa_recipes.recipe.load import next_order, override, put
 from spa_recipes.recipe.problems import EXAMPLES, explain
-from spa_recipes.recipe.schema import BenchmarkJob, Document
+from spa_recipes.recipe.schema import Document
 from spa_recipes.recipe.shape import shape_of, types_of
 from spa_recipes.recipe.text import Place, Values
 

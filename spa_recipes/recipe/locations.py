@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, get_args
 
-from spa_recipes.recipe.schema import AnyRecipe, Section
+from spa_recipes.recipe.schema import Section
 
 
 def locations(settings: Any) -> Iterator[str]:
@@ -11,6 +11,8 @@ def locations(settings: Any) -> Iterator[str]:
 
     The settings need not be valid: an earlier version may have written them.
     """
+    from spa_recipes.recipe.jobs import AnyRecipe  # `is_location` does without the jobs
+
     yield from _locations(AnyRecipe, settings)
 
 

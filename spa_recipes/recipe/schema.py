@@ -1037,99 +1037,6 @@ class Storage(Section):
     )
 
 
-class JudgeJob(Document):
-    """What `spa judge` does: a judge labels pairs of responses that exist already."""
-
-    RULES: ClassVar[rules.Rules] = (
-        document_rules.judge_of_pairs_is_given,
-        document_rules.verdict_leaves_room,
-        document_rules.vllm_python_has_an_effect,
-    )
-
-    name: str
-    model: Model = Field(description="The policy of the implicit reward; another judge is itself the model.")
-    reference: str | None = Field(None, json_schema_extra=LOCATION)
-    reference_revision: str | None = Field(None, json_schema_extra=REVISION)
-    adapter: str | None = Field(
-        None, description="LoRA weights that make the policy of the reference.", json_schema_extra=LOCATION
-    )
-    pairs: DatasetSource
-    judge: JudgeOfPairs
-    backend: Backend = Field(TransformersBackend.model_construct(), description="Engine of an llm judge here.")
-    seed: Seed = 42
-    compute: Compute = Compute.model_construct()
-    storage: Storage = Storage.model_construct()
-    tracking: Tracking = Tracking.model_construct()
-
-
-class BenchmarkedModel(ModelSource):
-    """The model that answers a benchmark's prompts, or those of `spa sample`."""
-
-    max_length: PositiveInt = Field(
-        4096,
-        description="Tokens of prompt and answer together; two turns of MT-Bench and their answers fit. A longer "
-        "prompt loses its beginning.",
-    )
-    lora: ClassVar[None] = None
-    num_parameters: ClassVar[None] = None
-
-
-class SampleJob(Document):
-    """What `spa sample` does: a model answers prompts, as in the generate stage of a run."""
-
-    RULES: ClassVar[rules.Rules] = (document_rules.samples_fit_the_model, document_rules.vllm_python_has_an_effect)
-
-    model: BenchmarkedModel = Field(
-        description="The model; a finished run may be named. Its max_length is at most what it has positions for."
-    )
-    prompts: DatasetSource = Field(description="Prompts, in any of their forms; each distinct one is answered.")
-    name: str = ""
-    sampling: FreeSampling = Field(FreeSampling.model_construct(), description="How the responses are sampled.")
-    seed: Seed = Field(42, description="Seed of the sampling.")
-    compute: Compute = Field(
-        Compute.model_construct(),
-        description="Where the stages run; without an executor: fork where there is no GPU, else local.",
-    )
-    storage: Storage = Field(Storage.model_construct(), description="Where runs are, and what stays on disk.")
-    tracking: ClassVar[Tracking] = Tracking.model_construct()
-    """Nothing is trained."""
-
-    @property
-    def backend(self) -> TransformersBackend | VllmBackend:
-        """The engine that samples."""
-        return self.sampling.backend
-
-
-class BenchmarkJob(Document):
-    """What `spa evaluate` does: one of the field's benchmarks for one model."""
-
-    RULES: ClassVar[rules.Rules] = (document_rules.benchmark_stands_alone, document_rules.vllm_python_has_an_effect)
-
-    model: BenchmarkedModel = Field(description="The model; a finished run may be named instead of a folder.")
-    benchmark: Benchmark = Field(description="The benchmark: an entry of a recipe's `evaluation.benchmarks`.")
-    name: str = Field(
-        "",
-        pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,79})?$",
-        description="What the model is called in the results; empty: the name of its run, folder or repository.",
-    )
-    out: str | None = Field(
-        None, min_length=1, description="Where the results go: a folder; null: evaluations/<name>-<benchmark>."
-    )
-    overwrite: bool = Field(
-        False,
-        description="Replace the results of an earlier job in that folder; a folder of something else is refused.",
-    )
-    backend: Backend = Field(TransformersBackend.model_construct(), description="Engine that samples.")
-    seed: Seed = Field(42, description="Seed of the sampling.")
-    compute: Compute = Field(
-        Compute.model_construct(),
-        description="Where the stages run; without an executor: fork where there is no GPU, else local.",
-    )
-    storage: Storage = Field(Storage.model_construct(), description="Where runs are, and what stays on disk.")
-    tracking: ClassVar[Tracking] = Tracking.model_construct()
-    """Nothing is trained."""
-
-
 class Recipe(Document):
     """One run, from a model and a few labels to an aligned model."""
 
@@ -1191,7 +1098,3 @@ class Recipe(Document):
         if not self.noise.enabled or self.noise.detector == "judge":
             return 0.0
         return 0.5**iteration if self.noise.lambdas is None else self.noise.lambdas[iteration - 1]
-
-
-AnyRecipe = Recipe | JudgeJob | SampleJob | BenchmarkJob
-"""Everything that a plan can be made from."""

@@ -1,11 +1,16 @@
 """The stop rule: a judge that gets worse labels no further iteration."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from spa_recipes.plan import gates
-from spa_recipes.recipe.schema import AnyRecipe, Recipe
+from spa_recipes.recipe.schema import Recipe
 from spa_recipes.state.stagedir import Manifest
+
+if TYPE_CHECKING:
+    from spa_recipes.recipe.jobs import AnyRecipe
 
 
 class Decay(NamedTuple):

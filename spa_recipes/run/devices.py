@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 from spa_recipes.errors import RecipeError
 from spa_recipes.models.dtype import gpu_drivers, hides_gpus
-from spa_recipes.run.processes import process_environment
 
 ASCEND = "/dev/davinci_manager"
 _PATIENCE_SECONDS = 120
@@ -71,6 +70,8 @@ def accelerators() -> Accelerators:
     """
     if not gpu_drivers() and sys.platform != "darwin":
         return Accelerators()
+    from spa_recipes.run.processes import process_environment  # most machines that plan have no GPU to ask about
+
     try:
         answer = subprocess.run(
             [sys.executable, "-c", _ASK],

@@ -1,9 +1,12 @@
 """Whether the stages of a plan fit the machine, found out before any of them starts."""
 
+from __future__ import annotations
+
 import importlib.util
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spa_recipes.errors import RecipeError
 from spa_recipes.estimates import Hardware, Memory, needs, processes_of, stated_hardware
@@ -11,7 +14,6 @@ from spa_recipes.models.dtype import hides_gpus
 from spa_recipes.plan import KINDS, Plan, Stage
 from spa_recipes.recipe.schema import (
     AccelerateExecutor,
-    AnyRecipe,
     ForkExecutor,
     RayExecutor,
     Sampling,
@@ -20,6 +22,9 @@ from spa_recipes.recipe.schema import (
 )
 from spa_recipes.run.devices import accelerators, check_supported
 from spa_recipes.units import human_bytes
+
+if TYPE_CHECKING:
+    from spa_recipes.recipe.jobs import AnyRecipe
 
 _ATTENTION = {"flash_attention_2": ("flash_attn",), "flash_attention_3": ("flash_attn_3", "flash_attn_interface")}
 """Packages, each of which has a kind of attention."""

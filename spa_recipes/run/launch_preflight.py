@@ -5,17 +5,22 @@ said by the recipe: two different answers would train something else than the re
 library hours later.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
 from spa_recipes.errors import RecipeError
 from spa_recipes.plan import KINDS, Stage
-from spa_recipes.recipe.schema import AccelerateExecutor, AnyRecipe
+from spa_recipes.recipe.schema import AccelerateExecutor
 from spa_recipes.run.packages import INSTALL_DEEPSPEED, is_installed
 from spa_recipes.state.reading import read_text
+
+if TYPE_CHECKING:
+    from spa_recipes.recipe.jobs import AnyRecipe
 
 KEY = "compute.executor.config_file"
 _MAX_BYTES = 1024 * 1024

@@ -1,10 +1,16 @@
 """Packages and files of this machine that a recipe's settings need, looked for without importing any."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spa_recipes.errors import RecipeError
-from spa_recipes.recipe.schema import AccelerateExecutor, AnyRecipe, ForkExecutor, LocalExecutor
+from spa_recipes.recipe.schema import AccelerateExecutor, ForkExecutor, LocalExecutor
+
+if TYPE_CHECKING:
+    from spa_recipes.recipe.jobs import AnyRecipe
 
 INSTALL_DEEPSPEED = "pip install 'spa-recipes[deepspeed]', or let FSDP2 do it: compute.executor.sharding: fsdp2"
 

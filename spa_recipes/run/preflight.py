@@ -20,7 +20,8 @@ from spa_recipes.data.places import local_path
 from spa_recipes.errors import DataError, RecipeError, TryAgainError, setting
 from spa_recipes.models.lora_names import CONFIG as ADAPTER_CONFIG
 from spa_recipes.plan import ALPACA_EVAL_PROMPTS, KINDS, Content, External, Plan, Stage, is_of_benchmark
-from spa_recipes.recipe.schema import AnyRecipe, BenchmarkJob, Endpoint, JudgeJob, Recipe
+from spa_recipes.recipe.jobs import AnyRecipe, BenchmarkJob, JudgeJob
+from spa_recipes.recipe.schema import Endpoint, Recipe
 from spa_recipes.run import model_preflight
 from spa_recipes.run.cluster_preflight import check_cluster
 from spa_recipes.run.downloads import check_download

@@ -27,7 +27,8 @@ if TYPE_CHECKING:  # the list of runs reads no recipe, so it does without the sc
     from pydantic import BaseModel
 
     from spa_recipes.plan import Input, Plan, Stage
-    from spa_recipes.recipe.schema import AnyRecipe, Recipe
+    from spa_recipes.recipe.jobs import AnyRecipe
+    from spa_recipes.recipe.schema import Recipe
 
 Status = Literal["done", "running", "failed", "interrupted", "waiting"]
 SHORT_KEY = 8

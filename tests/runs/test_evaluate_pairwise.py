@@ -9,7 +9,8 @@ import pytest
 from spa_recipes.algo.winrate import confidence_interval
 from spa_recipes.benchmark_job import run_benchmark
 from spa_recipes.cli.progress import PlainReporter
-from spa_recipes.recipe.schema import BenchmarkJob, ForkExecutor
+from spa_recipes.recipe.jobs import BenchmarkJob
+from spa_recipes.recipe.schema import ForkExecutor
 from spa_recipes.report.benchmarks import benchmark_lines
 from spa_recipes.run.executors import Executors
 from tests.kit.benchmark_world import lines_of, read

@@ -12,9 +12,9 @@ from spa_recipes import benchmark_job, job_output
 from spa_recipes.cli import app as cli
 from spa_recipes.cli import evaluate
 from spa_recipes.errors import RecipeError
-from spa_recipes.plan import compile_benchmark_plan
+from spa_recipes.plan.benchmarks import compile_benchmark_plan
 from spa_recipes.recipe.job import job_schema, load_job
-from spa_recipes.recipe.schema import BenchmarkJob
+from spa_recipes.recipe.jobs import BenchmarkJob
 from spa_recipes.state.digests import DigestMemo
 
 JobOf = Callable[..., dict[str, Any]]

@@ -10,7 +10,7 @@ import pytest
 from spa_recipes import api
 from spa_recipes.cli.evaluate import _next
 from spa_recipes.cli.summary import _print_places
-from spa_recipes.recipe.schema import BenchmarkJob
+from spa_recipes.recipe.jobs import BenchmarkJob
 from spa_recipes.run.runner import Outcome
 from spa_recipes.units import for_shell
 from tests.kit.finished_runs import make_run

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from spa_recipes.errors import DataError, RecipeError, SpaError, TryAgainError
-from spa_recipes.plan import compile_judge_plan, compile_plan
-from spa_recipes.recipe.schema import DatasetSource, ImplicitRewardJudge, JudgeJob, Model, Recipe
+from spa_recipes.plan import compile_plan
+from spa_recipes.plan.judge_job import compile_judge_plan
+from spa_recipes.recipe.jobs import JudgeJob
+from spa_recipes.recipe.schema import DatasetSource, ImplicitRewardJudge, Model, Recipe
 from spa_recipes.run.preflight import check_inputs
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.state.digests import DigestMemo

@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from spa_recipes.errors import RecipeError
+from spa_recipes.recipe.jobs import JudgeJob
 from spa_recipes.recipe.load import (
     MAX_BYTES,
     MAX_PROBLEMS,
@@ -16,7 +17,7 @@ from spa_recipes.recipe.load import (
     resolved,
 )
 from spa_recipes.recipe.rules import SANDBOX_PROMPTS
-from spa_recipes.recipe.schema import JudgeJob, Recipe
+from spa_recipes.recipe.schema import Recipe
 from tests.kit.recipe_texts import BASE, read
 
 pytestmark = pytest.mark.usefixtures("in_tmp")

@@ -5,8 +5,9 @@ from typing import Any, get_args
 
 import pytest
 
+from spa_recipes.recipe.jobs import AnyRecipe
 from spa_recipes.recipe.locations import is_location, locations, sections_of
-from spa_recipes.recipe.schema import AnyRecipe, Section
+from spa_recipes.recipe.schema import Section
 
 NO_LOCATIONS = {
     "AlpacaEval.annotator",

@@ -9,9 +9,10 @@ from pydantic import ValidationError
 
 from spa_recipes.errors import RecipeError
 from spa_recipes.judge_job import JudgeRequest, judge_job
+from spa_recipes.recipe.jobs import BenchmarkJob, JudgeJob, SampleJob
 from spa_recipes.recipe.load import InvalidRecipeError, load_recipe
 from spa_recipes.recipe.rules import Conflict, Rules, conflicts_in, conflicts_of
-from spa_recipes.recipe.schema import BenchmarkJob, Document, JudgeJob, Recipe, SampleJob, Section
+from spa_recipes.recipe.schema import Document, Recipe, Section
 from spa_recipes.recipe.shape import child, shape_of, types_of
 from spa_recipes.recipe.text import Keys, parse, split_keys
 from tests.kit.recipe_texts import BASE
