@@ -9,9 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from spa_recipes.algo.logps import LmHead, head_logits, logit_rules
-
-TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
-"""Difference to the model's own logits that rounding explains, as a share of the largest one."""
+from spa_recipes.models.causal import TOLERANCE
 
 
 @torch.inference_mode()

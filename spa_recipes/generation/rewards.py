@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from spa_recipes.generation.engines import Progress
 from spa_recipes.generation.scoring import CPU_TOKENS, scoring_pass
+from spa_recipes.models.causal import reads_lengths
 from spa_recipes.models.dtype import in_float64
 
 
@@ -37,7 +38,7 @@ def sequence_rewards(
     config = model.config.get_text_config()
     pad_token_id = config.pad_token_id
     try:
-        for indices in _batches(sequences, tokens_per_batch):
+        for indices in _batches(sequences, 1 if _reads_lengths(model, sequences) else tokens_per_batch):
             batch = [sequences[i] for i in indices]
             if pad_token_id is None:
                 config.pad_token_id = _ends_none(batch)
@@ -54,6 +55,12 @@ def sequence_rewards(
     finally:
         config.pad_token_id = pad_token_id
     return rewards
+
+
+def _reads_lengths(model: PreTrainedModel, sequences: Sequence[list[int]]) -> bool:
+    """Whether padding behind a sequence changes its reward."""
+    texts = sorted(sequences, key=len)
+    return bool(texts) and reads_lengths(model, texts[-1], len(texts[0]), masked=True)
 
 
 def _batches(sequences: Sequence[list[int]], tokens_per_batch: int) -> Iterator[list[int]]:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from spa_recipes.algo.logps import CHUNK_SIZE, LmHead, at_least_fp32, target_logps, tiled_token_logps
 from spa_recipes.errors import DataError, StageError
 from spa_recipes.generation.engines import Progress
-from spa_recipes.generation.lm_head import TOLERANCE, checked_lm_head, hidden_states, logits_at
+from spa_recipes.generation.lm_head import checked_lm_head, hidden_states, logits_at
 from spa_recipes.generation.packing import (
     Batch,
     Group,
@@ -30,6 +30,7 @@ from spa_recipes.generation.packing import (
 )
 from spa_recipes.generation.products import fast_products
 from spa_recipes.generation.threads import keep_freed_memory, side_by_side
+from spa_recipes.models.causal import TOLERANCE, reads_lengths
 from spa_recipes.models.dtype import in_float64
 
 __all__ = ["Rule", "Scored", "Values", "score", "scoring_pass", "sequence_logps"]
@@ -233,22 +234,12 @@ def _length_kinds(model: PreTrainedModel) -> list[str]:
     return [kind for kind in kinds if kind == "longrope" or "dynamic" in kind]
 
 
-@torch.inference_mode()
 def _reads_lengths(model: PreTrainedModel, items: Sequence[Scored]) -> bool:
-    """Whether the model reads a text otherwise where more tokens stand behind it: it says so, or shows it.
-
-    An attention that chooses among all tokens of a row does; padding would change what such a model says.
-    """
+    """Whether the model reads a text otherwise where more tokens stand behind it: it says so, or shows it."""
     if _length_kinds(model):
         return True
-    longest = max(items, key=lambda item: len(item.prompt_ids) + len(item.response_ids))
-    ids = [*longest.prompt_ids, *longest.response_ids]
-    half_1TD, whole_1TD = (
-        model.base_model(input_ids=torch.tensor([some], device=model.device), use_cache=False)[0]
-        for some in (ids[: len(ids) // 2], ids)
-    )
-    off = (half_1TD - whole_1TD[:, : half_1TD.shape[1]]).abs().max()
-    return bool(off > TOLERANCE[model.dtype] * whole_1TD.abs().max())
+    texts = sorted((item.prompt_ids + item.response_ids for item in items), key=len)
+    return reads_lengths(model, texts[-1], len(texts[0]))
 
 
 def _refuse_growing(model: PreTrainedModel, items: Sequence[Scored]) -> None:

@@ -25,7 +25,7 @@ from spa_recipes.models.forward_mode import (
     own_rules,
 )
 from spa_recipes.models.update import NoUpdateError, Update, difference, trained_adapter
-from spa_recipes.training.response_logps import IGNORED
+from spa_recipes.training.response_logps import IGNORED, scored_states
 from spa_recipes.training.sharding import torchs_own_linear, whole_weight
 
 HALF_WAY = 0.5
@@ -62,13 +62,19 @@ class AlongUpdate:
     _update: Update | None = field(default=None, init=False)
 
     def log_ratios(
-        self, policy: PreTrainedModel, input_ids_BT: torch.Tensor, response_labels_BT: torch.Tensor
+        self,
+        policy: PreTrainedModel,
+        input_ids_BT: torch.Tensor,
+        response_labels_BT: torch.Tensor,
+        *,
+        alone: bool = False,
     ) -> torch.Tensor | None:
         """The log-ratios in nats, (B,) in float64; None where the model has no forward mode.
 
         Args:
             policy: the model in training, unwrapped.
             input_ids_BT, response_labels_BT: padded on the right, as in `add_response_logps`.
+            alone: as there.
 
         Raises:
             StageError: a log-ratio is NaN or infinite, or all are exactly 0.
@@ -77,9 +83,9 @@ class AlongUpdate:
             if self._update is None:
                 self._update = self._made(policy)
             if self.reference is not None:
-                return self._pass(self.reference, self._update, input_ids_BT, response_labels_BT)
+                return self._pass(self.reference, self._update, input_ids_BT, response_labels_BT, alone)
             with use_adapter(policy, adapter_name=None):
-                return self._pass(_base(policy), self._update, input_ids_BT, response_labels_BT)
+                return self._pass(_base(policy), self._update, input_ids_BT, response_labels_BT, alone)
         except NoUpdateError:  # before the first step, or after one with a learning rate of 0
             return torch.zeros(len(input_ids_BT), dtype=torch.float64, device=input_ids_BT.device)
         except NoForwardModeError as error:
@@ -97,7 +103,12 @@ class AlongUpdate:
         return difference(policy, self.reference, stored=self.stored, whole=whole_weight)
 
     def _pass(
-        self, model: PreTrainedModel, update: Update, input_ids_BT: torch.Tensor, response_labels_BT: torch.Tensor
+        self,
+        model: PreTrainedModel,
+        update: Update,
+        input_ids_BT: torch.Tensor,
+        response_labels_BT: torch.Tensor,
+        alone: bool,
     ) -> torch.Tensor:
         layer = model.get_output_embeddings()
         head = LmHead(layer.weight, layer.bias, *logit_rules(model.config.get_text_config()))
@@ -113,8 +124,8 @@ class AlongUpdate:
                 torchs_own_linear(),
                 derivatives(moving),
             ):
-                states_BTD = model.base_model(input_ids=input_ids_BT, use_cache=False).last_hidden_state
-                hidden, layer = moving.hidden(states_BTD[:, :-1][scored_BT], head), moving.head(head)
+                states_ND = scored_states(model.base_model, input_ids_BT, response_labels_BT, alone=alone)
+                hidden, layer = moving.hidden(states_ND, head), moving.head(head)
                 with own_rules():
                     log_ratios_N = decoupled_log_ratios(
                         hidden,

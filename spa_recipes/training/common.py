@@ -22,6 +22,7 @@ from transformers import (
 
 from spa_recipes.errors import DataError, RecipeError, StageError
 from spa_recipes.models.adapters import keep_or_drop, sums_with
+from spa_recipes.models.causal import reads_lengths
 from spa_recipes.models.dtype import dtype_name, torch_dtype
 from spa_recipes.models.loading import local_device
 from spa_recipes.models.lora_files import stack_up
@@ -135,6 +136,32 @@ def train_in_float32(model: PreTrainedModel) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def must_read_alone(
+    model: PreTrainedModel,
+    longest: list[int],
+    shortest: int,
+    dtype: torch.dtype,
+    env: TrainEnv,
+    *,
+    masked: bool = False,
+) -> bool:
+    """Whether the texts of a batch have to be read one by one, as padding would change what the model says; it is told.
+
+    Args:
+        longest: the longest text.
+        shortest: tokens of the shortest one.
+        dtype: precision of the computation.
+        masked: whether padding is masked.
+    """
+    alone = reads_lengths(model, longest, shortest, dtype=dtype, masked=masked)
+    if alone:
+        env.on_notice(
+            f"{model.config.model_type} reads a text otherwise where padding stands behind it, so the texts of a batch "
+            "are read one by one, which takes longer"
+        )
+    return alone
 
 
 def fit(trainer: Trainer, env: TrainEnv, detector: NoiseDetector | None = None) -> int:

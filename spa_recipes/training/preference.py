@@ -297,8 +297,8 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
     def _pair_logps(self, model: Any, inputs: dict[str, torch.Tensor]) -> "_PairLogps":
         """Log-probs of both responses under the policy, the reference and the detector's distribution."""
         labels_BT = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, IGNORED)
-        tokens = {"input_ids": inputs["input_ids"], "response_labels": labels_BT}
-        log_ratios_B = self._log_ratios_along_update(**tokens, row=inputs["row"])
+        log_ratios_B = self._log_ratios_along_update(inputs["input_ids"], labels_BT, inputs["row"])
+        tokens = {"input_ids": inputs["input_ids"], "response_labels": labels_BT, "alone": self.reads_alone}
         if log_ratios_B is None and self.detector is not None and self.detector.settings.lam > 0:
             hidden_ND = self._reference_pass(**tokens, hidden_only=True)
             given = Reference(hidden_ND, self._reference_head(), self.detector.settings.lam)
@@ -327,7 +327,8 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
         judged = 1.0 - self._replayed / len(self._lengths)
         if not self.detector.reads(self.state.global_step, max(1, int(judged * self._global_batch_size))):
             return None
-        log_ratios_2B = along.log_ratios(self.accelerator.unwrap_model(self.model), input_ids, response_labels)
+        policy = self.accelerator.unwrap_model(self.model)
+        log_ratios_2B = along.log_ratios(policy, input_ids, response_labels, alone=self.reads_alone)
         if log_ratios_2B is not None and self._pair_loss.first_margins:  # of the start against a mixed reference
             chosen_B = log_ratios_2B.chunk(2)[0]
             chosen_B += _of_rows(self._pair_loss.first_margins, row, like=chosen_B) / self.beta
@@ -473,10 +474,17 @@ class PairCollator:
         return batch
 
 
-def pair_lengths(rows: datasets.Dataset) -> list[int]:
-    """Tokens of the longer sequence of each pair."""
+def pair_lengths(rows: datasets.Dataset, of_both: Callable[[int, int], int] = max) -> list[int]:
+    """Tokens of the longer sequence of each pair, or with `min` of the shorter one."""
     prompt, chosen, rejected = (column_lengths(rows, name) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
-    return [p + max(c, r) for p, c, r in zip(prompt, chosen, rejected, strict=True)]
+    return [p + of_both(c, r) for p, c, r in zip(prompt, chosen, rejected, strict=True)]
+
+
+def longest_text(rows: datasets.Dataset) -> list[int]:
+    """The longest sequence of all pairs."""
+    lengths = pair_lengths(rows)
+    row: dict[str, list[int]] = rows[lengths.index(max(lengths))]
+    return row["prompt_ids"] + max(row["chosen_ids"], row["rejected_ids"], key=len)
 
 
 def pair_tokens(rows: datasets.Dataset) -> int:

@@ -38,7 +38,8 @@ def add_response_logps(model: PreTrainedModel) -> Callable[[], LmHead]:
     original one. Call this before the model is wrapped in anything.
 
     Batches are padded on the right and go without an attention mask: attention is causal, so no token of a sequence
-    sees the padding behind it, and without a mask the fastest attention kernels apply.
+    sees the padding behind it, and without a mask the fastest attention kernels apply. With `alone=True` the texts of
+    a batch are read one by one and without padding, for models that look at the length of what they read.
 
     Returns:
         A function that gives the output layer as the last pass with `hidden_only=True` saw it, whole; for a model
@@ -54,14 +55,13 @@ def add_response_logps(model: PreTrainedModel) -> Callable[[], LmHead]:
         response_labels: torch.Tensor | None = None,
         reference: Reference | None = None,
         hidden_only: bool = False,
+        alone: bool = False,
         **kwargs: Any,
     ) -> Any:
         if response_labels is None:
             return original_forward(*args, **kwargs)
-        kwargs["use_cache"] = False
-        states_BTD = self.base_model(*args, **kwargs).last_hidden_state
+        hidden_ND = scored_states(self.base_model, kwargs["input_ids"], response_labels, alone=alone)
         scored_BT = response_labels[:, 1:] != IGNORED
-        hidden_ND = states_BTD[:, :-1][scored_BT]
         targets_N = response_labels[:, 1:][scored_BT]
         layer = self.get_output_embeddings()
         if hidden_only:
@@ -91,6 +91,20 @@ def add_response_logps(model: PreTrainedModel) -> Callable[[], LmHead]:
 
     model.forward = types.MethodType(forward, model)
     return lambda: seen[0]
+
+
+def scored_states(
+    body: torch.nn.Module, input_ids_BT: torch.Tensor, response_labels_BT: torch.Tensor, *, alone: bool
+) -> torch.Tensor:
+    """The hidden states (N, D) that predict the scored tokens of a batch; arguments as in `add_response_logps`."""
+    if alone:
+        places_T = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)
+        ends = (1 + (places_T * (response_labels_BT != IGNORED)).amax(dim=1)).tolist()
+        texts = [(input_ids_BT[i : i + 1, :end], response_labels_BT[i : i + 1, :end]) for i, end in enumerate(ends)]
+        return torch.cat([scored_states(body, *text, alone=False) for text in texts])
+    states_BTD = body(input_ids=input_ids_BT, use_cache=False).last_hidden_state
+    hidden_ND: torch.Tensor = states_BTD[:, :-1][response_labels_BT[:, 1:] != IGNORED]
+    return hidden_ND
 
 
 def check_response_logps(model: PreTrainedModel, token_ids: list[int], tolerance: float) -> None:

@@ -20,7 +20,7 @@ from spa_recipes.training import common
 from spa_recipes.training.common import Rows
 from spa_recipes.training.dropout import check_no_dropout, switch_off_dropout
 from spa_recipes.training.env import TrainEnv, TrainResult
-from spa_recipes.training.preference import PairCollator, pair_lengths, pair_tokens
+from spa_recipes.training.preference import PairCollator, longest_text, pair_lengths, pair_tokens
 from spa_recipes.training.sharding import is_loaded_in_shares
 from spa_recipes.training.token_rows import TrainsTokenRows
 
@@ -74,6 +74,8 @@ def train_reward_model(
         with trainer.accelerator.autocast():
             example = table[0]["prompt_ids"] + table[0]["chosen_ids"]
             check_no_dropout(trainer.model, example, common.tolerance(dtype))
+            longest, shortest = longest_text(table), min(pair_lengths(table, min))
+            trainer.reads_alone = common.must_read_alone(trainer.model, longest, shortest, dtype, env, masked=True)
     resumed_from = common.fit(trainer, env)
     kept = common.save_trained(
         trainer,
@@ -115,8 +117,13 @@ class SpaRewardTrainer(TrainsTokenRows, RewardTrainer):  # type: ignore[misc]
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """The micro-batch's share of the mean over the pairs of the step; chosen sequences come first."""
-        output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
-        chosen_B, rejected_B = output.logits.squeeze(-1).float().chunk(2)
+        ids_BT, mask_BT = inputs["input_ids"], inputs["attention_mask"]
+        texts = [(ids_BT, mask_BT)]
+        if self.reads_alone:
+            ends = mask_BT.sum(dim=1).tolist()
+            texts = [(ids_BT[i : i + 1, :end], mask_BT[i : i + 1, :end]) for i, end in enumerate(ends)]
+        rewards = [model(input_ids=ids, attention_mask=mask, use_cache=False).logits for ids, mask in texts]
+        chosen_B, rejected_B = torch.cat(rewards).squeeze(-1).float().chunk(2)
         loss_B = pairwise_loss(chosen_B, rejected_B)
         self._seen.append((inputs["row"], loss_B.detach(), chosen_B.detach(), rejected_B.detach()))
         return self._share_of_step(loss_B, inputs["row"])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 from trl import DPOConfig, SFTConfig
 
 from spa_recipes.algo.noise import error_per_root_token
@@ -30,6 +30,7 @@ from spa_recipes.training.preference import (
     NoiseDetector,
     PairCollator,
     SpaTrainer,
+    longest_text,
     pair_lengths,
     pair_tokens,
 )
@@ -81,7 +82,7 @@ def train_sft(model_path: Path | str, rows: Rows, settings: SupervisedTraining, 
     )
     lengths = column_lengths(table, "input_ids")
     tokens = sum(lengths) * settings.num_train_epochs
-    example = table[0]["input_ids"][:_EXAMPLE]
+    longest = table[lengths.index(max(lengths))]["input_ids"]
     return _train(
         trainer,
         model_path,
@@ -89,8 +90,8 @@ def train_sft(model_path: Path | str, rows: Rows, settings: SupervisedTraining, 
         dtype,
         len(table),
         tokens,
-        example,
-        longest=max(lengths),
+        longest,
+        shortest=min(lengths),
         detector=None,
         dropout=settings.dropout,
     )
@@ -176,9 +177,8 @@ def train_preference(
         its_start = reference_path or policy_path
         trainer.along_update = _along_update(its_start, reference, refinement.lam, loss, env, dtype, args)
     tokens = pair_tokens(table) * settings.num_train_epochs
-    example = (table[0]["prompt_ids"] + table[0]["chosen_ids"])[:_EXAMPLE]
-    longest = max(pair_lengths(table))
-    result = _train(trainer, policy_path, env, dtype, len(table), tokens, example, longest=longest, detector=detector)
+    longest, shortest = longest_text(table), min(pair_lengths(table, min))
+    result = _train(trainer, policy_path, env, dtype, len(table), tokens, longest, shortest=shortest, detector=detector)
     return replace(result, detects_along_update=trainer.along_update is not None and trainer.along_update.works)
 
 
@@ -243,35 +243,36 @@ def _along_update(
 
 
 def _train(
-    trainer: Trainer,
+    trainer: SpaTrainer | SpaSftTrainer,
     policy_path: Path | str,
     env: TrainEnv,
     dtype: torch.dtype,
     row_count: int,
     tokens: int,
-    example: list[int],
+    longest: list[int],
     *,
-    longest: int,
+    shortest: int,
     detector: NoiseDetector | None,
     dropout: bool = False,
 ) -> TrainResult:
     """Train, from a checkpoint if there is one, save, and sum up.
 
     Args:
-        example: a text of some tokens.
-        longest: tokens of the longest text.
+        longest: the longest text.
+        shortest: tokens of the shortest one.
     """
     if env.model.lora is not None:
         refuse_on_output_layer(trainer.model)
     common.train_in_float32(trainer.model)
     if not is_loaded_in_shares():
         # A model that will be shared out is whole on the CPU, which would take minutes for a long text.
-        longest = min(longest, _EXAMPLE) if is_sharded() else longest
+        longest = longest[:_EXAMPLE] if is_sharded() else longest
         with trainer.accelerator.autocast():
-            check_causal(trainer.model, max(2, longest))
-            check_response_logps(trainer.model, example, common.tolerance(dtype))
+            check_causal(trainer.model, max(2, len(longest)))
+            check_response_logps(trainer.model, longest[:_EXAMPLE], common.tolerance(dtype))
             if not dropout:
-                check_no_dropout(trainer.model, example, common.tolerance(dtype))
+                check_no_dropout(trainer.model, longest[:_EXAMPLE], common.tolerance(dtype))
+            trainer.reads_alone = common.must_read_alone(trainer.model, longest, shortest, dtype, env)
     resumed_from = common.fit(trainer, env, detector)
     kept = common.save_trained(
         trainer,

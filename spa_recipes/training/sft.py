@@ -37,7 +37,9 @@ class SpaSftTrainer(TrainsTokenRows, SFTTrainer):  # type: ignore[misc]
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """The micro-batch's share of the mean over the response tokens of the step."""
-        logps_B: torch.Tensor = model(input_ids=inputs["input_ids"], response_labels=inputs["labels"])
+        logps_B: torch.Tensor = model(
+            input_ids=inputs["input_ids"], response_labels=inputs["labels"], alone=self.reads_alone
+        )
         # Gradients are averaged over the processes: each contributes its sum, times their number.
         loss: torch.Tensor = -logps_B.sum() * (self.accelerator.num_processes / num_items_in_batch)
         self._seen.append((inputs["row"], loss.detach()))

@@ -22,6 +22,9 @@ class TrainsTokenRows:
         _lengths: tokens of each row.
         _global_batch_size: rows per optimizer step over all processes.
         _group_by_length, _replayed: as in `EpochOrder`.
+
+    Attributes that may be set until the training begins:
+        reads_alone: the texts of a batch are read one by one, without padding.
     """
 
     args: Any
@@ -31,6 +34,7 @@ class TrainsTokenRows:
     _global_batch_size: int
     _group_by_length = False
     _replayed = 0
+    reads_alone = False
 
     def create_accelerator_and_postprocess(self) -> None:
         """Settle how the weights are shared out, before a model is."""
