@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from spa_recipes.data.commits import Commits
 from spa_recipes.errors import DAMAGE, LockedError, RecipeError, SpaError
 from spa_recipes.plan import MODEL, External, Plan, Stage, compile_plan
 from spa_recipes.recipe.load import changed, load_recipe
 from spa_recipes.recipe.schema import Recipe
 from spa_recipes.run.changes import plan_changes
+from spa_recipes.run.commits import commits_of
 from spa_recipes.run.rundir import RunDir, all_runs, find_reusable, owned_by_others
 from spa_recipes.state import marker, user_state
 from spa_recipes.state.digests import DigestMemo
@@ -43,17 +45,19 @@ def prepare(
 ) -> Prepared:
     """Read a recipe and plan it. Nothing runs, and only the memo of digests is written.
 
-    With `afresh`, data and models are read again rather than taken for unchanged by their sizes and times.
+    With `afresh`, data and models are read again rather than taken for unchanged by their sizes and times, and the Hub
+    is asked which commits the run will read.
 
     Raises:
-        RecipeError: the recipe is wrong. DataError: a local file or model is missing, or the run's folder has links.
+        RecipeError: the recipe is wrong. DataError: a file or model is missing, or the run's folder has links.
+        TryAgainError: the Hub cannot be reached.
     """
     loaded = load_recipe(recipe_path, overrides)
     recipe = loaded.recipe
     run = RunDir(run_dir if run_dir is not None else Path(recipe.storage.runs_dir) / recipe.name)
     if marker.kind_of(run.path) is not None:
         run.check()
-    return Prepared(compile_plan(recipe, _memo(run.path, afresh=afresh)), run, loaded.text)
+    return Prepared(_planned(recipe, run, afresh=afresh), run, loaded.text)
 
 
 def prepare_rehearsal(prepared: Prepared) -> Prepared:
@@ -65,7 +69,8 @@ def prepare_rehearsal(prepared: Prepared) -> Prepared:
     run = RunDir(prepared.run.path.parent / FOLDER / prepared.run.path.name)
     if marker.kind_of(run.path) is not None:
         run.check()
-    return Prepared(compile_plan(recipe, _memo(run.path, afresh=True)), run, None)
+    commits = Commits(prepared.plan.commits)
+    return Prepared(compile_plan(recipe, _memo(run.path, afresh=True), commits), run, None)
 
 
 def run_recipe(
@@ -110,18 +115,17 @@ def prepare_resume(run: str | None, runs_dir: Path, *, overrides: Sequence[str] 
 
     `run` is a name below `runs_dir`, a folder, or None for the newest unfinished run that this user started.
     `overrides` are `key=value` texts that change the stored recipe.
-    With `afresh`, data and models are read again rather than taken for unchanged by their sizes and times.
+    `afresh` is as in `prepare`.
 
     Raises:
-        RecipeError: there is no such run, or nothing to resume.
+        RecipeError: there is no such run, or nothing to resume. DataError, TryAgainError: as `prepare`.
     """
     folder = newest_unfinished(runs_dir).run if run is None else find_run(run, runs_dir)
     recipe = folder.recipe()
     if recipe is None:
         raise RecipeError("no run is there", where=str(folder.path), fix="see `spa status`")
     recipe = changed(recipe, overrides, folder.path / "resolved.json")
-    plan = compile_plan(recipe, _memo(folder.path, afresh=afresh))
-    return Prepared(plan, folder, None)
+    return Prepared(_planned(recipe, folder, afresh=afresh), folder, None)
 
 
 def find_run(run: str, runs_dir: Path) -> RunDir:
@@ -332,6 +336,11 @@ def collect_garbage(run: str | None, runs_dir: Path, *, models: bool = False, de
 
     runs = all_runs(runs_dir) if run is None else [find_run(run, runs_dir)]
     return gc.sweep(runs, models=models) if delete else gc.look(runs, models=models)
+
+
+def _planned(recipe: Recipe, run: RunDir, *, afresh: bool) -> Plan:
+    """The plan of a run; `afresh` asks the Hub for the commits that the run does not know yet, else its cache."""
+    return compile_plan(recipe, _memo(run.path, afresh=afresh), commits_of(run, ask=afresh))
 
 
 def _memo(run_folder: Path, *, afresh: bool = False) -> DigestMemo:

@@ -14,6 +14,7 @@ from spa_recipes.plan import KINDS, Plan
 from spa_recipes.plan.benchmarks import compile_benchmark_plan
 from spa_recipes.recipe.jobs import BenchmarkJob
 from spa_recipes.recipe.schema import Pairwise
+from spa_recipes.run.commits import commits_of
 from spa_recipes.run.consent import Consent, require
 from spa_recipes.run.executors import Executors
 from spa_recipes.run.reporter import Reporter
@@ -58,7 +59,7 @@ def run_benchmark(
         _refuse_to_replace(out)
     if job.out is not None and not out.absolute().parent.is_dir():
         raise RecipeError("no such folder", where=f"out: {out.parent}", fix="make it first")
-    plan = compile_benchmark_plan(job, job_output.memo_of(run))
+    plan = compile_benchmark_plan(job, job_output.memo_of(run), commits_of(run, ask=True))
     consent(plan, run)
     if job.out is None:
         out.parent.mkdir(exist_ok=True)

@@ -46,23 +46,24 @@ class Talker:
     def __init__(
         self, location: str, name: str, *, temperature: float, max_tokens: int, notice: Callable[[str], None]
     ) -> None:
-        from spa_recipes.data.chat import Renderer, load_tokenizer
-        from spa_recipes.models.loading import for_inference, load_causal_lm
-
         self.name = name
         check_made_model(location)
-        files = ModelFiles(location, None)
-        check_named_model(location)
+        files = ModelFiles(location, None).at_commit()
+        check_named_model(location, files.revision)
         refuse_kernels(files, files.read("config.json"))
+        from spa_recipes.data.chat import Renderer, load_tokenizer  # slow, and most mistakes are found by now
+        from spa_recipes.models.loading import for_inference, load_causal_lm
+
         room = min(MOST_TOKENS, context_of(files) or MOST_TOKENS)
         self._temperature, self._max_tokens = temperature, min(max_tokens, room // 2)
         self._renderer: Renderer = Renderer(
-            load_tokenizer(location),
+            load_tokenizer(location, revision=files.revision),
             max_prompt_length=room - self._max_tokens,
             max_length=room,
             notice=notice,
         )
-        self._model: PreTrainedModel = for_inference(load_causal_lm, Model(model_name_or_path=location))
+        settings = Model(model_name_or_path=location, revision=files.revision)
+        self._model: PreTrainedModel = for_inference(load_causal_lm, settings)
 
     def answer(self, messages: list[Message], give: Callable[[str], None], stopped: Callable[[], bool]) -> Reply:
         """Answer a conversation that ends with the user.

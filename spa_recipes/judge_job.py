@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from spa_recipes import job_output
+from spa_recipes.data.places import existing_path
 from spa_recipes.errors import RecipeError, setting
 from spa_recipes.plan.judge_job import compile_judge_plan
 from spa_recipes.recipe.job import checked, put_option
 from spa_recipes.recipe.jobs import JudgeJob
 from spa_recipes.recipe.load import override
 from spa_recipes.recipe.text import Values
+from spa_recipes.run.commits import commits_of
 from spa_recipes.state import atomic
 from spa_recipes.state.stagedir import Manifest
 
@@ -69,7 +71,7 @@ def judge_pairs(request: JudgeRequest, reporter: Reporter, executors: Executors 
         SpaError: with the exit code of what went wrong.
     """
     run = job_output.open_for_file(request.out, overwrite=request.overwrite)
-    plan = compile_judge_plan(judge_job(request), job_output.memo_of(run))
+    plan = compile_judge_plan(judge_job(request), job_output.memo_of(run), commits_of(run, ask=True))
     outcome = job_output.work(plan, run, reporter, executors)
     pairs = run.stage_dir(plan.stage("judge"), plan).output / "pairs.jsonl"
     atomic.write_bytes(run.path / job_output.FINISHED, pairs.read_bytes())
@@ -84,6 +86,8 @@ def judge_job(request: JudgeRequest) -> JudgeJob:
         InvalidRecipeError, RecipeError: values are wrong.
         DataError, TryAgainError: the configuration of a model cannot be read.
     """
+    with setting("--pairs"):
+        existing_path(request.pairs)  # before the Hub is asked about models
     values = Values({})
     for option, key, value in _options(request):
         if value is not None:

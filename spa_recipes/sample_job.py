@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from spa_recipes import job_output
 from spa_recipes.api import find_model
+from spa_recipes.data.places import existing_path
+from spa_recipes.errors import setting
 from spa_recipes.plan import Plan
 from spa_recipes.plan.sample_job import compile_sample_plan
 from spa_recipes.recipe.job import checked, put_option
 from spa_recipes.recipe.jobs import SampleJob
 from spa_recipes.recipe.load import override
 from spa_recipes.recipe.text import Values
+from spa_recipes.run.commits import commits_of
 from spa_recipes.state.stagedir import Manifest
 
 if TYPE_CHECKING:
@@ -50,6 +53,8 @@ def load_sample_job(options: Mapping[str, tuple[str, Any]], overrides: Sequence[
             put_option(values, key, value, option)
     override(values, overrides)
     job = checked(SampleJob, values, "spa sample")
+    with setting("--prompts"):
+        existing_path(job.prompts.source)  # before the Hub is asked about the model
     location, name = find_model(job.model.model_name_or_path, Path(job.storage.runs_dir))
     put_option(values, "model.model_name_or_path", location, "MODEL")
     if "max_length" not in job.model.model_fields_set:
@@ -62,7 +67,6 @@ def load_sample_job(options: Mapping[str, tuple[str, Any]], overrides: Sequence[
 def _room(location: str, revision: str | None) -> int:
     """Tokens of prompt and answer that the model has positions for, within bounds."""
     from spa_recipes.data.model_files import ModelFiles
-    from spa_recipes.errors import setting
     from spa_recipes.run.model_preflight import context_of
 
     with setting("MODEL"):
@@ -83,7 +87,7 @@ def sample_prompts(
     from spa_recipes.data.rows import write_jsonl
 
     run = job_output.open_for_file(out, overwrite=overwrite)
-    plan = compile_sample_plan(job, job_output.memo_of(run))
+    plan = compile_sample_plan(job, job_output.memo_of(run), commits_of(run, ask=True))
     outcome = job_output.work(plan, run, reporter, executors)
     write_jsonl(run.path / job_output.FINISHED, _rows(plan, run))
     job_output.deliver(run, out, overwrite=overwrite)

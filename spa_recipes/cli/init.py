@@ -66,11 +66,11 @@ def look(name: str, model: str, pairs: str) -> Seen:
     with setting("--pairs"):
         loaded = read_pairs(DatasetSource(source=pairs, on_bad_row="skip"))
     with setting("--model"):
-        files = ModelFiles(model, None)
+        files = ModelFiles(model, None).at_commit()
         config = files.read("config.json", needed=True)
         template = files.chat_template()
         given = None if template else str(find_template("zephyr.jinja"))
-        tokenizer = load_tokenizer(model, chat_template=given)
+        tokenizer = load_tokenizer(model, revision=files.revision, chat_template=given)
         renderer = Renderer(tokenizer, max_prompt_length=10**7, max_length=10**8, notice=lambda text: None)
         shape = shape_of_config(config)
         context = context_of(files)

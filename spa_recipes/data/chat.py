@@ -356,8 +356,8 @@ def load_tokenizer(
 
     name = str(Path(path).expanduser()) if str(path).startswith("~") else str(path)
     local = is_model_folder(name)
-    if not local and is_path(name):
-        raise DataError("no such model folder", where=name, fix="check model.model_name_or_path")
+    if not local:
+        revision = ModelFiles(name, revision).at_commit().revision
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             name, revision=revision, trust_remote_code=trust_remote_code, local_files_only=local
@@ -423,11 +423,6 @@ def is_model_folder(name: str) -> bool:
         fix = "make the folder and its files readable for yourself"
         raise system_error(error, place=name, fix=fix) from None
     return True
-
-
-def is_path(name: str) -> bool:
-    """Whether a name can only be a path: a Hub id is `name` or `owner/name`."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or Path(name).exists()
 
 
 def _read_template(path: str) -> str:

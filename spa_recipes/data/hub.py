@@ -1,9 +1,13 @@
-"""Errors of the Hub in one line."""
+"""Questions to the Hub, its cache on this disk, and its errors in one line."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 from spa_recipes.errors import DataError, SpaError, TryAgainError
 
@@ -27,13 +31,92 @@ _NETWORK = {
 }
 
 
+Repository = Literal["model", "dataset"]
+"""Kinds of repositories on the Hub."""
+
+SECONDS = 8.0
+"""How long an answer of the Hub may take."""
+
+MAIN = "main"
+"""The branch that is meant where none is named."""
+
+T = TypeVar("T")
+
+
+def ask(kind: Repository, name: str, question: Callable[[], T]) -> T:
+    """What the Hub says of a repository; no answer within SECONDS is an answer, too.
+
+    The client's own limits are for each step of a request, and looking up an address has none.
+
+    Args:
+        question: asks the Hub once, by its client.
+
+    Raises:
+        DataError, TryAgainError: as `hub_error`.
+    """
+    from queue import Empty, SimpleQueue
+    from threading import Thread
+
+    answers: SimpleQueue[Callable[[], T]] = SimpleQueue()
+
+    def wait() -> None:
+        try:
+            answer = question()
+        except Exception as error:  # the Hub client and its network library raise what they like
+            answers.put(_raising(hub_error(kind, name, error), error))
+        else:
+            answers.put(lambda: answer)
+
+    Thread(target=wait, daemon=True).start()
+    try:
+        answer = answers.get(timeout=SECONDS)
+    except Empty:
+        raise hub_error(kind, name, TimeoutError(f"no answer within {SECONDS:g} seconds")) from None
+    return answer()
+
+
+def _raising(problem: SpaError, cause: Exception) -> Callable[[], Any]:
+    def give() -> None:
+        raise problem from cause
+
+    return give
+
+
+def cached_commit(kind: Repository, name: str, revision: str | None) -> str | None:
+    """The commit that a branch or tag was when something was last downloaded by it; None where nothing was."""
+    with suppress(OSError, ValueError):
+        return _reference(kind, name, revision).read_text(encoding="ascii").strip() or None
+    return None
+
+
+def keep_commit(kind: Repository, name: str, revision: str | None, commit: str) -> None:
+    """Note in the Hub's cache which commit a branch or tag is, as its client does when it downloads by that name.
+
+    Files are downloaded by commit; without the note, nobody could tell offline which of them are meant by the name.
+    """
+    with suppress(OSError, ValueError):  # a cache that others write
+        path = _reference(kind, name, revision)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(commit, encoding="ascii")
+
+
+def _reference(kind: Repository, name: str, revision: str | None) -> Path:
+    """The file of a branch or tag in the Hub's cache; ValueError for a name that is none."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
+    reference = revision or MAIN
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", reference):
+        raise ValueError("not the name of a branch or tag")
+    return cache / f"{kind}s--{name.replace('/', '--')}" / "refs" / reference
+
+
 def is_offline() -> bool:
     """Whether the environment forbids the network."""
     names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
     return any(os.environ.get(name, "").upper() in _TRUE for name in names)
 
 
-def hub_error(kind: str, name: str, error: BaseException) -> SpaError:
+def hub_error(kind: Repository, name: str, error: BaseException) -> SpaError:
     """Turn an exception of a Hub client into an error with a remedy.
 
     Args:
@@ -62,8 +145,11 @@ def hub_error(kind: str, name: str, error: BaseException) -> SpaError:
         )
     missing = names & {"RepositoryNotFoundError", "DatasetNotFoundError"} or statuses & {401, 403, 404}
     if not missing and is_network_error(error):
+        cached = "; HF_HUB_OFFLINE=1 takes what is in the cache" if cached_commit(kind, name, None) else ""
         return TryAgainError(
-            f"the Hub cannot be reached ({reason})", where=name, fix="check the network and run the command again"
+            f"the Hub cannot be reached ({reason})",
+            where=name,
+            fix=f"check the network and run the command again{cached}",
         )
     if missing:
         return DataError(

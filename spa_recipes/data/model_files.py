@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from spa_recipes.data.commits import commit_of, is_commit
 from spa_recipes.data.hub import hub_error
+from spa_recipes.data.places import is_path, no_such_folder
 from spa_recipes.data.template import MAX_FILE_BYTES
 from spa_recipes.errors import DataError
 from spa_recipes.state.reading import read_text
@@ -22,6 +24,18 @@ class ModelFiles(NamedTuple):
         """Whether it is a folder on this disk."""
         return Path(self.location).is_dir()
 
+    def at_commit(self) -> "ModelFiles":
+        """The files of the commit that is meant, which are the same however often one looks.
+
+        Raises:
+            DataError: there is no such model. TryAgainError: the Hub cannot be reached.
+        """
+        if self.local or is_commit(self.revision):
+            return self
+        if is_path(self.location):
+            raise no_such_folder(self.location)
+        return self._replace(revision=commit_of("model", self.location, self.revision) or self.revision)
+
     def find(self, name: str, *, needed: bool = False) -> Path | None:
         """A file, fetched from the Hub if it has to be; None where there is none.
 
@@ -34,8 +48,9 @@ class ModelFiles(NamedTuple):
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError
 
+        revision = self.at_commit().revision
         try:
-            return Path(hf_hub_download(self.location, name, revision=self.revision))
+            return Path(hf_hub_download(self.location, name, revision=revision))
         except EntryNotFoundError as error:  # also: not in the cache, and the Hub cannot be asked
             if needed and type(error).__name__ == "LocalEntryNotFoundError":
                 raise hub_error("model", self.location, error) from error

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from spa_recipes.data.hub import MAIN
 from spa_recipes.errors import DataError
 from spa_recipes.recipe.schema import DatasetSource, SandboxSource
 
@@ -33,6 +34,17 @@ def local_path(source: str) -> Path | None:
         or _exists(path)
     )
     return path if looks_local else None
+
+
+def is_path(name: str) -> bool:
+    """Whether a model's name can only be a path: a Hub id is `name` or `owner/name`, and no folder `owner` is here."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or _exists(Path(name.split("/")[0]))
+
+
+def no_such_folder(name: str) -> DataError:
+    """The error about the name of a model that can only be a path, and where no folder is."""
+    here = "" if name.startswith(("/", "~")) else f", which is relative to {Path.cwd()}"
+    return DataError("no such model folder", where=name, fix=f"check the path{here}")
 
 
 def existing_path(source: str) -> Path | None:
@@ -89,7 +101,7 @@ def content_fingerprint(source: DatasetSource | SandboxSource, digest: Callable[
     path = existing_path(source.source)
     if path is None:
         config = f"#{source.config_name}" if source.config_name else ""
-        return f"hub:{source.source}@{source.revision or 'main'}{config}"
+        return f"hub:{source.source}@{source.revision or MAIN}{config}"
     try:
         return f"sha256:{digest(path)}"
     except OSError as error:

@@ -84,9 +84,10 @@ def export_gguf(location: str, name: str, out: Path) -> Exported:
         raise RecipeError("it is there already", where=str(out), fix="choose another --out, or move it away")
     if not out.absolute().parent.is_dir():
         raise RecipeError("no such folder", where=str(out.parent), fix="make it first")
-    check_named_model(location)
-    architecture = _architecture(ModelFiles(location, None))
-    folder = _folder(location)
+    files = ModelFiles(location, None).at_commit()
+    check_named_model(location, files.revision)
+    architecture = _architecture(files)
+    folder = _folder(files)
     check_made_model(str(folder))
     from transformers import AutoConfig
 
@@ -125,18 +126,24 @@ def _architecture(files: ModelFiles) -> str:
     return FAMILIES[names[0]]
 
 
-def _folder(location: str) -> Path:
+def _folder(files: ModelFiles) -> Path:
     """The folder with the model's files, which are downloaded where it is on the Hub."""
-    if Path(location).is_dir():
-        return Path(location)
+    if files.local:
+        return Path(files.location)
     from huggingface_hub import snapshot_download
 
     from spa_recipes.data.hub import hub_error
 
     try:
-        return Path(snapshot_download(location, allow_patterns=["*.safetensors", "*.json", "*.jinja", "tokenizer*"]))
+        return Path(
+            snapshot_download(
+                files.location,
+                revision=files.revision,
+                allow_patterns=["*.safetensors", "*.json", "*.jinja", "tokenizer*"],
+            )
+        )
     except Exception as error:  # the Hub client and its network library raise what they like
-        raise hub_error("model", location, error) from error
+        raise hub_error("model", files.location, error) from error
 
 
 def _refuse_differences(config: Any, where: str) -> list[str]:

@@ -19,8 +19,9 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from spa_recipes.algo.reward import use_score_head
-from spa_recipes.data.chat import is_model_folder, is_path
+from spa_recipes.data.chat import is_model_folder
 from spa_recipes.data.hub import hub_error
+from spa_recipes.data.places import is_path, no_such_folder
 from spa_recipes.errors import DataError, RecipeError, TryAgainError
 from spa_recipes.models.causal import check_causal
 from spa_recipes.models.dtype import hides_gpus, torch_dtype
@@ -207,7 +208,7 @@ def _explained(path: str | Path, fix: str = "") -> Iterator[None]:
     """Say in one line why transformers cannot load something; an error about memory stays as it is."""
     name, local = str(path), is_model_folder(str(path))
     if not local and is_path(name):
-        raise DataError("cannot load a model: no such folder", where=name, fix="check model_name_or_path")
+        raise no_such_folder(name)
     try:
         yield
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from spa_recipes.data.commits import Commits
 from spa_recipes.plan.adapters import stack
 from spa_recipes.plan.judges import Models
 from spa_recipes.plan.kinds import MODEL
@@ -53,7 +54,7 @@ class _Subject(NamedTuple):
     prompts: StageOutput | None = None
 
 
-def compile_benchmark_plan(job: BenchmarkJob, memo: DigestMemo) -> Plan:
+def compile_benchmark_plan(job: BenchmarkJob, memo: DigestMemo, commits: Commits | None = None) -> Plan:
     """Lay out a job of `spa evaluate`: answer the benchmark's prompts, then grade or compare the answers.
 
     Args:
@@ -63,7 +64,7 @@ def compile_benchmark_plan(job: BenchmarkJob, memo: DigestMemo) -> Plan:
     Raises:
         DataError: a local file is missing.
     """
-    build = Builder(memo)
+    build = Builder(memo, commits)
     policy = build.model(job.model.model_name_or_path, job.model.revision, "model.model_name_or_path")
     limit = job.benchmark.max_length or job.model.max_length
     lengths = {"max_length": limit, "max_prompt_length": limit - job.benchmark.max_tokens}
@@ -73,7 +74,7 @@ def compile_benchmark_plan(job: BenchmarkJob, memo: DigestMemo) -> Plan:
         job.benchmark, "", build, _Subject(job.name, "benchmark", model, policy, sampling, job.seed, implicit_reward={})
     )
     memo.save()
-    return Plan(job, tuple(build.stages.values()))
+    return Plan(job, tuple(build.stages.values()), build.commits.kept)
 
 
 def _judge_of(recipe: Recipe, build: Builder, models: Models) -> dict[str, Input]:

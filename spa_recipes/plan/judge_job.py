@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from spa_recipes.data.commits import Commits
 from spa_recipes.plan.log_ratios import add_log_ratios
 from spa_recipes.plan.stages import Builder, Input, Plan, StageOutput
 from spa_recipes.plan.verdicts import add_verdicts
@@ -17,13 +18,13 @@ ANSWERS: dict[str, Input] = {
 """The user's answers, as the stage `candidates` writes them."""
 
 
-def compile_judge_plan(job: JudgeJob, memo: DigestMemo) -> Plan:
+def compile_judge_plan(job: JudgeJob, memo: DigestMemo, commits: Commits | None = None) -> Plan:
     """Lay out `spa judge`: read the answers, compute what the judge says of them, label.
 
     Raises:
         DataError: a local file is missing.
     """
-    build = Builder(memo)
+    build = Builder(memo, commits)
     settings, inputs = FRAGMENTS[job.judge.type](job, build)
     build.add(
         "judge",
@@ -33,7 +34,7 @@ def compile_judge_plan(job: JudgeJob, memo: DigestMemo) -> Plan:
         inputs={**ANSWERS, **inputs},
     )
     memo.save()
-    return Plan(job, tuple(build.stages.values()))
+    return Plan(job, tuple(build.stages.values()), build.commits.kept)
 
 
 def _candidates(job: JudgeJob, build: Builder, role: str, settings: dict[str, Any], models: dict[str, Input]) -> None:

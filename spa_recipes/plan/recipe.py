@@ -7,6 +7,7 @@ reference).
 
 from typing import Any
 
+from spa_recipes.data.commits import Commits
 from spa_recipes.data.places import count_rows
 from spa_recipes.plan.adapters import sampled_with, stack, trained_on
 from spa_recipes.plan.benchmarks import add_benchmarks
@@ -19,14 +20,18 @@ from spa_recipes.recipe.schema import Model, Recipe, SandboxSource, Source, Supe
 from spa_recipes.state.digests import DigestMemo
 
 
-def compile_plan(recipe: Recipe, memo: DigestMemo) -> Plan:
+def compile_plan(recipe: Recipe, memo: DigestMemo, commits: Commits | None = None) -> Plan:
     """Lay out the stages of a recipe.
+
+    Args:
+        commits: what is read of the Hub.
 
     Raises:
         RecipeError: a chat template file or a setting does not fit.
-        DataError: a local data file is missing.
+        DataError: a local data file is missing, or the Hub was asked and does not give something.
+        TryAgainError: the Hub was asked and cannot be reached.
     """
-    build = Builder(memo)
+    build = Builder(memo, commits)
     settings = build.model_settings(recipe.model.model_copy(update={"save_rounding": None}))
     training = build.model_settings(_saved(recipe.model))
     # Rows come first: what is wrong with them is found before any model is loaded.
@@ -56,7 +61,7 @@ def compile_plan(recipe: Recipe, memo: DigestMemo) -> Plan:
         _add_evaluation("extrapolated", f"pi_{recipe.iterations}, extrapolated,", policy, recipe, build, models)
     add_benchmarks(recipe, build, models, policy)
     memo.save()
-    return Plan(recipe, with_gates(recipe, build.stages))
+    return Plan(recipe, with_gates(recipe, build.stages), build.commits.kept)
 
 
 def _saved(model: Model) -> Model:

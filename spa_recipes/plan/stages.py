@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spa_recipes.data.places import content_fingerprint, existing_path
-from spa_recipes.errors import DataError, RecipeError
+from spa_recipes.data.commits import Commits
+from spa_recipes.data.hub import MAIN
+from spa_recipes.data.places import content_fingerprint, existing_path, is_path, local_path
+from spa_recipes.errors import DataError, RecipeError, setting
 from spa_recipes.plan.graph import Graph, ancestors, descendants
 from spa_recipes.plan.keys import key_material, stage_key
 from spa_recipes.plan.kinds import KINDS, Kind
@@ -90,10 +92,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe (or a job of `spa judge` or `spa evaluate`) and its stages, each behind those that it waits for."""
+    """A recipe (or a job of `spa judge` or `spa evaluate`) and its stages, each behind those that it waits for.
+
+    Attributes:
+        commits: what is read of repositories on the Hub, by branch or tag, as `Commits.kept`.
+    """
 
     recipe: AnyRecipe
     stages: tuple[Stage, ...]
+    commits: Mapping[str, str] = field(default_factory=dict)
 
     def stage(self, stage_id: str) -> Stage:
         """The stage with this id; RecipeError names the ids there are."""
@@ -135,8 +142,9 @@ class Plan:
 class Builder:
     """Collects stages and computes keys as inputs become known."""
 
-    def __init__(self, memo: DigestMemo) -> None:
+    def __init__(self, memo: DigestMemo, commits: Commits | None = None) -> None:
         self.memo = memo
+        self.commits = commits or Commits()
         self.stages: dict[str, Stage] = {}
 
     def add(
@@ -166,7 +174,10 @@ class Builder:
         folder = Path(location).expanduser()
         if folder.is_dir():
             return External(str(folder), f"sha256:{self.memo.of(folder, leave_out=(CARD, RECIPE_FILE))}", key=key)
-        return External(location, f"hub:{location}@{revision or 'main'}", revision, key)
+        if not is_path(location):  # a path where nothing is stays what it is; the look at all inputs says so
+            with setting(key):
+                revision = self.commits.of("model", location, revision)
+        return External(location, f"hub:{location}@{revision or MAIN}", revision, key)
 
     def file(self, location: str, key: str) -> External:
         """A file that the setting `key` names; DataError if there is none."""
@@ -177,6 +188,10 @@ class Builder:
 
     def source(self, source: Source, key: str) -> External:
         """Rows that the section `key` names; DataError if a local file is missing."""
+        if isinstance(source, DatasetSource) and local_path(source.source) is None:
+            with setting(f"{key}.source"):
+                commit = self.commits.of("dataset", source.source, source.revision)
+            source = source.model_copy(update={"revision": commit})
         fingerprint = content_fingerprint(source, self.memo.of)
         if isinstance(source, DatasetSource):
             return External(source.source, fingerprint, source.revision, f"{key}.source")

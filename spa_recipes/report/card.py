@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import jinja2
 import yaml
 
+from spa_recipes.data.commits import is_commit
+from spa_recipes.data.hub import MAIN
 from spa_recipes.plan import CARD, RECIPE_FILE, External, Input, Plan, Stage
 from spa_recipes.recipe.schema import Recipe
 from spa_recipes.report.benchmarks import benchmark_lines
@@ -168,7 +170,7 @@ def _place(value: External, kind: str) -> str:
         digest = value.fingerprint.removeprefix("sha256:")[:DIGEST_SHOWN]
         return f"`{last_part(value.location)}`, not on the Hub (sha256 `{digest}…`)"
     if _on_hub(value):
-        revision = f"`{value.revision}`" if value.revision else "`main`, which is not fixed"
+        revision = f"`{value.revision or MAIN}`" + ("" if is_commit(value.revision) else ", which is not fixed")
         return f"[{value.location}](https://huggingface.co/{kind}{value.location}), revision {revision}"
     return f"the sandbox of spa-recipes, generated ({value.fingerprint.removeprefix('sandbox:').replace(',', ', ')})"
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
-from spa_recipes.data.chat import is_path
-from spa_recipes.data.hub import hub_error, is_offline
+from spa_recipes.data.hub import Repository, ask, is_offline
+from spa_recipes.data.places import is_path
 from spa_recipes.errors import DataError, TryAgainError
 from spa_recipes.recipe.schema import Storage
 from spa_recipes.run.disk import free_bytes
@@ -15,17 +14,17 @@ from spa_recipes.units import human_bytes
 GB = 10**9
 
 
-def check_named_model(location: str) -> None:
+def check_named_model(location: str, revision: str | None = None) -> None:
     """`check_download` of a model that a command names without a recipe; a folder needs no download.
 
     Raises:
         DataError, TryAgainError: as `check_download`.
     """
     if not is_path(location):
-        check_download("model", location, None, Storage.model_fields["max_download_gb"].default)
+        check_download("model", location, revision, Storage.model_fields["max_download_gb"].default)
 
 
-def check_download(kind: Literal["model", "dataset"], name: str, revision: str | None, limit_gb: float | None) -> None:
+def check_download(kind: Repository, name: str, revision: str | None, limit_gb: float | None) -> None:
     """Refuse a model or dataset of the Hub that is larger than the recipe allows, or than the disk has room for.
 
     Of a model, the weights in safetensors and the small files at the top count, as no other files are loaded; of a
@@ -56,17 +55,11 @@ def check_download(kind: Literal["model", "dataset"], name: str, revision: str |
         )
 
 
-def _bytes_left(kind: Literal["model", "dataset"], name: str, revision: str | None) -> int:
+def _bytes_left(kind: Repository, name: str, revision: str | None) -> int:
     from huggingface_hub import HfApi, try_to_load_from_cache
 
-    try:
-        ask = HfApi().model_info if kind == "model" else HfApi().dataset_info
-        files = ask(name, revision=revision, files_metadata=True).siblings or []
-    except Exception as error:  # the Hub client and its network library raise what they like
-        problem = hub_error(kind, name, error)
-        if isinstance(problem, TryAgainError):  # what is in the cache will do
-            return 0
-        raise problem from error
+    info = HfApi().model_info if kind == "model" else HfApi().dataset_info
+    files = ask(kind, name, lambda: info(name, revision=revision, files_metadata=True)).siblings or []
     return sum(
         int(file.size or 0)
         for file in files

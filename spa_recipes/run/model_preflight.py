@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from spa_recipes.data.chat import is_path
 from spa_recipes.data.controls import GIVE_EMBEDDINGS
 from spa_recipes.data.model_files import embeddings_of, inner
+from spa_recipes.data.places import is_path
 from spa_recipes.errors import DataError, RecipeError
 from spa_recipes.plan.powers import is_kernel
 

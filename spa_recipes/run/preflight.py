@@ -13,10 +13,9 @@ from typing import Any
 
 from spa_recipes.benchmarks import alpaca_eval, mt_bench
 from spa_recipes.data.asked import check_counted
-from spa_recipes.data.chat import is_path
-from spa_recipes.data.hub import hub_error
+from spa_recipes.data.hub import ask
 from spa_recipes.data.model_files import ModelFiles, hub_is_offline
-from spa_recipes.data.places import local_path
+from spa_recipes.data.places import is_path, local_path, no_such_folder
 from spa_recipes.errors import DataError, RecipeError, TryAgainError, setting
 from spa_recipes.models.lora_names import CONFIG as ADAPTER_CONFIG
 from spa_recipes.plan import ALPACA_EVAL_PROMPTS, KINDS, Content, External, Plan, Stage, is_of_benchmark
@@ -194,11 +193,10 @@ def _check_hub_dataset(name: str) -> None:
     from huggingface_hub import HfApi
 
     try:
-        HfApi().auth_check(name, repo_type="dataset")
-    except Exception as error:  # the Hub client and its network library raise what they like
-        problem = hub_error("dataset", name, error)
+        ask("dataset", name, lambda: HfApi().auth_check(name, repo_type="dataset"))
+    except (DataError, TryAgainError) as problem:
         if not (_is_cached_dataset(name) and (hub_is_offline() or isinstance(problem, TryAgainError))):
-            raise problem from error
+            raise
 
 
 def _is_cached_dataset(name: str) -> bool:
@@ -243,7 +241,7 @@ def _check_benchmark(stage: Stage) -> None:
 
 def _check_model(files: ModelFiles, use: _Use, recipe: AnyRecipe) -> None:
     if not files.local and is_path(files.location):
-        raise DataError("no such model folder", where=files.location, fix="check the path")
+        raise no_such_folder(files.location)
     config = files.read("config.json", needed=True)
     if not config:
         adapter = files.find(ADAPTER_CONFIG) is not None

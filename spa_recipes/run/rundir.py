@@ -41,6 +41,8 @@ HOLDER = ".holder"
 """A file in a run's folder that names the process that holds the run, for people."""
 RECIPE_DIGEST = ".recipe.sha256"
 """A file in a run's folder with the digest of `recipe.yaml` as the run wrote it."""
+COMMITS = ".commits.json"
+"""A file in a run's folder with what it reads of the Hub: commits by branch or tag, as `Plan.commits`."""
 
 
 class Planned(NamedTuple):
@@ -173,6 +175,8 @@ class RunDir:
             atomic.write_text(self.path / "recipe.yaml", text)
             atomic.write_text(digest, f"{sha256(text.encode()).hexdigest()}\n")
         atomic.write_text(self.path / VERSION, f"{__version__}\n")
+        if plan.commits:  # before the plan, which without them would be that of an earlier version
+            atomic.write_json(self.path / COMMITS, plan.commits)
         atomic.write_json(self.path / "plan.json", plan_json(plan))
         atomic.write_json(self.path / "resolved.json", recipe.model_dump(mode="json"))
 

@@ -189,8 +189,10 @@ class Context:
         return Path(self.spec.inputs[name])
 
     def located(self, source: dict[str, Any], name: str) -> dict[str, Any]:
-        """The section of a data source with the place of this stage's input `name`; the sandbox has no place."""
-        return {**source, "source": self.spec.inputs[name]} if "source" in source else source
+        """The section of a data source with place and revision of this stage's input `name`; the sandbox has none."""
+        if "source" not in source:
+            return source
+        return {**source, "source": self.spec.inputs[name], "revision": self.spec.revisions.get(name)}
 
     def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
         """Tell the runner how far the stage is; at most ten lines a second are written to the file."""

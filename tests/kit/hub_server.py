@@ -7,11 +7,13 @@ import re
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from tests.kit.local_server import LocalServer
 
 TOKEN = "hf_of_the_tests"
 OWNER = "me"
+NEWEST = "0" * 40
 LARGE = (".safetensors",)
 """Suffixes of the files that go to the large file storage."""
 
@@ -43,7 +45,9 @@ class HubServer(LocalServer):
     Attributes:
         address: for HF_ENDPOINT.
         repos: branches of every repository, each with the files of its newest commit.
+        heads: commits of branches and tags other than main, by repository; that of main is NEWEST unless it is here.
         sizes: of the files of repositories, as far as they are only asked for.
+        gated: repositories that their users have to ask for.
         private: repositories that only their owner sees.
         stored: content of the large file storage by sha256.
         received: sha256 of every file that was sent there, as often as it was.
@@ -55,7 +59,9 @@ class HubServer(LocalServer):
     def __init__(self) -> None:
         super().__init__(self._handler())
         self.repos: dict[str, dict[str, dict[str, bytes]]] = {}
+        self.heads: dict[str, dict[str, str]] = {}
         self.sizes: dict[str, dict[str, int]] = {}
+        self.gated: set[str] = set()
         self.private: set[str] = set()
         self.stored: dict[str, bytes] = {}
         self.received: list[str] = []
@@ -91,8 +97,7 @@ class HubServer(LocalServer):
             (r"GET /api/whoami-v2", lambda request: {"name": OWNER, "type": "user"}),
             (r"POST /api/repos/create", self._create),
             (r"POST /api/validate-yaml", self._validate),
-            (rf"GET /api/(models|datasets)/{repo}(?:/revision/([^?]+))?\?blobs=true", self._sizes),
-            (rf"GET /api/models/{repo}", self._info),
+            (rf"GET /api/(?:models|datasets)/{repo}(?:/revision/([^?]+))?(?:\?blobs=true)?", self._info),
             (rf"GET /api/datasets/{repo}/auth-check", lambda request, repo: self._known(repo) and {}),
             (rf"POST /api/models/{repo}/branch/(.+)", self._branch),
             (rf"GET /api/models/{repo}/tree/([^?]+)\?.*", self._tree),
@@ -120,20 +125,22 @@ class HubServer(LocalServer):
             raise Refusal(404, "Repository not found", "RepoNotFound")
         return self.repos[repo]
 
-    def _info(self, request: Request, repo: str) -> Any:
+    def _info(self, request: Request, repo: str, revision: str | None) -> Any:
         self._known(repo)
-        return {"id": repo, "private": repo in self.private, "sha": "0" * 40, "tags": []}
-
-    def _sizes(self, request: Request, kind: str, repo: str, branch: str | None) -> Any:
-        self._known(repo)
-        files = self.sizes.get(repo, {})
+        if repo in self.gated:
+            raise Refusal(403, "Access to it is restricted", "GatedRepo")
+        heads = {"main": NEWEST, **self.heads.get(repo, {})}
+        name = unquote(revision or "main")
+        if name not in heads and name not in heads.values():
+            raise Refusal(404, "Invalid rev id", "RevisionNotFound")
         return {
             "id": repo,
-            "sha": "0" * 40,
+            "sha": heads.get(name, name),
             "tags": [],
-            **dict.fromkeys(("private", "gated", "disabled"), False),
+            **dict.fromkeys(("gated", "disabled"), False),
+            "private": repo in self.private,
             **dict.fromkeys(("downloads", "likes"), 0),
-            "siblings": [{"rfilename": name, "size": size} for name, size in files.items()],
+            "siblings": [{"rfilename": name, "size": size} for name, size in self.sizes.get(repo, {}).items()],
         }
 
     def _branch(self, request: Request, repo: str, branch: str) -> Any:

@@ -172,7 +172,7 @@ def test_an_architecture_without_a_reward_form_is_refused(tmp_path: Path) -> Non
 
 
 def test_what_is_no_model_is_a_data_error(tmp_path: Path) -> None:
-    assert "no such folder" in refused(tmp_path / "nothing").what
+    assert "no such model folder" in refused(tmp_path / "nothing").what
     assert "cannot load a model" in refused(tmp_path).what
     build("llama").config.save_pretrained(tmp_path)
     assert "cannot load a model" in refused(tmp_path).what

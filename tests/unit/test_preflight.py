@@ -313,7 +313,8 @@ def hub_says(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         raise error
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
-    monkeypatch.setattr(huggingface_hub.HfApi, "auth_check", fail)
+    for question in ("auth_check", "model_info", "dataset_info"):
+        monkeypatch.setattr(huggingface_hub.HfApi, question, fail)
     for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.delenv(variable, raising=False)
 
@@ -380,10 +381,14 @@ def test_a_hub_model_is_read_from_its_files(tmp_path: Path, monkeypatch: pytest.
         huggingface_hub.HfApi, "file_exists", lambda self, name, file, revision: (folder / file).is_file()
     )
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "model_info", lambda self, name, **_: SimpleNamespace(sha="1" * 40, siblings=[])
+    )
     recipe = recipe_for("org/model", model={"revision": "abc"})
     assert "no chat template" in refusal(tmp_path, recipe).what
     (folder / "chat_template.jinja").write_text("x")
     accepted(tmp_path, recipe)
-    assert asked == {"abc"}
+    assert asked == {"1" * 40}
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     assert "its weights are a pickle" in refusal(tmp_path, recipe).what
