@@ -80,6 +80,7 @@ class _Transformers:
         self._model: PreTrainedModel | None = model
         self._sampling, self._batch_size, self._stop_ids = sampling, batch_size, stop_ids
         self._max_length = max_length
+        self._compared = False
 
     def stream(
         self, groups: Iterable[Sequence[Request]], *, seed_of: SeedOf, on_progress: Progress | None = None
@@ -100,7 +101,9 @@ class _Transformers:
                 seed_of=seed_of,
                 batch_size=self._batch_size,
                 on_progress=_after(before, tokens, on_progress),
+                compare=not self._compared,
             )
+            self._compared = True
             before += len(completions)
             tokens += sum(len(completion.response_ids) for completion in completions)
             yield number, completions

@@ -55,33 +55,6 @@ def check_logps(request: Request, logps: list[float]) -> None:
         )
 
 
-FAR_IN_FLOAT32 = 1e-3
-"""Nats per root of a token by which rounding in float32 never parts sampling and scoring. Measured with tiny models of
-nine families: 2e-6. Models of many layers round more; here a hundred times as much counts as rounding, and ten times
-that as another model."""
-
-
-def check_kept(prompt_id: str, sample: int, kept: Sequence[float], again: float) -> None:
-    """Stop where the log-probs that were kept in float32 are not that of a pass over the whole answer.
-
-    Args:
-        kept: of each token, from sampling.
-        again: of the answer, from one pass.
-
-    Raises:
-        StageError: names the answer.
-    """
-    off = abs(sum(kept) - again)
-    if off > FAR_IN_FLOAT32 * math.sqrt(len(kept)):
-        raise StageError(
-            f"the log-probs that sampling kept are {off:.3g} nats off those of one pass over the answer: sampled "
-            "token by token, the model is another one",
-            where=f"prompt {prompt_id}, answer {sample}",
-            fix="set model.max_length to the model's original context, or sampling.backend.type to the other "
-            "engine; please report the architecture",
-        )
-
-
 def check_lengths(requests: Sequence[Request], max_tokens: int, limit: int, key: str) -> None:
     """Refuse prompts that leave no room for a whole answer, before any engine sees them.
 

@@ -10,11 +10,15 @@ from transformers.cache_utils import Cache, DynamicLayer
 from spa_recipes.algo.logps import at_least_fp32, target_logps
 from spa_recipes.errors import StageError
 from spa_recipes.generation.engines import Progress
+from spa_recipes.generation.kept import Kept, stop_if_another_model
 from spa_recipes.generation.lm_head import logits_at
-from spa_recipes.generation.requests import Completion, Request, check_kept, check_logps
+from spa_recipes.generation.requests import Completion, Request, check_logps
 
 DROP_SHARE = 0.125
 """Finished answers leave the batch when they are this share of it: dropping them copies the cache of the others."""
+
+TRIED = 4
+"""So many texts are read again at once, to see whether the model that was sampled token by token is the same."""
 
 
 def sample(
@@ -28,6 +32,7 @@ def sample(
     seed_of: Callable[[Request], int],
     batch_size: int,
     on_progress: Progress | None = None,
+    compare: bool = True,
 ) -> list[Completion]:
     """Sample one answer for each request.
 
@@ -44,6 +49,7 @@ def sample(
         seed_of: seed of a request, below 2**63.
         batch_size: answers decoded together.
         on_progress: called after each batch.
+        compare: after the first batch, compare what was kept of its longest texts with one pass over them.
 
     Returns:
         Completions in the order of the requests.
@@ -59,8 +65,8 @@ def sample(
     tokens = 0
     for batch in _batches(requests, batch_size, max_spread=max_tokens // 2):
         answers = _sample_batch(model, [requests[i] for i in batch], temperature, top_p, max_tokens, stop_ids, seed_of)
-        if not completions:
-            _try_cache(model, [requests[i] for i in batch], answers)
+        if compare and not completions:
+            stop_if_another_model(model, _longest([requests[i] for i in batch], answers))
         completions.update(zip(batch, answers, strict=True))
         tokens += sum(len(answer.response_ids) for answer in answers)
         if on_progress is not None:
@@ -140,27 +146,13 @@ def _sample_batch(
     ]
 
 
-@torch.inference_mode()
-def _try_cache(model: PreTrainedModel, requests: Sequence[Request], answers: Sequence[Completion]) -> None:
-    """Stop after the first batch if the model, which was sampled token by token, is another one in one pass.
-
-    The longest of the texts is tried. In half precision, the stage that labels measures the rounding and compares.
-
-    Raises:
-        StageError: it is another one.
-    """
-    if model.dtype != torch.float32:
-        return
-    request, answer = max(zip(requests, answers, strict=True), key=lambda pair: _tokens(*pair))
-    prompt, ids = len(request.prompt_ids), torch.tensor([request.prompt_ids + answer.response_ids], device=model.device)
-    at_n = torch.arange(prompt - 1, ids.shape[1] - 1, device=model.device)
-    logits_nV = at_least_fp32(logits_at(model, at_n, input_ids=ids, use_cache=False).logits[0])
-    logps_n = target_logps(logits_nV, ids[0, prompt:])
-    check_kept(answer.prompt_id, answer.sample, answer.logps, float(logps_n.double().sum()))
-
-
-def _tokens(request: Request, answer: Completion) -> int:
-    return len(request.prompt_ids) + len(answer.response_ids)
+def _longest(requests: Sequence[Request], answers: Sequence[Completion]) -> list[Kept]:
+    """The longest texts of a batch."""
+    texts = [
+        Kept(answer.prompt_id, answer.sample, request.prompt_ids, answer.response_ids, answer.logps)
+        for request, answer in zip(requests, answers, strict=True)
+    ]
+    return sorted(texts, key=lambda text: -len(text.prompt_ids) - len(text.response_ids))[:TRIED]
 
 
 def _prefill(model: PreTrainedModel, prompts: list[list[int]]) -> tuple[torch.Tensor, Cache]:

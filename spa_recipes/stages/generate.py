@@ -13,7 +13,8 @@ from spa_recipes.data.stage_rows import SampleRow
 from spa_recipes.data.tables import COMPLETIONS, CompletionRow, write_table
 from spa_recipes.errors import StageError
 from spa_recipes.generation.engines import Engine, Progress, open_engine
-from spa_recipes.generation.requests import Completion, Request, check_kept, request_seed
+from spa_recipes.generation.requests import Completion, Request, request_seed
+from spa_recipes.models.dtype import dtype_name
 from spa_recipes.recipe.schema import Model, Sampling
 from spa_recipes.stages.common import (
     Rows,
@@ -215,13 +216,14 @@ def _logp_differences(context: Context, rows: Sequence[CompletionRow], count: in
 
     policy = model_section(context, "policy")
     settings = context.spec.runtime["compute"]
+    model = for_inference(load_causal_lm, policy)
     again = sequence_logps(
-        for_inference(load_causal_lm, policy),
+        model,
         [Scored(row["prompt_ids"], row["response_ids"]) for row in chosen],
         tokens_per_batch=settings["score_tokens_per_batch"],
         onednn_products=settings["onednn_products"],
     )
-    _refuse_other_model(policy, chosen, again)
+    _refuse_other_model(model, chosen, again)
     differences = [abs(sum(row["logps"] or ()) - logp) for row, logp in zip(chosen, again, strict=True)]
     return {
         "logp_difference_per_token": sum(differences) / sum(len(row["response_ids"]) for row in chosen),
@@ -229,20 +231,23 @@ def _logp_differences(context: Context, rows: Sequence[CompletionRow], count: in
     }
 
 
-def _refuse_other_model(policy: Model, rows: Sequence[CompletionRow], again: Sequence[float]) -> None:
-    """Stop where log-probs that were kept in float32 are not those of a pass over the whole answer.
-
-    In half precision, the stage that labels by them measures the rounding and compares.
+def _refuse_other_model(model: Any, rows: Sequence[CompletionRow], again: Sequence[float]) -> None:
+    """Stop where log-probs that were kept are not those of a pass over the whole answer.
 
     Raises:
-        StageError: names the answer that is furthest off.
+        StageError: names an answer.
     """
-    from spa_recipes.models.dtype import torch_dtype
+    from spa_recipes.generation.kept import Kept, check_kept, stop_if_another_model
 
-    if str(torch_dtype(policy.dtype)) != "torch.float32":
+    kept = [
+        Kept(row["prompt_id"], row["sample"], row["prompt_ids"], row["response_ids"], row["logps"] or ())
+        for row in rows
+    ]
+    if dtype_name(model.dtype) != "float32":
+        stop_if_another_model(model, kept)
         return
-    for row, logp in zip(rows, again, strict=True):
-        check_kept(row["prompt_id"], row["sample"], row["logps"] or (), logp)
+    for answer, logp in zip(kept, again, strict=True):
+        check_kept(answer, logp)
 
 
 def is_empty(text: str) -> bool:

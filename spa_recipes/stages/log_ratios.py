@@ -14,6 +14,7 @@ from spa_recipes.algo.noise import standard_error
 from spa_recipes.data.arrow import rows_of
 from spa_recipes.data.tables import COMPLETIONS, LogRatioTable, read_table, write_log_ratios
 from spa_recipes.errors import StageError
+from spa_recipes.generation.kept import FAR_FROM_KEPT
 from spa_recipes.generation.log_ratios import (
     CHECKED_PAIRS,
     CHECKED_SHARE,
@@ -54,9 +55,6 @@ from spa_recipes.stages.score import score_with
 from spa_recipes.state import atomic
 from spa_recipes.state.patience import look_again, patiently
 from spa_recipes.state.reading import read_json
-
-FAR_FROM_KEPT = 10.0
-"""Log-probs that sampling kept may differ from those of a separate pass by so many times the rounding of the pass."""
 
 FAR_FROM_ESTIMATE = 2.0
 """Errors that are so many times as large as they were estimated, or as small, are told. With 16 pairs to estimate from

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from spa_recipes.errors import DataError, RecipeError, StageError
 from spa_recipes.generation import transformers as sampler
 from spa_recipes.generation.engines import open_engine
+from spa_recipes.generation.kept import in_float32
 from spa_recipes.generation.requests import Completion, Request, request_seed
 from spa_recipes.generation.transformers import sample
 from spa_recipes.models.loading import for_inference, load_causal_lm
@@ -239,7 +240,10 @@ def test_vllm_that_is_not_there_is_a_recipe_error(monkeypatch: pytest.MonkeyPatc
         open_engine(Model(model_name_or_path="x/y"), sampling, [0])
 
 
-def test_a_model_that_is_another_one_token_by_token_stops_the_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_model_that_is_another_one_token_by_token_stops_the_sampling(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     update = sampler._RoomyLayer.update
     batches: list[int] = []
 
@@ -248,7 +252,58 @@ def test_a_model_that_is_another_one_token_by_token_stops_the_sampling(monkeypat
         return seen_keys * 0.5, seen_values
 
     monkeypatch.setattr(sampler._RoomyLayer, "update", forgetful)
+    model = build("llama").to(dtype)
     with pytest.raises(StageError, match="sampled token by token, the model is another one") as caught:
-        run(build("llama"), ask([4, 9, 30]), batch_size=1, on_progress=lambda done, tokens: batches.append(done))
+        run(model, ask([4, 9, 30]), batch_size=1, on_progress=lambda done, tokens: batches.append(done))
     assert caught.value.where == "prompt p0, answer 0"
     assert batches == []  # nothing more was sampled
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rounding_in_half_precision_does_not_stop_the_sampling(kind: str) -> None:
+    """Eight prompts of one batch each: what is kept and one pass over it differ by rounding, which is measured."""
+    model = build(kind).bfloat16()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    for request in ask([4, 6, 8, 9, 10, 12, 16, 30]):
+        run(model, [request])
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+def test_a_model_in_half_precision_computes_in_float32_and_is_as_before() -> None:
+    model = build("gemma2").bfloat16()
+    exact = build("gemma2").bfloat16().float()
+    ids = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8]])
+    with torch.inference_mode():
+        rounded = model(input_ids=ids).logits
+        with in_float32(model):
+            assert torch.equal(model(input_ids=ids).logits, exact(input_ids=ids).logits)
+        assert torch.equal(model(input_ids=ids).logits, rounded)
+        with pytest.raises(IndexError), in_float32(model):
+            model(input_ids=ids + VOCAB)
+        assert torch.equal(model(input_ids=ids).logits, rounded)
+
+
+def test_a_model_that_does_not_compute_in_float32_is_sampled_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = build("llama").bfloat16()
+    product = type(model.lm_head).forward
+
+    def half_only(layer: Any, states: torch.Tensor) -> torch.Tensor:
+        if states.dtype == torch.float32:
+            raise RuntimeError("no product in float32\nsecond line")
+        return product(layer, states)
+
+    monkeypatch.setattr(type(model.lm_head), "forward", half_only)
+    assert run(model, ask([4]))
+    said = "sampling was not compared with one pass, as bfloat16 was not measured (no product in float32)\n"
+    assert capsys.readouterr().out == said
+
+
+def test_an_engine_compares_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[int] = []
+    monkeypatch.setattr(sampler, "stop_if_another_model", lambda model, answers: compared.append(len(answers)))
+    build("llama").save_pretrained(tmp_path)
+    engine = open_engine(Model(model_name_or_path=str(tmp_path), max_length=90), Sampling(max_tokens=40), [0])
+    list(engine.stream(iter([ask([4, 6, 8, 9, 10]), ask([5])]), seed_of=seed_of))
+    assert compared == [sampler.TRIED]
