@@ -33,11 +33,13 @@ class Prepared(NamedTuple):
 
     Attributes:
         text: the recipe for people; None for a run that is there, whose `recipe.yaml` stays as it is.
+        path: the file that it was read from.
     """
 
     plan: Plan
     run: RunDir
     text: str | None
+    path: Path | None = None
 
 
 def prepare(
@@ -57,7 +59,7 @@ def prepare(
     run = RunDir(run_dir if run_dir is not None else Path(recipe.storage.runs_dir) / recipe.name)
     if marker.kind_of(run.path) is not None:
         run.check()
-    return Prepared(_planned(recipe, run, afresh=afresh), run, loaded.text)
+    return Prepared(_planned(recipe, run, afresh=afresh), run, loaded.text, loaded.path)
 
 
 def prepare_rehearsal(prepared: Prepared) -> Prepared:
@@ -102,6 +104,7 @@ def run_recipe(
         prepared.plan,
         prepared.run,
         prepared.text,
+        recipe_path=prepared.path,
         until=until,
         accept=accept,
         reporter=reporter,
@@ -230,7 +233,7 @@ class StageView(NamedTuple):
 def plan_view(prepared: Prepared) -> list[StageView]:
     """Say of each stage: `done`, `in RUN` (another run has it), or `to do` with the reason."""
 
-    plan, run, _ = prepared
+    plan, run = prepared.plan, prepared.run
     changes: dict[str, list[str]] = {}
     try:
         lines = plan_changes(plan, run)
@@ -319,7 +322,7 @@ def cancel(run: str, runs_dir: Path) -> str:
 
 def final_model(prepared: Prepared) -> Path | None:
     """Folder of the newest policy that the run has made so far."""
-    plan, run, _ = prepared
+    plan, run = prepared.plan, prepared.run
     made = plan.newest_model([stage.id for stage in plan.stages if run.is_done(stage, plan)])
     return None if made is None else run.stage_dir(made, plan).output / MODEL
 

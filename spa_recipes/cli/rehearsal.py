@@ -45,7 +45,7 @@ def print_rehearsal(full: Plan, prepared: api.Prepared, failure: SpaError | None
         prepared: the rehearsal's.
         failure: what stopped it.
     """
-    plan, run, _ = prepared
+    plan, run = prepared.plan, prepared.run
     found = outcome(full, plan, run)
     say("", f"{bold('rehearsal')} of {plan.recipe.name} in {run.path}: {ROWS} rows through each stage")
     say(*table(HEADINGS, [_cells(one) for one in found], right=HEADINGS[2:]))

@@ -1,9 +1,11 @@
-"""What `spa resume` without a name prints before it goes on."""
+"""What `spa resume` prints before it goes on: which run it chose, and whose recipe."""
 
 from pathlib import Path
 
 from spa_recipes import api
 from spa_recipes.cli.terminal import say, yellow
+from spa_recipes.run.rundir import RunDir
+from spa_recipes.units import for_shell
 
 
 def choose_run(runs_dir: Path) -> str:
@@ -16,3 +18,14 @@ def choose_run(runs_dir: Path) -> str:
     for line in found.passed_over:
         say(yellow(line), err=True)
     return str(found.run.path)
+
+
+def tell_changed_file(run: RunDir) -> None:
+    """Say that the file of the recipe was changed since it was read, that it is not used, and how to use it."""
+    found = run.recipe_file_now()
+    if found is not None and not found[1]:
+        say(
+            yellow(f"{found[0]} was changed since this run read it; the run goes on with the recipe that it has."),
+            yellow(f"To use the file: spa run {for_shell(found[0])} --run-dir {for_shell(run.path)} --accept"),
+            err=True,
+        )

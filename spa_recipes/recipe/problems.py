@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -187,7 +187,15 @@ def _known_keys(keys: Keys, values: Values, document: type[Document]) -> str:
         homes = [home for home in homes_of(document, meant) if home != dotted(section)]
         if homes and not guess:
             return f"{'it' if meant == name else meant} belongs under {' or '.join(homes)}"
-    return guess or f"allowed here: {', '.join(allowed)}"
+    return guess or _set_already(name, siblings) or f"allowed here: {', '.join(allowed)}"
+
+
+def _set_already(name: str, siblings: Iterable[Any]) -> str:
+    """The key that was meant, where the recipe has it besides."""
+    import difflib
+
+    close = difflib.get_close_matches(name.lower(), [key for key in siblings if key != name], n=1, cutoff=0.8)
+    return f"did you mean {close[0]}, which is set already?" if close else ""
 
 
 def _did_you_mean(name: object, known: Sequence[str]) -> str:

@@ -43,6 +43,8 @@ RECIPE_DIGEST = ".recipe.sha256"
 """A file in a run's folder with the digest of `recipe.yaml` as the run wrote it."""
 COMMITS = ".commits.json"
 """A file in a run's folder with what it reads of the Hub: commits by branch or tag, as `Plan.commits`."""
+RECIPE_PATH = ".recipe.path"
+"""A file in a run's folder that names the file that `recipe.yaml` is a copy of."""
 
 
 class Planned(NamedTuple):
@@ -157,13 +159,14 @@ class RunDir:
         except OSError:  # one of the two is not written yet, or could not be
             return True
 
-    def write_recipe(self, text: str | None, recipe: AnyRecipe, plan: Plan) -> None:
+    def write_recipe(self, text: str | None, recipe: AnyRecipe, plan: Plan, *, path: Path | None = None) -> None:
         """Write the recipe as given, the resolved recipe and the plan, before the first stage starts.
 
         A run that begins here is noted as one that this user started; one that is there already stays what it is.
 
         Args:
             text: None leaves `recipe.yaml` as it is.
+            path: where the text was read.
         """
         if not any(os.path.lexists(self.path / name) for name in ("stages", "plan.json", "resolved.json")):
             atomic.make_folder(self.path)
@@ -174,6 +177,9 @@ class RunDir:
             digest.unlink(missing_ok=True)  # a kill in between leaves no digest of another text
             atomic.write_text(self.path / "recipe.yaml", text)
             atomic.write_text(digest, f"{sha256(text.encode()).hexdigest()}\n")
+            (self.path / RECIPE_PATH).unlink(missing_ok=True)
+            if path is not None:
+                atomic.write_text(self.path / RECIPE_PATH, f"{path.absolute()}\n")
         atomic.write_text(self.path / VERSION, f"{__version__}\n")
         if plan.commits:  # before the plan, which without them would be that of an earlier version
             atomic.write_json(self.path / COMMITS, plan.commits)
@@ -186,6 +192,15 @@ class RunDir:
             return {self.path / "recipe.yaml": read_text(self.path / RECIPE_DIGEST).strip()}
         except (OSError, ValueError):
             return {}
+
+    def recipe_file_now(self) -> tuple[Path, bool] | None:
+        """The file that the recipe was read from, and whether it still has that text; None if it is not there."""
+        try:
+            path = Path(read_text(self.path / RECIPE_PATH).strip())
+            digest = sha256(read_text(path).encode()).hexdigest()
+            return path, digest == read_text(self.path / RECIPE_DIGEST).strip()
+        except (OSError, ValueError):
+            return None
 
     @property
     def written_by(self) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 from spa_recipes.errors import TryAgainError
@@ -51,6 +52,7 @@ def execute(
     run: RunDir,
     recipe_text: str | None,
     *,
+    recipe_path: Path | None = None,
     until: str | None,
     accept: bool,
     reporter: Reporter,
@@ -61,6 +63,7 @@ def execute(
 
     Args:
         recipe_text: for `recipe.yaml`; None leaves the file as it is.
+        recipe_path: where the text was read.
         executors: of a caller that has several runs; it closes them itself.
         describe: writes the texts beside the final model of a run that is complete; None writes none.
 
@@ -85,7 +88,8 @@ def execute(
             with run.locked() as still_ours:
                 if not accept:
                     refuse_changes(plan, run)
-                manifests = _go_on(plan, run, recipe_text, stages, starts, reporter, describe, still_ours)
+                run.write_recipe(recipe_text, plan.recipe, plan, path=recipe_path)
+                manifests = _go_on(plan, run, stages, starts, reporter, describe, still_ours)
         except OSError as error:
             explained = disk_error(error, run.path, where=run.name)
             if explained is None:
@@ -101,7 +105,6 @@ def execute(
 def _go_on(
     plan: Plan,
     run: RunDir,
-    recipe_text: str | None,
     stages: Sequence[Stage],
     executors: Executors,
     reporter: Reporter,
@@ -109,7 +112,6 @@ def _go_on(
     still_ours: Callable[[], None],
 ) -> dict[str, Manifest]:
     """Do the stages of a run that this process holds; show the final model if that completes the run."""
-    run.write_recipe(recipe_text, plan.recipe, plan)
     run.log_event("run started", stages=[stage.id for stage in stages])
     in_order = PlanOrder(reporter, stages, unheard=partial(_note_unheard, run))
     if missing := offers.missing(run.path):

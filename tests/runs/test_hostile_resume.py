@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from spa_recipes import api
+from spa_recipes.cli.resume import tell_changed_file
+from spa_recipes.run.rundir import RunDir
 from spa_recipes.state import user_state
 from tests.kit.cli import one_error, run_spa
 from tests.kit.recipes import mini, write_recipe
@@ -13,8 +15,8 @@ from tests.kit.recipes import mini, write_recipe
 def start(folder: Path, name: str) -> Path:
     """Begin a run, or go on with one, and do no stage."""
     recipe = write_recipe(folder / f"{name}.yaml", mini(name=name))
-    plan, run, text = api.prepare(recipe, run_dir=folder / "runs" / name)
-    run.write_recipe(text, plan.recipe, plan)
+    plan, run, text, path = api.prepare(recipe, run_dir=folder / "runs" / name)
+    run.write_recipe(text, plan.recipe, plan, path=path)
     return run.path
 
 
@@ -43,6 +45,21 @@ def test_a_run_from_elsewhere_that_was_gone_on_with_is_still_from_elsewhere(tmp_
         (foreign / missing).unlink()
         start(tmp_path, "foreign")
     assert not user_state.started_here(foreign)
+
+
+def test_resume_says_that_the_file_of_the_recipe_was_changed(tmp_path: Path, capsys: Any) -> None:
+    run = RunDir(start(tmp_path, "mine"))
+    tell_changed_file(run)
+    assert capsys.readouterr().err == ""
+    file = tmp_path / "mine.yaml"
+    file.write_text(file.read_text() + "seed: 7\n")
+    tell_changed_file(run)
+    said = capsys.readouterr().err
+    assert f"{file} was changed since this run read it; the run goes on with the recipe that it has" in said
+    assert f"spa run {file} --run-dir {run.path} --accept" in said
+    file.unlink()  # then there is nothing to choose between
+    tell_changed_file(run)
+    assert capsys.readouterr().err == ""
 
 
 def test_resume_says_which_texts_were_changed_and_leaves_them(finished: Path, tmp_path: Path) -> None:

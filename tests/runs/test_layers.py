@@ -150,7 +150,7 @@ def test_light_commands_import_only_what_they_need(
     tmp_path: Path, arguments: list[str], avoided: tuple[str, ...]
 ) -> None:
     recipe = write_recipe(tmp_path / "mini.yaml", mini())
-    plan, run, text = api.prepare(recipe, run_dir=tmp_path / "runs" / "mini")
+    plan, run, text, _ = api.prepare(recipe, run_dir=tmp_path / "runs" / "mini")
     run.write_recipe(text, plan.recipe, plan)  # so that there is something to show
     arguments = [str(recipe) if argument == "R" else argument for argument in arguments]
     code = f"""

@@ -26,6 +26,8 @@ APPENDED = {
     "noise: {alhpa: 0.1}": "6: noise.alhpa: unknown key; did you mean alpha?",
     "noise: {Alpha: 0.1}": "6: noise.Alpha: unknown key; did you mean alpha?",
     "noise:\n  alpha: 0.1\n  lamdas: [1]": "8: noise.lamdas: unknown key; did you mean lambdas?",
+    "refine: {learning_rate: 1e-5, learning_rat: 1e-5}": "6: refine.learning_rat: unknown key; "
+    "did you mean learning_rate, which is set already?",
     "refine: {lr: 1e-5}": "6: refine.lr: unknown key; did you mean learning_rate?",
     "refine: {epochs: 2}": "6: refine.epochs: unknown key; did you mean num_train_epochs?",
     "refine: {gradient_accumulation_steps: 8}":

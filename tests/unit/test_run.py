@@ -163,7 +163,8 @@ def test_a_run_goes_on_with_a_setting_changed(tmp_path: Path) -> None:
     assert prepared.text is None
     assert run.recipe() == before.recipe  # nothing is written before it goes on
     for wrong, told in (
-        ("refine.bta=0.2", r"^--set refine\.bta: unknown key; allowed here: learning_rate,"),
+        ("refine.bta=0.2", r"^--set refine\.bta: unknown key; did you mean beta, which is set already\?"),
+        ("refine.nothing=0.2", r"^--set refine\.nothing: unknown key; allowed here: learning_rate,"),
         ("noise.lambdas=[0.5]", r"^--set noise\.lambdas: "),
     ):
         with pytest.raises(RecipeError, match=told):
