@@ -20,7 +20,7 @@ from spa_recipes.cli.terminal import (
 from spa_recipes.data.asked import check_counted
 from spa_recipes.errors import DataError, SpaError
 from spa_recipes.estimates import SCORING, TRAINING, Hardware, Need, gpu_of, needs, parameters_of, seconds_of, steps_of
-from spa_recipes.plan import Plan
+from spa_recipes.plan import KINDS, Plan
 from spa_recipes.recipe.schema import Recipe
 from spa_recipes.run.disk import free_bytes
 from spa_recipes.run.fit import hardware_for, in_words, is_tight, misfit
@@ -123,7 +123,8 @@ def _print_totals(left: Sequence[_Planned], prepared: api.Prepared, hardware: Ha
         return
     steps, tokens = (sum(getattr(one.need, name) or 0 for one in left) for name in ("steps", "tokens"))
     at_most = f", at most {human_count(tokens)} tokens" if tokens else ""
-    say(f"to do:  {len(left)} of {len(plan.stages)} stages, {steps:,} optimizer steps{at_most}")
+    uncounted = _uncounted(left)
+    say(f"to do:  {len(left)} of {len(plan.stages)} stages, {steps:,} optimizer steps{at_most}{uncounted}")
     free = human_bytes(free_bytes(run.path.absolute()))
     if parameters_of(plan.recipe) is None:
         name = plan.recipe.model.model_name_or_path
@@ -143,14 +144,20 @@ def _print_totals(left: Sequence[_Planned], prepared: api.Prepared, hardware: Ha
     of_machine = f"; of the machine itself {human_bytes(host)}" if host else ""
     if most is not None:
         say(f"memory: {human_bytes(most)} of each device, for rows as long as model.max_length{of_machine}")
-    _print_time([one.seconds for one in left if one.seconds is not None], hardware)
+    _print_time([one.seconds for one in left if one.seconds is not None], hardware, uncounted)
 
 
-def _print_time(times: Sequence[float], hardware: Hardware | None) -> None:
+def _uncounted(left: Sequence[_Planned]) -> str:
+    """Which stages the totals leave out, since nobody knows yet how many rows they get."""
+    names = [one.view.stage.id for one in left if KINDS[one.view.stage.kind].loads_model and one.need.tokens is None]
+    return f", and {', '.join(names)}, whose rows are not known yet" if names else ""
+
+
+def _print_time(times: Sequence[float], hardware: Hardware | None, uncounted: str) -> None:
     if hardware is not None and times and (found := gpu_of(hardware)) is not None:
         say(
             f"time:   up to {human_seconds(sum(times))} on {hardware.gpus} x {hardware.model or found[0]}, "
-            f"{sum(times) * hardware.gpus / 3600:.1f} GPU-hours "
+            f"{sum(times) * hardware.gpus / 3600:.1f} GPU-hours{uncounted} "
             f"({found[1].flops / 1e12:.0f} TFLOP/s): {SCORING:.0%} of that for scoring (measured on an H200), "
             f"{TRAINING:.0%} for training (assumed), sampling by memory (assumed); "
             "`spa run --rehearse` measures it"

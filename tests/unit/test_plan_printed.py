@@ -10,7 +10,8 @@ from spa_recipes.cli.plan import HEADINGS, print_plan
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.state import marker
 from tests.kit.finished_runs import commit
-from tests.kit.plans import plan_of
+from tests.kit.plans import plan_of, plan_of_recipe
+from tests.kit.recipes import mini
 
 
 def printed(capsys: pytest.CaptureFixture[str], folder: Path, *, verbose: bool = False, **changes: Any) -> list[str]:
@@ -63,3 +64,16 @@ def test_verbose_has_inputs_keys_and_needs(tmp_path: Path, capsys: pytest.Captur
     text = "\n".join(printed(capsys, tmp_path, verbose=True))
     for words in ("key              ", "needs            rows 48, steps 3, tokens <= 12.3k", "seed/model"):
         assert words in text
+
+
+def test_a_stage_whose_rows_are_not_known_is_not_counted_as_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = mini(hardware="4 GPUs with 80 GB (H100)", data={"seed_labels": 0.5}, evaluation={"reward": "none"})
+    recipe["data"] |= {name: {"type": "dataset", "source": f"org/{name}"} for name in ("pairs", "prompts")}
+    for rows_are_known, plan in ((False, plan_of_recipe(recipe)), (True, plan_of(hardware="4 GPUs with 80 GB (H100)"))):
+        print_plan(api.Prepared(plan, RunDir(tmp_path / "mini"), ""), diff=False)
+        lines = capsys.readouterr().out.splitlines()
+        for start in ("to do:", "time:"):
+            (line,) = (line for line in lines if line.startswith(start))
+            assert (", and seed, whose rows are not known yet" in line) is not rows_are_known
