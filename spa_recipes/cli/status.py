@@ -36,7 +36,7 @@ def print_run_status(name: str, runs_dir: Path) -> None:
     """
     from spa_recipes import api
     from spa_recipes.cli.summary import print_results
-    from spa_recipes.run.decay import judge_decay
+    from spa_recipes.run.decay import early_stop
     from spa_recipes.run.intact import remarks
     from spa_recipes.run.pace import pace_of_attempt
     from spa_recipes.run.schedule import unfinished
@@ -76,9 +76,9 @@ def print_run_status(name: str, runs_dir: Path) -> None:
             if stall := stalled(attempt):
                 say(yellow(f"  {'':<18} {stall}"))
     print_results(prepared.plan.recipe, manifests)
-    decay = judge_decay(prepared.plan.recipe, manifests)
-    if decay is not None:
-        say(yellow(str(decay)))
+    stop = early_stop(prepared.plan.recipe, manifests)
+    if stop is not None:
+        say(yellow(str(stop)))
     for line in remarks(run):
         say(yellow(line))
     left = unfinished(prepared.plan, run)

@@ -29,6 +29,7 @@ WINS = Trend("win rate against pi_init", "evaluate", "win_rate_vs_init")
 JUDGES = (
     Trend("judge accuracy on its own samples", "judge", "accuracy_vs_gold", shift=1),
     Trend("judge accuracy on held-out labelled pairs", "evaluate", "heldout_accuracy"),
+    Trend("judge reliability on its own samples, by the agreement of members", "reliability", "reliability", shift=1),
 )
 
 
@@ -47,8 +48,8 @@ def print_summary(prepared: api.Prepared, outcome: Outcome) -> None:
     ]
     say(*table(("stage", "rows", "tokens", "time", "figures"), rows, right=("rows", "tokens", "time")))
     print_results(prepared.plan.recipe, outcome.manifests)
-    if outcome.decay is not None:
-        say(yellow(str(outcome.decay)))
+    if outcome.stop is not None:
+        say(yellow(str(outcome.stop)))
     for line in remarks(prepared.run):
         say(yellow(line))
     _print_samples(prepared.plan, prepared.run)
@@ -61,8 +62,10 @@ def print_results(recipe: AnyRecipe, manifests: Mapping[str, Manifest]) -> None:
         rates = [f"pi_{i} {figures.win_rate(manifests[f'{WINS.kind}-{i}'], WINS.name)}" for i, _ in wins]
         say("", f"{WINS.label} (95 % interval): {', '.join(rates)}")
     for judge in JUDGES:
-        if accuracies := figures.series(manifests, judge):
-            say(f"{judge.label}: " + ", ".join(f"pi_{i} {PERCENT.format(value)}" for i, value in accuracies))
+        if numbers := [i for i, _ in figures.series(manifests, judge)]:
+            stages = {i: manifests[f"{judge.kind}-{i + judge.shift}"] for i in numbers}
+            said = (f"pi_{i} {figures.written(stage, judge.name)}" for i, stage in stages.items())
+            say(f"{judge.label}: {', '.join(said)}")
     for text in benchmark_lines(manifests):
         say(text)
     for text in warnings(recipe, manifests) if isinstance(recipe, Recipe) else []:

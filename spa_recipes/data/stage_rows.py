@@ -49,6 +49,14 @@ class JudgmentRow(TypedDict):
     standard_error: NotRequired[float]
 
 
+class MemberMarginsRow(TypedDict):
+    """`margins.jsonl`, row for row with `judgments.jsonl`: how much each member prefers the chosen answer, in nats."""
+
+    item: int
+    prompt_id: str
+    margins: list[float]
+
+
 class JudgedPairRow(Prompt):
     """`pairs.jsonl` of a judge: a pair in TRL's explicit form, row for row with `judgments.jsonl`."""
 

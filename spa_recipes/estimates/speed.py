@@ -83,7 +83,7 @@ def _passes_of_training(stage: Stage, recipe: AnyRecipe) -> float:
     passes = 3.0 if recipe.model.lora is None else 2.0
     if stage.settings["training"].gradient_checkpointing:
         passes += 1.0
-    if stage.kind == "dpo" or stage.settings.get("lambda", 0):
+    if KINDS[stage.kind].module == "dpo" or stage.settings.get("lambda", 0):
         passes += 1.0  # the reference's
     if "p_detect" in stage.settings:
         passes += 1.5  # the derivative's

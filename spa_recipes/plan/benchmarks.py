@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spa_recipes.data.commits import Commits
 from spa_recipes.plan.adapters import stack
-from spa_recipes.plan.judges import Models
 from spa_recipes.plan.kinds import MODEL
 from spa_recipes.plan.log_ratios import add_log_ratios, of_both_models
+from spa_recipes.plan.models import Models
 from spa_recipes.plan.stages import Builder, External, Input, Plan, Stage, StageOutput
 from spa_recipes.plan.verdicts import add_verdicts
 from spa_recipes.recipe.schema import AlpacaEval, DatasetSource, Model, MtBench, Pairwise, Recipe, Sampling

@@ -1,7 +1,8 @@
-"""Where the stop rule `evaluation.max_judge_decay` may end a run, as edges of the plan.
+"""Where the stop rules of `evaluation` may end a run, as edges of the plan.
 
-The rule reads an evaluation before it lets an iteration begin, so the iteration has to wait for that evaluation. A
-recipe without the rule has no such edges: its evaluations may run beside the next iteration.
+`max_judge_decay` reads an evaluation before it lets an iteration begin, so the iteration has to wait for that
+evaluation. `min_judge_reliability` reads the agreement of members before it lets a training begin. A recipe without
+these rules has no such edges: its evaluations may run beside the next iteration.
 """
 
 from collections.abc import Iterable, Mapping
@@ -23,16 +24,26 @@ def gates(recipe: Recipe) -> dict[str, str]:
     return {f"generate-{i}": f"evaluate-{i - 1}" for i in range(1, recipe.iterations + 1)}
 
 
-def with_gates(recipe: Recipe, stages: Mapping[str, Stage]) -> tuple[Stage, ...]:
-    """The stages with the edges of the stop rule.
+def _gated(recipe: Recipe, stages: Mapping[str, Stage]) -> dict[str, str]:
+    """For each stage that a rule may forbid, the one that the rule reads."""
+    rules = gates(recipe)
+    if recipe.evaluation.min_judge_reliability is not None:
+        rules |= {f"refine-{i}": f"reliability-{i}" for i in range(1, recipe.iterations + 1)}
+    return {name: read for name, read in rules.items() if read in stages}
 
-    Each iteration waits for the evaluation that may forbid it. Benchmarks measure the policy of the last iteration, and
+
+def with_gates(recipe: Recipe, stages: Mapping[str, Stage]) -> tuple[Stage, ...]:
+    """The stages with the edges of the stop rules.
+
+    Each stage waits for the one that may forbid it. Benchmarks measure the policy of the last iteration, and
     those of their stages that do not read it wait for that iteration all the same: nobody needs them if it is not run.
     """
-    gated = {name: evaluation for name, evaluation in gates(recipe).items() if evaluation in stages}
+    gated = _gated(recipe, stages)
     if not gated:
         return tuple(stages.values())
-    last = f"generate-{recipe.iterations}"
+    last = f"refine-{recipe.iterations}"
+    if last not in gated:
+        last = f"generate-{recipe.iterations}"
     behind_last = descendants({name: stage.waits_for for name, stage in stages.items()}, last)
 
     def after(stage: Stage) -> Iterable[str]:

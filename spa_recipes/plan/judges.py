@@ -4,12 +4,15 @@ A judge is a section of `recipe/schema.py` (`Judge`), a fragment here, and a fun
 gives the rewards of a prompt's answers. The stage `judge-i` labels by these, whichever judge they come from.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
 
 from spa_recipes.plan.adapters import sampled_with, stack
 from spa_recipes.plan.kinds import MODEL
 from spa_recipes.plan.log_ratios import LOG_RATIOS_INPUT, add_log_ratios, of_both_models
+from spa_recipes.plan.members import members_of
+from spa_recipes.plan.models import Models, Named
 from spa_recipes.plan.stages import Builder, External, Input, StageOutput
 from spa_recipes.plan.verdicts import add_verdicts
 from spa_recipes.recipe.schema import (
@@ -20,22 +23,6 @@ from spa_recipes.recipe.schema import (
     Section,
     Training,
 )
-
-
-class Models(NamedTuple):
-    """The models of a recipe before its iterations.
-
-    Attributes:
-        settings: the model section as settings of a stage that trains no model.
-        training: the same for one that does.
-        base: the model that the recipe names.
-        init: pi_init.
-    """
-
-    settings: dict[str, Any]
-    training: dict[str, Any]
-    base: Input
-    init: Input
 
 
 class Iteration(NamedTuple):
@@ -50,25 +37,25 @@ class Iteration(NamedTuple):
     number: int
     before: str
     policy: Input
-    earlier: "Named"
+    earlier: Named
     prompts: StageOutput
     completions: StageOutput
     rows: int
 
 
-class Named(NamedTuple):
-    """A model and what it is called."""
-
-    model: Input
-    name: str
-
-
 class Judging(NamedTuple):
-    """What a judge hands to the stage that labels: its inputs besides prompts and answers, and its settings."""
+    """What a judge hands to the stage that labels: its inputs besides prompts and answers, and its settings.
+
+    Attributes:
+        labels_by: `members` where they judge; a key holds no `judge.policy`.
+        members: what is read to tell how far members agree on the pairs; nothing in a recipe without disjoint ones.
+    """
 
     inputs: dict[str, Input]
     settings: Section
     role: str
+    labels_by: str = ""
+    members: Mapping[str, Input] = MappingProxyType({})
 
 
 Label = Callable[[Iteration], Judging]
@@ -89,15 +76,27 @@ def implicit_reward(recipe: Recipe, build: Builder, models: Models) -> Label:
     # The labels depend on the log-ratios only. The models behind them are inputs.
     settings = judge.model_copy(update={"method": "auto"})
     together = of_both_models(recipe.model, judge.method, with_noise=judge.min_margin_in_noise is not None)
+    members = {f"member{m}": member for m, member in enumerate(members_of(recipe.seed_training.members), 1)}
+
+    def judging_of(iteration: Iteration, who: tuple[Named, ...], tables: dict[str, Input]) -> Judging:
+        role, ensemble = _role(who, iteration, judge.keep), judge.policy == "members"
+        of_members = {name: table for name, table in tables.items() if name.startswith("member")}
+        read = {name: table for name, table in tables.items() if ensemble or name not in of_members}
+        if not of_members or recipe.seed_training.members.share != "disjoint":
+            return Judging(read, settings, role, judge.policy if ensemble else "")
+        if "reference_logps" in tables:
+            of_members["reference_logps"] = tables["reference_logps"]
+        return Judging(read, settings, role, judge.policy if ensemble else "", of_members)
 
     def from_both(iteration: Iteration) -> Judging:
         reference, who = reference_of(iteration), judges_of(iteration)
+        of_policies = [] if judge.policy == "members" else zip(("", "seed"), who, strict=False)
         inputs: dict[str, Input] = {}
-        for prefix, judging in zip(("", "seed_"), who, strict=False):
+        for prefix, judging in (*of_policies, *members.items()):
             adapter = stack("adapter", recipe, build, judging.model, models.init)
-            inputs[f"{prefix}{LOG_RATIOS_INPUT}"] = add_log_ratios(
+            inputs[f"{prefix}_{LOG_RATIOS_INPUT}".lstrip("_")] = add_log_ratios(
                 build,
-                f"log-ratios-{iteration.number}{'-seed' if prefix else ''}",
+                f"log-ratios-{iteration.number}-{prefix}".rstrip("-"),
                 f"log-ratios of the answers: {judging.name} against {reference.name}, the judge's reference",
                 model=models.settings,
                 method=judge.method,
@@ -109,16 +108,18 @@ def implicit_reward(recipe: Recipe, build: Builder, models: Models) -> Label:
                 },
                 rows=iteration.rows,
             )
-        return Judging(inputs, settings, _role(who, iteration, judge.keep))
+        return judging_of(iteration, who, inputs)
 
     def from_each(iteration: Iteration) -> Judging:
         reference, who = reference_of(iteration), judges_of(iteration)
         scored = [("reference", reference.model, f"{reference.name}, the judge's reference")]
         if judge.recompute_policy_logps:
             scored.append(("policy", iteration.policy, iteration.before))
-        if who[0].model != iteration.policy:  # whose log-probs no sampling kept
-            scored.append(("judging", who[0].model, f"{who[0].name}, which judges"))
-        scored += [("seed", other.model, f"{other.name}, which judges, too") for other in who[1:]]
+        if judge.policy != "members":
+            if who[0].model != iteration.policy:  # whose log-probs no sampling kept
+                scored.append(("judging", who[0].model, f"{who[0].name}, which judges"))
+            scored += [("seed", other.model, f"{other.name}, which judges, too") for other in who[1:]]
+        scored += [(role, member.model, f"the member {member.name}") for role, member in members.items()]
         inputs: dict[str, Input] = {}
         for role, model, words in scored:
             stage = build.add(
@@ -130,7 +131,7 @@ def implicit_reward(recipe: Recipe, build: Builder, models: Models) -> Label:
                 rows=iteration.rows,
             )
             inputs[f"{role}_logps"] = StageOutput(stage, "logps.parquet")
-        return Judging(inputs, settings, _role(who, iteration, judge.keep))
+        return judging_of(iteration, who, inputs)
 
     return from_both if together else from_each
 
@@ -232,6 +233,9 @@ def _judges(
         return lambda iteration: (own(iteration),)
     if judge.policy == "seed":
         return lambda iteration: (seed,)
+    if judge.policy == "members":
+        members = tuple(members_of(recipe.seed_training.members))
+        return lambda iteration: members
     if judge.policy == "mean":
         return lambda iteration: (own(iteration), *([seed] if iteration.number > 1 else []))
     fixed = Named(build.model(judge.policy, None, "judge.policy"), judge.policy)
@@ -253,7 +257,7 @@ def _given_or_trained(judge: RewardModelJudge, recipe: Recipe, build: Builder, m
     if judge.model_name_or_path is not None:
         return build.model(judge.model_name_or_path, judge.revision, "judge.model_name_or_path")
     seed = build.stages["seed"]
-    training = judge.training or Training.model_validate(recipe.seed_training.model_dump(exclude={"beta"}))
+    training = judge.training or Training.model_validate(recipe.seed_training.model_dump(exclude={"beta", "members"}))
     build.add(
         "reward-model",
         "reward_model",

@@ -55,7 +55,8 @@ class Kind(NamedTuple):
         version: raised by one when a stage would give another result for the same settings, which a changed default
             does, too. It is part of the key.
         settings: the sections and scalars that set it, by name.
-        reads: its inputs by role name, and `may_read` those that some stages of the kind do without.
+        reads: its inputs by role name, and `may_read` those that some stages of the kind do without, where `*` stands
+            for any text.
         writes: names of its output, `*` standing for any text.
         delivers: those of `writes` that `spa evaluate` hands to the user.
         work: what it does with a language model; empty for a stage that loads none, which then runs in one process and
@@ -96,11 +97,16 @@ class Kind(NamedTuple):
 
     def content(self, name: str) -> Content:
         """What the input of this name is; KeyError if the kind has no such input."""
-        return self.reads[name] if name in self.reads else self.may_read[name]
+        for pattern, content in (*self.reads.items(), *self.may_read.items()):
+            if fnmatchcase(name, pattern):
+                return content
+        raise KeyError(name)
 
     def wrong_inputs(self, names: set[str]) -> list[str]:
         """What is wrong with a stage of this kind that has inputs of these names."""
-        missing, unknown = self.reads.keys() - names, names - self.reads.keys() - self.may_read.keys()
+        known = (*self.reads, *self.may_read)
+        missing = self.reads.keys() - names
+        unknown = {name for name in names if not any(fnmatchcase(name, pattern) for pattern in known)}
         return [f"needs the input {name}" for name in sorted(missing)] + [
             f"has no input {name}" for name in sorted(unknown)
         ]
@@ -154,6 +160,16 @@ KINDS: dict[str, Kind] = {
         tokens="pair",
         section="seed_training",
         policy=True,
+    ),
+    "member": Kind(
+        "dpo",
+        settings={**_MODEL, "training": PreferenceTraining, "seed": int, "member": int, "shares": int},
+        reads={"policy": "policy", "reference": "model", "pairs": "rows"},
+        may_read={"base": "weights"},
+        writes=_TRAINED,
+        work=("train",),
+        tokens="pair",
+        section="seed_training",
     ),
     "refine": Kind(
         "refine",
@@ -264,7 +280,13 @@ KINDS: dict[str, Kind] = {
     "judge": Kind(
         "judge",
         version=2,
-        settings={"judge": Judge, "seed": int, "iteration": int, "gold_audit": bool},
+        settings={
+            "judge": Judge,
+            "seed": int,
+            "iteration": int,
+            "gold_audit": bool,
+            "labels_by": str,
+        },
         reads={"completions": "rows", "prompts": "rows"},
         may_read={
             "policy_logps": "rows",
@@ -273,10 +295,18 @@ KINDS: dict[str, Kind] = {
             "seed_logps": "rows",
             "log_ratios": "rows",
             "seed_log_ratios": "rows",
+            "member*_logps": "rows",
+            "member*_log_ratios": "rows",
             "rewards": "rows",
         },
         writes=("judgments.jsonl", "pairs.jsonl"),
         torch=True,
+    ),
+    "reliability": Kind(
+        "reliability",
+        reads={"judgments": "rows", "completions": "rows"},
+        may_read={"reference_logps": "rows", "member*_logps": "rows", "member*_log_ratios": "rows"},
+        writes=("margins.jsonl",),
     ),
     # --- what a policy is worth
     "evaluate": Kind(

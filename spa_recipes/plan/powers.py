@@ -31,7 +31,7 @@ from spa_recipes.recipe.schema import (
 )
 
 _KERNEL = re.compile(r"^[^/:]+/[^/:]+(@[^/:]+)?(:[^/:]+)?$")
-_NO_PLACES = {"sandbox", "init", "base", "previous", "seed", "mean"}
+_NO_PLACES = {"sandbox", "init", "base", "previous", "seed", "mean", "members"}
 """Values of settings for a model that are words of the recipe's language."""
 
 _TRACKERS = {

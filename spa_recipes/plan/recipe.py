@@ -12,9 +12,11 @@ from spa_recipes.data.places import count_rows
 from spa_recipes.plan.adapters import sampled_with, stack, trained_on
 from spa_recipes.plan.benchmarks import add_benchmarks
 from spa_recipes.plan.gates import with_gates
-from spa_recipes.plan.judges import FRAGMENTS, Iteration, Judging, Label, Models, Named
+from spa_recipes.plan.judges import FRAGMENTS, Iteration, Judging, Label
 from spa_recipes.plan.kinds import MODEL
 from spa_recipes.plan.log_ratios import of_both_models
+from spa_recipes.plan.members import add_members, add_reliability, seed_inputs, seed_settings
+from spa_recipes.plan.models import Models, Named
 from spa_recipes.plan.stages import Builder, Input, Plan, StageOutput
 from spa_recipes.recipe.schema import Model, Recipe, SandboxSource, Source, SupervisedTraining
 from spa_recipes.state.digests import DigestMemo
@@ -48,6 +50,7 @@ def compile_plan(recipe: Recipe, memo: DigestMemo, commits: Commits | None = Non
         if by_seed:  # pi_0 is its judge
             _add_evaluation("init", "pi_init", models.init, recipe, build, models)
         _add_evaluation("0", "pi_0", policy, recipe, build, models)
+    add_members(recipe, build, models)
     if recipe.iterations:
         label = FRAGMENTS[recipe.judge.type](recipe, build, models)
     earlier = Named(models.init, "pi_init")
@@ -136,13 +139,8 @@ def _add_seed(recipe: Recipe, build: Builder, models: Models) -> Input:
         "seed",
         "dpo",
         "pi_0: DPO on the seed labels, from pi_init, reference pi_init",
-        settings={**models.training, "training": recipe.seed_training, "seed": recipe.seed},
-        inputs={
-            "policy": models.init,
-            "reference": models.init,
-            **trained_on(recipe, build, models.init, models.init),
-            "pairs": StageOutput("data", "seed.jsonl"),
-        },
+        settings=seed_settings(recipe, models),
+        inputs=seed_inputs(recipe, build, models),
         rows=_seed_rows(recipe),
     )
     return StageOutput("seed", MODEL)
@@ -177,6 +175,8 @@ def _add_iteration(
     judging = label(iteration)
     kept = max(1, round(recipe.judge.keep * count)) if recipe.judge.type == "implicit_reward" else count
     _add_judge(iteration, judging, recipe, build, rows=kept)
+    if judging.members:
+        add_reliability(iteration.number, judging.members, iteration.completions, build, rows=kept)
     return _add_refine(iteration, judging, recipe, build, models, rows=kept)
 
 
@@ -191,6 +191,7 @@ def _add_judge(iteration: Iteration, judging: Judging, recipe: Recipe, build: Bu
             "seed": recipe.seed,
             "iteration": iteration.number,
             "gold_audit": recipe.data.pairs.type == "sandbox",
+            **({"labels_by": judging.labels_by} if judging.labels_by else {}),
         },
         inputs={"completions": iteration.completions, "prompts": iteration.prompts, **judging.inputs},
         rows=rows,

@@ -132,7 +132,7 @@ def judge_has_a_reference(recipe: schema.Recipe) -> Conflicts:
     judge = recipe.judge
     if judge.type != "implicit_reward":
         return
-    is_a_policy_of_the_run = judge.policy in ("previous", "seed", "mean")
+    is_a_policy_of_the_run = judge.policy in ("previous", "seed", "mean", "members")
     at_start = is_a_policy_of_the_run and judge.reference in ("init", "previous")
     if at_start and recipe.data.seed_labels == 0 and recipe.iterations:
         yield Conflict(

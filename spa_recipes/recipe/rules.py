@@ -156,6 +156,15 @@ def batch_splits(training: schema.Training) -> Conflicts:
         )
 
 
+def one_member_shares_nothing(members: schema.Members) -> Conflicts:
+    if members.count == 1 and members.share != "disjoint":
+        yield Conflict(
+            ("share", "count"),
+            f"{members.share} has no effect with one member, which is pi_0",
+            "raise count, or remove it",
+        )
+
+
 def distilled_pairs_are_judged(training: schema.RefineTraining) -> Conflicts:
     if training.loss == "distill" and training.seed_replay:
         yield Conflict(

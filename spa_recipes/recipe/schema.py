@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-from spa_recipes.recipe import document_rules, rules
+from spa_recipes.recipe import document_rules, member_rules, rules
 
 RUNTIME: dict[str, Any] = {"runtime": True}
 """Marks a field that changes how or where the work is done, but not its result."""
@@ -297,6 +297,32 @@ class PreferenceTraining(Training):
     beta: Annotated[float, Field(gt=0)] = Field(0.1, description="DPO temperature.")
 
 
+class Members(Section):
+    """Seed policies beside pi_0, trained from pi_init on parts of the seed labels. They judge, and are not refined.
+
+    Each costs its training, and one pass over the answers of every iteration.
+    """
+
+    RULES: ClassVar[rules.Rules] = (rules.one_member_shares_nothing,)
+
+    count: Annotated[int, Field(ge=1, le=16)] = Field(
+        1, description="M, the number of members. 1: pi_0 alone, trained on all seed labels."
+    )
+    share: Literal["disjoint", "bootstrap"] = Field(
+        "disjoint",
+        description="The labels of a member. disjoint: every M-th one, so that no two members share a label; their "
+        "agreement tells how reliable the judge is. bootstrap: as many as there are, drawn with replacement.",
+    )
+
+
+class SeedTraining(PreferenceTraining):
+    """DPO on the seed labels: makes pi_0, and the members beside it."""
+
+    members: Members = Field(
+        Members.model_construct(), description="Further seed policies that judge, and tell how reliable the judge is."
+    )
+
+
 class RefineTraining(PreferenceTraining):
     """DPO on the judged pairs, which seed pairs may be mixed into."""
 
@@ -489,8 +515,14 @@ class ImplicitRewardJudge(Section):
         "previous",
         min_length=1,
         description="Model that judges: previous (pi_{i-1}, as in the paper), seed (pi_0 in every iteration), mean "
-        "(the mean of both rewards), a folder or a Hub id. It reads the policy's token ids.",
+        "(the mean of both rewards), members (the mean of the rewards of `seed_training.members`, in every iteration), "
+        "a folder or a Hub id. It reads the policy's token ids.",
         json_schema_extra=LOCATION,
+    )
+    uncertainty_penalty: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="k: with policy members, the reward is the mean of the members' rewards minus k times their "
+        "standard deviation. 1 with two members is the smaller of the two rewards.",
     )
     keep: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="Share of the pairs that is kept: those with the largest margins. The paper keeps all."
@@ -832,6 +864,12 @@ class Evaluation(Section):
         "below its best, e.g. 0.02. null only reports it.",
         json_schema_extra=RUNTIME,
     )
+    min_judge_reliability: Annotated[float, Field(gt=0.5, lt=1)] | None = Field(
+        None,
+        description="Stop before the next training when the agreement of `seed_training.members` says that the judge "
+        "is right less often than this on the policy's own answers, e.g. 0.6. null only reports it.",
+        json_schema_extra=RUNTIME,
+    )
 
     benchmarks: list[Benchmark] = Field(
         [],
@@ -1052,6 +1090,8 @@ class Recipe(Document):
         document_rules.gold_needs_the_sandbox,
         document_rules.judge_has_a_reference,
         document_rules.judge_is_another_one,
+        member_rules.members_judge,
+        member_rules.reliability_is_measured,
         document_rules.qlora_is_possible,
         document_rules.recomputing_has_an_effect,
         document_rules.refinement_takes_place,
@@ -1075,9 +1115,7 @@ class Recipe(Document):
     model: Model
     data: Data
     sft: SftTraining | None = Field(None, description="Fine-tune the base model first; null: the model is pi_init.")
-    seed_training: PreferenceTraining = Field(
-        PreferenceTraining.model_construct(), description="DPO on the seed labels."
-    )
+    seed_training: SeedTraining = Field(SeedTraining.model_construct(), description="DPO on the seed labels.")
     sampling: Sampling = Field(Sampling.model_construct(), description="How the policy answers fresh prompts.")
     judge: Judge = Field(ImplicitRewardJudge.model_construct(), description="What labels the sampled pairs.")
     refine: RefineTraining = Field(RefineTraining.model_construct(), description="Training on the judged pairs.")

@@ -18,7 +18,7 @@ from spa_recipes.report.figures import LARGE_COUNT, iterations
 from spa_recipes.report.policies import as_table, lines
 from spa_recipes.report.public import is_local, last_part, public_recipe
 from spa_recipes.report.warnings import warnings
-from spa_recipes.run.decay import judge_decay
+from spa_recipes.run.decay import early_stop
 from spa_recipes.state.stagedir import Manifest
 
 DIGEST_SHOWN = 16
@@ -41,7 +41,12 @@ REFERENCES = {
 }
 """The judge's reference, by `judge.reference`."""
 
-POLICIES = {"previous": "it", "seed": "pi_0", "mean": "it, averaged with that in pi_0"}
+POLICIES = {
+    "previous": "it",
+    "seed": "pi_0",
+    "mean": "it, averaged with that in pi_0",
+    "members": "several seed policies, averaged over them",
+}
 """The model that judges, by `judge.policy`."""
 
 WIN_RATES = {
@@ -243,7 +248,7 @@ def _caveats(plan: Plan, found: Mapping[str, Manifest]) -> list[str]:
     evaluation = plan.recipe.evaluation
     rated = any("win_rate_vs_init" in manifest.metrics for manifest in evaluations.values())
     accuracies = [m.metrics["heldout_accuracy"] for m in evaluations.values() if "heldout_accuracy" in m.metrics]
-    decay = judge_decay(plan.recipe, found)
+    stop = early_stop(plan.recipe, found)
     heldout = found["data"].metrics.get("heldout") if "data" in found else None
     return [
         *([WIN_RATES.get(evaluation.reward, f"The win rates are judged by `{evaluation.reward}`.")] if rated else []),
@@ -257,7 +262,7 @@ def _caveats(plan: Plan, found: Mapping[str, Manifest]) -> list[str]:
             else []
         ),
         *_warnings(plan.recipe, found),
-        *([f"The run {decay}."] if decay else []),
+        *([f"The run {stop}."] if stop else []),
         f"One run with one seed ({plan.recipe.seed}): figures move by several points from seed to seed.",
     ]
 

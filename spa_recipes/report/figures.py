@@ -12,7 +12,7 @@ from spa_recipes.state.stagedir import Manifest
 COUNT, LARGE_COUNT, PERCENT = "{}", "{:,}", "{:.1%}"
 SHORT, TENTHS, HUNDREDTHS, WHOLE = "{:.3g}", "{:.1f}", "{:.2f}", "{:.0f}"
 
-TRAINED = ("sft", "dpo", "reward_model", "refine")
+TRAINED = ("sft", "dpo", "member", "reward_model", "refine")
 SAVED = (*TRAINED, "extrapolate")
 ANSWERED = ("generate", "evaluate", "answers")
 ASKED = ("verdicts", "endpoint_verdicts")
@@ -45,6 +45,7 @@ class Figure(NamedTuple):
             what the stages of the iterations measure is averaged over their rows.
         key: name of the column in `spa compare --json`; the figure's name if empty.
         is_win_rate: a share of prompts on which a policy won; its 95 % interval stands behind it.
+        of_a_coin: what stands in the place of the number where it is that of a coin, one half or less; empty: nothing.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Figure(NamedTuple):
     column: Shown | None = None
     key: str = ""
     is_win_rate: bool = False
+    of_a_coin: str = ""
 
 
 FIGURES: tuple[Figure, ...] = (
@@ -70,7 +72,7 @@ FIGURES: tuple[Figure, ...] = (
     ),
     Figure(
         "removed_ends",
-        ("sft", "dpo", "candidates", "reward_model", "refine", "evaluate"),
+        ("sft", "dpo", "member", "candidates", "reward_model", "refine", "evaluate"),
         Shown("answers that brought an end of turn, which was removed", COUNT),
         silent_at_zero=True,
     ),
@@ -162,6 +164,20 @@ FIGURES: tuple[Figure, ...] = (
         column=Shown("judge accuracy", PERCENT, place=4),
         key="judge_accuracy",
     ),
+    Figure(
+        "reliability",
+        ("reliability",),
+        Shown("judge reliability", PERCENT),
+        iteration=Shown("judge reliability by the agreement of members, without gold", PERCENT),
+        of_a_coin="no better than chance",
+    ),
+    Figure(
+        "member_agreement",
+        ("reliability",),
+        Shown("members agree", PERCENT),
+        iteration=Shown("pairs on which members agree", PERCENT),
+    ),
+    Figure("member_accuracy_vs_gold", ("reliability",), Shown("member accuracy", PERCENT)),
     Figure(
         "agreement_with_labels",
         ("judge",),
@@ -358,6 +374,7 @@ CHARTS = (
         (
             Trend("on held-out labels", "evaluate", "heldout_accuracy"),
             Trend("on its own samples, by the gold reward", "judge", "accuracy_vs_gold", shift=1),
+            Trend("on its own samples, by the agreement of members", "reliability", "reliability", shift=1),
         ),
     ),
     Chart(
@@ -386,7 +403,14 @@ def phrase(manifest: Manifest, name: str) -> str:
     """A figure of a stage with its label, as in the one-line account."""
     figure = _figure(name)
     assert figure.line is not None
-    return f"{figure.line.label} {_written(figure, figure.line, manifest)}"
+    return f"{figure.line.label} {written(manifest, name)}"
+
+
+def written(manifest: Manifest, name: str) -> str:
+    """A figure of a stage without its label, as in the one-line account."""
+    figure = _figure(name)
+    assert figure.line is not None
+    return _written(figure, figure.line, manifest)
 
 
 def win_rate(manifest: Manifest, name: str) -> str:
@@ -415,6 +439,8 @@ def _figure(name: str) -> Figure:
 
 def _written(figure: Figure, shown: Shown, manifest: Manifest) -> str:
     value = manifest.number(figure.name)
+    if figure.of_a_coin and value <= 0.5:
+        return figure.of_a_coin
     return with_interval(value, *interval(manifest, figure.name)) if figure.is_win_rate else shown.pattern.format(value)
 
 
@@ -444,12 +470,12 @@ def _facts(stages: Sequence[Manifest]) -> dict[str, str]:
         if manifest.kind == "log_ratios":
             facts["log-ratios"] = str(manifest.metrics["method"])
         shown = [
-            (figure.iteration, manifest.number(figure.name))
+            (figure.iteration, _written(figure, figure.iteration, manifest))
             for figure in FIGURES
             if figure.iteration and manifest.kind in figure.kinds and manifest.metrics.get(figure.name) is not None
         ]
-        for (label, pattern, _), value in sorted(shown, key=lambda one: one[0].place):
-            facts[label] = pattern.format(value)
+        for (label, _, _), value in sorted(shown, key=lambda one: one[0].place):
+            facts[label] = value
     return facts
 
 

@@ -164,7 +164,7 @@ def _stage_rows(plan: Plan, run: RunDir, found: Mapping[str, Manifest]) -> list[
 def _curves(files: _Files) -> list[tuple[str, list[Markup]]]:
     """The curves of every training over its steps."""
     result = []
-    for stage in files.stages("sft", "dpo", "reward_model", "refine"):
+    for stage in files.stages("sft", "dpo", "member", "reward_model", "refine"):
         log = files.log(stage.id)
         charts = []
         for y, curves in CURVES.items():

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 
 from spa_recipes.recipe.schema import PreferenceTraining, Recipe
-from spa_recipes.report.figures import PERCENT, Trend, interval, series, win_rate
+from spa_recipes.report.figures import PERCENT, Trend, interval, phrase, series, win_rate
 from spa_recipes.state.stagedir import Manifest
 
 Found = Mapping[str, Manifest]
@@ -28,6 +28,9 @@ FAVOURS_LENGTH = 1.25
 FALLS_FAR = 0.1
 """A fall of the reward of chosen answers: 1 nat at beta 0.1."""
 MOST = 0.5
+RELIABLE = 0.6
+"""How often a judge should be right on the policy's own answers: below it, training on its labels undid what was
+learned."""
 
 JUDGED = (
     Trend("label accuracy", "evaluate", "heldout_accuracy"),
@@ -164,6 +167,21 @@ def judge_falls(recipe: Recipe, found: Found) -> Iterator[str]:
             yield f"the {trend.label} fell from {first} to {last}: later labels are less to be trusted"
 
 
+def judge_knows_little(recipe: Recipe, found: Found) -> Iterator[str]:
+    """Members agree hardly more often than coins do on the policy's own answers."""
+    for stage in found.values():
+        reliability = _figure(stage, "reliability")
+        if stage.kind == "reliability" and reliability is not None and reliability < RELIABLE:
+            number = stage.id.removeprefix("reliability-")
+            agreed = PERCENT.format(stage.number("member_agreement"))
+            yield (
+                f"the labels of judge-{number} are hardly to be trusted ({phrase(stage, 'reliability')}): its members "
+                f"agree on {agreed} of these pairs, however well held-out labels are predicted. Lower "
+                "seed_training.learning_rate, give more labels (data.seed_labels), or let "
+                "evaluation.min_judge_reliability stop there"
+            )
+
+
 RULES: tuple[Rule, ...] = (
     loss_stays,
     answers_stay,
@@ -173,13 +191,14 @@ RULES: tuple[Rule, ...] = (
     judge_favours_length,
     answers_are_cut,
     judge_falls,
+    judge_knows_little,
 )
 """In the order in which they are told."""
 
 
 def _section(recipe: Recipe, stage: Manifest) -> tuple[str, PreferenceTraining] | None:
     """The settings of a training whose loss begins at ln 2, with their name; None of any other stage."""
-    if stage.kind == "dpo":
+    if stage.kind in ("dpo", "member"):
         return "seed_training", recipe.seed_training
     refine = recipe.refine
     plain = refine.loss == "sigmoid" and refine.divergence == "reverse_kl" and not refine.sft_weight

@@ -1,4 +1,4 @@
-"""The stop rule: a judge that gets worse labels no further iteration."""
+"""The stop rules: a judge that gets worse labels no more, and what a judge labels that knows little trains nothing."""
 
 from __future__ import annotations
 
@@ -32,6 +32,53 @@ class Decay(NamedTuple):
             f"stopped before {self.stage}: the judge's accuracy on held-out labels fell from {self.best:.1%} to "
             f"{self.now:.1%}, by more than evaluation.max_judge_decay ({self.limit:.1%}); raise it to continue"
         )
+
+
+class Unreliable(NamedTuple):
+    """Where the other rule stops a run.
+
+    Attributes:
+        stage: the training that is not run.
+        now: how often the judge is right by the agreement of the members; 0.5 is no better than chance.
+        limit: how often it should be, as the recipe says.
+    """
+
+    stage: str
+    now: float
+    limit: float
+
+    def __str__(self) -> str:
+        now = f"{self.now:.1%}" if self.now > 0.5 else "no better than chance"
+        return (
+            f"stopped before {self.stage}: the judge's reliability by the agreement of its members is {now}, below "
+            f"evaluation.min_judge_reliability ({self.limit:.1%}); lower it to continue"
+        )
+
+
+Stop = Decay | Unreliable
+
+
+def early_stop(recipe: AnyRecipe, manifests: Mapping[str, Manifest]) -> Stop | None:
+    """Where the stop rules end a run, and why; None if they do not."""
+    decay, unreliable = judge_decay(recipe, manifests), unreliable_judge(recipe, manifests)
+    if decay is None or unreliable is None:
+        return decay or unreliable
+    # Of one iteration, the answers come before the training.
+    return min(decay, unreliable, key=lambda stop: (int(stop.stage.rpartition("-")[2]), stop is unreliable))
+
+
+def unreliable_judge(recipe: AnyRecipe, manifests: Mapping[str, Manifest]) -> Unreliable | None:
+    """The first training on labels that are right too rarely by the agreement of members; None if there is none.
+
+    Reads `evaluation.min_judge_reliability` and the reliabilities in `manifests`, and nothing else.
+    """
+    if not isinstance(recipe, Recipe) or (limit := recipe.evaluation.min_judge_reliability) is None:
+        return None
+    for i in range(1, recipe.iterations + 1):
+        told = manifests.get(f"reliability-{i}")
+        if told is not None and (now := told.number("reliability")) < limit:
+            return Unreliable(f"refine-{i}", now, limit)
+    return None
 
 
 def judge_decay(recipe: AnyRecipe, manifests: Mapping[str, Manifest]) -> Decay | None:

@@ -94,14 +94,14 @@ def _state(run: RunDir, planned: Sequence[Planned], done: set[str]) -> tuple[str
 
 
 def _stopped_early(run: RunDir, manifests: dict[str, Manifest]) -> bool:
-    """Whether the rest of the run is not wanted because its judge got worse."""
-    from spa_recipes.run.decay import judge_decay
+    """Whether the rest of the run is not wanted because its judge got worse, or knows too little."""
+    from spa_recipes.run.decay import early_stop
 
     try:
         recipe = run.recipe()
     except SpaError:  # of another version, or altered: `spa resume` says so
         return False
-    return recipe is not None and judge_decay(recipe, manifests) is not None
+    return recipe is not None and early_stop(recipe, manifests) is not None
 
 
 def _rated(manifests: dict[str, Manifest]) -> Manifest | None:

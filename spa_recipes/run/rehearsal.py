@@ -34,7 +34,7 @@ def rehearsed(recipe: Recipe) -> Recipe:
         },
         "seed_training": _TRAINING,
         "refine": _TRAINING,
-        "evaluation": {"benchmarks": [], "max_judge_decay": None},
+        "evaluation": {"benchmarks": [], "max_judge_decay": None, "min_judge_reliability": None},
     }
     if recipe.sft is not None:
         rows = "rows" if recipe.sft.data.type == "sandbox" else "max_rows"

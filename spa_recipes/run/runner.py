@@ -11,7 +11,7 @@ from spa_recipes.errors import TryAgainError
 from spa_recipes.plan import MODEL, Plan, Stage
 from spa_recipes.run import final
 from spa_recipes.run.changes import refuse_changes, refuse_newer
-from spa_recipes.run.decay import Decay, judge_decay
+from spa_recipes.run.decay import Stop, early_stop
 from spa_recipes.run.disk import disk_error, room_needed, still_to_write
 from spa_recipes.run.executors import Executors
 from spa_recipes.run.job import StageJob
@@ -33,13 +33,13 @@ class Outcome(NamedTuple):
         manifests: of the stages that it was asked for and that are done, in the order of the plan.
         left: stages of the plan that are still to be done, in its order; none if the run is complete.
         seconds: wall clock of the call.
-        decay: why the stop rule does not want the rest of the plan, if it does not.
+        stop: why a stop rule does not want the rest of the plan, if it does not.
     """
 
     manifests: dict[str, Manifest]
     left: tuple[Stage, ...]
     seconds: float
-    decay: Decay | None = None
+    stop: Stop | None = None
 
     @property
     def complete(self) -> bool:
@@ -99,7 +99,7 @@ def execute(
             if executors is None:
                 starts.close()
     left = tuple(unfinished(plan, run))
-    return Outcome(manifests, left, time.monotonic() - begin, judge_decay(plan.recipe, run.manifests(plan)))
+    return Outcome(manifests, left, time.monotonic() - begin, early_stop(plan.recipe, run.manifests(plan)))
 
 
 def _go_on(
@@ -138,8 +138,8 @@ def _go_on(
     made = plan.newest_model(wanted)
     if made is not None:
         final.show(run, run.stage_dir(made, plan).output / MODEL, describe(plan, wanted) if describe else {})
-    decay = judge_decay(plan.recipe, wanted)
-    run.log_event("run finished", **({"reason": str(decay)} if decay else {}))
+    stop = early_stop(plan.recipe, wanted)
+    run.log_event("run finished", **({"reason": str(stop)} if stop else {}))
     return manifests
 
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from spa_recipes.errors import SpaError
 from spa_recipes.plan import Plan, Stage
-from spa_recipes.run.decay import judge_decay
+from spa_recipes.run.decay import early_stop
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.state.stagedir import Manifest
 
@@ -128,9 +128,9 @@ class _Schedule:
 
 
 def ruled_out(plan: Plan, manifests: Mapping[str, Manifest]) -> set[str]:
-    """Ids of the stages that the stop rule does not want: the iteration that it forbids, and all that needs it."""
-    decay = judge_decay(plan.recipe, manifests)
-    return set() if decay is None else plan.from_on(decay.stage)
+    """Ids of the stages that a stop rule does not want: the one that it forbids, and all that needs it."""
+    stop = early_stop(plan.recipe, manifests)
+    return set() if stop is None else plan.from_on(stop.stage)
 
 
 def wanted_manifests(plan: Plan, run: RunDir) -> dict[str, Manifest]:

@@ -22,6 +22,7 @@ from spa_recipes.stages.common import mean, share
 from spa_recipes.stages.context import Context, Result
 from spa_recipes.stages.generate import is_empty
 from spa_recipes.stages.judge_rewards import REWARDS, Answer, Judged, gold_rewards, length_penalty
+from spa_recipes.stages.member_tables import ensemble_of, read_members
 
 WARN_ABOVE = 0.1
 """Share of the margins within two standard errors of zero above which the stage warns."""
@@ -67,7 +68,7 @@ def run(context: Context) -> Result:
     if small:
         metrics["dropped_small_margin"] = small
     metrics |= _metrics(judgments, groups)
-    if "log_ratios" in context.spec.inputs:
+    if any(name.endswith("log_ratios") for name in context.spec.inputs):
         metrics |= _noise(context, judgments)
     return Result(len(pairs), 0, metrics)
 
@@ -116,13 +117,19 @@ def _answers(context: Context) -> dict[int, list[Answer]]:
         for name in ("log_ratios", "seed_log_ratios")
         if name in context.spec.inputs
     ]
+    common = None
+    if context.spec.settings.get("labels_by") == "members":
+        members = read_members(context, completions, reference)
+        common = ensemble_of(members, context.spec.settings["judge"].get("uncertainty_penalty", 0.0))
     groups: dict[int, list[Answer]] = defaultdict(list)
     for i, row in enumerate(rows_of(completions)):
         sampled = None if row["logps"] is None else sum(row["logps"])
         ours = sampled if policy is None else policy[i]
         theirs = None if reference is None else reference[i]
         log_ratio = error = None
-        if ratios:
+        if common is not None:
+            log_ratio, error = common.values[i], common.errors[i] if common.errors else None
+        elif ratios:
             log_ratio = mean([table.values[i] for table in ratios])
             error = math.hypot(*(table.errors[i] for table in ratios)) / len(ratios)
         elif theirs is not None:
@@ -210,7 +217,9 @@ def _pair(
 
 def _noise(context: Context, judgments: Sequence[JudgmentRow]) -> dict[str, Any]:
     """What the precision of the log-ratios does to the labels, with a warning in words where it is much."""
-    choice = tables.log_ratios_choice(context.input("log_ratios"))
+    # Of the model that judges; of several, all were read alike.
+    name = next(name for name in context.spec.inputs if name.endswith("log_ratios"))
+    choice = tables.log_ratios_choice(context.input(name))
     margins = [(j["margin"], j["standard_error"]) for j in judgments]
     inside = share([is_inside(*margin) for margin in margins])
     changed = mean([flip_probability(*margin) for margin in margins])

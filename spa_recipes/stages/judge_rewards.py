@@ -20,7 +20,8 @@ class Answer(NamedTuple):
         policy_logp, reference_logp, reward: what the tables say about it, `policy_logp` under pi_{i-1}; None where the
             judge needs no such table.
         log_ratio: log pi(y|x) - log pi_ref(y|x) of the model that judges, pi_{i-1} unless the recipe names another: of
-            a table, or the difference of the two log-probs; the mean where two models judge.
+            a table, or the difference of the two log-probs; the mean where two models judge, and the members' common
+            one where they judge.
         error: standard error of the log-ratio in nats; None where it was not measured.
     """
 

@@ -7,7 +7,7 @@ import pytest
 from spa_recipes.estimates import needs, processes_of, stated_hardware
 from spa_recipes.plan import compile_plan
 from spa_recipes.recipe.load import load_recipe, resolved
-from spa_recipes.recipe.schema import PreferenceTraining, Recipe, RefineTraining
+from spa_recipes.recipe.schema import Recipe, RefineTraining, SeedTraining
 from spa_recipes.run.fit import is_tight, misfit
 from spa_recipes.state.digests import DigestMemo
 
@@ -50,7 +50,7 @@ def test_ultrafeedback_has_the_settings_of_the_paper() -> None:
     assert recipe.data.seed_labels == 2000
     assert recipe.data.prompts_per_iteration == [8000, 20000]
     for training in (recipe.seed_training, recipe.refine):
-        kind = RefineTraining if training is recipe.refine else PreferenceTraining
+        kind = RefineTraining if training is recipe.refine else SeedTraining
         assert training == kind(
             beta=0.1,
             learning_rate=5e-7,

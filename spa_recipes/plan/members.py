@@ -1,0 +1,75 @@
+"""Members: seed policies beside pi_0, each from pi_init on its own part of the seed labels, which judge.
+
+pi_0 is trained on all seed labels and is the start of the chain, with members or without.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from spa_recipes.plan.adapters import trained_on
+from spa_recipes.plan.kinds import MODEL
+from spa_recipes.plan.models import Models, Named
+from spa_recipes.plan.stages import Builder, Input, StageOutput
+from spa_recipes.recipe.schema import Members, PreferenceTraining, Recipe
+
+
+def seed_settings(recipe: Recipe, models: Models) -> dict[str, Any]:
+    """The settings of a training on the seed labels, whichever members are beside it."""
+    training = PreferenceTraining.model_construct(
+        **{name: getattr(recipe.seed_training, name) for name in PreferenceTraining.model_fields}
+    )
+    return {**models.training, "training": training, "seed": recipe.seed}
+
+
+def seed_inputs(recipe: Recipe, build: Builder, models: Models) -> dict[str, Input]:
+    """The inputs of a training on the seed labels: policy and reference start as pi_init."""
+    return {
+        "policy": models.init,
+        "reference": models.init,
+        **trained_on(recipe, build, models.init, models.init),
+        "pairs": StageOutput("data", "seed.jsonl"),
+    }
+
+
+def add_members(recipe: Recipe, build: Builder, models: Models) -> None:
+    """The training of each member; none where pi_0 is the only one."""
+    members = recipe.seed_training.members
+    for number, member in enumerate(members_of(members), 1):
+        assert isinstance(member.model, StageOutput)
+        rows = build.stages["seed"].rows
+        disjoint = members.share == "disjoint"
+        words = f"share {number} of {members.count}" if disjoint else f"bootstrap {number}"
+        build.add(
+            member.model.stage,
+            "member",
+            f"{member.name}: DPO on {words} of the seed labels, from pi_init, reference pi_init",
+            settings={
+                **seed_settings(recipe, models),
+                "member": number,
+                # A bootstrap is the same however many there are.
+                **({"shares": members.count} if disjoint else {}),
+            },
+            inputs=seed_inputs(recipe, build, models),
+            rows=rows if rows is None or not disjoint else len(range(number - 1, rows, members.count)),
+        )
+
+
+def add_reliability(
+    i: int, tables: Mapping[str, Input], completions: StageOutput, build: Builder, *, rows: int
+) -> None:
+    """How far members agree on the pairs of iteration i: what that says of its labels, without reading one."""
+    build.add(
+        f"reliability-{i}",
+        "reliability",
+        f"the agreement of the members on the pairs of judge-{i}: how reliable its labels are",
+        settings={},
+        inputs={"judgments": StageOutput(f"judge-{i}", "judgments.jsonl"), "completions": completions, **tables},
+        rows=rows,
+    )
+
+
+def members_of(members: Members) -> list[Named]:
+    """The members with their names; none where there is one, which is pi_0."""
+    if members.count == 1:
+        return []
+    return [Named(StageOutput(f"seed-member{m}", MODEL), f"pi_0^({m})") for m in range(1, members.count + 1)]
