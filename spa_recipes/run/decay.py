@@ -63,8 +63,8 @@ def early_stop(recipe: AnyRecipe, manifests: Mapping[str, Manifest]) -> Stop | N
     decay, unreliable = judge_decay(recipe, manifests), unreliable_judge(recipe, manifests)
     if decay is None or unreliable is None:
         return decay or unreliable
-    # Of one iteration, the answers come before the training.
-    return min(decay, unreliable, key=lambda stop: (int(stop.stage.rpartition("-")[2]), stop is unreliable))
+    before_answers, before_training = (int(stop.stage.rpartition("-")[2]) for stop in (decay, unreliable))
+    return decay if before_answers <= before_training else unreliable
 
 
 def unreliable_judge(recipe: AnyRecipe, manifests: Mapping[str, Manifest]) -> Unreliable | None:
