@@ -17,7 +17,7 @@ VLLM_VENV ?= .venv-vllm
 VLLM_READY := $(VLLM_VENV)/.ready
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: sandbox test test-fast test-slow test-vllm test-slurm test-ray test-wheel dist lint format clean
+.PHONY: sandbox test test-fast test-slow test-vllm test-slurm test-ray test-clusters test-wheel dist lint format clean
 
 sandbox: $(READY)
 	$(VENV)/bin/spa run quickstart
@@ -38,13 +38,19 @@ test-vllm: $(READY) $(VLLM_READY)
 
 # On a Slurm of two nodes that this machine plays, as root; the packages are Debian's.
 test-slurm: $(READY)
-	command -v slurmctld > /dev/null || { apt-get update -qq && apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge; }
+	tests/kit/slurm_install.sh
 	$(VENV)/bin/python -m pytest -m slurm
 
 # On a Ray cluster of two nodes that this machine plays.
 test-ray: $(READY)
 	$(VENV)/bin/python $(PIP) -e ".[ray]"
 	$(VENV)/bin/python -m pytest -m ray
+
+# The quick ones of both: a whole run on each, in which processes are killed, and what is refused.
+test-clusters: $(READY)
+	tests/kit/slurm_install.sh
+	$(VENV)/bin/python $(PIP) -e ".[ray]"
+	$(VENV)/bin/python -m pytest -m "(slurm or ray) and not slow"
 
 # Builds the package, installs it into an environment without it, and runs it from an empty folder.
 test-wheel: $(READY)

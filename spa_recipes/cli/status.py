@@ -38,15 +38,15 @@ def print_run_status(name: str, runs_dir: Path) -> None:
     from spa_recipes.cli.summary import print_results
     from spa_recipes.run.decay import early_stop
     from spa_recipes.run.intact import remarks
-    from spa_recipes.run.pace import pace_of_attempt
+    from spa_recipes.run.ray_cluster import waiting_for_room
     from spa_recipes.run.schedule import unfinished
     from spa_recipes.run.stall import stalled
     from spa_recipes.run.submit import job_of, queue_state
     from spa_recipes.state import usage
 
-    waiting = job_of(runs_dir / name)
-    if waiting is not None and not (runs_dir / name / "resolved.json").exists():
-        say(f"{bold(name)} has not begun; job {waiting}: {queue_state(waiting) or 'not in the queue any more'}")
+    job = job_of(runs_dir / name)
+    if job is not None and not (runs_dir / name / "resolved.json").exists():
+        say(f"{bold(name)} has not begun; job {job}: {queue_state(job) or 'not in the queue any more'}")
         return
     run = api.find_run(name, runs_dir)
     if run.recipe() is None:
@@ -57,6 +57,8 @@ def print_run_status(name: str, runs_dir: Path) -> None:
     say(f"{bold(run.name)} in {run.path}" + (f", held by {holder}" if holder else ""))
     if (job := job_of(run.path)) is not None and (queued := queue_state(job)) is not None:
         say(f"job {job}: {queued}")
+    for what in waiting_for_room(run.path) if holder else ():
+        say(what)
     for stage in prepared.plan.stages:
         state = run.status(stage, prepared.plan)
         manifest = manifests.get(stage.id)
@@ -71,8 +73,8 @@ def print_run_status(name: str, runs_dir: Path) -> None:
             if state == "failed":
                 say(f"  {'':<18} log: {attempt / 'worker.log'}")
                 continue
-            if pace := pace_of_attempt(attempt):
-                say(f"  {'':<18} {pace}")
+            for line in _how_far(attempt):
+                say(f"  {'':<18} {line}")
             if stall := stalled(attempt):
                 say(yellow(f"  {'':<18} {stall}"))
     print_results(prepared.plan.recipe, manifests)
@@ -88,6 +90,15 @@ def print_run_status(name: str, runs_dir: Path) -> None:
         say(f"next:    `{run.resume_command}` continues with {left[0].id}")
 
 
+def _how_far(attempt: Path) -> list[str]:
+    """How far a stage at work is, and what processes of it still wait for."""
+    from spa_recipes.run.pace import pace_of_attempt
+    from spa_recipes.run.ray_cluster import waiting_for_room
+
+    pace = pace_of_attempt(attempt)
+    return [*([str(pace)] if pace else []), *waiting_for_room(attempt)]
+
+
 def follow(name: str, runs_dir: Path, seconds: float = 5.0) -> None:
     """Print the status of a run, and then what changes, until no process holds the run.
 
@@ -95,7 +106,6 @@ def follow(name: str, runs_dir: Path, seconds: float = 5.0) -> None:
         RecipeError: there is no such run.
     """
     from spa_recipes import api
-    from spa_recipes.run.pace import pace_of_attempt
 
     print_run_status(name, runs_dir)
     run = api.find_run(name, runs_dir)
@@ -105,8 +115,8 @@ def follow(name: str, runs_dir: Path, seconds: float = 5.0) -> None:
         for stage in plan.stages:
             state = run.status(stage, plan)
             attempts = run.stage_dir(stage, plan).attempts() if state == "running" else []
-            pace = pace_of_attempt(attempts[-1]) if attempts else None
-            line = state if pace is None else f"{state}: {pace}"
+            how_far = "; ".join(_how_far(attempts[-1])) if attempts else ""
+            line = f"{state}: {how_far}" if how_far else state
             if said.get(stage.id, line) != line:
                 say(f"  {datetime.now():%H:%M:%S}  {stage.id:<18} {line}")
             said[stage.id] = line

@@ -45,7 +45,8 @@ def check_nodes(cluster: Gang, settings: SlurmExecutor | RayExecutor, run: Path,
     for path in _logs(run):
         path.unlink()
     try:
-        _wait(cluster.gang([sys.executable, "-m", PROBE, str(run.absolute()), token], log, {}), log)
+        probes = cluster.gang([sys.executable, "-m", PROBE, str(run.absolute()), token], log, {})
+        _wait(probes, log, PATIENCE_SECONDS + _seconds_for_room(settings))
     finally:
         (run / CANARY).unlink(missing_ok=True)
     answers = [answer for path in _logs(run) for answer in _answers(path)]
@@ -62,13 +63,18 @@ def check_nodes(cluster: Gang, settings: SlurmExecutor | RayExecutor, run: Path,
         _check(answer, settings, run, vllm=vllm)
 
 
-def _wait(running: Running, log: Path) -> None:
-    end = time.monotonic() + PATIENCE_SECONDS
+def _seconds_for_room(settings: SlurmExecutor | RayExecutor) -> float:
+    """How long a cluster may let the probes wait; the nodes of a Slurm job are there already."""
+    return settings.wait_minutes * 60 if isinstance(settings, RayExecutor) else 0.0
+
+
+def _wait(running: Running, log: Path, seconds: float) -> None:
+    end = time.monotonic() + seconds
     while running.poll() is None:
         if time.monotonic() > end:
             running.stop()
             raise TryAgainError(
-                f"the nodes do not answer within {PATIENCE_SECONDS:.0f} s", where=str(log), fix="see what they wait for"
+                f"the nodes do not answer within {seconds:.0f} s", where=str(log), fix="see what they wait for"
             )
         time.sleep(_POLL_SECONDS)
 

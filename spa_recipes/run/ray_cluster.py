@@ -6,13 +6,18 @@ import os
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from spa_recipes.errors import RecipeError, TryAgainError
 from spa_recipes.recipe.schema import RayExecutor
 from spa_recipes.run.processes import Running, Worker
+from spa_recipes.state.reading import read_text
 
 LAUNCH = "spa_recipes.run.ray_launch"
+PENDING = ".pending"
+"""Ending of the name of a file beside a log, which is there while its process waits for room, and says for what."""
+PENDING_BYTES = 4096
 CURRENT = Path("/tmp/ray/ray_current_cluster")
 """Where `ray start` notes the cluster of this machine."""
 PROBE_SECONDS = 5.0
@@ -88,6 +93,7 @@ class Tasks:
     def _launch(
         self, nodes: int, gpus: int, command: Sequence[str], log: Path, environment: Mapping[str, str]
     ) -> Running:
+        pending = log.absolute().with_suffix(PENDING)
         asked = {
             "address": address_of(self._settings),
             "nodes": nodes,
@@ -95,6 +101,36 @@ class Tasks:
             "resources": self._settings.resources,
             "wait_minutes": self._settings.wait_minutes,
             "log": str(log.absolute()),
+            "pending": str(pending),
         }
-        own_log = log.with_stem(f"{log.stem}-ray")
-        return Worker([sys.executable, "-m", LAUNCH, json.dumps(asked), *command], own_log, environment)
+        command = [sys.executable, "-m", LAUNCH, json.dumps(asked), *command]
+        return Task(command, log.with_stem(f"{log.stem}-ray"), environment, pending)
+
+
+class Task(Worker):
+    """A process on other machines, by `ray_launch`."""
+
+    def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str], pending: Path) -> None:
+        super().__init__(command, log, environment)
+        self._pending = pending
+
+    def poll(self) -> int | None:
+        """See `Running`. One that is gone waits for nothing, however it ended."""
+        code = super().poll()
+        if code is not None:
+            self._pending.unlink(missing_ok=True)
+        return code
+
+    def stop(self) -> None:
+        """See `Running`."""
+        super().stop()
+        self._pending.unlink(missing_ok=True)
+
+
+def waiting_for_room(folder: Path) -> list[str]:
+    """What `spa status` says of the processes whose logs are in a folder and that wait for room, each once."""
+    texts = set[str]()
+    for path in folder.glob(f"*{PENDING}"):
+        with suppress(OSError, ValueError):  # its process got room meanwhile
+            texts.add(read_text(path, limit=PENDING_BYTES).strip())
+    return [f"waits for room in the Ray cluster: {text}" for text in sorted(texts)]

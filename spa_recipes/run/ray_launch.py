@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ from typing import Any, NamedTuple
 from spa_recipes.run.lifeline import end_with_starter
 
 POLL_SECONDS = 0.3
+QUICK_SECONDS = 3.0
+"""Seconds within which a cluster that has room gives it; a longer wait is told."""
 PASSED_ON = (
     "SPA_", "PYTHON", "OMP_", "MKL_", "TOKENIZERS_", "HF_", "HUGGINGFACE_", "TORCH_", "NCCL_", "GLOO_", "VLLM_",
     "WANDB_", "MLFLOW_", "TRACKIO_", "XDG_",
@@ -37,6 +40,7 @@ class Asked(NamedTuple):
         resources: custom ones on each.
         wait_minutes: how long to wait for room.
         log: gets the output of the command on the first node; the others have logs beside it.
+        pending: a file that is there while it waits for room.
     """
 
     address: str
@@ -45,6 +49,7 @@ class Asked(NamedTuple):
     resources: dict[str, float]
     wait_minutes: float
     log: str
+    pending: str
 
 
 class Node:
@@ -95,8 +100,9 @@ def run(asked: Asked, command: list[str]) -> int:
     group = placement_group([bundle] * asked.nodes, strategy="STRICT_SPREAD" if asked.nodes > 1 else "PACK")
     actors = []
     try:
-        if not group.wait(asked.wait_minutes * 60):
-            print(f"ray: error: no room for {asked.nodes} x {bundle} within {asked.wait_minutes:g} minutes", flush=True)
+        if not _has_room(group, asked, bundle):
+            what = f"{asked.nodes} x ({_words(bundle)})"
+            print(f"ray: error: no room for {what} within {asked.wait_minutes:g} minutes", flush=True)
             return 75
         for number in range(asked.nodes):
             place = PlacementGroupSchedulingStrategy(group, number)
@@ -116,6 +122,25 @@ def run(asked: Asked, command: list[str]) -> int:
                 ray.kill(actor)
         ray.util.remove_placement_group(group)
         ray.shutdown()
+
+
+def _has_room(group: Any, asked: Asked, bundle: dict[str, float]) -> bool:
+    """Wait for room; while there is none, a file beside the log says for what, which `spa status` shows."""
+    import ray
+
+    if group.wait(QUICK_SECONDS):
+        return True
+    free = {name: amount for name, amount in ray.available_resources().items() if name in bundle}
+    said = f"for {asked.nodes} x ({_words(bundle)}), of which {_words(free) or 'none'} are free"
+    Path(asked.pending).write_text(f"{said}\n")
+    try:
+        return bool(group.wait(asked.wait_minutes * 60))
+    finally:
+        Path(asked.pending).unlink(missing_ok=True)
+
+
+def _words(resources: Mapping[str, float]) -> str:
+    return ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
 
 
 def _start(actors: list[Any]) -> None:

@@ -15,8 +15,8 @@ def main() -> None:
 
     quiet = {"include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **quiet})
-    cluster.add_node(num_cpus=2)
-    second = cluster.add_node(num_cpus=2)
+    cluster.add_node(num_cpus=1)  # room for one worker of a pool
+    second = cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
     print(cluster.address, flush=True)
     for _ in sys.stdin:

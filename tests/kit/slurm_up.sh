@@ -16,7 +16,8 @@ SlurmctldPort=$PORT
 SlurmctldAddr=127.0.0.1
 AuthType=auth/munge
 CryptoType=crypto/munge
-AuthInfo=socket=$B/munge/socket
+# A job that is queued again waits until the credentials of its first start have expired.
+AuthInfo=socket=$B/munge/socket,cred_expire=30
 SlurmUser=root
 SlurmdUser=root
 StateSaveLocation=$B/ctld

@@ -8,7 +8,8 @@ import pytest
 from filelock import FileLock
 
 from tests.kit.benchmark_world import make_world
-from tests.kit.cli import run_fresh, umask
+from tests.kit.cli import run_fresh, run_spa, umask
+from tests.kit.clusters import small
 from tests.kit.recipes import KEEPING, write_recipe
 
 
@@ -35,6 +36,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def home(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of that folder for a file's tests, far from it."""
     return Path(shutil.copytree(finished, tmp_path_factory.mktemp("home"), symlinks=True, dirs_exist_ok=True))
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which one process has done what the tests of clusters do on two nodes. Tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("alone")
+    write_recipe(folder / "mini.yaml", small({"type": "fork"}))
+    done = run_spa(folder, "run", "mini.yaml")
+    assert done.returncode == 0, done.stderr + done.stdout
+    return folder
 
 
 @pytest.fixture(scope="session")

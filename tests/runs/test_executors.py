@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from spa_recipes.errors import LockedError
-from spa_recipes.run import processes
+from spa_recipes.run import processes, ray_cluster
 from spa_recipes.run.rundir import RunDir
 from tests.kit.processes import alive, wait_for
 
@@ -31,6 +31,21 @@ def test_stop_ends_the_children_too(tmp_path: Path) -> None:
     worker.stop()
     assert worker.poll() is not None
     wait_for(lambda: not alive(child))
+
+
+def test_a_launcher_that_is_gone_waits_for_no_room_in_the_cluster(tmp_path: Path) -> None:
+    """However it ended: it may not have had the time to say so itself."""
+    pending = tmp_path / "worker.pending"
+    pending.write_text("for 2 x (8 GPU)\n")
+    dies = ray_cluster.Task(["false"], tmp_path / "log", {}, pending)
+    wait_for(lambda: dies.poll() is not None)
+    assert not pending.exists()
+    pending.write_text("for 2 x (8 GPU)\n")
+    waits = ray_cluster.Task(["sleep", "99"], tmp_path / "log", {}, pending)
+    assert waits.poll() is None
+    assert pending.exists()
+    waits.stop()
+    assert not pending.exists()
 
 
 # --- what a run's folder says ---

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -13,8 +12,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.cli import Answer, environment_with, one_error, run_spa
-from tests.kit.clusters import kill_claimant, kill_rank, losses, small, stage_files, workers_in
+from spa_recipes.run.submit import SECONDS_TO_STOP
+from tests.kit.cli import environment_with, one_error
+from tests.kit.clusters import (
+    begin_again_from,
+    check_equal,
+    check_goes_on,
+    check_rehearsal,
+    check_shard_freed,
+    claims,
+    kill_claimant,
+    sampled,
+    signal_rank,
+    small,
+    spa,
+    stage_files,
+    workers_in,
+)
 from tests.kit.processes import wait_for
 from tests.kit.recipes import write_recipe
 
@@ -41,21 +55,21 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def spa(folder: Path, *arguments: str) -> Answer:
-    command = [sys.executable, "-m", "spa_recipes.cli", *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment_with(), capture_output=True, text=True, check=False)
-    return Answer(done.returncode, done.stdout, done.stderr)
-
-
 def submit(folder: Path, *options: str) -> str:
     done = spa(folder, "submit", "mini.yaml", *options)
     assert done.code == 0, done.err
     return str(json.loads((folder / "runs" / "mini" / ".job").read_text())["slurm"])
 
 
-def state(job: str) -> str:
-    shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, check=False).stdout
-    return next((word.partition("=")[2] for word in shown.split() if word.startswith("JobState=")), "")
+def shown(job: str, name: str) -> str:
+    """What Slurm says of a job under a name; empty where it does not answer."""
+    said = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, check=False).stdout
+    return next((word.partition("=")[2] for word in said.split() if word.startswith(f"{name}=")), "")
+
+
+def limit(job: str, minutes: int) -> None:
+    """Set the longest time of a job."""
+    subprocess.run(["scontrol", "update", f"jobid={job}", f"timelimit={minutes}"], check=True)
 
 
 def log(folder: Path) -> str:
@@ -63,8 +77,9 @@ def log(folder: Path) -> str:
 
 
 def completed(folder: Path, job: str) -> str:
-    wait_for(lambda: state(job) not in ("RUNNING", "PENDING", "COMPLETING", "CONFIGURING"), 600)
-    assert state(job) == "COMPLETED", log(folder)
+    at_work = ("", "RUNNING", "PENDING", "COMPLETING", "CONFIGURING")
+    wait_for(lambda: shown(job, "JobState") not in at_work, 900)
+    assert shown(job, "JobState") == "COMPLETED", log(folder)
     return log(folder)
 
 
@@ -74,76 +89,83 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("slurm")
     write_recipe(folder / "mini.yaml", small(TWO))
     job = submit(folder)
-    kill_rank(folder, "sft")
-    kill_claimant(folder, "generate-1")
+    signal_rank(folder, "sft", signal.SIGKILL)
+    kill_claimant(folder)
     completed(folder, job)
     return folder
 
 
-def claims(folder: Path) -> list[Path]:
-    return stage_files(folder, "generate-1", "attempts/1/**/*.claim")
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same recipe in one process."""
-    folder = tmp_path_factory.mktemp("alone")
-    write_recipe(folder / "mini.yaml", small({"type": "fork"}))
-    done = run_spa(folder, "run", "mini.yaml")
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
-def keys(folder: Path) -> list[str]:
-    return [stage["key"] for stage in json.loads((folder / "runs" / "mini" / "plan.json").read_text())]
-
-
 def test_a_run_on_two_nodes_is_that_of_one_process_though_processes_were_killed(disturbed: Path, alone: Path) -> None:
-    import pyarrow.parquet as pq
-
-    assert keys(disturbed) == keys(alone)
-    for stage in ("sft", "seed", "refine-1"):
-        assert losses(disturbed, stage) == pytest.approx(losses(alone, stage), rel=1e-3)
-    tables = []
-    for folder in (disturbed, alone):
-        (path,) = stage_files(folder, "generate-1", "output/completions.parquet")
-        tables.append(pq.read_table(path).to_pylist())
-    same = sum(a["response_ids"] == b["response_ids"] for a, b in zip(*tables, strict=True))
-    assert same >= 0.9 * len(tables[0])  # weights differ by rounding, so a few samples may
+    check_equal(disturbed, alone)
 
 
 def test_a_killed_rank_goes_on_from_its_checkpoint_within_the_run(disturbed: Path) -> None:
-    assert len(stage_files(disturbed, "sft", "attempts/*")) == 2
     assert "begun again" in log(disturbed)
-    (progress,) = stage_files(disturbed, "sft", "attempts/2/progress.jsonl")
-    steps = [line["done"] for line in map(json.loads, progress.read_text().splitlines()) if line.get("unit") == "steps"]
-    assert steps[0] > 1
+    check_goes_on(disturbed, "sft")
 
 
 def test_the_shard_of_a_killed_worker_is_taken_by_another(disturbed: Path) -> None:
-    assert len(stage_files(disturbed, "generate-1", "attempts/*")) == 1
-    (notices,) = stage_files(disturbed, "generate-1", "attempts/1/progress-pool.jsonl")
-    assert re.search(r"worker pool-\d is gone .* [1-9]\d* of its shards are free again", notices.read_text())
-    assert "another begins in its place" in notices.read_text()
+    check_shard_freed(disturbed)
 
 
-def test_a_run_goes_on_where_a_node_went_down(disturbed: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_run_of_one_process_goes_on_on_nodes_of_which_one_goes_down_and_back_in_one_process(
+    alone: Path, tmp_path: Path
+) -> None:
     """`srun` says 0 of a step whose node is gone."""
     folder = tmp_path / "down"
-    shutil.copytree(disturbed, folder, symlinks=True)
-    (path,) = stage_files(folder, "generate-1", "")
-    before = (path / "output" / "completions.parquet").read_bytes()
-    shutil.rmtree(path)
-    job = submit(folder)
+    shutil.copytree(alone, folder, symlinks=True)
+    begin_again_from(folder, "generate-1")
+    write_recipe(folder / "mini.yaml", small(TWO))
+    job = submit(folder, "--until", "generate-1")
     try:
         wait_for(lambda: claims(folder), 300)
         subprocess.run(["scontrol", "update", "nodename=n2", "state=down", "reason=test"], check=True)
         completed(folder, job)
     finally:
         subprocess.run(["scontrol", "update", "nodename=n2", "state=resume"], check=False)
-    (path,) = stage_files(folder, "generate-1", "output/completions.parquet")
-    assert path.read_bytes() == before
+    check_shard_freed(folder)
+    assert "is gone (exit code 0)" in log(folder)
+    assert sampled(folder) == sampled(alone)
+    write_recipe(folder / "mini.yaml", small({"type": "fork"}))
+    done = spa(folder, "run", "mini.yaml")
+    assert done.code == 0, done.err + done.out
+    check_equal(folder, alone)
     wait_for(lambda: _idle() == 2, 60)
+
+
+@pytest.mark.slow
+def test_a_job_whose_time_runs_out_is_queued_again_and_goes_on(tmp_path: Path) -> None:
+    """A process that stands still keeps the training from ending before the time does."""
+    write_recipe(tmp_path / "mini.yaml", small({**TWO, "time": "0:30:00"}))
+    job = submit(tmp_path, "--until", "sft")
+    signal_rank(tmp_path, "sft", signal.SIGSTOP)
+    hours, minutes, _ = map(int, shown(job, "RunTime").split(":"))
+    limit(job, minutes=60 * hours + minutes + 1 + SECONDS_TO_STOP // 60)
+    wait_for(lambda: shown(job, "Restarts") == "1", 400)
+    limit(job, minutes=30)
+    said = completed(tmp_path, job)
+    check_goes_on(tmp_path, "sft")
+    assert "(attempt 2)" in said
+
+
+@pytest.mark.slow
+def test_a_rehearsal_takes_a_few_rows_through_every_stage_on_the_nodes(tmp_path: Path) -> None:
+    write_recipe(tmp_path / "mini.yaml", small(TWO, evaluation={"enabled": True}))
+    command = [
+        "salloc",
+        "-N2",
+        "--exclusive",
+        sys.executable,
+        "-m",
+        "spa_recipes.cli",
+        "run",
+        "mini.yaml",
+        "--rehearse",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, env=environment_with(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr + done.stdout
+    check_rehearsal(tmp_path, done.stdout)
 
 
 def _idle() -> int:
@@ -151,6 +173,7 @@ def _idle() -> int:
     return int(said.strip() or 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["cancel", "driver"])
 def test_nothing_of_a_job_stays_when_it_is_cancelled_or_its_driver_killed(tmp_path: Path, how: str) -> None:
     write_recipe(tmp_path / "mini.yaml", small({**TWO, "requeue": False}, sft={"num_train_epochs": 50}))

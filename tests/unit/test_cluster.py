@@ -275,10 +275,27 @@ def test_ray_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_gang_asks_ray_for_all_nodes_and_a_worker_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[list[str]] = []
-    monkeypatch.setattr(ray_cluster, "Worker", lambda command, log, environment: started.append(command))
+    monkeypatch.setattr(ray_cluster, "Task", lambda command, *others: started.append(command))
     tasks = ray_cluster.Tasks(RAY)
     tasks.gang(["python"], tmp_path / "worker.log", {})
     tasks.slot(["python"], tmp_path / "worker.log", {}, 4)
     gang, slot = (Asked(**json.loads(command[3])) for command in started)
     assert (gang.nodes, gang.gpus, slot.nodes, slot.gpus) == (2, 8, 1, 4)
     assert gang.address == "10.0.0.7:6379"
+
+
+def test_processes_that_wait_for_room_are_told_together(tmp_path: Path) -> None:
+    assert ray_cluster.waiting_for_room(tmp_path) == []
+    for name in ("worker-pool-0", "worker-pool-1"):
+        (tmp_path / f"{name}.pending").write_text("for 1 x (1 GPU)\n")
+    (tmp_path / "worker-pool-2.pending").write_text("x" * 10_000)  # no launcher wrote it
+    os.mkfifo(tmp_path / "worker-pool-3.pending")
+    assert ray_cluster.waiting_for_room(tmp_path) == ["waits for room in the Ray cluster: for 1 x (1 GPU)"]
+
+
+def test_probes_may_wait_as_long_as_a_stage_may_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(nodes, "_wait", lambda running, log, seconds: waited.append(seconds))
+    for settings in (SLURM, RAY):
+        nodes.check_nodes(Saying(json.dumps(GOOD), json.dumps(GOOD)), settings, tmp_path, vllm=False)
+    assert waited == [nodes.PATIENCE_SECONDS, nodes.PATIENCE_SECONDS + RAY.wait_minutes * 60]
