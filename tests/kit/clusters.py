@@ -7,8 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +93,11 @@ def begin_again_from(folder: Path, stage: str) -> None:
 
 
 def writers_of(log: Path) -> list[int]:
-    """Processes whose output goes to a file (Linux)."""
+    """Processes whose output goes to a file, but for `srun`, which passes on another's (Linux)."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            if (entry / "fd" / "1").readlink() == log.resolve():
+            if (entry / "fd" / "1").readlink() == log.resolve() and (entry / "cmdline").read_bytes()[:4] != b"srun":
                 found.append(int(entry.name))
         except OSError:
             continue
@@ -130,21 +130,53 @@ def check_goes_on(folder: Path, stage: str) -> None:
 
 def claims(folder: Path) -> list[Path]:
     """Shards of the first iteration's answers that a worker has at the moment."""
-    return stage_files(folder, "generate-1", "attempts/1/claims/**/*.claim")
+    return stage_files(folder, "generate-1", "attempts/1/claims/*/*.claim")
 
 
-def kill_claimant(folder: Path) -> str:
-    """Kill the first worker that has taken a shard of answers, before it has its model; returns its name."""
-    owners: list[str] = []
+def claimants(folder: Path) -> list[int]:
+    """Workers that have a shard of the first iteration's answers at the moment."""
+    found = []
+    for claim in claims(folder):
+        with suppress(OSError):  # it may have finished meanwhile
+            if owner := claim.read_text():
+                found += writers_of(claim.parents[2] / f"worker-{owner}.log")
+    return found
 
-    def has_claimed() -> bool:
-        for claim in claims(folder):
-            with suppress(OSError):  # it may have finished meanwhile
-                owners.extend(filter(None, [claim.read_text()]))
-        return bool(owners)
 
-    signal_writer(folder, "generate-1", lambda: f"worker-{owners[0]}.log", has_claimed, signal.SIGKILL)
-    return owners[0]
+def kill_claimant(folder: Path) -> None:
+    """Kill the first worker that has taken a shard of answers, before it has its model."""
+    pids: list[int] = []
+    wait_for(lambda: pids.extend(claimants(folder)) or pids, 900)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+@contextmanager
+def standing_still(folder: Path, node: str) -> Iterator[None]:
+    """Wait until a worker on a node has a shard of answers; it and those elsewhere that have one stand still.
+
+    Args:
+        node: its name in Slurm; in Ray, the number of its process.
+    """
+    stopped = set[int]()
+
+    def has_shard() -> bool:
+        for pid in set(claimants(folder)) - stopped:
+            os.kill(pid, signal.SIGSTOP)
+            stopped.add(pid)
+        return any(node in _nodes_of(pid) for pid in stopped)
+
+    wait_for(has_shard, 600)
+    yield
+    for pid in stopped:
+        with suppress(ProcessLookupError):  # its node is down
+            os.kill(pid, signal.SIGCONT)
+
+
+def _nodes_of(pid: int) -> set[str]:
+    variables = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+    named = dict(variable.split("=", 1) for variable in variables if "=" in variable)
+    return {named.get("SLURMD_NODENAME", ""), named.get("RAY_RAYLET_PID", "")}
 
 
 def check_shard_freed(folder: Path) -> None:

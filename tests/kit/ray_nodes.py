@@ -2,8 +2,8 @@
 
     python -m tests.kit.ray_nodes
 
-It prints the address of the head. A line on its input ends the second node as if its power had failed; the end of its
-input ends all.
+It prints the address of the head, and the number of the process that is the second node. A line on its input ends the
+second node as if its power had failed; the end of its input ends all.
 """
 
 import sys
@@ -18,7 +18,7 @@ def main() -> None:
     cluster.add_node(num_cpus=1)  # room for one worker of a pool
     second = cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
-    print(cluster.address, flush=True)
+    print(cluster.address, second.all_processes["raylet"][0].process.pid, sep="\n", flush=True)
     for _ in sys.stdin:
         cluster.remove_node(second, allow_graceful=False)
         print("gone", flush=True)

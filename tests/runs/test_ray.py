@@ -19,13 +19,13 @@ from tests.kit.clusters import (
     check_goes_on,
     check_rehearsal,
     check_shard_freed,
-    claims,
     kill_claimant,
     sampled,
     signal_rank,
     small,
     spa,
     stage_files,
+    standing_still,
     workers_in,
 )
 from tests.kit.processes import wait_for
@@ -51,12 +51,13 @@ class Nodes:
             text=True,
         )
         self.address = self._line()
+        self.second = self._line()
 
     def _line(self) -> str:
         assert self._process.stdout is not None
         return self._process.stdout.readline().strip()
 
-    def lose_one(self) -> None:
+    def lose_second(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
@@ -182,8 +183,8 @@ def test_a_run_of_one_process_goes_on_on_nodes_of_which_one_goes_down_and_back_i
     begin_again_from(folder, "generate-1")
     write_recipe(folder / "mini.yaml", small(executor(nodes.address)))
     running = begin(folder, "--until", "generate-1")
-    wait_for(lambda: claims(folder), 300)
-    nodes.lose_one()
+    with standing_still(folder, nodes.second):
+        nodes.lose_second()
     done = end(running)
     assert done.code == 0, done.err + done.out
     check_shard_freed(folder)

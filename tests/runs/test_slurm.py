@@ -20,13 +20,13 @@ from tests.kit.clusters import (
     check_goes_on,
     check_rehearsal,
     check_shard_freed,
-    claims,
     kill_claimant,
     sampled,
     signal_rank,
     small,
     spa,
     stage_files,
+    standing_still,
     workers_in,
 )
 from tests.kit.processes import wait_for
@@ -119,8 +119,8 @@ def test_a_run_of_one_process_goes_on_on_nodes_of_which_one_goes_down_and_back_i
     write_recipe(folder / "mini.yaml", small(TWO))
     job = submit(folder, "--until", "generate-1")
     try:
-        wait_for(lambda: claims(folder), 300)
-        subprocess.run(["scontrol", "update", "nodename=n2", "state=down", "reason=test"], check=True)
+        with standing_still(folder, "n2"):
+            subprocess.run(["scontrol", "update", "nodename=n2", "state=down", "reason=test"], check=True)
         completed(folder, job)
     finally:
         subprocess.run(["scontrol", "update", "nodename=n2", "state=resume"], check=False)
