@@ -145,10 +145,15 @@ def claimants(folder: Path) -> list[int]:
 
 def kill_claimant(folder: Path) -> None:
     """Kill the first worker that has taken a shard of answers, before it has its model."""
-    pids: list[int] = []
-    wait_for(lambda: pids.extend(claimants(folder)) or pids, 900)
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+    killed: list[int] = []
+
+    def has_shard() -> bool:
+        for pid in claimants(folder):
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
+        return bool(killed)
+
+    wait_for(has_shard, 900)
 
 
 @contextmanager
