@@ -1,29 +1,44 @@
-"""What the llm judge is asked about two answers: a Jinja template, run in a sandbox."""
+"""What the llm judge is asked about two answers, or about one: a Jinja template, run in a sandbox."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
 
 from spa_recipes.data.rows import Message
 from spa_recipes.data.template import MAX_FILE_BYTES, render
 from spa_recipes.errors import DataError, RecipeError
 from spa_recipes.state.reading import read_text
 
-SHIPPED_QUESTION = Path(__file__).with_name("question.jinja")
-"""The template that is used where the recipe names none; it lists the variables."""
-
-Question = Callable[[Sequence[Message], str, str], str]
-"""From a conversation and the texts of answers A and B to the judge's question."""
-
-_PROBES = ("SPAPROMPT", "SPAFIRST", "SPASECOND")
+Mode = Literal["pairs", "single"]
+"""Whether a question is about two answers or about one."""
 
 
-def load_question(path: Path) -> Question:
+class Form(NamedTuple):
+    """What a question shows, and the template that is used where the recipe names none; it lists the variables."""
+
+    answers: tuple[str, ...]
+    shipped: Path
+
+
+FORMS: dict[Mode, Form] = {
+    "pairs": Form(("answer_a", "answer_b"), Path(__file__).with_name("question.jinja")),
+    "single": Form(("answer",), Path(__file__).with_name("score.jinja")),
+}
+
+
+class Question(Protocol):
+    """From a conversation and the texts of the answers, as many as the form shows, to the judge's question."""
+
+    def __call__(self, conversation: Sequence[Message], *answers: str) -> str: ...
+
+
+def load_question(path: Path, mode: Mode = "pairs") -> Question:
     """Read a template and try it out.
 
     Raises:
-        RecipeError: it cannot be read or is no template, fails, or does not show the prompt and both answers.
+        RecipeError: it cannot be read or is no template, fails, or does not show the prompt and every answer.
     """
     from jinja2 import StrictUndefined, TemplateSyntaxError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -42,26 +57,28 @@ def load_question(path: Path) -> Question:
     except (OSError, ValueError, RecursionError) as error:
         raise RecipeError(f"the file cannot be read ({error})", where=where, fix="name a Jinja file") from error
 
-    def question(conversation: Sequence[Message], answer_a: str, answer_b: str) -> str:
+    names = FORMS[mode].answers
+
+    def question(conversation: Sequence[Message], *answers: str) -> str:
         messages = [dict(message) for message in conversation]
         try:
             return render(
                 lambda: template.render(
-                    conversation=messages, prompt=messages[-1]["content"], answer_a=answer_a, answer_b=answer_b
+                    conversation=messages,
+                    prompt=messages[-1]["content"],
+                    **dict(zip(names, answers, strict=True)),
                 )
             )
         except Exception as error:  # a template is a program: it can fail in any way
             reason = str(error) or type(error).__name__
             raise DataError(f"the template fails: {reason}", where=where, fix="correct the template") from error
 
-    prompt, first, second = _PROBES
+    probes = {"prompt": "SPAPROMPT", **{name: f"SPA{name.replace('_', '').upper()}X" for name in names}}
     try:
-        shown = question([{"role": "user", "content": prompt}], first, second)
+        shown = question([{"role": "user", "content": probes["prompt"]}], *(probes[name] for name in names))
     except DataError as error:
         raise RecipeError(error.what, where=where, fix=error.fix) from error
-    missing = [
-        name for name, probe in zip(("prompt", "answer_a", "answer_b"), _PROBES, strict=True) if probe not in shown
-    ]
+    missing = [name for name, probe in probes.items() if probe not in shown]
     if missing:
         raise RecipeError(
             f"the template does not show {' and '.join(missing)}",

@@ -107,6 +107,25 @@ class VerdictRow(TypedDict):
     verdict: Verdict
 
 
+class ScoreRow(TypedDict):
+    """`verdicts.jsonl` of an llm judge that scores each answer alone: a question to it.
+
+    Attributes:
+        item: row of the prompt in the prompts file.
+        answer: place of the answer among those to the prompt.
+        sample: number of the reply, where a question is asked several times.
+        reply: the judge's text; None where the question was too long to be asked.
+        score: None where the reply has none.
+    """
+
+    item: int
+    prompt_id: str
+    answer: int
+    sample: int
+    reply: str | None
+    score: float | None
+
+
 class SampleRow(Prompt):
     """`samples.jsonl`: a policy's answer to a held-out prompt; `reward` is None where no judge is named."""
 

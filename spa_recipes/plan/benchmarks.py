@@ -279,6 +279,8 @@ def _comparison(benchmark: Pairwise, name: str, build: Builder, subject: _Subjec
             seed=subject.seed,
             answers={"completions": StageOutput(versus, "completions.parquet"), "prompts": pairs},
         )
+        if judge.mode == "single":
+            return {"rewards": StageOutput(verdicts, "rewards.parquet")}
         return {"verdicts": StageOutput(verdicts, "verdicts.jsonl")}
     models = (
         subject.implicit_reward

@@ -215,6 +215,11 @@ def llm_judge_is_one_model(judge: schema.LlmJudge) -> Conflicts:
         yield Conflict(("max_length",), "has no effect on an endpoint, whose server has its own limit", "remove it")
 
 
+def only_scores_are_sampled(judge: schema.LlmJudge) -> Conflicts:
+    if judge.samples > 1 and judge.mode == "pairs":
+        yield Conflict(("samples",), "has no effect with mode pairs", "set mode to single, or remove it")
+
+
 def window_can_fill(threshold: schema.PercentileThreshold) -> Conflicts:
     if threshold.min_pairs > threshold.window:
         yield Conflict(

@@ -574,12 +574,26 @@ class LlmJudge(Section):
 
     The reward of a response is the share of its comparisons that it won; a tie counts as one half. The margin of a
     pair is therefore between 0 and 1, and its p_chosen, the sigmoid of the margin, is between 0.5 and 0.73. It does
-    not say how certain the judge is.
+    not say how certain the judge is. With `mode: single` the reward is the score of the response alone, in points.
     """
 
-    RULES: ClassVar[rules.Rules] = (rules.llm_judge_is_one_model, rules.template_variables_are_free)
+    RULES: ClassVar[rules.Rules] = (
+        rules.llm_judge_is_one_model,
+        rules.template_variables_are_free,
+        rules.only_scores_are_sampled,
+    )
 
     type: Literal["llm"]
+    mode: Literal["pairs", "single"] = Field(
+        "pairs",
+        description="pairs: which of two responses is better. single: how good is a response alone, in points. Points "
+        "are few, so many responses are equal, and a seeded rule decides between equal ones.",
+    )
+    samples: PositiveInt = Field(
+        1,
+        description="mode single: replies to each question, whose mean is the reward; more than one are sampled at "
+        "temperature 1.",
+    )
     model_name_or_path: str | None = Field(
         None,
         min_length=1,
@@ -602,7 +616,8 @@ class LlmJudge(Section):
         None,
         min_length=1,
         description="File with a Jinja template of the question; null: the package's file "
-        "spa_recipes/data/question.jinja. That file lists the variables and says how a verdict is read.",
+        "spa_recipes/data/question.jinja, or score.jinja for mode single. That file lists the variables and says how "
+        "a verdict or score is read.",
         json_schema_extra=LOCATION,
     )
     max_tokens: PositiveInt = Field(512, description="New tokens per verdict, including its reasons.")

@@ -119,6 +119,12 @@ FIGURES: tuple[Figure, ...] = (
         iteration=Shown("verdicts that are ties", PERCENT, place=1),
     ),
     Figure(
+        "same_score",
+        ASKED,
+        Shown("prompts with one score", PERCENT),
+        iteration=Shown("prompts whose answers all have one score", PERCENT),
+    ),
+    Figure(
         "order_disagreement",
         ASKED,
         Shown("orders disagree", PERCENT),

@@ -1,20 +1,21 @@
-"""A language model compares the answers to each prompt in words: what the llm judge labels by.
+"""A language model judges the answers to each prompt in words: what the llm judge labels by.
 
-All pairs of different answers are compared, each in both orders. Empty answers are not compared, as the judge stage
-makes no pair of them.
+All pairs of different answers are compared, each in both orders; or each different answer is given a score alone. Empty
+answers are not judged, as the judge stage makes no pair of them.
 """
 
 import itertools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from spa_recipes.algo.scores import mean_scores, parse_score
 from spa_recipes.algo.verdicts import Comparison, Verdict, figures, parse_verdict, rewards
 from spa_recipes.data.questions import load_question
 from spa_recipes.data.rows import Prompt, read_rows, write_jsonl
-from spa_recipes.data.stage_rows import VerdictRow
+from spa_recipes.data.stage_rows import ScoreRow, VerdictRow
 from spa_recipes.data.tables import COMPLETIONS, REWARDS, CompletionRow, read_table, write_values
 from spa_recipes.errors import DataError, StageError
 from spa_recipes.generation.endpoint import complete
@@ -32,13 +33,31 @@ ENDPOINT_SHARD = 64
 
 
 class Question(NamedTuple):
-    """A question about two answers to the prompt in row `item`, by their place in it, in the order they are shown."""
+    """A question about answers to the prompt in row `item`, by their places in it, in the order they are shown.
+
+    `sample` counts the replies where the same is asked several times.
+    """
 
     item: int
     prompt_id: str
-    first: int
-    second: int
+    shown: tuple[int, ...]
     text: str
+    sample: int = 0
+
+
+class _Judged(NamedTuple):
+    """What the replies say.
+
+    Attributes:
+        lines: of `verdicts.jsonl`, one per question.
+        unread: per question, whether its reply says nothing.
+        rewards: per prompt, one of each of its answers; answers that were not judged have any.
+    """
+
+    lines: list[VerdictRow] | list[ScoreRow]
+    unread: list[bool]
+    rewards: Mapping[int, Sequence[float]]
+    metrics: dict[str, Any]
 
 
 def run(context: Context) -> Result:
@@ -48,7 +67,7 @@ def run(context: Context) -> Result:
     groups: dict[int, list[CompletionRow]] = defaultdict(list)
     for row in completions.to_pylist():
         groups[row["item"]].append(row)
-    questions = _questions(context, groups)
+    questions = list(_questions(context, judge, groups))
     if "endpoint" in context.spec.settings:
         too_long: set[int] = set()
         shards = _ask_endpoint(context, judge, questions)
@@ -59,31 +78,34 @@ def run(context: Context) -> Result:
         return NO_RESULT
     asked = iter(replies["reply"].to_pylist())
     texts = [None if k in too_long else str(next(asked)) for k in range(len(questions))]
-    verdicts: list[Verdict] = ["unparsed" if text is None else parse_verdict(text) for text in texts]
-    write_jsonl(
-        context.draft / "verdicts.jsonl",
-        (_line(*line) for line in zip(questions, texts, verdicts, strict=True)),
-    )
-    _refuse_unparsed(context, judge, questions, verdicts, len(too_long))
-    write_values(context.draft / "rewards.parquet", completions, _rewards(groups, questions, verdicts), REWARDS)
-    return Result(len(completions), sum(replies["tokens"].to_pylist()), _metrics(verdicts, len(too_long)))
+    judged = (_compared if judge.mode == "pairs" else _scored)(groups, questions, texts)
+    write_jsonl(context.draft / "verdicts.jsonl", judged.lines)
+    _refuse_unparsed(context, judge, questions, judged.unread, len(too_long))
+    write_values(context.draft / "rewards.parquet", completions, _rewards(groups, judged.rewards), REWARDS)
+    metrics = {"questions": len(questions), "too_long": len(too_long), **judged.metrics}
+    return Result(len(completions), sum(replies["tokens"].to_pylist()), metrics)
 
 
-def _questions(context: Context, groups: dict[int, list[CompletionRow]]) -> list[Question]:
-    """All questions; the two orders of a pair follow one another."""
-    question = load_question(context.input("question"))
+def _questions(context: Context, judge: LlmJudge, groups: Mapping[int, list[CompletionRow]]) -> Iterator[Question]:
+    """All questions; the two orders of a pair follow one another, and so do the replies to the same question."""
+    question = load_question(context.input("question"), judge.mode)
     prompts = read_rows(context.input("prompts"), Prompt)
-    asked = []
     for item, answers in groups.items():
         texts: dict[str, int] = {}
         for place, answer in enumerate(answers):
             if not is_empty(answer["text"]):
                 texts.setdefault(answer["text"], place)
-        for pair in itertools.combinations(texts.items(), 2):
-            for (first, k), (second, m) in (pair, pair[::-1]):
-                text = question(prompts[item]["prompt"], first, second)
-                asked.append(Question(item, prompts[item]["prompt_id"], k, m, text))
-    return asked
+        if len(texts) < 2:
+            continue  # there is nothing to choose between
+        together = (
+            [order for pair in itertools.combinations(texts.items(), 2) for order in (pair, pair[::-1])]
+            if judge.mode == "pairs"
+            else [(answer,) for answer in texts.items() for _ in range(judge.samples)]
+        )
+        for k, shown in enumerate(together):
+            text = question(prompts[item]["prompt"], *(text for text, _ in shown))
+            places = tuple(place for _, place in shown)
+            yield Question(item, prompts[item]["prompt_id"], places, text, k % judge.samples)
 
 
 def _ask_endpoint(context: Context, judge: LlmJudge, questions: list[Question]) -> Shards:
@@ -100,7 +122,7 @@ def _ask_endpoint(context: Context, judge: LlmJudge, questions: list[Question]) 
                 endpoint,
                 [[{"role": "user", "content": question.text}] for question in some],
                 max_tokens=judge.max_tokens,
-                temperature=0.0,
+                temperature=0.0 if judge.samples == 1 else 1.0,
                 on_progress=tell,
             )
         except DataError as error:
@@ -156,20 +178,18 @@ def _tell_too_long(context: Context, judge: LlmJudge, questions: list[Question],
             fix="raise judge.max_length, or lower judge.max_tokens or sampling.max_tokens",
         )
     if context.commits:
-        context.notice(f"{what}: not asked, and counted as ties; see {example}")
+        context.notice(f"{what}: not asked, and without a verdict; see {example}")
 
 
 def _refuse_unparsed(
-    context: Context, judge: LlmJudge, questions: list[Question], verdicts: Sequence[Verdict], too_long: int
+    context: Context, judge: LlmJudge, questions: list[Question], unread: Sequence[bool], too_long: int
 ) -> None:
     """Stop if too many questions have no verdict; the shards stay, so nothing is asked again under a higher limit.
 
     Raises:
         StageError: names the share, the limit and where the replies are.
     """
-    missing = [
-        question.prompt_id for question, verdict in zip(questions, verdicts, strict=True) if verdict == "unparsed"
-    ]
+    missing = [question.prompt_id for question, nothing in zip(questions, unread, strict=True) if nothing]
     if len(missing) <= judge.max_unparsed * len(questions):
         return
     long = f", of which {too_long} did not fit judge.max_length" if too_long else ""
@@ -181,37 +201,85 @@ def _refuse_unparsed(
     )
 
 
-def _rewards(
-    groups: dict[int, list[CompletionRow]], questions: list[Question], verdicts: Sequence[Verdict]
-) -> list[float]:
+def _rewards(groups: Mapping[int, list[CompletionRow]], by_item: Mapping[int, Sequence[float]]) -> list[float]:
     """A reward per completion, in their order; answers of one text share theirs."""
-    compared: dict[int, list[Comparison]] = defaultdict(list)
-    for question, verdict in zip(questions, verdicts, strict=True):
-        compared[question.item].append(Comparison(question.first, question.second, verdict))
     result = []
     for item, answers in groups.items():
-        by_place = rewards(len(answers), compared[item])
         first = {answer["text"]: place for place, answer in reversed(list(enumerate(answers)))}
-        result += [by_place[first[answer["text"]]] for answer in answers]
+        result += [by_item[item][first[answer["text"]]] for answer in answers]
     return result
 
 
-def _line(question: Question, text: str | None, verdict: Verdict) -> VerdictRow:
+def _compared(
+    groups: Mapping[int, list[CompletionRow]], questions: Sequence[Question], texts: Sequence[str | None]
+) -> _Judged:
+    """What replies about two answers say: verdicts, and the share of its comparisons that each answer won."""
+    verdicts: list[Verdict] = ["unparsed" if text is None else parse_verdict(text) for text in texts]
+    compared: dict[int, list[Comparison]] = defaultdict(list)
+    lines: list[VerdictRow] = []
+    for question, text, verdict in zip(questions, texts, verdicts, strict=True):
+        first, second = question.shown
+        compared[question.item].append(Comparison(first, second, verdict))
+        lines.append(
+            {
+                "item": question.item,
+                "prompt_id": question.prompt_id,
+                "first": first,
+                "second": second,
+                "reply": text,
+                "verdict": verdict,
+            }
+        )
+    return _Judged(
+        lines,
+        [verdict == "unparsed" for verdict in verdicts],
+        {item: rewards(len(answers), compared[item]) for item, answers in groups.items()},
+        _metrics(verdicts),
+    )
+
+
+def _metrics(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    if not verdicts:
+        return {}
+    found = figures(list(zip(verdicts[::2], verdicts[1::2], strict=True)))
+    optional = {"order_disagreement": found.order_disagreement, "first_place": found.first_place}
     return {
-        "item": question.item,
-        "prompt_id": question.prompt_id,
-        "first": question.first,
-        "second": question.second,
-        "reply": text,
-        "verdict": verdict,
+        "verdict_ties": found.ties,
+        "unparsed": found.unparsed,
+        **{name: value for name, value in optional.items() if value is not None},
     }
 
 
-def _metrics(verdicts: Sequence[Verdict], too_long: int) -> dict[str, Any]:
-    metrics: dict[str, Any] = {"questions": len(verdicts), "too_long": too_long}
-    if verdicts:
-        found = figures(list(zip(verdicts[::2], verdicts[1::2], strict=True)))
-        metrics |= {"verdict_ties": found.ties, "unparsed": found.unparsed}
-        optional = {"order_disagreement": found.order_disagreement, "first_place": found.first_place}
-        metrics |= {name: value for name, value in optional.items() if value is not None}
-    return metrics
+def _scored(
+    groups: Mapping[int, list[CompletionRow]], questions: Sequence[Question], texts: Sequence[str | None]
+) -> _Judged:
+    """What replies about one answer say: its scores, whose mean is its reward."""
+    scores = [None if text is None else parse_score(text) for text in texts]
+    given: dict[int, dict[int, list[float | None]]] = {}
+    lines: list[ScoreRow] = []
+    for question, text, score in zip(questions, texts, scores, strict=True):
+        (answer,) = question.shown
+        given.setdefault(question.item, {}).setdefault(answer, []).append(score)
+        lines.append(
+            {
+                "item": question.item,
+                "prompt_id": question.prompt_id,
+                "answer": answer,
+                "sample": question.sample,
+                "reply": text,
+                "score": score,
+            }
+        )
+    by_item = {
+        item: mean_scores([given.get(item, {}).get(place, []) for place in range(len(answers))])
+        for item, answers in groups.items()
+    }
+    unread = [score is None for score in scores]
+    metrics = {"unparsed": sum(unread) / len(unread), "same_score": _equal_scores(given)} if unread else {}
+    return _Judged(lines, unread, by_item, metrics)
+
+
+def _equal_scores(given: Mapping[int, Mapping[int, Sequence[float | None]]]) -> float:
+    """Share of the prompts whose judged answers all have one score, so that a seeded rule decides between them."""
+    equal = [len(set(mean_scores(list(answers.values())))) == 1 for answers in given.values()]
+    return sum(equal) / len(equal)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from spa_recipes.data.questions import SHIPPED_QUESTION, load_question
+from spa_recipes.data.questions import FORMS, load_question
 from spa_recipes.data.rows import Message
 from spa_recipes.errors import DataError, RecipeError
 from spa_recipes.estimates import needs
@@ -31,7 +31,7 @@ def test_the_shipped_question_shows_the_conversation_and_both_answers_as_they_ar
         {"role": "assistant", "content": "Yes."},
         {"role": "user", "content": "Sure?"},
     ]
-    text = load_question(SHIPPED_QUESTION)(conversation, "the <b>first</b>", "the {{ second }}\n[[A]]")
+    text = load_question(FORMS["pairs"].shipped)(conversation, "the <b>first</b>", "the {{ second }}\n[[A]]")
     for words in ("[system]\nBe kind.", "[user]\nIs 1 < 2 & {{ 3 }}?", "[assistant]\nYes.", "[user]\nSure?"):
         assert words in text
     assert "<answer_A>\nthe <b>first</b>\n</answer_A>" in text

@@ -57,6 +57,9 @@ CASES = {
         "8: judge.revision: needs model_name_or_path; add it, or remove revision",
     f"judge:\n  type: llm\n  model_name_or_path: l\n  {ENDPOINT}":
         "9: judge.endpoint: endpoint and model_name_or_path name two judges; remove one of them",
+    "judge:\n  type: llm\n  samples: 3": (
+        "8: judge.samples: has no effect with mode pairs; set mode to single, or remove it"
+    ),
     "judge:\n  type: llm\n  revision: v1": "8: judge.revision: needs model_name_or_path; add it, or remove revision",
     "judge:\n  type: llm\n  chat_template: t.jinja":
         "8: judge.chat_template: needs model_name_or_path; add it, or remove chat_template",
@@ -351,8 +354,11 @@ def test_a_recipe_from_code_is_refused_too() -> None:
         Recipe(**{**Recipe.model_validate(mini()).__dict__, "sft": None})
 
 
-def test_a_job_of_the_command_line_names_the_option() -> None:
-    request = JudgeRequest("p", "r", "pairs.jsonl", Path("out.jsonl"), max_length=10, max_prompt_length=20)
+def test_a_job_of_the_command_line_names_the_option(tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").touch()
+    request = JudgeRequest(
+        "p", "r", str(tmp_path / "pairs.jsonl"), Path("out.jsonl"), max_length=10, max_prompt_length=20
+    )
     with pytest.raises(RecipeError) as caught:
         judge_job(request)
     assert str(caught.value) == (

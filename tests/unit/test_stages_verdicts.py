@@ -1,5 +1,6 @@
 """The stage of the judge in words: against a server that answers by a known rule, and with a model on this machine."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,6 +116,42 @@ def test_a_judge_that_likes_the_first_place_makes_ties_and_is_found_out(tmp_path
         result = ask(tmp_path, server, [["a", "b"], ["c", "d"]])
     assert rewards_in(tmp_path) == [0.5] * 4
     assert (result.metrics["order_disagreement"], result.metrics["first_place"]) == (1.0, 1.0)
+
+
+def by_words(body: dict[str, Any]) -> str:
+    """One point per word of the answer; says nothing of an answer with five words."""
+    words = len(re.findall("<X>(.*)</X>", body["messages"][-1]["content"])[0].split())
+    return "I cannot say." if words == 5 else f"I count. [[{words}]]"
+
+
+def test_single_answers_get_scores_whose_mean_is_the_reward(tmp_path: Path) -> None:
+    answers = [["a", "b b", "b b"], ["c c", "", "d"], ["e", "e"], ["f", "g g g", "h h h h h"], ["i", "k"]]
+    inputs = inputs_of(tmp_path, answers)
+    inputs["question"].write_text("{{ prompt }}\n<X>{{ answer }}</X>")
+    with EndpointServer(by_words) as server:
+        context = context_of(
+            tmp_path / "stage",
+            "endpoint_verdicts",
+            settings={
+                "judge": {"type": "llm", "mode": "single", "samples": 2, "max_tokens": 20},
+                "endpoint": server.endpoint(max_concurrency=1),
+            },
+            inputs=inputs,
+        )
+        result = verdicts.run(context)
+    assert {body["temperature"] for body in server.asked} == {1.0}  # several replies to one question are sampled
+    shown = [(line["prompt_id"], line["answer"], line["sample"], line["score"]) for line in lines_in(tmp_path)]
+    assert shown[:6] == [
+        ("p0", 0, 0, 1.0), ("p0", 0, 1, 1.0), ("p0", 1, 0, 2.0), ("p0", 1, 1, 2.0), ("p1", 0, 0, 2.0),
+        ("p1", 0, 1, 2.0),
+    ]  # fmt: skip
+    assert "p2" not in {prompt for prompt, *_ in shown}  # both answers are the same
+    # Equal texts share their reward; what has no score gets the mean of the others.
+    assert rewards_in(tmp_path)[:3] == [1.0, 2.0, 2.0]
+    assert rewards_in(tmp_path)[8:11] == [1.0, 3.0, 2.0]
+    assert result.metrics["questions"] == len(shown) == 18
+    assert result.metrics["unparsed"] == 2 / 18
+    assert result.metrics["same_score"] == 1 / 4
 
 
 def test_a_reply_without_a_verdict_is_a_tie_and_is_counted(tmp_path: Path) -> None:
