@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from spa_recipes.data.commits import Commits
 from spa_recipes.errors import DAMAGE, LockedError, RecipeError, SpaError
 from spa_recipes.plan import MODEL, External, Plan, Stage, compile_plan
-from spa_recipes.recipe.load import changed, load_recipe
+from spa_recipes.recipe.load import LoadedRecipe, changed, load_recipe
 from spa_recipes.recipe.schema import Recipe
 from spa_recipes.run.changes import plan_changes
 from spa_recipes.run.commits import commits_of
@@ -55,11 +55,32 @@ def prepare(
         TryAgainError: the Hub cannot be reached.
     """
     loaded = load_recipe(recipe_path, overrides)
-    recipe = loaded.recipe
-    run = RunDir(run_dir if run_dir is not None else Path(recipe.storage.runs_dir) / recipe.name)
+    path = run_dir if run_dir is not None else default_run_dir(loaded.recipe)
+    return prepare_loaded(loaded, path, memo_for(path, afresh=afresh), ask=afresh)
+
+
+def default_run_dir(recipe: Recipe) -> Path:
+    """The folder of a recipe's run, unless the user names another."""
+    return Path(recipe.storage.runs_dir) / recipe.name
+
+
+def prepare_loaded(
+    loaded: LoadedRecipe, run_dir: Path, memo: DigestMemo, *, ask: bool, commits: Mapping[str, str] | None = None
+) -> Prepared:
+    """Plan a recipe that was read.
+
+    Args:
+        ask: ask the Hub for the commits that the run does not know yet, else its cache.
+        commits: of other runs, which this one reads, too, unless it has begun with others.
+
+    Raises:
+        RecipeError, DataError, TryAgainError: as `prepare`.
+    """
+    run = RunDir(run_dir)
     if marker.kind_of(run.path) is not None:
         run.check()
-    return Prepared(_planned(recipe, run, afresh=afresh), run, loaded.text, loaded.path)
+    plan = compile_plan(loaded.recipe, memo, commits_of(run, ask=ask, others=commits))
+    return Prepared(plan, run, loaded.text, loaded.path)
 
 
 def prepare_rehearsal(prepared: Prepared) -> Prepared:
@@ -72,7 +93,7 @@ def prepare_rehearsal(prepared: Prepared) -> Prepared:
     if marker.kind_of(run.path) is not None:
         run.check()
     commits = Commits(prepared.plan.commits)
-    return Prepared(compile_plan(recipe, _memo(run.path, afresh=True), commits), run, None)
+    return Prepared(compile_plan(recipe, memo_for(run.path, afresh=True), commits), run, None)
 
 
 def run_recipe(
@@ -128,7 +149,8 @@ def prepare_resume(run: str | None, runs_dir: Path, *, overrides: Sequence[str] 
     if recipe is None:
         raise RecipeError("no run is there", where=str(folder.path), fix="see `spa status`")
     recipe = changed(recipe, overrides, folder.path / "resolved.json")
-    return Prepared(_planned(recipe, folder, afresh=afresh), folder, None)
+    plan = compile_plan(recipe, memo_for(folder.path, afresh=afresh), commits_of(folder, ask=afresh))
+    return Prepared(plan, folder, None)
 
 
 def find_run(run: str, runs_dir: Path) -> RunDir:
@@ -341,10 +363,6 @@ def collect_garbage(run: str | None, runs_dir: Path, *, models: bool = False, de
     return gc.sweep(runs, models=models) if delete else gc.look(runs, models=models)
 
 
-def _planned(recipe: Recipe, run: RunDir, *, afresh: bool) -> Plan:
-    """The plan of a run; `afresh` asks the Hub for the commits that the run does not know yet, else its cache."""
-    return compile_plan(recipe, _memo(run.path, afresh=afresh), commits_of(run, ask=afresh))
-
-
-def _memo(run_folder: Path, *, afresh: bool = False) -> DigestMemo:
+def memo_for(run_folder: Path, *, afresh: bool = False) -> DigestMemo:
+    """Digests of files that were read for the runs beside this one; with `afresh`, each is read once more."""
     return DigestMemo(run_folder.parent / DIGEST_MEMO, afresh=afresh)

@@ -14,7 +14,7 @@ from spa_recipes import __version__
 from spa_recipes.cli import metadata
 from spa_recipes.cli.chat import chat
 from spa_recipes.cli.cluster import cancel, submit
-from spa_recipes.cli.examples import CANCEL, CHAT, EVALUATE, EXPORT, JUDGE, SAMPLE, SUBMIT, examples
+from spa_recipes.cli.examples import CANCEL, CHAT, EVALUATE, EXPORT, JUDGE, SAMPLE, SUBMIT, SWEEP, examples
 from spa_recipes.cli.export import export
 from spa_recipes.cli.judge import label_pairs
 from spa_recipes.cli.options import (
@@ -32,6 +32,7 @@ from spa_recipes.cli.options import (
 from spa_recipes.cli.recipes import recipes_app
 from spa_recipes.cli.sample import sample
 from spa_recipes.cli.signals import stop_on_signals
+from spa_recipes.cli.sweep import sweep_recipes
 from spa_recipes.errors import RecipeError, SpaError, system_error
 from spa_recipes.redaction import redacted
 
@@ -141,6 +142,7 @@ app.command(name="judge", epilog=JUDGE)(label_pairs)
 app.command(epilog=SAMPLE)(sample)
 app.command(epilog=CHAT)(chat)
 app.command(epilog=EXPORT)(export)
+app.command(name="sweep", epilog=SWEEP)(sweep_recipes)
 
 
 @app.command(epilog=EVALUATE)
@@ -398,6 +400,7 @@ def compare(
 )
 def schema(
     job: Annotated[bool, typer.Option("--job", help="Print that of the jobs of `spa evaluate` instead.")] = False,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Print that of the files of `spa sweep` instead.")] = False,
 ) -> None:
     """Print the JSON schema of recipes.
 
@@ -406,8 +409,9 @@ def schema(
     from spa_recipes.cli.terminal import say_json
     from spa_recipes.recipe.job import job_schema
     from spa_recipes.recipe.load import recipe_schema
+    from spa_recipes.recipe.sweep import sweep_schema
 
-    say_json(job_schema() if job else recipe_schema())
+    say_json(sweep_schema() if sweep else job_schema() if job else recipe_schema())
 
 
 @app.command(

@@ -82,3 +82,28 @@ SUBMIT = examples(
     "spa submit my.yaml --set compute.executor.partition=gpu",
 )
 CANCEL = examples("spa cancel ultrafeedback_3p3_slurm")
+
+SWEEP = (
+    examples(
+        "spa sweep my-sweep.yaml --plan  # how many runs and stages, and how many of them are shared",
+        "spa sweep my-sweep.yaml",
+    )
+    + """
+
+my-sweep.yaml is such as
+
+\b
+  name: my-sweep                   # its runs are my-sweep-dpo-1, my-sweep-dpo-2, ...
+  recipe: my.yaml                  # beside this file, or the name of a shipped recipe
+  seeds: [1, 2, 3, 4, 5]
+  variants:
+    - {name: dpo, policy: 0}       # another policy of the same runs
+    - {name: spa, label: "SPA, n = 2"}
+    - {name: more, label: "SPA, n = 4", set: {sampling.n: 4}}
+  control: dpo                     # what the others are compared with
+  metrics: [win_rate, length_controlled, tokens]
+  hypotheses: [spa]                # tested with Holm's correction; state them before the runs
+
+`spa schema --sweep` prints all keys of a sweep.
+"""
+)

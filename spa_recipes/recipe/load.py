@@ -8,7 +8,7 @@ line.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ __all__ = [
     "InvalidRecipeError",
     "Keys",
     "LoadedRecipe",
+    "Setting",
     "changed",
     "load_recipe",
     "recipe_schema",
@@ -44,7 +45,21 @@ class LoadedRecipe(NamedTuple):
     text: str
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
+class Setting(NamedTuple):
+    """A value for a dotted key of a recipe, and the place where it is given."""
+
+    key: str
+    given: Values
+    place: Place
+
+
+def load_recipe(
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    settings: Sequence[Setting] = (),
+    then: Callable[[dict[str, Any]], Sequence[Setting]] = lambda root: (),
+) -> LoadedRecipe:
     """Read and check a recipe file.
 
     Args:
@@ -52,6 +67,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
         overrides: `key=value` texts as of `--set`, applied in order: the key is a dotted path (`noise.alpha`,
             `noise.lambdas.0`), the value a YAML scalar or flow collection. A section that the recipe leaves out is
             created. `judge.type=gold` changes that key only; `judge={type: gold}` replaces the whole section.
+        settings: the same from another file, after these; `then` gives further ones for a recipe with all of these.
 
     Raises:
         RecipeError: the file cannot be read as a recipe.
@@ -60,6 +76,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     path = find_recipe(path)
     values, text = read_values(path)
     override(values, overrides)
+    put_settings(values, settings)
+    put_settings(values, then(values.root))
     try:
         return LoadedRecipe(Recipe.model_validate(values.root), path, text)
     except ValidationError as error:
@@ -114,6 +132,12 @@ def override(values: Values, overrides: Sequence[str]) -> None:
             raise RecipeError("not of the form key=value", where=f"--set {text}", fix="e.g. --set noise.alpha=0.2")
         place = Place(f"--set {key.strip()}", next_order(values))
         put(values, key.strip(), parse(value, lambda _, place=place: place), place)  # type: ignore[misc]
+
+
+def put_settings(values: Values, settings: Sequence[Setting]) -> None:
+    """Apply settings that another file gives; a later one wins."""
+    for key, given, place in settings:
+        put(values, key, given, Place(place.text, next_order(values)))
 
 
 def next_order(values: Values) -> int:

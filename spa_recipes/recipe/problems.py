@@ -36,6 +36,13 @@ EXAMPLES = {
     "endpoint.base_url": "base_url: https://api.openai.com/v1",
     "endpoint.model": "model: gpt-4",
     "type": "type: dataset",
+    "seeds": "seeds: [1, 2, 3]",
+    "variants": "variants: [{name: more-answers, set: {sampling.n: 4}}]",
+    "control": "control: baseline",
+    "of": "of: more-answers",
+    "minus": "minus: baseline",
+    "halving.seeds": "seeds: 2",
+    "keep": "keep: 4",
 }
 
 # Names from other tools that are spelled too differently to be guessed.
@@ -61,7 +68,7 @@ _KINDS = {
     "object": "a section with keys of its own",
     "null": "null",
 }
-_MANY = {"integer": "integers", "number": "numbers", "string": "names"}
+_MANY = {"integer": "integers", "number": "numbers", "string": "names", "object": "sections"}
 
 
 class InvalidRecipeError(RecipeError):

@@ -20,6 +20,15 @@ class Series(NamedTuple):
     points: Sequence[tuple[float, float]]
 
 
+class Reach(NamedTuple):
+    """A named value with the ends of its interval."""
+
+    name: str
+    middle: float
+    low: float
+    high: float
+
+
 class _Scale(NamedTuple):
     """Maps values of an axis to pixels."""
 
@@ -83,6 +92,46 @@ def histogram(series: Sequence[tuple[str, Sequence[float]]], *, x: str, bins: in
         parts.append(f'<polygon class="area c{number % COLOURS}" points="{path}"/>')
         parts.append(f'<polyline class="line c{number % COLOURS}" points="{path}"/>')
     return _figure(parts, [line.name for line in lines], f"distribution of {x}")
+
+
+ALONE_STYLE = """
+svg { color-scheme: light dark; --paper: #fff; --ink: #1c2430; --quiet: #5d6878; --rule: #dde2e9; --c0: #2b6cb0; }
+@media (prefers-color-scheme: dark) {
+  svg { --paper: #12161c; --ink: #e4e9f0; --quiet: #98a4b5; --rule: #2b3340; --c0: #63a4e8; }
+}
+rect { fill: var(--paper); } .grid { stroke: var(--rule); } .axis { stroke: var(--quiet); }
+text { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; fill: var(--quiet); }
+.title { fill: var(--ink); } .line { stroke: var(--c0); stroke-width: 2; } circle { fill: var(--c0); }
+"""
+"""The report's colours, for a chart that is a file of its own."""
+
+
+def differences_chart(reaches: Sequence[Reach], *, x: str) -> str:
+    """A file of its own: a row for each value, with its interval and a line at 0; empty without values."""
+    if not reaches:
+        return ""
+    left, right, row, top = 20 + 6.6 * max(len(reach.name) for reach in reaches), 24, 26, 14
+    width, bottom = left + 420 + right, top + row * len(reaches)
+    ends = [0.0, *(end for reach in reaches for end in (reach.low, reach.high))]
+    across = _Scale(*_range(ends), left, width - right)
+    parts = [f'<rect width="{width:.0f}" height="{bottom + 44}"/>']
+    for value in ticks(across.low, across.high):
+        at, kind = f"{across(value):.1f}", "axis" if abs(value) < 1e-12 else "grid"
+        parts.append(f'<line class="{kind}" x1="{at}" x2="{at}" y1="{top}" y2="{bottom}"/>')
+        parts.append(f'<text x="{at}" y="{bottom + 16}" text-anchor="middle">{_number(value)}</text>')
+    for place, reach in enumerate(reaches):
+        y = top + row * (place + 0.5)
+        parts.append(f'<text class="title" x="12" y="{y + 4:.1f}">{escape(reach.name)}</text>')
+        parts.append(
+            f'<line class="line" x1="{across(reach.low):.1f}" x2="{across(reach.high):.1f}" y1="{y}" y2="{y}"/>'
+        )
+        parts.append(f'<circle cx="{across(reach.middle):.1f}" cy="{y}" r="4"/>')
+    middle = (left + width - right) / 2
+    parts.append(f'<text class="title" x="{middle:.0f}" y="{bottom + 36}" text-anchor="middle">{escape(x)}</text>')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {bottom + 44}" width="{width:.0f}" '
+        f'role="img" aria-label="{escape(x)}"><style>{ALONE_STYLE}</style>{"".join(parts)}</svg>\n'
+    )
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:

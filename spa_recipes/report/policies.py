@@ -26,23 +26,10 @@ def lines(plan: Plan, name: str, found: Mapping[str, Manifest]) -> list[Line]:
     `labels` are the seed labels that a policy was trained with, `steps` the optimizer steps of DPO and refinement up to
     it. The other columns are those of `spa_recipes.report.figures`; beside a win rate are the ends of its interval.
     """
-    assert isinstance(plan.recipe, Recipe)
     result = []
-    count = plan.recipe.iterations
-    for policy, rounds_before in (("init", 0), *((str(i), i) for i in range(count + 1)), ("extrapolated", count)):
-        evaluation = found.get(f"evaluate-{policy}")
-        if evaluation is None:
-            continue
-        numbers = {str(i) for i in range(1, rounds_before + 1)}
-        rounds = [manifest for stage, manifest in found.items() if stage.rpartition("-")[2] in numbers]
-        seed = found.get("seed") if policy != "init" else None
-        trained = [*([seed] if seed else []), *(stage for stage in rounds if stage.kind == "refine")]
-        line: Line = {
-            "run": name,
-            "policy": f"pi_{policy}",
-            "labels": 0 if seed is None else seed.rows,
-            "steps": sum(int(stage.number("steps")) for stage in trained),
-        }
+    for policy in evaluated(plan, found):
+        evaluation, rounds = found[f"evaluate-{policy}"], _rounds(plan, found, policy)
+        line: Line = {"run": name, "policy": f"pi_{policy}", **_trained(found, policy, rounds)}
         for key, (figure, _) in columns().items():
             line[key] = value = _value(figure, evaluation, rounds)
             if figure.is_win_rate:
@@ -50,6 +37,45 @@ def lines(plan: Plan, name: str, found: Mapping[str, Manifest]) -> list[Line]:
                 line |= dict(zip(interval_keys(key), ends, strict=True))
         result.append(line)
     return result
+
+
+def evaluated(plan: Plan, found: Mapping[str, Manifest]) -> list[str]:
+    """The policies that are evaluated, from `init` to the last one, by the ends of their names."""
+    assert isinstance(plan.recipe, Recipe)
+    names = ("init", *map(str, range(plan.recipe.iterations + 1)), "extrapolated")
+    return [name for name in names if f"evaluate-{name}" in found]
+
+
+def measured(
+    plan: Plan, found: Mapping[str, Manifest], policy: str, figures: Mapping[str, Figure]
+) -> dict[str, float | None]:
+    """What is known of one policy: its labels and steps, and each of the figures, as `lines` has them.
+
+    Args:
+        policy: one of `evaluated`.
+    """
+    evaluation, rounds = found[f"evaluate-{policy}"], _rounds(plan, found, policy)
+    values = {key: _value(figure, evaluation, rounds) for key, figure in figures.items()}
+    return {**_trained(found, policy, rounds), **values}
+
+
+def _rounds(plan: Plan, found: Mapping[str, Manifest], policy: str) -> list[Manifest]:
+    """What the iterations did that led to a policy."""
+    assert isinstance(plan.recipe, Recipe)
+    before = {"init": 0, "extrapolated": plan.recipe.iterations}
+    count = before[policy] if policy in before else int(policy)
+    numbers = {str(i) for i in range(1, count + 1)}
+    return [manifest for stage, manifest in found.items() if stage.rpartition("-")[2] in numbers]
+
+
+def _trained(found: Mapping[str, Manifest], policy: str, rounds: Sequence[Manifest]) -> dict[str, int]:
+    """The labels and optimizer steps that a policy was trained with."""
+    seed = found.get("seed") if policy != "init" else None
+    trained = [*([seed] if seed else []), *(stage for stage in rounds if stage.kind == "refine")]
+    return {
+        "labels": 0 if seed is None else seed.rows,
+        "steps": sum(int(stage.number("steps")) for stage in trained),
+    }
 
 
 def interval_keys(key: str) -> tuple[str, str]:

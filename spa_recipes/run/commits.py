@@ -1,5 +1,7 @@
 """What a run reads of the Hub since it began, so that a branch that moves changes nothing in it."""
 
+from collections.abc import Mapping
+
 from spa_recipes.data.commits import Commits, commit_of, place_of
 from spa_recipes.data.hub import cached_commit
 from spa_recipes.errors import DAMAGE
@@ -9,13 +11,16 @@ from spa_recipes.state.reading import read_json
 _HUB = "hub:"
 
 
-def commits_of(run: RunDir, *, ask: bool) -> Commits:
-    """The commits that a run reads already. The Hub is asked for the others, or, unless `ask`, only its cache is.
+def commits_of(run: RunDir, *, ask: bool, others: Mapping[str, str] | None = None) -> Commits:
+    """The commits that a run reads already, then those of `others` that it goes with (by `place_of`).
+
+    The Hub is asked for what is still unknown, or, unless `ask`, only its cache is.
 
     A branch or tag that the stored plan reads as such stays one: an earlier version began the run, or there was no
     network and nothing in the cache.
     """
-    return Commits(_by_name(run) | _kept(run), commit_of if ask else cached_commit)
+    known = {**(others or {}), **_by_name(run), **_kept(run)}
+    return Commits(known, commit_of if ask else cached_commit)
 
 
 def _kept(run: RunDir) -> dict[str, str]:

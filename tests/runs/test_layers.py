@@ -67,6 +67,7 @@ ALLOWED: dict[str, set[str]] = {
     "benchmark_job": {"errors", "recipe", "plan", "state", "run", "api", "job_output", "benchmarks"},
     "judge_job": {"errors", "recipe", "data", "plan", "state", "run", "job_output"},
     "sample_job": {"errors", "recipe", "plan", "state", "data", "run", "api", "job_output"},
+    "sweep": {"errors", "recipe", "plan", "state", "run", "api", "report"},
     "cli": {
         "errors",
         "redaction",
@@ -83,6 +84,7 @@ ALLOWED: dict[str, set[str]] = {
         "benchmark_job",
         "judge_job",
         "sample_job",
+        "sweep",
         "export",
         "chat",
     },
@@ -135,6 +137,8 @@ NO_RECIPE = (*NO_PLAN, "spa_recipes.recipe", "yaml")
         (["--help"], (*NO_RECIPE, "pydantic.main")),
         (["run", "--help"], NO_RECIPE),
         (["evaluate", "--help"], NO_RECIPE),
+        (["sweep", "--help"], NO_RECIPE),
+        (["sweep", "S", "--plan"], ("spa_recipes.run.preflight",)),
         (["validate", "R"], NO_PLAN),
         (["schema"], NO_PLAN),
         (["plan", "R"], ("spa_recipes.run.preflight",)),
@@ -152,7 +156,10 @@ def test_light_commands_import_only_what_they_need(
     recipe = write_recipe(tmp_path / "mini.yaml", mini())
     plan, run, text, _ = api.prepare(recipe, run_dir=tmp_path / "runs" / "mini")
     run.write_recipe(text, plan.recipe, plan)  # so that there is something to show
-    arguments = [str(recipe) if argument == "R" else argument for argument in arguments]
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text("{name: s, recipe: mini.yaml, seeds: [1], variants: [{name: a}], control: a}")
+    named = {"R": str(recipe), "S": str(sweep)}
+    arguments = [named.get(argument, argument) for argument in arguments]
     code = f"""
 import atexit, sys
 avoided = {(*SLOW_TO_START, *avoided)!r}

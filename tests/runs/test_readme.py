@@ -1,6 +1,6 @@
 """What the documents show is true of this version."""
 
-import json
+import math
 import re
 from pathlib import Path
 
@@ -8,9 +8,10 @@ import pytest
 
 from spa_recipes.recipe.job import load_job
 from spa_recipes.recipe.load import load_recipe
-from tests.benchmarks.sandbox_table import RECIPES, comparison_markdown, markdown
+from spa_recipes.recipe.sweep import load_sweep, recipe_of
 from tests.kit.cli import Spa
 from tests.kit.docs import form_table, stage_table, stored_form_table, stored_stage_table
+from tests.kit.sweeps import SANDBOX, published, recorded, sandbox
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
@@ -26,7 +27,7 @@ DOCUMENTS = [
 ]
 GUIDE = (ROOT / "recipes" / "README.md").read_text()
 MEASURED = (ROOT / "tests" / "benchmarks" / "README.md").read_text()
-RECORD = json.loads((ROOT / "tests" / "benchmarks" / "sandbox_table.json").read_text())
+MEASURED_ON = "2026-11-23"
 SHIPPED = sorted((ROOT / "recipes").glob("*.yaml"))
 
 
@@ -105,22 +106,29 @@ def test_the_job_that_it_shows_is_read(tmp_path: Path) -> None:
 
 
 def test_the_table_is_the_one_that_was_measured() -> None:
-    """`python -m tests.benchmarks.sandbox_table` wrote the record; the document shows it as it is."""
-    assert len(RECORD["seeds"]) >= 5
-    assert all(row["seeds"].keys() == set(map(str, RECORD["seeds"])) for row in RECORD["rows"])
-    for row in RECORD["rows"]:  # the summary is that of the seeds
-        for name, value in row["summary"].items():
-            known = [figures[name] for figures in row["seeds"].values() if name in figures]
-            assert value["mean"] == pytest.approx(sum(known) / len(known))
-    assert markdown(RECORD["rows"]) in MEASURED
-    assert comparison_markdown(RECORD["comparisons"]) in MEASURED
-    assert RECORD["date"] in MEASURED
-    for row in RECORD["rows"]:
-        assert RECORD["recipes"][row["recipe"]] == RECIPES[row["recipe"]]
+    """`spa sweep tests/benchmarks/sandbox.yaml` wrote the record; the document shows it as it is."""
+    sweep = sandbox()
+    assert len(sweep.seeds) >= 5
+    assert all([*one.seeds] == sweep.seeds for one in recorded(sweep))
+    for table in published():
+        assert table in MEASURED, "run python -m tests.kit.sweeps"
+    assert MEASURED_ON in MEASURED
+
+
+def test_the_record_is_that_of_the_sweep_and_its_recipes_load() -> None:
+    """The variants of the record are those of the sweep, which can be run again."""
+    loaded = load_sweep(SANDBOX)
+    recipes = [recipe_of(loaded, variant, 1).recipe for variant in loaded.sweep.variants]
+    steps = {one.variant.name: one.seeds[1]["steps"] for one in recorded(loaded.sweep)}
+    for variant, recipe in zip(loaded.sweep.variants, recipes, strict=True):
+        if variant.policy in ("init", 0):  # rows per step, and passes over them
+            training, labels = recipe.seed_training, recipe.data.seed_labels
+            expected = math.ceil(labels / training.global_batch_size) * training.num_train_epochs
+            assert steps[variant.name] == (0 if variant.policy == "init" else expected), variant.name
 
 
 def test_the_headline_is_what_was_measured() -> None:
-    measured = dict(re.findall(r"^\| ([^|]+) \| (\d+\.\d ± \d+\.\d) \|", markdown(RECORD["rows"]), re.MULTILINE))
+    measured = dict(re.findall(r"^\| ([^|]+) \| (\d+\.\d ± \d+\.\d) \|", published()[0], re.MULTILINE))
     headline = (ROOT / "README.md").read_text().partition("## What it is worth")[2].partition("\n## ")[0]
     rows = dict(re.findall(r"^\| ([^|]+) \| (.* ± .*) \|$", headline, re.MULTILINE))
     for name, labels in {
@@ -134,7 +142,7 @@ def test_the_headline_is_what_was_measured() -> None:
         assert rows[name] == " | ".join(measured[label] for label in labels)
     assert measured["DPO, 100 %"].startswith("88.4 ")
     assert "DPO reaches 88.4" in headline.replace("\n", " ")
-    assert RECORD["date"] in headline
+    assert MEASURED_ON in headline
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -14,7 +14,7 @@ from spa_recipes.recipe.schema import ForkExecutor
 from spa_recipes.run.executors import Executors
 from spa_recipes.state.stagedir import Manifest
 from tests.benchmarks.precision.kept import Kept, digest
-from tests.benchmarks.sandbox_table import Quiet
+from tests.kit.quiet import Quiet
 
 
 class Loop(NamedTuple):
