@@ -3,9 +3,11 @@
 import math
 import re
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
+from spa_recipes.cli.examples import SWEEP
 from spa_recipes.recipe.job import load_job
 from spa_recipes.recipe.load import load_recipe
 from spa_recipes.recipe.sweep import load_sweep, recipe_of
@@ -91,12 +93,22 @@ def test_the_table_of_recipes_is_that_of_the_folder() -> None:
 def test_the_recipes_that_it_shows_load(tmp_path: Path, document: Path) -> None:
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     shown = [
-        text for text in re.findall(r"```yaml\n(.*?)```", document.read_text(), flags=re.DOTALL) if "name:" in text
+        text
+        for text in re.findall(r"```yaml\n(.*?)```", document.read_text(), flags=re.DOTALL)
+        if "name:" in text and "variants:" not in text
     ]
     assert shown
     for text in shown:
         (tmp_path / "my-run.yaml").write_text(text)
         assert load_recipe(tmp_path / "my-run.yaml").recipe.iterations == 2
+
+
+def test_the_sweep_that_it_shows_and_that_of_the_help_are_read(tmp_path: Path) -> None:
+    (shown,) = [text for text in re.findall(r"```yaml\n(.*?)```", GUIDE, flags=re.DOTALL) if "variants:" in text]
+    helped = dedent(SWEEP.partition("is such as\n\n\b\n")[2].partition("\n\n")[0])
+    for text in (shown, helped):
+        (tmp_path / "sweep.yaml").write_text(text)
+        assert load_sweep(tmp_path / "sweep.yaml").sweep.tested == ["spa"]
 
 
 def test_the_job_that_it_shows_is_read(tmp_path: Path) -> None:
