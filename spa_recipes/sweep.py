@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -56,7 +55,7 @@ class SweepRun(NamedTuple):
 
     def done_keys(self) -> set[str]:
         """Keys of the stages that are done."""
-        plan, run, _ = self.prepared
+        plan, run = self.prepared.plan, self.prepared.run
         return {stage.key for stage in plan.stages if run.is_done(stage, plan)}
 
 
@@ -137,6 +136,7 @@ def prepare_sweep(path: Path, *, afresh: bool = False) -> PreparedSweep:
     _refuse_unknown_metrics(loaded)
     runs: list[SweepRun] = []
     memo: DigestMemo | None = None
+    commits: dict[str, str] = {}  # all runs read the same ones
     for seed in loaded.sweep.seeds:
         of_seed: dict[str, SweepRun] = {}
         for variant in loaded.sweep.variants:
@@ -145,7 +145,9 @@ def prepare_sweep(path: Path, *, afresh: bool = False) -> PreparedSweep:
             memo = memo or api.memo_for(folder, afresh=afresh)
             same = read.recipe.model_copy(update={"name": ""}).model_dump_json()
             if same not in of_seed:
-                of_seed[same] = SweepRun((), seed, api.prepare_loaded(read, folder, memo))
+                planned = api.prepare_loaded(read, folder, memo, ask=afresh, commits=commits)
+                commits |= planned.plan.commits
+                of_seed[same] = SweepRun((), seed, planned)
             run = of_seed[same]
             of_seed[same] = run._replace(variants=(*run.variants, variant.name))
             _refuse_unknown_policy(loaded, variant, run.prepared.plan)
@@ -179,10 +181,12 @@ def run_sweep(prepared: PreparedSweep, told: Told, *, consent: Consent, accept: 
         if run.seed == prepared.sweep.seeds[0]:
             check_inputs(run.prepared.plan, run.prepared.run)
     work = _Work()
-    with ExitStack() as closing:
-        closing.callback(lambda: [executors.close() for executors in work.executors.values()])
+    try:
         for seeds, variants in _rounds(prepared, told):
             _do(prepared, prepared.of(seeds, variants), work, told, consent, accept)
+    finally:
+        for executors in work.executors.values():
+            executors.close()
     return [Failure(name, error) for name, error in work.failed.items()]
 
 
@@ -276,7 +280,7 @@ def _measured(prepared: PreparedSweep, variant: Variant, seeds: Sequence[int] | 
     found = {}
     for run in prepared.runs:
         if variant.name in run.variants and (seeds is None or run.seed in seeds):
-            plan, folder, _ = run.prepared
+            plan, folder = run.prepared.plan, run.prepared.run
             if variant.policy == "last" and run.left():
                 continue
             values = tables.values_of(plan, folder.manifests(plan), variant.policy, figures)
@@ -333,7 +337,7 @@ def _do_one(run: SweepRun, work: _Work, told: Told, consent: Consent, accept: bo
         return False
     except SpaError as error:
         work.failed[run.name] = error
-        plan, folder, _ = prepared
+        plan, folder = prepared.plan, prepared.run
         work.broken += [(stage, run.name) for stage in plan.stages if folder.status(stage, plan) == "failed"]
         told.say(f"{run.name} failed: {error}")
     return True

@@ -35,8 +35,11 @@ def test_the_estimate_of_a_worked_example() -> None:
     """Student's own data (1908): the additional hours of sleep by one drug over another, ten patients."""
     hours = [1.2, 2.4, 1.3, 1.3, 0.0, 1.0, 1.8, 0.8, 4.6, 1.4]
     found = estimate(hours)
-    assert (found.n, found.mean, found.sd) == (10, pytest.approx(1.58), pytest.approx(1.229995, abs=1e-6))
-    assert (found.low, found.high) == (pytest.approx(0.7001142, abs=1e-6), pytest.approx(2.4598858, abs=1e-6))
+    assert found.n == 10
+    assert found.mean == pytest.approx(1.58)
+    assert found.sd == pytest.approx(1.229995, abs=1e-6)
+    assert found.low == pytest.approx(0.7001142, abs=1e-6)
+    assert found.high == pytest.approx(2.4598858, abs=1e-6)
     assert found.p == pytest.approx(0.00283289, abs=1e-8)
 
 
