@@ -193,7 +193,7 @@ PLANS = {
     "sft_ultrachat": ["data", "sft", "evaluate-init"],
     "zero_label": ["data", "evaluate-init"],
     "reward_model_3p3": ["data", *SEED_JUDGES, "reward-model"],
-    "llm_as_judge_3p3": ["data", *SEED_JUDGES],
+    **{name: ["data", *SEED_JUDGES] for name in ("llm_as_judge_3p3", "dice", "self_rewarding")},
     **{name: ["data", *SEED_JUDGES] for name in ("llama3_8b_3p3", "smollm2_135m")},
     **{f"ultrafeedback_3p3_{size}": ["data", *SEED_JUDGES] for size in ("1gpu", "8gpu", "24gb", "slurm")},
 }
@@ -209,6 +209,8 @@ def test_plans(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     implicit = "score-{i}-reference" if recipe.model.dtype == "float32" else "log-ratios-{i}"
     instead = {"reward_model": "reward-{i}", "llm": "llm-judge-{i}"}.get(recipe.judge.type, implicit)
     steps = [step.replace("score-{i}-reference", instead) for step in ITERATION]
+    if not recipe.noise.enabled and recipe.model.dtype != "float32":  # refine reads kept log-probs in float32 only
+        steps.insert(steps.index("judge-{i}") + 1, "score-{i}-policy")
     rounds = [step.format(i=i) for i in range(1, recipe.iterations + 1) for step in steps]
     plan = compile_plan(recipe, DigestMemo(tmp_path / "memo.json"))
     assert [stage.id for stage in plan.stages] == PLANS[path.stem] + rounds
