@@ -11,7 +11,7 @@ from spa_recipes.redaction import redacted
 from spa_recipes.state import atomic, claims
 from spa_recipes.state.patience import patiently
 from spa_recipes.state.reading import read_json
-from spa_recipes.state.stagedir import StageDir
+from spa_recipes.state.stagedir import WORKER_DRAFT, StageDir
 from spa_recipes.state.watchdog import Watchdog
 
 _ABOVE = f"..{os.sep}"
@@ -136,7 +136,7 @@ class Context:
         That of a worker of a pool is for what it needs on the way, and goes when it ends.
         """
         if self.pool is not None:
-            return self.own_file("draft")
+            return self.own_file(WORKER_DRAFT)
         return self.folder.draft(self.spec.attempt)
 
     @property

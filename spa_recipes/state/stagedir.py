@@ -21,6 +21,8 @@ from spa_recipes.state.reading import read_text
 
 MANIFEST = "manifest.json"
 _DRAFT = "output.draft"
+WORKER_DRAFT = "draft"
+"""Beginning of the name of a folder of an attempt in which a worker of a pool has what it needs on the way."""
 
 
 @dataclass(frozen=True)
@@ -153,8 +155,9 @@ class StageDir:
         return self.path / f"{_DRAFT}-{attempt}"
 
     def drafts(self) -> list[Path]:
-        """The drafts that are there, of whichever attempt and version."""
-        return sorted(path for path in self.path.glob(f"{_DRAFT}*") if path.is_dir())
+        """The drafts that are there, of whichever attempt and version, and what lost workers of pools left as such."""
+        found = [*self.path.glob(f"{_DRAFT}*"), *self.path.glob(f"attempts/*/{WORKER_DRAFT}-*")]
+        return sorted(path for path in found if path.is_dir())
 
     @property
     def work(self) -> Path:

@@ -190,6 +190,7 @@ def check_shard_freed(folder: Path) -> None:
     (notices,) = stage_files(folder, "generate-1", "attempts/1/progress-pool.jsonl")
     assert re.search(r"worker pool-\d is gone .* [1-9]\d* of its shards are free again", notices.read_text())
     assert "another begins in its place" in notices.read_text()
+    assert not stage_files(folder, "generate-1", "attempts/1/draft-*")
 
 
 def check_rehearsal(folder: Path, said: str) -> None:

@@ -152,6 +152,7 @@ def test_a_bad_address_is_one_line_within_seconds(tmp_path: Path, address: str) 
     assert time.monotonic() - before < 15
 
 
+@pytest.mark.slow
 def test_status_says_for_what_a_run_waits_that_has_no_room_and_in_the_end_one_line_does(
     nodes: Nodes, tmp_path: Path
 ) -> None:

@@ -77,6 +77,15 @@ def test_attempts_are_numbered_and_kept(tmp_path: Path) -> None:
     assert [path.name for path in stage.attempts()][-2:] == ["10", "11"]
 
 
+def test_what_lost_workers_had_on_the_way_is_a_draft(tmp_path: Path) -> None:
+    """So the next process that commits deletes it, or `spa gc`: it may be a whole model."""
+    lost = tmp_path / "attempts" / "1" / "draft-pool-0"
+    for folder in (lost / "merged", tmp_path / "output.draft-2", tmp_path / "work"):
+        folder.mkdir(parents=True)
+    (tmp_path / "attempts" / "1" / "draft-pool-1").touch()
+    assert StageDir(tmp_path).drafts() == [lost, tmp_path / "output.draft-2"]
+
+
 def test_adopting_shares_the_files_and_says_from_where(tmp_path: Path) -> None:
     source, target = committed(tmp_path / "a" / "stage"), StageDir(tmp_path / "b" / "stage")
     adopt(source, target, "first-run")
