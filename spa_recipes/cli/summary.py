@@ -15,6 +15,7 @@ from spa_recipes.recipe.schema import Recipe
 from spa_recipes.report import figures
 from spa_recipes.report.benchmarks import benchmark_lines
 from spa_recipes.report.figures import PERCENT, Trend
+from spa_recipes.report.samples import shown_samples
 from spa_recipes.report.warnings import warnings
 from spa_recipes.run.intact import remarks
 from spa_recipes.run.rundir import RunDir
@@ -80,11 +81,11 @@ def _print_samples(plan: Plan, run: RunDir) -> None:
     if len(done) < 2 or not count:
         return
     before, after = (read_rows(run.stage_dir(s, plan).output / "samples.jsonl", SampleRow) for s in (done[0], done[-1]))
-    shown = set[str]()
-    for old, new in zip(before, after, strict=True):
-        if len(shown) == count or old["prompt_id"] in shown:
-            continue
-        shown.add(old["prompt_id"])
+    shown = shown_samples(before, after, count)
+    say("", f"sample answers ({shown.rule}):")
+    by_prompt = [{row["prompt_id"]: row for row in reversed(rows)} for rows in (before, after)]
+    for prompt in shown.prompt_ids:
+        old, new = (rows[prompt] for rows in by_prompt)
         say("", bold(_short(old["prompt"][-1]["content"])))
         for name, sample in ((done[0].id, old), (done[-1].id, new)):
             reward = f" (reward {sample['reward']:+.2f})" if sample["reward"] is not None else ""

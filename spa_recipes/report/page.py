@@ -20,6 +20,7 @@ from spa_recipes.report.card import versions
 from spa_recipes.report.charts import Series, histogram, line_chart
 from spa_recipes.report.figures import CHARTS, CURVES, LARGE_COUNT, columns, iterations, series
 from spa_recipes.report.policies import Line, as_table, lines, text_of
+from spa_recipes.report.samples import shown_samples
 from spa_recipes.report.warnings import warnings
 from spa_recipes.run.intact import remarks
 from spa_recipes.run.rundir import RunDir
@@ -101,7 +102,8 @@ def render(plan: Plan, run: RunDir, found: Mapping[str, Manifest]) -> str:
         benchmarks=benchmark_lines(found),
         margins=_margins(files),
         iterations=_iterations(files),
-        samples=_samples(files),
+        samples=(samples := _samples(files)).examples,
+        samples_rule=samples.rule,
         recipe_text=yaml.safe_dump(plan.recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         versions=versions(found),
         version=__version__,
@@ -248,20 +250,27 @@ def _verdict(chosen: float, rejected: float) -> str:
     return "the gold reward agrees with the label" if chosen > rejected else "the gold reward says the label is wrong"
 
 
-def _samples(files: _Files) -> list[dict[str, Any]]:
+class _Samples(NamedTuple):
+    """Prompts with the answers of all policies, and the rule that chose them."""
+
+    examples: list[dict[str, Any]]
+    rule: str
+
+
+def _samples(files: _Files) -> _Samples:
     """Answers of all policies to the same held-out prompts."""
-    by_policy = {
-        stage.id.removeprefix("evaluate-"): {
-            row["prompt_id"]: row for row in reversed(files.rows(stage.id, "samples.jsonl", SampleRow))
-        }
+    samples = {
+        stage.id.removeprefix("evaluate-"): rows
         for stage in files.stages("evaluate")
+        if (rows := files.rows(stage.id, "samples.jsonl", SampleRow))
     }
-    by_policy = {name: rows for name, rows in by_policy.items() if rows}
-    if not by_policy:
-        return []
+    if not samples:
+        return _Samples([], "")
+    by_policy = {name: {row["prompt_id"]: row for row in reversed(rows)} for name, rows in samples.items()}
+    every = list(samples.values())
+    shown = shown_samples(every[0], every[-1], EXAMPLES)
     first = next(iter(by_policy.values()))
-    prompts = list(reversed(first))[:EXAMPLES]
-    return [
+    examples = [
         {
             "prompt": first[prompt]["prompt"][-1]["content"],
             "answers": [
@@ -270,8 +279,9 @@ def _samples(files: _Files) -> list[dict[str, Any]]:
                 if prompt in rows
             ],
         }
-        for prompt in prompts
+        for prompt in shown.prompt_ids
     ]
+    return _Samples(examples, shown.rule)
 
 
 def _heading(policy: str, reward: float | None) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from spa_recipes.data.rows import read_jsonl
 from tests.kit.cli import run_spa
 from tests.kit.recipes import mini, write_recipe
 from tests.kit.runs import metrics
@@ -78,10 +79,13 @@ def test_its_figures_are_those_of_the_run(home: Path) -> None:
         assert f"{metrics(home, f'judge-{i}')['accuracy_vs_gold']:.1%}" in text
         assert f"{metrics(home, f'refine-{i}')['flagged_of_all']:.1%}" in text
     stages = home / "runs" / "mini" / "stages"
-    for name in ("evaluate-init", "evaluate-2"):
-        (samples,) = stages.glob(f"*-{name}-*/output/samples.jsonl")
-        first = json.loads(samples.read_text().splitlines()[0])
-        assert " ".join(first["response"].split()) in text
+    before, after = (
+        {row["prompt_id"]: row for row in reversed(read_jsonl(next(stages.glob(f"*-{name}-*/output/samples.jsonl"))))}
+        for name in ("evaluate-init", "evaluate-2")
+    )
+    changes = sorted(before, key=lambda prompt: after[prompt]["reward"] - before[prompt]["reward"])
+    for of in (before, after):  # the middle of the first of four parts
+        assert " ".join(of[changes[len(changes) // 8]]["response"].split()) in text
     (pairs,) = stages.glob("*-judge-1-*/output/pairs.jsonl")
     (trace,) = stages.glob("*-refine-1-*/output/model/pairs_trace.jsonl")
     flagged = [row for row in map(json.loads, trace.read_text().splitlines()) if row["flagged"]]
