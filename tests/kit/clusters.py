@@ -193,12 +193,12 @@ def check_shard_freed(folder: Path) -> None:
     assert not stage_files(folder, "generate-1", "attempts/1/draft-*")
 
 
-def check_rehearsal(folder: Path, said: str) -> None:
-    """A rehearsal went through every stage, and measured each process of those that were shared out."""
+def check_rehearsal(folder: Path, said: str, *more: str) -> None:
+    """A rehearsal went through every stage, and measured each process of those that were shared out, and of `more`."""
     assert "every stage went through" in said, said
     assert "answer 1, as the model sees it" in said
     stages = folder / "runs" / "rehearsals" / "mini" / "stages"
-    for stage in ("sft", "seed", "generate-1", "score-1-reference", "refine-1", "evaluate-1"):
+    for stage in ("sft", "seed", "generate-1", "score-1-reference", "refine-1", *more):
         assert f"\n{stage} " in said
         assert len(list(stages.glob(f"[0-9][0-9]-{stage}-????????/attempts/1/usage-*.json"))) >= 2, stage
     assert not (folder / "runs" / "mini").exists()

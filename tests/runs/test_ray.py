@@ -171,7 +171,7 @@ def test_a_rehearsal_takes_a_few_rows_through_every_stage_on_the_nodes(nodes: No
     write_recipe(tmp_path / "mini.yaml", small(executor(nodes.address), evaluation={"enabled": True}))
     done = end(begin(tmp_path, "--rehearse"))
     assert done.code == 0, done.err + done.out
-    check_rehearsal(tmp_path, done.out)
+    check_rehearsal(tmp_path, done.out, "evaluate-1")
 
 
 @pytest.mark.slow

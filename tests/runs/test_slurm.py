@@ -151,7 +151,7 @@ def test_a_job_whose_time_runs_out_is_queued_again_and_goes_on(tmp_path: Path) -
 
 @pytest.mark.slow
 def test_a_rehearsal_takes_a_few_rows_through_every_stage_on_the_nodes(tmp_path: Path) -> None:
-    write_recipe(tmp_path / "mini.yaml", small(TWO, evaluation={"enabled": True}))
+    write_recipe(tmp_path / "mini.yaml", small(TWO))
     command = [
         "salloc",
         "-N2",
