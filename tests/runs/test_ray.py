@@ -92,7 +92,7 @@ def begin(folder: Path, *options: str) -> "subprocess.Popen[str]":
 
 
 def end(running: "subprocess.Popen[str]") -> Answer:
-    out, err = running.communicate(timeout=700)
+    out, err = running.communicate(timeout=1500)
     return Answer(running.returncode, out, err)
 
 
