@@ -17,7 +17,7 @@ VLLM_VENV ?= .venv-vllm
 VLLM_READY := $(VLLM_VENV)/.ready
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: sandbox test test-fast test-slow test-vllm test-slurm test-ray test-clusters test-wheel dist lint format clean
+.PHONY: sandbox test test-fast test-slow test-vllm test-slurm test-ray test-clusters test-wheel test-browser dist lint format clean
 
 sandbox: $(READY)
 	$(VENV)/bin/spa run quickstart
@@ -55,6 +55,11 @@ test-clusters: $(READY)
 # Builds the package, installs it into an environment without it, and runs it from an empty folder.
 test-wheel: $(READY)
 	$(VENV)/bin/python -m pytest -m wheel
+
+# The page of `spa label` in a real browser; the package is Debian's.
+test-browser: $(READY)
+	command -v chromedriver > /dev/null || { apt-get update -qq && apt-get install -y --no-install-recommends chromium chromium-driver; }
+	$(VENV)/bin/python -m pytest -m browser
 
 # The packages for PyPI, in dist/.
 dist: $(READY)

@@ -87,11 +87,19 @@ def sample_prompts(
     from spa_recipes.data.rows import write_jsonl
 
     run = job_output.open_for_file(out, overwrite=overwrite)
+    rows, manifest = sampled(job, run, reporter, executors)
+    write_jsonl(run.path / job_output.FINISHED, rows)
+    job_output.deliver(run, out, overwrite=overwrite)
+    return manifest
+
+
+def sampled(
+    job: SampleJob, run: RunDir, reporter: Reporter, executors: Executors | None = None
+) -> tuple[Iterator[SampledRow], Manifest]:
+    """Do what is not done yet of a job in its folder; its rows, and the manifest of the stage that sampled them."""
     plan = compile_sample_plan(job, job_output.memo_of(run), commits_of(run, ask=True))
     outcome = job_output.work(plan, run, reporter, executors)
-    write_jsonl(run.path / job_output.FINISHED, _rows(plan, run))
-    job_output.deliver(run, out, overwrite=overwrite)
-    return outcome.manifests["generate"]
+    return _rows(plan, run), outcome.manifests["generate"]
 
 
 def _rows(plan: Plan, run: RunDir) -> Iterator[SampledRow]:

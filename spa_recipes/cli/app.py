@@ -14,9 +14,10 @@ from spa_recipes import __version__
 from spa_recipes.cli import metadata
 from spa_recipes.cli.chat import chat
 from spa_recipes.cli.cluster import cancel, submit
-from spa_recipes.cli.examples import CANCEL, CHAT, EVALUATE, EXPORT, JUDGE, SAMPLE, SUBMIT, SWEEP, examples
+from spa_recipes.cli.examples import CANCEL, CHAT, EVALUATE, EXPORT, JUDGE, LABEL, SAMPLE, SUBMIT, SWEEP, examples
 from spa_recipes.cli.export import export
 from spa_recipes.cli.judge import label_pairs
+from spa_recipes.cli.label import label
 from spa_recipes.cli.options import (
     Accept,
     MaybeRun,
@@ -140,6 +141,7 @@ app.command(epilog=SUBMIT)(submit)
 app.command(epilog=CANCEL)(cancel)
 app.command(name="judge", epilog=JUDGE)(label_pairs)
 app.command(epilog=SAMPLE)(sample)
+app.command(epilog=LABEL)(label)
 app.command(epilog=CHAT)(chat)
 app.command(epilog=EXPORT)(export)
 app.command(name="sweep", epilog=SWEEP)(sweep_recipes)

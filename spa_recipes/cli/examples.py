@@ -77,6 +77,17 @@ SAMPLE = (
     "`prompts`, a dataset."
 )
 
+LABEL = (
+    examples(
+        "spa label --model my-model --prompts prompts.jsonl --out labels.jsonl",
+        "spa init my.yaml --model my-model --pairs labels.jsonl  # then learns from them",
+        "spa label my-run  # the pairs that its judge doubts most",
+        "spa label my-run --pick random --limit 200 --out judge-check.jsonl",
+    )
+    + "\n\nKeys on the page: 1 and 2 for the left and the right answer, T tie, S skip, U undo. Ties, skips and second "
+    "looks stand in the file, too; data.pairs.source counts them and learns the labels alone."
+)
+
 SUBMIT = examples(
     "spa submit ultrafeedback_3p3_slurm --dry-run  # prints the script of the job",
     "spa submit my.yaml --set compute.executor.partition=gpu",

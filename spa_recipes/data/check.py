@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from spa_recipes.data import sources
-from spa_recipes.data.forms.answers import TIE
+from spa_recipes.data.forms.answers import BY_A_PERSON, TIE
 from spa_recipes.data.labelling import NO_LABEL, NOT_GOOD
 from spa_recipes.data.sources import Loaded, Use
 from spa_recipes.errors import DataError, SpaError
@@ -35,7 +35,7 @@ def faults_of(source: DatasetSource, use: Use) -> tuple[int | None, list[SpaErro
         loaded = _READ[use.name](source.model_copy(update={"on_bad_row": "skip"}))
     except SpaError as error:
         return None, [error]
-    harmless = (TIE, NOT_GOOD, NO_LABEL)
+    harmless = (TIE, NOT_GOOD, NO_LABEL, *BY_A_PERSON.values())
     bad = [(row, why) for row, why in loaded.skipped if why not in harmless]
     if source.on_bad_row == "skip":
         bad = []

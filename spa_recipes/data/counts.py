@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from spa_recipes.data.forms.answers import BY_A_PERSON
 from spa_recipes.data.labelling import NOT_GOOD
 from spa_recipes.errors import DataError
 from spa_recipes.recipe.schema import MAX_SKIPPED, DatasetSource, SandboxSource
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from spa_recipes.data.arrow import Rows
     from spa_recipes.data.sources import Loaded
 
+_AS_IT_SHOULD_BE = {NOT_GOOD, *BY_A_PERSON.values()}
+"""Why rows give nothing of which there may be any number."""
 _EXAMPLES = 3
 _LONGEST_EXAMPLE = 100
 _FEWEST = 3  # rows that an answer is said to stand in
@@ -66,7 +69,7 @@ def check_skipped(
     """
     if isinstance(source, DatasetSource) and source.max_skipped is not None:
         most = source.max_skipped
-    skipped = [entry for entry in loaded.skipped if entry[1] != NOT_GOOD]
+    skipped = [entry for entry in loaded.skipped if entry[1] not in _AS_IT_SHOULD_BE]
     share = len(skipped) / (len(loaded.stored) + len(skipped))
     if share > most:
         why, (count, examples) = next(iter(reasons(skipped).items()))

@@ -20,6 +20,10 @@ OPTIONS = {
     },
     "export": {"--format", "--out", "--runs-dir"},
     "chat": {"--against", "--system", "--temperature", "--max-tokens", "--runs-dir"},
+    "label": {
+        "--model", "--prompts", "--out", "--pick", "--limit", "--repeats", "--by", "--port", "--seed", "--runs-dir",
+        "--set",
+    },
     "sample": {"--prompts", "--out", "--n", "--overwrite", "--set"},
     "evaluate": {"--benchmark", "--against", "--prompts", "--out", "--annotations", "--backend", "--set", "--trust"},
     "validate": {"--set", "--show-example"},

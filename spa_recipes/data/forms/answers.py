@@ -40,6 +40,14 @@ NAMED_ONLY = {name: Slot(()) for name in ("margin", "weight", "id")}
 
 
 TIE = "a tie"
+BY_A_PERSON = {
+    "tied": "a tie, by a person",
+    "skipped": "skipped by a person",
+    "repeated": "the second look of a person at a pair",
+}
+"""Values of `status` in a file of `spa label` that are no labels, and why. Such rows are as they should be."""
+NO_LABELS = {"tie": TIE, **BY_A_PERSON}
+"""Values of `status` of rows that give no pair, and why."""
 
 
 class Answers(NamedTuple):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from spa_recipes.data.forms.answers import (
     NAMED_ONLY,
+    NO_LABELS,
     SCORES,
     TIE,
     Answers,
@@ -33,8 +34,9 @@ _PAIR_MAY = {**SCORES, "status": Slot(("status",)), **NAMED_ONLY}
 
 
 def _decided(row: Raw, answers: Answers) -> Answers:
-    """A pair, unless the column `status` says that it is a tie."""
-    return answers._replace(best=None, worst=None, why=TIE) if row.get("status") == "tie" else answers
+    """A pair, unless the column `status` says that it is a tie, or none for another reason."""
+    why = NO_LABELS.get(status) if isinstance(status := row.get("status"), str) else None
+    return answers if why is None else answers._replace(best=None, worst=None, why=why)
 
 
 def _parse_prompt_and_answers(row: Raw) -> Answers:
