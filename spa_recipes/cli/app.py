@@ -67,6 +67,7 @@ def _options(
         "spa run ultrafeedback_3p3 --set data.seed_labels=500 --run-dir runs/small-seed",
         "spa run my.yaml --until judge-1  # look at the labels before training on them",
         "spa run my.yaml --rehearse  # minutes, before a run of hours",
+        "spa run my.yaml --with-control  # did it help? also on a run that is finished",
     )
 )
 def run(
@@ -83,6 +84,13 @@ def run(
             help="Take 32 rows through every stage, in a folder of its own, and say what the full run will take.",
         ),
     ] = False,
+    with_control: Annotated[
+        bool,
+        typer.Option(
+            "--with-control",
+            help="Also train DPO on the seed labels alone, with as many steps, and say how much SPA is better.",
+        ),
+    ] = False,
 ) -> None:
     """Run a recipe, or continue a run that stopped.
 
@@ -93,14 +101,15 @@ def run(
     from spa_recipes.cli.progress import RunReporter
     from spa_recipes.cli.summary import print_summary
 
-    prepared = api.prepare(recipe, overrides=set_ or [], run_dir=run_dir, afresh=True)
+    overrides = [*(set_ or []), *(["control=true"] if with_control else [])]
+    prepared = api.prepare(recipe, overrides=overrides, run_dir=run_dir, afresh=True)
     if rehearse:
         from spa_recipes.cli.rehearsal import rehearse_run
 
-        rehearse_run(prepared, overrides=set_ or [], until=until, trust=trust)
+        rehearse_run(prepared, overrides=overrides, until=until, trust=trust)
         return
     with RunReporter(prepared) as reporter:
-        consent = consent_of(reporter, trust=trust, overrides=set_ or [])
+        consent = consent_of(reporter, trust=trust, overrides=overrides)
         outcome = api.run_recipe(prepared, reporter, until=until, accept=accept, consent=consent)
     print_summary(prepared, outcome)
 

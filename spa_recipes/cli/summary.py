@@ -13,6 +13,7 @@ from spa_recipes.data.stage_rows import SampleRow
 from spa_recipes.plan import Plan
 from spa_recipes.recipe.schema import Recipe
 from spa_recipes.report import figures
+from spa_recipes.report.answers import CONTROL, answers
 from spa_recipes.report.benchmarks import benchmark_lines
 from spa_recipes.report.figures import PERCENT, Trend
 from spa_recipes.report.samples import shown_samples
@@ -67,7 +68,7 @@ def print_results(recipe: AnyRecipe, manifests: Mapping[str, Manifest]) -> None:
             stages = {i: manifests[f"{judge.kind}-{i + judge.shift}"] for i in numbers}
             said = (f"pi_{i} {figures.written(stage, judge.name)}" for i, stage in stages.items())
             say(f"{judge.label}: {', '.join(said)}")
-    for text in benchmark_lines(manifests):
+    for text in [*answers(manifests), *benchmark_lines(manifests)]:
         say(text)
     for text in warnings(recipe, manifests) if isinstance(recipe, Recipe) else []:
         say(yellow(f"warning: {text}"))
@@ -76,7 +77,7 @@ def print_results(recipe: AnyRecipe, manifests: Mapping[str, Manifest]) -> None:
 def _print_samples(plan: Plan, run: RunDir) -> None:
     """Print answers to the same held-out prompts, of the first policy and of the last."""
     assert isinstance(plan.recipe, Recipe)
-    done = [s for s in plan.stages if s.kind == "evaluate" and run.is_done(s, plan)]
+    done = [s for s in plan.stages if s.kind == "evaluate" and s.id != CONTROL and run.is_done(s, plan)]
     count = plan.recipe.evaluation.num_samples
     if len(done) < 2 or not count:
         return

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from spa_recipes.estimates.memory import Sharding
 from spa_recipes.estimates.shape import shape_of
 from spa_recipes.plan import Stage
-from spa_recipes.recipe.schema import SAVE_STEPS
+from spa_recipes.recipe.schema import SAVE_STEPS, Training
 
 if TYPE_CHECKING:
     from spa_recipes.recipe.jobs import AnyRecipe
@@ -41,9 +41,13 @@ def steps_of(stage: Stage) -> int | None:
     training = stage.settings.get("training")
     if training is None or stage.rows is None:
         return None
-    rows = stage.rows / (1.0 - getattr(training, "seed_replay", 0.0))
-    steps: int = math.ceil(rows / training.global_batch_size) * training.num_train_epochs
-    return steps
+    iterations = stage.settings.get("iterations", [])  # of a control, which takes the steps of a whole chain
+    return _steps(training, stage.rows) + sum(_steps(stage.settings["refine"], rows) for rows in iterations)
+
+
+def _steps(training: Training, rows: int) -> int:
+    all_rows = rows / (1.0 - getattr(training, "seed_replay", 0.0))
+    return math.ceil(all_rows / training.global_batch_size) * training.num_train_epochs
 
 
 def checkpoints_of(stage: Stage, recipe: AnyRecipe, sharding: Sharding | None) -> Checkpoints:

@@ -122,4 +122,10 @@ def _tokens(stage: Stage, recipe: AnyRecipe) -> int | None:
         case None:
             return None
     training = stage.settings.get("training")
-    return stage.rows * each * (1 if training is None else training.num_train_epochs)
+    if training is None:
+        return stage.rows * each
+    if "iterations" in stage.settings and (steps := steps_of(stage)) is not None:
+        batch: int = training.global_batch_size  # of a control, whose last pass need not be a whole one
+        return min(stage.rows, batch) * steps * each
+    passes: int = training.num_train_epochs
+    return stage.rows * each * passes

@@ -11,6 +11,7 @@ from spa_recipes.data.commits import Commits
 from spa_recipes.data.places import count_rows
 from spa_recipes.plan.adapters import sampled_with, stack, trained_on
 from spa_recipes.plan.benchmarks import add_benchmarks
+from spa_recipes.plan.control import CONTROL, add_control
 from spa_recipes.plan.gates import with_gates
 from spa_recipes.plan.judges import FRAGMENTS, Iteration, Judging, Label
 from spa_recipes.plan.kinds import MODEL
@@ -62,6 +63,10 @@ def compile_plan(recipe: Recipe, memo: DigestMemo, commits: Commits | None = Non
     if recipe.final.extrapolate:
         policy = _add_extrapolation(policy, recipe, build, models)
         _add_evaluation("extrapolated", f"pi_{recipe.iterations}, extrapolated,", policy, recipe, build, models)
+    if recipe.control:
+        last = "extrapolated" if recipe.final.extrapolate else str(recipe.iterations)
+        its_policy = add_control(recipe, build, models)
+        _add_evaluation(CONTROL, "the control", its_policy, recipe, build, models, beside=f"evaluate-{last}")
     add_benchmarks(recipe, build, models, policy)
     memo.save()
     return Plan(recipe, with_gates(recipe, build.stages), build.commits.kept)
@@ -290,8 +295,21 @@ def _variants(recipe: Recipe) -> str:
     return "".join(f", {words}" for words in said)
 
 
-def _add_evaluation(name: str, symbol: str, policy: Input, recipe: Recipe, build: Builder, models: Models) -> None:
-    """The evaluation of one policy, where the recipe has something to measure."""
+def _add_evaluation(
+    name: str,
+    symbol: str,
+    policy: Input,
+    recipe: Recipe,
+    build: Builder,
+    models: Models,
+    *,
+    beside: str | None = None,
+) -> None:
+    """The evaluation of one policy, where the recipe has something to measure.
+
+    Args:
+        beside: the evaluation of SPA's last policy, which a control is compared with.
+    """
     evaluation = recipe.evaluation
     if not (evaluation.enabled and recipe.data.heldout):
         return
@@ -325,6 +343,8 @@ def _add_evaluation(name: str, symbol: str, policy: Input, recipe: Recipe, build
             inputs |= {"init": models.init, **stack("stack", recipe, build, policy, models.init)}
         else:
             inputs["init_logps"] = StageOutput("evaluate-init", "heldout.jsonl")
+    if beside is not None:
+        inputs["spa_samples"] = StageOutput(beside, "samples.jsonl")
     build.add(
         f"evaluate-{name}",
         "evaluate",

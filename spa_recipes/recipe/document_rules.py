@@ -331,6 +331,25 @@ def decay_is_measured(recipe: schema.Recipe) -> Conflicts:
         )
 
 
+def control_can_be_compared(recipe: schema.Recipe) -> Conflicts:
+    evaluation = recipe.evaluation
+    if not recipe.control:
+        return
+    if not recipe.iterations or not recipe.data.seed_labels:
+        missing = "data.seed_labels" if recipe.iterations else "data.prompts_per_iteration"
+        yield Conflict(
+            ("control", missing),
+            "the control is SPA's seed labels without its iterations, and one of the two is not there",
+            f"give {missing}, or leave control out",
+        )
+    if not evaluation.enabled or not recipe.data.heldout or evaluation.reward == "none":
+        yield Conflict(
+            ("control", "evaluation.reward", "data.heldout"),
+            "nothing compares the control with SPA: that takes answers to held-out prompts and a judge of them",
+            "set data.heldout and evaluation.reward, or leave control out",
+        )
+
+
 def benchmarks_fit_the_run(recipe: schema.Recipe) -> Conflicts:
     for i, benchmark in enumerate(recipe.evaluation.benchmarks):
         found = answer_fits_the_model(benchmark, recipe.model)

@@ -1116,6 +1116,7 @@ class Recipe(Document):
         document_rules.there_is_something_to_do,
         document_rules.verdict_leaves_room,
         document_rules.decay_is_measured,
+        document_rules.control_can_be_compared,
         document_rules.benchmarks_fit_the_run,
     )
 
@@ -1136,6 +1137,11 @@ class Recipe(Document):
     refine: RefineTraining = Field(RefineTraining.model_construct(), description="Training on the judged pairs.")
     noise: Noise = Field(Noise.model_construct(), description="Softening of doubtful labels in the refine stages.")
     final: Final = Field(Final.model_construct(), description="What happens to the last policy.")
+    control: bool = Field(
+        False,
+        description="Also train DPO on the seed labels alone, from pi_init, with as many optimizer steps as SPA's "
+        "whole chain, and say how much SPA is better. `spa run --with-control` sets it.",
+    )
     evaluation: Evaluation = Field(Evaluation.model_construct(), description="Measurements on held-out rows.")
     tracking: Tracking = Field(Tracking.model_construct(), description="Experiment trackers.")
     compute: Compute = Field(Compute.model_construct(), description="Where the stages run.")

@@ -13,6 +13,7 @@ from spa_recipes.data.commits import is_commit
 from spa_recipes.data.hub import MAIN
 from spa_recipes.plan import CARD, RECIPE_FILE, External, Input, Plan, Stage
 from spa_recipes.recipe.schema import Recipe
+from spa_recipes.report.answers import answers
 from spa_recipes.report.benchmarks import benchmark_lines
 from spa_recipes.report.figures import LARGE_COUNT, iterations
 from spa_recipes.report.policies import as_table, lines
@@ -242,7 +243,7 @@ def _rounds(found: Mapping[str, Manifest]) -> list[list[str]]:
 def _caveats(plan: Plan, found: Mapping[str, Manifest]) -> list[str]:
     """What a reader has to know to take the figures for what they are worth."""
     assert isinstance(plan.recipe, Recipe)
-    evaluations = {name: manifest for name, manifest in found.items() if name.startswith("evaluate-")}
+    evaluations = {name: manifest for name, manifest in found.items() if manifest.kind == "evaluate"}
     if not evaluations:
         return ["Nothing was measured on held-out rows.", *_warnings(plan.recipe, found)]
     evaluation = plan.recipe.evaluation
@@ -261,6 +262,7 @@ def _caveats(plan: Plan, found: Mapping[str, Manifest]) -> list[str]:
             if accuracies
             else []
         ),
+        *(f"{text[0].upper()}{text[1:]}." for text in answers(found)),
         *_warnings(plan.recipe, found),
         *([f"The run {stop}."] if stop else []),
         f"One run with one seed ({plan.recipe.seed}): figures move by several points from seed to seed.",

@@ -12,7 +12,7 @@ from spa_recipes.state.stagedir import Manifest
 COUNT, LARGE_COUNT, PERCENT = "{}", "{:,}", "{:.1%}"
 SHORT, TENTHS, HUNDREDTHS, WHOLE = "{:.3g}", "{:.1f}", "{:.2f}", "{:.0f}"
 
-TRAINED = ("sft", "dpo", "member", "reward_model", "refine")
+TRAINED = ("sft", "dpo", "member", "reward_model", "refine", "control")
 SAVED = (*TRAINED, "extrapolate")
 ANSWERED = ("generate", "evaluate", "answers")
 ASKED = ("verdicts", "endpoint_verdicts")
@@ -72,7 +72,7 @@ FIGURES: tuple[Figure, ...] = (
     ),
     Figure(
         "removed_ends",
-        ("sft", "dpo", "member", "candidates", "reward_model", "refine", "evaluate"),
+        ("sft", "dpo", "member", "candidates", "reward_model", "refine", "control", "evaluate"),
         Shown("answers that brought an end of turn, which was removed", COUNT),
         silent_at_zero=True,
     ),
@@ -329,6 +329,9 @@ FIGURES: tuple[Figure, ...] = (
         key="label_accuracy",
     ),
     Figure("heldout_in_noise", ("evaluate",), Shown("margins in the noise", PERCENT), silent_at_zero=True),
+    # What SPA is worth beside a control
+    Figure("spa_win_rate", ("evaluate",), Shown("SPA's win rate against it", PERCENT), is_win_rate=True),
+    Figure("spa_gain", ("evaluate",), Shown("SPA wins more often against pi_init by", PERCENT)),
     # What the field's benchmarks say
     Figure("alpaca_win_rate", ("alpaca_score",), Shown("AlpacaEval win rate", PERCENT)),
     Figure("alpaca_standard_error", ("alpaca_score",), Shown("standard error", PERCENT)),

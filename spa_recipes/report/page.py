@@ -15,6 +15,7 @@ from spa_recipes.data.stage_rows import JudgedPairRow, JudgmentRow, SampleRow, T
 from spa_recipes.errors import RecipeError
 from spa_recipes.plan import MODEL, Plan, Stage
 from spa_recipes.recipe.schema import Recipe
+from spa_recipes.report.answers import answers
 from spa_recipes.report.benchmarks import benchmark_lines
 from spa_recipes.report.card import versions
 from spa_recipes.report.charts import Series, histogram, line_chart
@@ -91,6 +92,7 @@ def render(plan: Plan, run: RunDir, found: Mapping[str, Manifest]) -> str:
         finished=datetime.fromisoformat(newest).strftime("%Y-%m-%d %H:%M"),
         state="finished" if len(found) == len(plan.stages) else "unfinished, last stage",
         headline=_headline(policies),
+        answers=answers(found),
         remarks=remarks(run),
         warnings=warnings(plan.recipe, found),
         policy_headings=headings,
@@ -166,7 +168,7 @@ def _stage_rows(plan: Plan, run: RunDir, found: Mapping[str, Manifest]) -> list[
 def _curves(files: _Files) -> list[tuple[str, list[Markup]]]:
     """The curves of every training over its steps."""
     result = []
-    for stage in files.stages("sft", "dpo", "member", "reward_model", "refine"):
+    for stage in files.stages("sft", "dpo", "member", "reward_model", "refine", "control"):
         log = files.log(stage.id)
         charts = []
         for y, curves in CURVES.items():
@@ -285,4 +287,5 @@ def _samples(files: _Files) -> _Samples:
 
 
 def _heading(policy: str, reward: float | None) -> str:
-    return f"pi_{policy}" if reward is None else f"pi_{policy} · reward {reward:+.2f}"
+    name = policy if policy == "control" else f"pi_{policy}"
+    return name if reward is None else f"{name} · reward {reward:+.2f}"

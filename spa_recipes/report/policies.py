@@ -21,15 +21,17 @@ FIRST = {
 
 
 def lines(plan: Plan, name: str, found: Mapping[str, Manifest]) -> list[Line]:
-    """pi_init, pi_0, pi_1, ..., and the extrapolated one, of a run, as far as they are evaluated.
+    """pi_init, pi_0, pi_1, ..., the extrapolated one, and the control, of a run, as far as they are evaluated.
 
     `labels` are the seed labels that a policy was trained with, `steps` the optimizer steps of DPO and refinement up to
     it. The other columns are those of `spa_recipes.report.figures`; beside a win rate are the ends of its interval.
     """
     result = []
-    for policy in evaluated(plan, found):
+    control = ["control"] if "evaluate-control" in found else []
+    for policy in [*evaluated(plan, found), *control]:
         evaluation, rounds = found[f"evaluate-{policy}"], _rounds(plan, found, policy)
-        line: Line = {"run": name, "policy": f"pi_{policy}", **_trained(found, policy, rounds)}
+        symbol = policy if policy == "control" else f"pi_{policy}"
+        line: Line = {"run": name, "policy": symbol, **_trained(found, policy, rounds)}
         for key, (figure, _) in columns().items():
             line[key] = value = _value(figure, evaluation, rounds)
             if figure.is_win_rate:
@@ -62,7 +64,7 @@ def measured(
 def _rounds(plan: Plan, found: Mapping[str, Manifest], policy: str) -> list[Manifest]:
     """What the iterations did that led to a policy."""
     assert isinstance(plan.recipe, Recipe)
-    before = {"init": 0, "extrapolated": plan.recipe.iterations}
+    before = {"init": 0, "control": 0, "extrapolated": plan.recipe.iterations}
     count = before[policy] if policy in before else int(policy)
     numbers = {str(i) for i in range(1, count + 1)}
     return [manifest for stage, manifest in found.items() if stage.rpartition("-")[2] in numbers]
@@ -70,10 +72,10 @@ def _rounds(plan: Plan, found: Mapping[str, Manifest], policy: str) -> list[Mani
 
 def _trained(found: Mapping[str, Manifest], policy: str, rounds: Sequence[Manifest]) -> dict[str, int]:
     """The labels and optimizer steps that a policy was trained with."""
-    seed = found.get("seed") if policy != "init" else None
-    trained = [*([seed] if seed else []), *(stage for stage in rounds if stage.kind == "refine")]
+    on_labels = found.get({"init": "", "control": "control"}.get(policy, "seed"))
+    trained = [*([on_labels] if on_labels else []), *(stage for stage in rounds if stage.kind == "refine")]
     return {
-        "labels": 0 if seed is None else seed.rows,
+        "labels": 0 if on_labels is None else on_labels.rows,
         "steps": sum(int(stage.number("steps")) for stage in trained),
     }
 

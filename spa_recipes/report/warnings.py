@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 
 from spa_recipes.recipe.schema import PreferenceTraining, Recipe
+from spa_recipes.report.answers import CONTROL
 from spa_recipes.report.figures import PERCENT, Trend, interval, phrase, series, win_rate
 from spa_recipes.state.stagedir import Manifest
 
@@ -112,7 +113,7 @@ def rewards_fall(recipe: Recipe, found: Found) -> Iterator[str]:
 
 def answers_grow(recipe: Recipe, found: Found) -> Iterator[str]:
     """Answers that have become much longer than those of pi_init."""
-    lengths = {stage: _figure(found[stage], "mean_tokens") for stage in found if found[stage].kind == "evaluate"}
+    lengths = {stage.id: _figure(stage, "mean_tokens") for stage in _evaluations(found)}
     first, (newest, now) = lengths.get("evaluate-init"), [*lengths.items()][-1] if lengths else ("", None)
     if first and now and now > MUCH_LONGER * first:
         yield (
@@ -216,7 +217,8 @@ def _steps(stage: Manifest) -> str:
 
 
 def _evaluations(found: Found) -> list[Manifest]:
-    return [stage for stage in found.values() if stage.kind == "evaluate"]
+    """Of the run's own policies, in their order."""
+    return [stage for stage in found.values() if stage.kind == "evaluate" and stage.id != CONTROL]
 
 
 def _policy(evaluation: Manifest) -> str:

@@ -11,6 +11,8 @@ from spa_recipes.state.patience import patiently
 from spa_recipes.state.reading import read_json
 from spa_recipes.state.stagedir import MANIFEST, StageDir
 
+_NEW = " is new"
+
 
 def refuse_newer(plan: Plan, run: RunDir) -> None:
     """Refuse a run that a newer version of this package worked on: to go on would lose what only that one knows.
@@ -51,7 +53,8 @@ def refuse_changes(plan: Plan, run: RunDir) -> None:
             where=str(run.path / "plan.json"),
             fix="write it again from this recipe with --accept, which uses every finished stage that still fits",
         ) from None
-    if changes:
+    # Stages that come to those of before take nothing away.
+    if any(not change.endswith(_NEW) for change in changes):
         raise RecipeChangedError(
             "the recipe, its data or its model changed since the run was started: " + "; ".join(changes[:5]),
             where=str(run.path),
@@ -76,7 +79,7 @@ def plan_changes(plan: Plan, run: RunDir) -> list[str]:
     changes = [f"stage {name} is gone" for name in stored if name not in now]
     for stage in plan.stages:
         if stage.id not in stored:
-            changes.append(f"stage {stage.id} is new")
+            changes.append(f"stage {stage.id}{_NEW}")
             continue
         lines = differences(_readable(stored[stage.id]["material"], stage), _readable(stage.material, stage))
         own = [line for line in lines if not _is_upstream(line, stage)]

@@ -111,7 +111,8 @@ def _rated(manifests: dict[str, Manifest]) -> Manifest | None:
         DataError: its win rate is no number.
     """
     name = "win_rate_vs_init"
-    rated = [manifest for manifest in manifests.values() if manifest.metrics.get(name) is not None]
+    own = [manifest for stage, manifest in manifests.items() if stage != "evaluate-control"]
+    rated = [manifest for manifest in own if manifest.metrics.get(name) is not None]
     for manifest in rated:
         manifest.number(name)
     return rated[-1] if rated else None

@@ -15,6 +15,11 @@ from spa_recipes.training.run import Start, train_preference
 
 def run(context: Context) -> Result:
     """Write `model/`."""
+    return train_on_labels(context)
+
+
+def train_on_labels(context: Context, steps: int | None = None) -> Result:
+    """DPO on the seed labels; `steps` as in `train_preference`."""
     model = model_section(context, "policy")
     renderer = renderer_of(model, context.notice)
     settings = context.spec.settings
@@ -27,7 +32,14 @@ def run(context: Context) -> Result:
     training = PreferenceTraining.model_validate(settings["training"])
     env = train_env(context, model, renderer)
     result = train_preference(
-        model.model_name_or_path, rows, training, env, reference_path=None, refinement=None, start=Start()
+        model.model_name_or_path,
+        rows,
+        training,
+        env,
+        reference_path=None,
+        refinement=None,
+        start=Start(),
+        steps=steps,
     )
     outcome = stage_result(result)
     outcome.metrics["removed_ends"] = renderer.removed_ends

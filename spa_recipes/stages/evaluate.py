@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 
+from spa_recipes.algo.interval import paired_interval
 from spa_recipes.algo.judgment import implicit_reward
 from spa_recipes.algo.noise import is_inside
 from spa_recipes.algo.winrate import length_controlled_win_rate, outcomes
@@ -44,7 +45,10 @@ def run(context: Context) -> Result:
     write_jsonl(context.draft / "heldout.jsonl", rows)
     metrics = {**_sample_metrics(samples), "removed_ends": sampler.renderer.removed_ends}
     if "init_samples" in context.spec.inputs:
-        metrics |= _against_init(samples, read_rows(context.input("init_samples"), SampleRow))
+        init = read_rows(context.input("init_samples"), SampleRow)
+        metrics |= _against_init(samples, init)
+        if "spa_samples" in context.spec.inputs:
+            metrics |= _against_spa(samples, read_rows(context.input("spa_samples"), SampleRow), init)
         metrics |= _label_accuracy(context, rows)
     return Result(len(samples), sum(sample["tokens"] for sample in samples), metrics)
 
@@ -178,6 +182,26 @@ def _against_init(samples: Sequence[SampleRow], init: Sequence[SampleRow]) -> di
         "same_as_init": same,
         "win_rate_vs_init": mean(won),
         "length_controlled_win_rate_vs_init": length_controlled_win_rate(won, *lengths),
+    }
+
+
+def _against_spa(control: Sequence[SampleRow], spa: Sequence[SampleRow], init: Sequence[SampleRow]) -> dict[str, Any]:
+    """How much better than a control SPA is on the same prompts.
+
+    Its win rate against the control's answers, and how much more often than the control it wins against pi_init.
+    """
+    ours, theirs, before = (_rewards_in(samples) for samples in (spa, control, init))
+    gain = [a - b for a, b in zip(outcomes(ours, before), outcomes(theirs, before), strict=True)]
+    by_prompt: dict[str, list[float]] = {}
+    for sample, value in zip(control, gain, strict=True):
+        by_prompt.setdefault(sample["prompt_id"], []).append(value)
+    differences = [mean(values) for values in by_prompt.values()]
+    low, high = paired_interval(differences)
+    return {
+        "spa_win_rate": mean(outcomes(ours, theirs)),
+        "spa_gain": mean(differences),
+        "spa_gain_low": low,
+        "spa_gain_high": high,
     }
 
 

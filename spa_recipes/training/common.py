@@ -66,8 +66,14 @@ def tolerance(dtype: torch.dtype) -> float:
     return 1e-4 if dtype == torch.float32 else 2e-2
 
 
-def trainer_arguments(settings: Training, env: TrainEnv, dtype: torch.dtype, row_count: int) -> dict[str, Any]:
-    """The arguments that TRL's trainers have in common, under transformers' names."""
+def trainer_arguments(
+    settings: Training, env: TrainEnv, dtype: torch.dtype, row_count: int, steps: int | None = None
+) -> dict[str, Any]:
+    """The arguments that TRL's trainers have in common, under transformers' names.
+
+    Args:
+        steps: optimizer steps, whatever number of passes these are; None for the passes of the settings.
+    """
     cuda = torch.cuda.is_available()
     return {
         "output_dir": str(env.checkpoint_dir),
@@ -75,8 +81,9 @@ def trainer_arguments(settings: Training, env: TrainEnv, dtype: torch.dtype, row
         "data_seed": env.seed,
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": settings.lr_scheduler_type,
-        "warmup_steps": math.ceil(settings.warmup_ratio * total_steps(settings, row_count)),
+        "warmup_steps": math.ceil(settings.warmup_ratio * (steps or total_steps(settings, row_count))),
         "num_train_epochs": settings.num_train_epochs,
+        "max_steps": -1 if steps is None else steps,
         "per_device_train_batch_size": settings.per_device_train_batch_size,
         "gradient_accumulation_steps": accumulation_steps(settings, int(os.environ.get("WORLD_SIZE", "1"))),
         "weight_decay": settings.weight_decay,
@@ -301,9 +308,8 @@ def _checkpoint(trainer: Trainer, env: TrainEnv) -> Path | None:
 
 def _history(trainer: Trainer) -> list[dict[str, float]]:
     """The log lines, in a form that does not depend on interruptions and micro-batches."""
-    per_epoch = trainer.state.max_steps / trainer.args.num_train_epochs
     return [
-        {"step": entry["step"], **dict(sorted(entry.items())), "epoch": entry["step"] / per_epoch}
+        {"step": entry["step"], **dict(sorted(entry.items())), "epoch": entry["step"] / trainer.steps_in_epoch}
         for entry in trainer.state.log_history
         if "loss" in entry
     ]

@@ -108,6 +108,7 @@ def train_preference(
     loss: PairLoss = METHODS_LOSS,
     replayed: int = 0,
     start: Start | None = None,
+    steps: int | None = None,
 ) -> TrainResult:
     """DPO (`refinement` None) or self-refinement on rows `{"prompt_ids", "chosen_ids", "rejected_ids"}`.
 
@@ -124,6 +125,7 @@ def train_preference(
         replayed: the last so many rows are labelled seed pairs; every batch gets its share of them.
         start: check that the policy starts as its reference; margins against a mixed reference are compared with
             `loss.first_margins`. None: the reference may be any model.
+        steps: optimizer steps, in as many passes as they take; None for the passes of the settings.
 
     Raises: as `train_sft`.
     """
@@ -141,7 +143,7 @@ def train_preference(
     precomputed = has_columns and not needs_live
     dtype = common.training_dtype(env.model)
     args = DPOConfig(
-        **common.trainer_arguments(settings, env, dtype, len(table)),
+        **common.trainer_arguments(settings, env, dtype, len(table), steps),
         beta=settings.beta,
         max_length=None,
         precompute_ref_log_probs=precomputed,
@@ -149,8 +151,8 @@ def train_preference(
     )
     detector = None
     if refinement is not None:
-        steps = common.total_steps(settings, len(table))
-        detector = NoiseDetector(refinement, warmup_steps=math.ceil(refinement.warmup_ratio * steps))
+        warmup = math.ceil(refinement.warmup_ratio * common.total_steps(settings, len(table)))
+        detector = NoiseDetector(refinement, warmup_steps=warmup)
     reference = None
     if not precomputed and not own_base:
         assert reference_path is not None
@@ -176,7 +178,8 @@ def train_preference(
     if refinement is not None and dtype != torch.float32 and refinement.detector != "judge":
         its_start = reference_path or policy_path
         trainer.along_update = _along_update(its_start, reference, refinement.lam, loss, env, dtype, args)
-    tokens = pair_tokens(table) * settings.num_train_epochs
+    passes = settings.num_train_epochs if steps is None else steps / trainer.steps_in_epoch
+    tokens = round(pair_tokens(table) * passes)
     longest, shortest = longest_text(table), min(pair_lengths(table, min))
     result = _train(trainer, policy_path, env, dtype, len(table), tokens, longest, shortest=shortest, detector=detector)
     return replace(result, detects_along_update=trainer.along_update is not None and trainer.along_update.works)

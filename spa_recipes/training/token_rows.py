@@ -36,6 +36,11 @@ class TrainsTokenRows:
     _replayed = 0
     reads_alone = False
 
+    @property
+    def steps_in_epoch(self) -> int:
+        """Optimizer steps of a pass over all rows."""
+        return steps_per_epoch(len(self._lengths), self._global_batch_size)
+
     def create_accelerator_and_postprocess(self) -> None:
         """Settle how the weights are shared out, before a model is."""
         super().create_accelerator_and_postprocess()  # type: ignore[misc]
@@ -52,7 +57,7 @@ class TrainsTokenRows:
             self.args.per_device_train_batch_size * self.args.world_size,
             self.args.seed,
             group_by_length=self._group_by_length,
-            epoch=lambda: self.state.global_step // steps_per_epoch(len(self._lengths), self._global_batch_size),
+            epoch=lambda: self.state.global_step // self.steps_in_epoch,
             replayed=self._replayed,
         )
 

@@ -8,7 +8,7 @@ from spa_recipes.cli.app import _COMMANDS, app
 
 OPTIONS = {
     "": {"--debug", "--version"},
-    "run": {"--run-dir", "--set", "--until", "--accept", "--trust", "--rehearse"},
+    "run": {"--run-dir", "--set", "--until", "--accept", "--trust", "--rehearse", "--with-control"},
     "resume": {"--runs-dir", "--set", "--until", "--accept", "--trust"},
     "submit": {"--run-dir", "--set", "--until", "--accept", "--trust", "--dry-run"},
     "cancel": {"--runs-dir"},
