@@ -1,8 +1,8 @@
 """The control of a recipe: DPO with as many optimizer steps as SPA's whole chain, on the seed labels alone."""
 
 from spa_recipes.plan.adapters import trained_on
-from spa_recipes.plan.judges import Models
 from spa_recipes.plan.kinds import MODEL
+from spa_recipes.plan.models import Models
 from spa_recipes.plan.stages import Builder, Input, StageOutput
 from spa_recipes.recipe.schema import Recipe, RefineTraining
 
@@ -23,7 +23,7 @@ def add_control(recipe: Recipe, build: Builder, models: Models) -> Input:
         "the control: DPO on the seed labels alone, from pi_init, with as many steps as SPA",
         settings={
             **models.training,
-            "training": recipe.seed_training,
+            "training": seed.settings["training"],
             "refine": RefineTraining.model_construct(**counted),
             "iterations": [build.stages[f"judge-{i}"].rows for i in numbers],
             "seed": recipe.seed,

@@ -1,17 +1,18 @@
-"""What a user asks of a run: did it help? In sentences, from the figures of finished stages alone."""
+"""What a user asks of a run: did it help, and did it harm? In sentences, from figures of finished stages alone."""
 
 from collections.abc import Mapping
 
-from spa_recipes.report.figures import PERCENT, win_rate
+from spa_recipes.report.figures import PERCENT, TENTHS, Trend, series, win_rate
 from spa_recipes.state.stagedir import Manifest
 
 CONTROL = "evaluate-control"
 """The evaluation of the control."""
+KL = Trend("KL to pi_init", "evaluate", "kl_to_init")
 
 
 def answers(found: Mapping[str, Manifest]) -> list[str]:
     """The answers that the finished stages give, each a sentence without the stop at its end."""
-    return [*_did_it_help(found)]
+    return [*_did_it_help(found), *_did_it_harm(found)]
 
 
 def _did_it_help(found: Mapping[str, Manifest]) -> list[str]:
@@ -35,3 +36,18 @@ def _did_it_help(found: Mapping[str, Manifest]) -> list[str]:
 
 def _points(share: float) -> str:
     return PERCENT.format(share).rstrip("%")
+
+
+def _did_it_harm(found: Mapping[str, Manifest]) -> list[str]:
+    """The alignment tax: how far the policies went from pi_init, how long they answer, and how often they refuse."""
+    own = {name: stage for name, stage in found.items() if stage.kind == "evaluate" and name != CONTROL}
+    first, (newest, last) = own.get("evaluate-init"), [*own.items()][-1] if own else ("", None)
+    if first is None or last is None or last is first:
+        return []
+    parts = []
+    if divergences := series(found, KL):
+        parts.append(f"KL to pi_init {', '.join(f'pi_{i} {value:.2f}' for i, value in divergences)} (nats per answer)")
+    for name, words, pattern in (("mean_tokens", "tokens per answer", TENTHS), ("refusals", "refusals", PERCENT)):
+        if first.metrics.get(name) is not None and last.metrics.get(name) is not None:
+            parts.append(f"{words} {' -> '.join(pattern.format(stage.number(name)) for stage in (first, last))}")
+    return [f"from pi_init to pi_{newest.removeprefix('evaluate-')}: {'; '.join(parts)}"] if parts else []

@@ -329,6 +329,25 @@ FIGURES: tuple[Figure, ...] = (
         key="label_accuracy",
     ),
     Figure("heldout_in_noise", ("evaluate",), Shown("margins in the noise", PERCENT), silent_at_zero=True),
+    # What became of the answers besides
+    Figure(
+        "kl_to_init",
+        ("evaluate",),
+        Shown("KL to pi_init", SHORT),
+        column=Shown("KL to pi_init", HUNDREDTHS, place=3),
+        key="kl_to_init",
+    ),
+    Figure(
+        "sampled_kl_to_init", ("judge",), iteration=Shown("KL of the judge to pi_init, nats per answer", HUNDREDTHS)
+    ),
+    Figure(
+        "refusals",
+        ("evaluate",),
+        Shown("refusals", PERCENT),
+        silent_at_zero=True,
+        column=Shown("refusals", PERCENT, place=3),
+        key="refusals",
+    ),
     # What SPA is worth beside a control
     Figure("spa_win_rate", ("evaluate",), Shown("SPA's win rate against it", PERCENT), is_win_rate=True),
     Figure("spa_gain", ("evaluate",), Shown("SPA wins more often against pi_init by", PERCENT)),
@@ -395,6 +414,15 @@ CHARTS = (
             Trend("held-out answers", "evaluate", "mean_tokens"),
         ),
     ),
+    Chart(
+        "policy pi_i",
+        "KL to pi_init, nats per answer",
+        (
+            Trend("held-out answers", "evaluate", "kl_to_init"),
+            Trend("samples of the iteration", "judge", "sampled_kl_to_init", shift=1),
+        ),
+    ),
+    Chart("policy pi_i", "refusals", (Trend("held-out answers", "evaluate", "refusals"),)),
 )
 """The charts of the report over the iterations."""
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 
@@ -10,6 +10,7 @@ from spa_recipes.algo.interval import paired_interval
 from spa_recipes.algo.judgment import implicit_reward
 from spa_recipes.algo.noise import is_inside
 from spa_recipes.algo.winrate import length_controlled_win_rate, outcomes
+from spa_recipes.data.refusals import is_refusal
 from spa_recipes.data.rows import Message, PairRow, read_rows, write_jsonl
 from spa_recipes.data.stage_rows import HeldoutRatioRow, HeldoutRow, SampleRow
 from spa_recipes.data.tables import CompletionRow
@@ -38,13 +39,16 @@ def run(context: Context) -> Result:
         rows = _heldout_ratios(context, sampler, pairs)
     else:
         rows = []
-    samples = _samples(context, sampler, pairs)
-    if rows is None or samples is None:
+    found = _samples(context, sampler, pairs)
+    if rows is None or found is None:
         return NO_RESULT
+    samples, log_ratios_to_init = found
     write_jsonl(context.draft / "samples.jsonl", samples)
     write_jsonl(context.draft / "heldout.jsonl", rows)
     metrics = {**_sample_metrics(samples), "removed_ends": sampler.renderer.removed_ends}
     if "init_samples" in context.spec.inputs:
+        if log_ratios_to_init is not None:  # whose mean over own samples is the divergence
+            metrics["kl_to_init"] = mean(log_ratios_to_init)
         init = read_rows(context.input("init_samples"), SampleRow)
         metrics |= _against_init(samples, init)
         if "spa_samples" in context.spec.inputs:
@@ -94,20 +98,22 @@ def _in_twos(count: int) -> list[tuple[int, int]]:
     return [(k, k + 1) for k in range(0, count - 1, 2)]
 
 
-def _samples(context: Context, sampler: Sampler, pairs: Sequence[PairRow]) -> list[SampleRow] | None:
+def _samples(
+    context: Context, sampler: Sampler, pairs: Sequence[PairRow]
+) -> tuple[list[SampleRow], Sequence[float] | None] | None:
     """Answers to the first held-out prompts, with their rewards where a judge is known.
 
-    None unless this process commits.
+    With them their log-ratios against pi_init, where that is a model of this stage. None unless this process commits.
     """
     settings = Evaluation.model_validate(context.spec.settings["evaluation"])
     prompts = list({pair["prompt_id"]: pair for pair in pairs}.values())[: settings.max_prompts]
     shards = sampled(context, sampler, "samples", prompts, settings.responses_per_prompt, "evaluate")
     answers: list[CompletionRow] = shards.whole().to_pylist()
     asked = [prompts[answer["item"]]["prompt"] for answer in answers]
-    rewards = _rewards(context, sampler, settings, asked, answers)
-    if rewards is None:
+    judged = _rewards(context, sampler, settings, asked, answers)
+    if judged is None:
         return None
-    return [
+    samples: list[SampleRow] = [
         {
             "prompt_id": answer["prompt_id"],
             "sample": answer["sample"],
@@ -117,8 +123,16 @@ def _samples(context: Context, sampler: Sampler, pairs: Sequence[PairRow]) -> li
             "finish_reason": answer["finish_reason"],
             "reward": reward,
         }
-        for answer, prompt, reward in zip(answers, asked, rewards, strict=True)
+        for answer, prompt, reward in zip(answers, asked, judged.rewards, strict=True)
     ]
+    return samples, judged.to_init
+
+
+class _Judged(NamedTuple):
+    """What is known of answers: their rewards, and their log-ratios against pi_init, where that is at hand."""
+
+    rewards: Sequence[float | None]
+    to_init: Sequence[float] | None
 
 
 def _rewards(
@@ -127,27 +141,42 @@ def _rewards(
     settings: Evaluation,
     prompts: list[list[Message]],
     answers: Sequence[CompletionRow],
-) -> Sequence[float | None] | None:
+) -> _Judged | None:
     """A reward per answer, by the judge that the recipe names, else None for each; None unless this process commits."""
-    if settings.reward == "gold":
-        return [
-            gold_reward(prompt[-1]["content"], answer["text"]) for prompt, answer in zip(prompts, answers, strict=True)
-        ]
-    if settings.reward == "none":
-        return [None] * len(answers)
-    sampler.close()
     items = [Scored(answer["prompt_ids"], answer["response_ids"]) for answer in answers]
-    if "method" in context.spec.settings:
+    together, inputs = "method" in context.spec.settings, context.spec.inputs
+    to_init: Sequence[float] | None = None
+    if together and "init" in inputs:
+        sampler.close()
+        found = _log_ratios(context, "to-init", ("policy", "init"), items, stack="stack")
+        if found is None:
+            return None
+        to_init = found.values
+    if settings.reward == "gold":
+        return _Judged(
+            [
+                gold_reward(prompt[-1]["content"], answer["text"])
+                for prompt, answer in zip(prompts, answers, strict=True)
+            ],
+            to_init,
+        )
+    if settings.reward == "none":
+        return _Judged([None] * len(answers), to_init)
+    sampler.close()
+    if together:
         # Answers to different prompts stand in for the two answers to a prompt, of which pi_init's are not at hand.
         found = _log_ratios(context, "reward", ("reward_policy", "reward_reference"), items, stack="reward_stack")
-        return None if found is None else found.values
+        return None if found is None else _Judged(found.values, to_init)
     policy, reference = (
         score(context, role, model_section(context, role), items) for role in ("reward_policy", "reward_reference")
     )
     if policy is None or reference is None:
         return None
+    if settings.reward == "seed":  # whose reference is pi_init; the sampling kept the log-probs of the policy
+        kept = [None if answer["logps"] is None else sum(answer["logps"]) for answer in answers]
+        to_init = [ours - theirs for ours, theirs in zip(kept, reference, strict=True) if ours is not None]
     # Only the order of the rewards is used.
-    return [ours - theirs for ours, theirs in zip(policy, reference, strict=True)]
+    return _Judged([ours - theirs for ours, theirs in zip(policy, reference, strict=True)], to_init or None)
 
 
 def _sample_metrics(samples: Sequence[SampleRow]) -> dict[str, Any]:
@@ -155,6 +184,7 @@ def _sample_metrics(samples: Sequence[SampleRow]) -> dict[str, Any]:
         "mean_tokens": mean([sample["tokens"] for sample in samples]),
         "length_cut": share([is_cut(sample) for sample in samples]),
         "thinking": share([is_thinking(sample["response"]) for sample in samples]),
+        "refusals": share([is_refusal(sample["response"]) for sample in samples]),
         "prompts": len({sample["prompt_id"] for sample in samples}),
     }
     if rewards := _rewards_in(samples):

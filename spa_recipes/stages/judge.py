@@ -68,6 +68,7 @@ def run(context: Context) -> Result:
     if small:
         metrics["dropped_small_margin"] = small
     metrics |= _metrics(judgments, groups)
+    metrics |= _divergence(context, groups)
     if any(name.endswith("log_ratios") for name in context.spec.inputs):
         metrics |= _noise(context, judgments)
     return Result(len(pairs), 0, metrics)
@@ -213,6 +214,17 @@ def _pair(
         pair["tools"] = first.pop("tools")
         pair["prompt"] = [first, *pair["prompt"][1:]]
     return pair
+
+
+def _divergence(context: Context, groups: dict[int, list[Answer]]) -> dict[str, Any]:
+    """KL(pi_{i-1} || pi_init) in nats per answer, by the answers that it sampled; nothing where other models judge."""
+    judge, inputs = context.spec.settings["judge"], context.spec.inputs
+    to_init = judge["type"] == "implicit_reward" and judge.get("reference", "init") == "init"
+    others = any(name.startswith(("judging_", "seed_", "member")) for name in inputs)
+    if not context.spec.settings["iteration"] or not to_init or others:  # a job's models need not be these
+        return {}
+    known = [answer.log_ratio for answers in groups.values() for answer in answers if answer.log_ratio is not None]
+    return {"sampled_kl_to_init": mean(known)} if known else {}
 
 
 def _noise(context: Context, judgments: Sequence[JudgmentRow]) -> dict[str, Any]:

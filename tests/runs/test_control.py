@@ -60,3 +60,12 @@ def test_the_newest_policy_is_still_that_of_spa(home: Path, said: str) -> None:
     assert [line["policy"] for line in compared] == ["pi_init", "pi_0", "pi_1", "pi_2", "control"]
     assert compared[-1]["labels"] == compared[1]["labels"]
     assert compared[-1]["steps"] == compared[-2]["steps"]
+
+
+def test_the_divergence_of_a_judge_is_that_of_its_own_answers(home: Path) -> None:
+    rows = [json.loads(row) for row in output(home, "judge-1", "judgments.jsonl").read_text().splitlines()]
+    both = [pair for row in rows for pair in zip(row["policy_logps"], row["reference_logps"], strict=True)]
+    figures = metrics(home, "judge-1")
+    assert figures["dropped_identical"] + figures["dropped_empty"] == 0
+    assert figures["sampled_kl_to_init"] == pytest.approx(sum(ours - theirs for ours, theirs in both) / len(both))
+    assert 0 <= metrics(home, "evaluate-2")["refusals"] <= 1

@@ -150,6 +150,12 @@ CASES = {
         "set one of them to its default",
     "judge: {reference: some/model, policy: some/model}":
         "6: judge.policy: is the judge's reference, too: all rewards would be 0; name another model",
+    "control: true":
+        "6: control: nothing compares the control with SPA: that takes answers to held-out prompts and a judge of "
+        "them; set data.heldout and evaluation.reward, or leave control out",
+    "  heldout: 5\n  prompts_per_iteration: []\ncontrol: true":
+        "8: control: the control is SPA's seed labels without its iterations, and one of the two is not there; give "
+        "data.prompts_per_iteration, or leave control out",
     "  heldout: 5\njudge: {policy: seed}\nevaluation:\n  max_judge_decay: 0.1":
         "9: evaluation.max_judge_decay: measures pi_{i-1}, and judge.policy seed judges in its place; remove it, or "
         "set judge.policy to previous",
