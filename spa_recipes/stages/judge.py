@@ -219,7 +219,8 @@ def _pair(
 def _divergence(context: Context, groups: dict[int, list[Answer]]) -> dict[str, Any]:
     """KL(pi_{i-1} || pi_init) in nats per answer, by the answers that it sampled; nothing where other models judge."""
     judge, inputs = context.spec.settings["judge"], context.spec.inputs
-    to_init = judge["type"] == "implicit_reward" and judge.get("reference", "init") == "init"
+    own = judge["type"] == "implicit_reward" and judge.get("policy", "previous") == "previous"
+    to_init = own and judge.get("reference", "init") == "init"
     others = any(name.startswith(("judging_", "seed_", "member")) for name in inputs)
     if not context.spec.settings["iteration"] or not to_init or others:  # a job's models need not be these
         return {}
