@@ -13,6 +13,7 @@ from spa_recipes.errors import DataError, LockedError, RecipeError
 from spa_recipes.label.file import opened
 from spa_recipes.label.pairs import Judged, Pair, Source, comparable, pair_of
 from spa_recipes.label.session import Session
+from spa_recipes.run.labels import labels_of
 from spa_recipes.run.rundir import Planned, RunDir
 
 if TYPE_CHECKING:
@@ -72,9 +73,9 @@ class LastIteration:
     @property
     def labels(self) -> Path:
         """Where a person's labels of this iteration are kept unless they say where: in the run's folder."""
-        return self.run.path / f"labels-{self.number}.jsonl"
+        return labels_of(self.run, self.number)
 
-    def pairs(self, pick: Pick, limit: int, seed: int) -> Source:
+    def pairs(self, pick: Pick, seed: int) -> Source:
         """Pairs of the iteration: those with the smallest margins first, or in an order by chance.
 
         Raises:
@@ -101,8 +102,7 @@ class LastIteration:
             return pair_of(prompts[item]["prompt"], (texts[item, one], texts[item, other]), judged)
 
         origin = {"run": self.run.name, "iteration": self.number, "pick": pick}
-        found = _source([pair(row) for row in judgments], origin)
-        return found._replace(pairs=found.pairs[:limit])
+        return _source([pair(row) for row in judgments], origin)
 
     def _output(self, stage: Planned, name: str) -> Path:
         folder = self.run.existing(stage)
@@ -136,7 +136,11 @@ def session_of(source: Source, out: Path, *, by: str, seed: int, repeats: float)
         SpaError: it cannot be read or written.
     """
     with _held(out) as check, opened(out) as file:
-        yield Session(source, file, by=by, seed=seed, repeats=repeats, check=check)
+        session = Session(source, file, by=by, seed=seed, repeats=repeats, check=check)
+        try:
+            yield session
+        finally:
+            session.end()
 
 
 def refuse_output(out: Path) -> None:

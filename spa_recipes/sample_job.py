@@ -54,7 +54,8 @@ def load_sample_job(options: Mapping[str, tuple[str, Any]], overrides: Sequence[
     override(values, overrides)
     job = checked(SampleJob, values, "spa sample")
     with setting("--prompts"):
-        existing_path(job.prompts.source)  # before the Hub is asked about the model
+        for part in job.prompts.parts:
+            existing_path(part.name)  # before the Hub is asked about the model
     location, name = find_model(job.model.model_name_or_path, Path(job.storage.runs_dir))
     put_option(values, "model.model_name_or_path", location, "MODEL")
     if "max_length" not in job.model.model_fields_set:

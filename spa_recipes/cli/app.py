@@ -135,11 +135,14 @@ def resume(
     from spa_recipes import api
     from spa_recipes.cli.consent import consent_of
     from spa_recipes.cli.progress import RunReporter
-    from spa_recipes.cli.resume import choose_run, tell_changed_file
+    from spa_recipes.cli.resume import choose_run, keeps_what_is_done, tell_changed_file, with_labels
     from spa_recipes.cli.summary import print_summary
 
-    prepared = api.prepare_resume(run or choose_run(runs_dir), runs_dir, overrides=set_ or [], afresh=True)
+    run = run or choose_run(runs_dir)
+    labels = with_labels(api.find_run(run, runs_dir), set_ or [])
+    prepared = api.prepare_resume(run, runs_dir, overrides=[*labels, *(set_ or [])], afresh=True)
     tell_changed_file(prepared.run)
+    accept = accept or (bool(labels) and keeps_what_is_done(prepared))
     with RunReporter(prepared) as reporter:
         consent = consent_of(reporter, trust=trust, overrides=set_ or [])
         outcome = api.run_recipe(prepared, reporter, until=until, accept=accept, consent=consent)

@@ -217,4 +217,5 @@ def _written(given: DatasetSource) -> str:
 
     values = given.model_dump(exclude_defaults=True)
     values.pop("type", None)
-    return json.dumps({"source": str(Path(given.source)) if given.source.startswith(".") else given.source} | values)
+    name = given.name
+    return json.dumps({"source": str(Path(name)) if name.startswith(".") else name} | values)

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from spa_recipes.label.session import Session
 
 
+LIMIT = 100
+"""Pairs of a run that are shown unless the user says how many."""
+
+
 def label(
     run: Annotated[
         str | None,
@@ -25,8 +29,12 @@ def label(
     out: Annotated[
         Path | None, typer.Option(help="JSONL file for the labels; of a run: `labels-<iteration>.jsonl` in its folder.")
     ] = None,
-    pick: Annotated[str, typer.Option(help="Pairs of RUN: doubted (smallest margins first) or random.")] = "doubted",
-    limit: Annotated[int, typer.Option(min=1, help="Pairs of RUN at most.")] = 100,
+    pick: Annotated[
+        str | None, typer.Option(help="Pairs of RUN: doubted (smallest margins first; default) or random.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Pairs at most; default: 100 of RUN, all with --model.")
+    ] = None,
     repeats: Annotated[
         float, typer.Option(min=0.0, max=0.5, help="Share of the pairs that come a second time, sides changed.")
     ] = 0.1,
@@ -49,19 +57,29 @@ def label(
     """
     from spa_recipes.cli.terminal import say
     from spa_recipes.label_job import session_of
+    from spa_recipes.units import for_shell
 
     if run is not None:
         if model is not None or prompts is not None or set_:
             raise RecipeError("RUN goes without --model, --prompts and --set", fix="its answers are there already")
-        out, source = _of_run(run, runs_dir, out, pick, limit, seed)
+        out, source = _of_run(run, runs_dir, out, pick or "doubted", seed)
+        following = f"`spa resume {for_shell(run)}` adds labels in the run's folder to the iterations to come"
     else:
+        if pick is not None:
+            raise RecipeError("needs a RUN, whose judge doubts", where="--pick", fix="leave it out, or name a RUN")
         out, source = _of_model(model, prompts, out, seed, set_ or [])
+        following = f"`spa init my.yaml --model {for_shell(str(model))} --pairs {for_shell(out)}`"
+    most = limit or (None if run is None else LIMIT)
+    source = source._replace(pairs=source.pairs[:most])
     if source.dropped:
         say(f"{source.dropped:,} of the pairs are not shown: their two answers are equal, or one is empty")
     with session_of(source, out, by=by, seed=seed, repeats=repeats) as session:
         if session.file.cut_off:
             say(f"the last line of {out} was not written whole and is gone")
-        _serve(session, port)
+        try:
+            _serve(session, port)
+        finally:  # Ctrl-C is a way to end it
+            say(f"next:    {following}")
 
 
 def _of_model(
@@ -90,7 +108,7 @@ def _of_model(
         return out, sampled_pairs(job, out, reporter)
 
 
-def _of_run(run: str, runs_dir: Path, out: Path | None, pick: str, limit: int, seed: int) -> "tuple[Path, Source]":
+def _of_run(run: str, runs_dir: Path, out: Path | None, pick: str, seed: int) -> "tuple[Path, Source]":
     """Where the labels go, and pairs that the run's judge has labelled."""
     from spa_recipes.api import find_run
     from spa_recipes.label_job import LastIteration, refuse_output
@@ -100,7 +118,7 @@ def _of_run(run: str, runs_dir: Path, out: Path | None, pick: str, limit: int, s
     iteration = LastIteration(find_run(run, runs_dir))
     out = out or iteration.labels
     refuse_output(out)
-    return out, iteration.pairs("random" if pick == "random" else "doubted", limit, seed)
+    return out, iteration.pairs("random" if pick == "random" else "doubted", seed)
 
 
 def _serve(session: "Session", port: int | None) -> None:

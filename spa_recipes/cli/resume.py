@@ -1,9 +1,11 @@
 """What `spa resume` prints before it goes on: which run it chose, and whose recipe."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from spa_recipes import api
 from spa_recipes.cli.terminal import say, yellow
+from spa_recipes.run.labels import done_again, new_labels
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.units import for_shell
 
@@ -18,6 +20,27 @@ def choose_run(runs_dir: Path) -> str:
     for line in found.passed_over:
         say(yellow(line), err=True)
     return str(found.run.path)
+
+
+def with_labels(run: RunDir, overrides: Sequence[str]) -> list[str]:
+    """What adds the new labels of `spa label RUN` to the recipe; prints what becomes of them.
+
+    A person who sets `data.added` decides alone.
+    """
+    if any(text.startswith("data.added") for text in overrides):
+        return []
+    found = new_labels(run)
+    for line in found.told:
+        say(line)
+    return [] if found.override is None else [found.override]
+
+
+def keeps_what_is_done(prepared: api.Prepared) -> bool:
+    """Whether labels that are added leave all finished stages as they are; prints which ones they do not."""
+    again = done_again(prepared.plan, prepared.run)
+    if again:
+        say(yellow(f"done again with the labels: {', '.join(again)}"), err=True)
+    return not again
 
 
 def tell_changed_file(run: RunDir) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from spa_recipes.cli.terminal import bold, print_errors, say, yellow
-from spa_recipes.data.places import local_path
+from spa_recipes.data.places import is_local
 from spa_recipes.errors import DataError, RecipeError, SpaError, setting
 from spa_recipes.recipe.load import load_recipe
 from spa_recipes.recipe.schema import DatasetSource, Recipe
@@ -49,12 +49,9 @@ def _faults(recipe: Recipe) -> Iterator[SpaError]:
         "data.pairs.source": recipe.data.pairs,
         "data.prompts.source": recipe.data.prompts,
         "sft.data.source": recipe.sft.data if recipe.sft is not None else None,
+        **{f"data.added.{i}.source": labels for i, labels in enumerate(recipe.data.added)},
     }
-    local = {
-        key: source
-        for key, source in named.items()
-        if isinstance(source, DatasetSource) and local_path(source.source) is not None
-    }
+    local = {key: source for key, source in named.items() if isinstance(source, DatasetSource) and is_local(source)}
     rows: dict[str, int | None] = {}
     if local:
         from spa_recipes.data import (  # takes a while, which a recipe without local data need not wait for
@@ -62,10 +59,10 @@ def _faults(recipe: Recipe) -> Iterator[SpaError]:
             sources,
         )
 
-        uses = dict(zip(named, (sources.PAIRS, sources.PROMPTS, sources.CONVERSATIONS), strict=True))
+        uses = {"data.prompts.source": sources.PROMPTS, "sft.data.source": sources.CONVERSATIONS}
         for key, source in local.items():
             with setting(key):
-                rows[key], found = check.faults_of(source, uses[key])
+                rows[key], found = check.faults_of(source, uses.get(key, sources.PAIRS))
             for fault in found:
                 yield type(fault)(fault.what, where=f"{key}: {fault.where}", fix=fault.fix)
     yield from _faults_of_counts(recipe, rows)

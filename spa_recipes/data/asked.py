@@ -64,8 +64,8 @@ def check_counted(data: Data) -> None:
 
 def _is_large(source: Source | None) -> bool:
     """Whether counting the lines of a source takes seconds."""
-    path = existing_path(source.source) if isinstance(source, DatasetSource) else None
-    return path is not None and path.is_file() and path.stat().st_size > COUNTED_BYTES
+    paths = [existing_path(part.name) for part in source.parts] if isinstance(source, DatasetSource) else []
+    return sum(path.stat().st_size for path in paths if path is not None and path.is_file()) > COUNTED_BYTES
 
 
 def _asked(data: Data, seed: int, prompts: int, heldout: int) -> dict[str, tuple[int, Any]]:

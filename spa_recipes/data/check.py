@@ -26,11 +26,16 @@ _READ: dict[str, Callable[[DatasetSource], Loaded[Any]]] = {
 def faults_of(source: DatasetSource, use: Use) -> tuple[int | None, list[SpaError]]:
     """The rows of a local source, None where they were not counted; and what is wrong with it.
 
-    That is one fault of the source as a whole, or up to `MOST` malformed rows and how many there are besides.
+    That is one fault of the source as a whole, or up to `MOST` malformed rows and how many there are besides; of a
+    list, that for each of its sources.
     """
+    if isinstance(source.source, list):
+        each = [faults_of(part, use) for part in source.parts]
+        known = [rows for rows, _ in each if rows is not None]
+        return sum(known) if len(known) == len(each) else None, [fault for _, faults in each for fault in faults]
     try:
         sources.look(source, use)
-        if _size(Path(source.source).expanduser()) > WHOLE_BYTES:
+        if _size(Path(source.name).expanduser()) > WHOLE_BYTES:
             return None, []
         loaded = _READ[use.name](source.model_copy(update={"on_bad_row": "skip"}))
     except SpaError as error:
@@ -40,9 +45,9 @@ def faults_of(source: DatasetSource, use: Use) -> tuple[int | None, list[SpaErro
     if source.on_bad_row == "skip":
         bad = []
     fix = "correct the row, or set on_bad_row: skip"
-    found: list[SpaError] = [DataError(why, where=f"{source.source}, row {row}", fix=fix) for row, why in bad[:MOST]]
+    found: list[SpaError] = [DataError(why, where=f"{source.name}, row {row}", fix=fix) for row, why in bad[:MOST]]
     if len(bad) > MOST:
-        found.append(DataError(f"{len(bad) - MOST:,} more rows are malformed", where=source.source, fix=fix))
+        found.append(DataError(f"{len(bad) - MOST:,} more rows are malformed", where=source.name, fix=fix))
     return len(loaded.stored) + len(loaded.skipped), found
 
 

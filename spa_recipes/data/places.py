@@ -1,5 +1,6 @@
 """Where a source is, what its content is called, and how many rows it has: what a plan asks, without reading rows."""
 
+import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +70,11 @@ def existing_path(source: str) -> Path | None:
     raise DataError("no such file or folder", where=source, fix=fix)
 
 
+def is_local(source: DatasetSource) -> bool:
+    """Whether a source is on this disk, or should be; a list is of such sources."""
+    return isinstance(source.source, list) or local_path(source.source) is not None
+
+
 def count_rows(source: DatasetSource | SandboxSource) -> int | None:
     """Count the rows of a source where that is cheap (sandbox, JSONL, Parquet); else None.
 
@@ -77,6 +83,9 @@ def count_rows(source: DatasetSource | SandboxSource) -> int | None:
     """
     if isinstance(source, SandboxSource):
         return source.rows
+    if isinstance(source.source, list):
+        counted = [count_rows(part) for part in source.parts]
+        return None if None in counted else sum(count for count in counted if count is not None)
     path = existing_path(source.source)
     if path is None or not path.is_file():
         return None
@@ -90,14 +99,19 @@ def count_rows(source: DatasetSource | SandboxSource) -> int | None:
 def content_fingerprint(source: DatasetSource | SandboxSource, digest: Callable[[Path], str]) -> str:
     """Name the content of a source, for the key of a stage.
 
-    A local file or folder by its bytes (`digest` of its path); a Hub dataset by its id, revision and configuration;
-    the sandbox by its settings.
+    A local file or folder by its bytes (`digest` of its path), and a list of them by those of all; a Hub dataset by its
+    id, revision and configuration; the sandbox by its settings.
 
     Raises:
         DataError: a local source is missing or cannot be read.
     """
     if isinstance(source, SandboxSource):
         return f"sandbox:rows={source.rows},seed={source.seed}"
+    if isinstance(source.source, list):
+        if hub := [name for name in source.source if local_path(name) is None]:
+            raise DataError("a list has files and folders only", where=hub[0], fix="name a dataset of the Hub alone")
+        all_of_them = "\n".join(content_fingerprint(part, digest) for part in source.parts)
+        return f"sha256:{hashlib.sha256(all_of_them.encode()).hexdigest()}"
     path = existing_path(source.source)
     if path is None:
         config = f"#{source.config_name}" if source.config_name else ""

@@ -26,7 +26,7 @@ def read_raw(source: DatasetSource) -> Iterator[RawRow]:
         DataError: the source is missing, of an unknown kind, or unreadable as a whole.
         TryAgainError: the network failed.
     """
-    path = existing_path(source.source)
+    path = existing_path(source.name)
     if path is None:
         return _read_hub(source)
     if path.is_dir():
@@ -41,7 +41,7 @@ def local_file(source: DatasetSource) -> Path | None:
     Raises:
         DataError: the source is missing, or names a file outside of its folder.
     """
-    path = existing_path(source.source)
+    path = existing_path(source.name)
     if path is not None and _is_saved(path):
         saved_files(path)
         return None
@@ -55,13 +55,13 @@ def _is_saved(path: Path) -> bool:
 def _check_file_settings(source: DatasetSource) -> None:
     if source.split not in (None, "train") or source.config_name is not None or source.revision is not None:
         raise DataError(
-            "a single file has no split, config_name or revision", where=source.source, fix="leave these keys out"
+            "a single file has no split, config_name or revision", where=source.name, fix="leave these keys out"
         )
 
 
 def _read_folder(path: Path, source: DatasetSource) -> Iterator[RawRow]:
     if source.revision is not None:
-        raise DataError("a local folder has no revision", where=source.source, fix="leave revision out")
+        raise DataError("a local folder has no revision", where=source.name, fix="leave revision out")
     if _is_saved(path):
         return _rows_of(_saved(path), source)
     splits = data_files(path, source.config_name)
@@ -97,11 +97,11 @@ def _read_hub(source: DatasetSource) -> Iterator[RawRow]:
     import datasets
 
     try:
-        place = {"path": source.source, "name": source.config_name, "revision": source.revision}
+        place = {"path": source.name, "name": source.config_name, "revision": source.revision}
         builder = datasets.load_dataset_builder(**place)
         if hasattr(builder.config, "keep_default_na"):  # CSV, of which words such as NA and null are texts here
             builder = datasets.load_dataset_builder(**place, keep_default_na=False)
-        if outside := foreign(source.source, builder.config.data_files or {}):
+        if outside := foreign(source.name, builder.config.data_files or {}):
             raise outside
         builder.download_and_prepare()
         data = builder.as_dataset()
@@ -116,7 +116,7 @@ def _read_hub(source: DatasetSource) -> Iterator[RawRow]:
 
 def _rows_of(data: Any, source: DatasetSource) -> Iterator[RawRow]:
     """Rows of a `datasets` Dataset, or of the split of a DatasetDict that the source means."""
-    name = source.source
+    name = source.name
     if isinstance(data, dict):
         split = _choose_split([str(key) for key in data], source)
         data, name = data[split], f"{name}, split {split}"
@@ -151,13 +151,13 @@ def _choose_split(splits: list[str], source: DatasetSource) -> str:
     if source.split is not None:
         if source.split in splits:
             return source.split
-        raise DataError(f"no split {source.split}", where=source.source, fix=f"set split to one of: {listed}")
+        raise DataError(f"no split {source.split}", where=source.name, fix=f"set split to one of: {listed}")
     if len(splits) == 1:
         return splits[0]
     for split in DEFAULT_SPLITS:
         if split in splits:
             return split
-    raise DataError("several splits and none is the usual", where=source.source, fix=f"set split to one of: {listed}")
+    raise DataError("several splits and none is the usual", where=source.name, fix=f"set split to one of: {listed}")
 
 
 def _hub_error(source: DatasetSource, error: Exception) -> SpaError:
@@ -166,5 +166,5 @@ def _hub_error(source: DatasetSource, error: Exception) -> SpaError:
         listed = re.search(r"\[.*?\]", text, re.DOTALL)
         fix = f"set config_name to one of: {listed.group(0).strip('[]')}" if listed else "check config_name"
         what = f"no configuration {source.config_name}" if source.config_name else "there are several configurations"
-        return DataError(what, where=source.source, fix=fix)
-    return hub_error("dataset", source.source, error)
+        return DataError(what, where=source.name, fix=fix)
+    return hub_error("dataset", source.name, error)

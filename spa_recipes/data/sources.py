@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
@@ -173,8 +173,9 @@ def look(source: DatasetSource, use: Use) -> None:
     Raises:
         DataError: as `read_pairs`, but for faults of later rows.
     """
-    if local_file(source) is not None:
-        _opened(source, use, to_its_end=False)
+    for part in source.parts:
+        if local_file(part) is not None:
+            _opened(part, use, to_its_end=False)
 
 
 class _Opened(NamedTuple):
@@ -199,7 +200,7 @@ def _opened(source: AnySource, use: Use, *, to_its_end: bool = True) -> _Opened:
     if isinstance(source, SandboxSource):
         columns, skip, name = Columns(), False, "sandbox"
     else:
-        columns, skip, name = source.columns, source.on_bad_row == "skip", source.source
+        columns, skip, name = source.columns, source.on_bad_row == "skip", source.name
     raws = _open_raw(source, use)
     first = _first(raws)
     if not first:
@@ -216,6 +217,8 @@ def _opened(source: AnySource, use: Use, *, to_its_end: bool = True) -> _Opened:
 
 def _read(source: AnySource, use: Use, scratch: Path | None, check: Readable | None = None) -> Loaded[Any]:
     """Read a source: find the form of its rows, translate each, and collect what is malformed."""
+    if isinstance(source, DatasetSource) and isinstance(source.source, list):
+        return _read_parts(source, use, scratch, check)
     opened = _opened(source, use)
     skipped: list[tuple[int, str]] = []
     reading = opened.reading
@@ -243,6 +246,37 @@ def _read(source: AnySource, use: Use, scratch: Path | None, check: Readable | N
     remarks = [*reading.cells.words, *([label.words] if label else [])]
     ignored = [name for name in reading.ignored if name not in reading.used]
     return Loaded(stored, reading.form.name, list(reading.used), ignored, remarks, skipped)
+
+
+def _read_parts(source: DatasetSource, use: Use, scratch: Path | None, check: Readable | None) -> Loaded[Any]:
+    """Read the sources of a list, each in its own form, as one; rows are numbered on from one source to the next."""
+    from spa_recipes.data import arrow
+
+    loaded: list[Loaded[Any]] = []
+    left = source.max_rows
+    for part in source.parts:
+        if left != 0:
+            loaded.append(_read(part.model_copy(update={"max_rows": left}), use, scratch, check))
+            left = None if left is None else left - len(loaded[-1].stored)
+    starts = [0, *accumulate(_last_number(each) for each in loaded)][: len(loaded)]
+    numbered = [*zip(starts, loaded, strict=True)]
+    stored = arrow.Rows(loaded[0].stored.schema, scratch).extend(
+        {**row, "row": start + row["row"]} for start, each in numbered for row in each.stored
+    )
+    return Loaded(
+        stored,
+        "; ".join(dict.fromkeys(each.form for each in loaded)),
+        [*dict.fromkeys(column for each in loaded for column in each.columns)],
+        [*dict.fromkeys(column for each in loaded for column in each.ignored)],
+        [*dict.fromkeys(remark for each in loaded for remark in each.remarks)],
+        [(start + row, why) for start, each in numbered for row, why in each.skipped],
+    )
+
+
+def _last_number(loaded: Loaded[Any]) -> int:
+    """The largest number of a row of a source."""
+    numbers: list[int] = loaded.stored.column("row").to_pylist() if len(loaded.stored) else []
+    return max([0, *numbers, *(row for row, _ in loaded.skipped)])
 
 
 def _checked(finish: Finish, check: Readable) -> Finish:

@@ -85,6 +85,7 @@ class Session:
         self.source, self.file, self.by, self._check = source, file, by, check
         self.showings = schedule(source.pairs, seed, repeats)
         self._lock = threading.Lock()
+        self._ended = False
         self._ids = {pair.id for pair in source.pairs}
 
     @property
@@ -119,7 +120,7 @@ class Session:
         """
         with self._lock:
             self._check()
-            if number != self._current():
+            if self._ended or number != self._current():
                 raise StaleError
             self.file.append(self._row(self.showings[number], choice))
 
@@ -132,9 +133,14 @@ class Session:
         """
         with self._lock:
             self._check()
-            if not self.can_undo:
+            if self._ended or not self.can_undo:
                 raise StaleError
             self.file.take_back()
+
+    def end(self) -> None:
+        """Write nothing any more: what is under way is finished first, and the file can be closed."""
+        with self._lock:
+            self._ended = True
 
     def _is_ours(self, row: LabelRow) -> bool:
         return row["by"] == self.by and row["id"] in self._ids

@@ -135,6 +135,13 @@ KINDS: dict[str, Kind] = {
         reads={"prompts": "dataset", "policy": "tokenizer"},
         writes=("prompts.jsonl",),
     ),
+    "added": Kind(
+        "added",
+        settings={"source": DatasetSource},
+        reads={"pairs": "dataset"},
+        may_read={"earlier": "rows", "taken-*": "rows"},
+        writes=("pairs.jsonl",),
+    ),
     "init_model": Kind("init_model", settings={"seed": int}, writes=(MODEL,), torch=True),
     # --- training
     "sft": Kind(
@@ -187,6 +194,7 @@ KINDS: dict[str, Kind] = {
             "adapter": "weights",
             "base": "weights",
             "seed_pairs": "rows",
+            "added_pairs": "rows",
             "reference_logps": "rows",
             "log_ratios": "rows",
         },

@@ -125,8 +125,10 @@ def _places(sections: dict[str, Section]) -> Iterator[tuple[str, str]]:
         for name in type(section).model_fields:
             value: Any = getattr(section, name)
             written = isinstance(section, Storage) or name == "vllm_python"
-            if isinstance(value, str) and is_location(type(section), name) and not written and value not in _NO_PLACES:
-                yield _joined(key, name), value
+            if not written and is_location(type(section), name):
+                for place in value if isinstance(value, list) else [value]:
+                    if isinstance(place, str) and place not in _NO_PLACES:
+                        yield _joined(key, name), place
 
 
 def _is_here(value: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from spa_recipes.data.commits import Commits
 from spa_recipes.data.places import count_rows
 from spa_recipes.plan.adapters import sampled_with, stack, trained_on
+from spa_recipes.plan.added import add_labels, added_before, heldout_of
 from spa_recipes.plan.benchmarks import add_benchmarks
 from spa_recipes.plan.control import CONTROL, add_control
 from spa_recipes.plan.gates import with_gates
@@ -93,6 +94,7 @@ def _add_data(recipe: Recipe, build: Builder) -> None:
         settings |= build.model_settings(Model.model_validate(texts))
         inputs["policy"] = _base_model(recipe, build)
     build.add("data", "data", "share out the rows", settings=settings, inputs=inputs)
+    add_labels(recipe, build)
 
 
 def _base_model(recipe: Recipe, build: Builder) -> Input:
@@ -233,7 +235,9 @@ def _add_refine(
     live = bool(recipe.lambda_of(i)) or recipe.model.in_4bit
     source = "" if live else f" (its log-probs: {'scored' if logps else 'kept'})"
     noise = {name: value for name, value in judging.inputs.items() if name == "log_ratios"}
-    replay = {"seed_pairs": StageOutput("data", "seed.jsonl")} if recipe.refine.seed_replay else {}
+    replay: dict[str, Input] = {"seed_pairs": StageOutput("data", "seed.jsonl")} if recipe.refine.seed_replay else {}
+    if (added := added_before(i, recipe)) is not None:
+        replay["added_pairs"] = added
     build.add(
         f"refine-{i}",
         "refine",
@@ -316,7 +320,7 @@ def _add_evaluation(
     inputs: dict[str, Input] = {
         "policy": policy,
         **sampled_with(recipe, build, policy),
-        "heldout": StageOutput("data", "heldout.jsonl"),
+        "heldout": heldout_of(recipe),
     }
     settings: dict[str, Any] = {
         **models.settings,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from spa_recipes.data.commits import Commits
 from spa_recipes.data.hub import MAIN
-from spa_recipes.data.places import content_fingerprint, existing_path, is_path, local_path
+from spa_recipes.data.places import content_fingerprint, existing_path, is_local, is_path
 from spa_recipes.errors import DataError, RecipeError, setting
 from spa_recipes.plan.graph import Graph, ancestors, descendants
 from spa_recipes.plan.keys import key_material, stage_key
@@ -188,13 +188,13 @@ class Builder:
 
     def source(self, source: Source, key: str) -> External:
         """Rows that the section `key` names; DataError if a local file is missing."""
-        if isinstance(source, DatasetSource) and local_path(source.source) is None:
+        if isinstance(source, DatasetSource) and not is_local(source):
             with setting(f"{key}.source"):
-                commit = self.commits.of("dataset", source.source, source.revision)
+                commit = self.commits.of("dataset", source.name, source.revision)
             source = source.model_copy(update={"revision": commit})
         fingerprint = content_fingerprint(source, self.memo.of)
         if isinstance(source, DatasetSource):
-            return External(source.source, fingerprint, source.revision, f"{key}.source")
+            return External(source.name, fingerprint, source.revision, f"{key}.source")
         return External("sandbox", fingerprint, key=key)
 
     def model_settings(self, section: Model, key: str = "model") -> dict[str, Any]:

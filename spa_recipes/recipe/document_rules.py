@@ -301,6 +301,32 @@ def seed_labels_are_there(recipe: schema.Recipe) -> Conflicts:
         )
 
 
+def added_labels_have_an_effect(recipe: schema.Recipe) -> Conflicts:
+    """Labels that are added find an iteration, or an evaluation, that reads them."""
+    for i, labels in enumerate(recipe.data.added):
+        key = f"data.added.{i}"
+        if labels.join == "heldout":
+            if not _is_evaluated(recipe):
+                yield Conflict((f"{key}.join",), "nothing is evaluated that could read them", "raise data.heldout")
+            continue
+        if labels.after >= recipe.iterations:
+            yield Conflict(
+                (f"{key}.after",),
+                f"no iteration comes after iteration {labels.after}",
+                "add one to data.prompts_per_iteration, or give the file to another recipe as data.pairs.source",
+            )
+        if recipe.refine.loss == "distill":
+            yield Conflict(
+                (key, "refine.loss"),
+                "distill learns the judge's margins, and labels of people have none",
+                "choose another loss",
+            )
+        if recipe.refine.reference_mix:
+            yield Conflict(
+                (key, "refine.reference_mix"), "labels that are added have no log-probs under pi_init", "remove it"
+            )
+
+
 def there_is_something_to_do(recipe: schema.Recipe) -> Conflicts:
     if recipe.data.seed_labels == 0 and not recipe.iterations and recipe.sft is None:
         yield Conflict(

@@ -28,8 +28,9 @@ def _locations(annotation: Any, value: Any) -> Iterator[str]:
         if isinstance(part, dict):
             for section in sections_of(annotation):
                 for name in section.model_fields.keys() & part.keys():
-                    if isinstance(part[name], str) and is_location(section, name):
-                        yield part[name]
+                    if is_location(section, name):
+                        named = part[name] if isinstance(part[name], list) else [part[name]]
+                        yield from (place for place in named if isinstance(place, str))
                     yield from _locations(section.model_fields[name].annotation, part[name])
 
 

@@ -26,6 +26,7 @@ EXAMPLES = {
     "data.pairs": "pairs: {type: dataset, source: pairs.jsonl}",
     "data.prompts": "prompts: {type: dataset, source: prompts.jsonl}",
     "source": "source: pairs.jsonl",
+    "after": "after: 1",
     "sft.data": "data: {type: dataset, source: conversations.jsonl}",
     "tau": "tau: 0.3",
     "num_processes": "num_processes: 4",

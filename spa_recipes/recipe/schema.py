@@ -178,13 +178,16 @@ class Columns(Section):
     ignore: list[str] = Field([], description="Columns that are left out although they may be a part of the prompt.")
 
 
+Place = Annotated[str, Field(min_length=1)]
+
+
 class DatasetSource(Section):
     """A dataset on this disk or on the Hub."""
 
     type: Literal["dataset"] = "dataset"
-    source: str = Field(
-        min_length=1,
-        description="A JSONL, JSON, Parquet, CSV or TSV file (also .gz or .zst), a dataset folder, or a Hub id.",
+    source: Place | Annotated[list[Place], Field(min_length=1)] = Field(
+        description="A JSONL, JSON, Parquet, CSV or TSV file (also .gz or .zst), a dataset folder, or a Hub id; or a "
+        "list of files and folders, which are read one after another.",
         json_schema_extra=LOCATION,
     )
     config_name: str | None = Field(None, description="Configuration of a Hub dataset.")
@@ -201,6 +204,17 @@ class DatasetSource(Section):
         json_schema_extra=RUNTIME,
     )
 
+    @property
+    def name(self) -> str:
+        """What the rows are called in messages: the source, or the sources of a list."""
+        return self.source if isinstance(self.source, str) else ", ".join(self.source)
+
+    @property
+    def parts(self) -> "list[DatasetSource]":
+        """The sources of a list, each by itself; the source alone where it is none."""
+        names = [self.source] if isinstance(self.source, str) else self.source
+        return [self.model_copy(update={"source": name}) for name in names]
+
 
 class SandboxSource(Section):
     """Rows of the sandbox world, generated when a run needs them."""
@@ -214,6 +228,26 @@ Source = Annotated[
     Annotated[DatasetSource, Tag("dataset")] | Annotated[SandboxSource, Tag("sandbox")],
     _by_type("dataset"),
 ]
+
+
+class AddedLabels(DatasetSource):
+    """Labels that came in the middle of a run. They move no row that was shared out before."""
+
+    after: Annotated[int, Field(ge=0)] = Field(
+        description="Iteration after which they came. Labels that join the seed labels are trained on in every "
+        "iteration from the next one on; 0: in all."
+    )
+    join: Literal["seed", "heldout"] = Field(
+        "seed",
+        description="seed: among the judged pairs of the iterations to come, each once, or with `refine.seed_replay` "
+        "before the other seed labels. heldout: they are measured on, and every evaluation is made again.",
+    )
+
+    @property
+    def dataset(self) -> DatasetSource:
+        """The rows by themselves."""
+        names = DatasetSource.model_fields
+        return DatasetSource.model_construct(**{name: getattr(self, name) for name in names})
 
 
 class Data(Section):
@@ -234,6 +268,11 @@ class Data(Section):
         [8000, 20000], description="Number of fresh prompts for each iteration; one entry per iteration."
     )
     heldout: Annotated[int, Field(ge=0)] = Field(0, description="Labelled pairs held out for evaluation.")
+    added: list[AddedLabels] = Field(
+        [],
+        description="Labels that came in the middle of the run. `spa resume` adds those of `spa label RUN`.",
+        json_schema_extra=RUNTIME,  # each is a stage of its own, whose key holds what matters
+    )
     max_skipped: Fraction = Field(
         MAX_SKIPPED,
         description="Stop when a larger share of the rows of a dataset gives nothing: malformed ones that are skipped, "
@@ -1113,6 +1152,7 @@ class Recipe(Document):
         document_rules.extrapolation_has_a_way,
         document_rules.mixed_reference_is_known,
         document_rules.seed_labels_are_there,
+        document_rules.added_labels_have_an_effect,
         document_rules.there_is_something_to_do,
         document_rules.verdict_leaves_room,
         document_rules.decay_is_measured,

@@ -81,9 +81,10 @@ FIGURES: tuple[Figure, ...] = (
     Figure("conflicting_pairs", ("data",), Shown("pairs that contradict another", COUNT), silent_at_zero=True),
     Figure("most_frequent_answer", ("data",), Shown("rows with one and the same answer", COUNT), silent_at_zero=True),
     Figure("near_equal_prompts", ("data",), Shown("prompts nearly of another part", COUNT), silent_at_zero=True),
+    Figure("added", ("added",), Shown("labels added", COUNT)),
     Figure(
         "dropped_rows",
-        ("data",),
+        ("data", "added"),
         Shown("left out of their part (skipped, or with a prompt of another part)", COUNT),
         silent_at_zero=True,
     ),

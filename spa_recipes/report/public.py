@@ -38,8 +38,8 @@ def is_local(value: External) -> bool:
 
 
 def last_part(path: str) -> str:
-    """Name of a file or folder, without its path."""
-    return PurePosixPath(path.replace("\\", "/")).name or path
+    """Name of a file or folder, without its path; of a list of them, the names of all."""
+    return ", ".join(PurePosixPath(one.replace("\\", "/")).name or one for one in path.split(", "))
 
 
 def _public(value: Any, local: set[str]) -> Any:

@@ -189,8 +189,11 @@ class Context:
         return Path(self.spec.inputs[name])
 
     def located(self, source: dict[str, Any], name: str) -> dict[str, Any]:
-        """The section of a data source with place and revision of this stage's input `name`; the sandbox has none."""
-        if "source" not in source:
+        """The section of a data source with place and revision of this stage's input `name`.
+
+        The sandbox has none, and a list names its places itself.
+        """
+        if not isinstance(source.get("source"), str):
             return source
         return {**source, "source": self.spec.inputs[name], "revision": self.spec.revisions.get(name)}
 

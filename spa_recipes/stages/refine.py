@@ -209,16 +209,19 @@ def _starts(training: RefineTraining, judgments: Sequence[JudgmentRow]) -> list[
 def _replayed(
     context: Context, renderer: Renderer, share: float, judged: int, *, with_reference: bool
 ) -> list[TokenPair]:
-    """Seed pairs, repeated until they are the wanted share of all rows.
+    """Labels that were added, once at least, then seed pairs; repeated until they are the wanted share of all rows.
 
     Their reference is pi_{i-1}, as for the other rows; no answer to them was sampled, so they are scored here.
     """
-    if not share:
-        return []
-    pairs = [token_pair(renderer, pair) for pair in read_rows(context.input("seed_pairs"), PairRow)]
-    if with_reference:
+    added, seed = (
+        read_rows(context.input(name), PairRow) if name in context.spec.inputs else []
+        for name in ("added_pairs", "seed_pairs")
+    )
+    pairs = [token_pair(renderer, pair) for pair in (*added, *seed)]
+    if with_reference and pairs:
         add_reference_logps(context, pairs)
-    return [pairs[k % len(pairs)] for k in range(round(judged * share / (1.0 - share)))]
+    count = max(len(added), round(judged * share / (1.0 - share)))
+    return [pairs[k % len(pairs)] for k in range(count)]
 
 
 def _audit(judgments: Sequence[JudgmentRow], trace: Sequence[TraceRow]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from spa_recipes.label.file import Choice
 from spa_recipes.label.pairs import Judged, comparable
 from spa_recipes.label.session import Session, StaleError, schedule
 from spa_recipes.label.tally import between_people, counts, with_itself, with_judge
@@ -50,7 +51,7 @@ def test_the_sides_are_a_coin_that_falls_the_same_way_again() -> None:
 def test_the_chosen_answer_is_the_one_that_stood_on_the_chosen_side(tmp_path: Path) -> None:
     with session(tmp_path / "l.jsonl", source_of(40), repeats=0.0) as one:
         for number, showing in enumerate(one.showings):
-            side = "left" if number % 2 else "right"
+            side: Choice = "left" if number % 2 else "right"
             one.choose(number, side)
             row, pair = one.file.rows[-1], one.source.pairs[showing.pair]
             better = showing.left if side == "left" else 1 - showing.left

@@ -83,6 +83,9 @@ CASES = {
     # between sections
     "  prompts:\n    type: sandbox\n    rows: 13057":
         "8: data.prompts.rows: 13057 must not exceed the 13056 prompts of the sandbox world",
+    "  added:\n    - {source: l.jsonl, after: 2}":
+        "7: data.added.0.after: no iteration comes after iteration 2; add one to data.prompts_per_iteration, or give "
+        "the file to another recipe as data.pairs.source",
     "noise:\n  lambdas: [1]":
         "7: noise.lambdas: has 1 entry for 2 iterations (data.prompts_per_iteration); give one per iteration",
     "  prompts_per_iteration: [1]\nnoise: {lambdas: [1, 2]}":

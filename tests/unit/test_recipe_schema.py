@@ -51,7 +51,7 @@ def test_schema_lets_the_type_out_where_there_is_a_default() -> None:
     defaults = {name for name, section in kinds.items() if "type" not in section.get("required", ())}
     assert defaults == {
         "DatasetSource", "ImplicitRewardJudge", "PercentileThreshold", "TransformersBackend", "LocalExecutor",
-        "ImplicitRewardComparison",
+        "ImplicitRewardComparison", "AddedLabels",
     }  # fmt: skip
     judges = {entry["$ref"].rpartition("/")[2] for entry in recipe_schema()["properties"]["judge"]["oneOf"]}
     assert judges == {"ImplicitRewardJudge", "RewardModelJudge", "LlmJudge", "GoldJudge", "RandomJudge"}
