@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from spa_recipes.data import sources
+from spa_recipes.data.counts import placed
 from spa_recipes.data.forms.answers import BY_A_PERSON, TIE
 from spa_recipes.data.labelling import NO_LABEL, NOT_GOOD
 from spa_recipes.data.sources import Loaded, Use
@@ -48,7 +49,7 @@ def faults_of(source: DatasetSource, use: Use) -> tuple[int | None, list[SpaErro
     found: list[SpaError] = [DataError(why, where=f"{source.name}, row {row}", fix=fix) for row, why in bad[:MOST]]
     if len(bad) > MOST:
         found.append(DataError(f"{len(bad) - MOST:,} more rows are malformed", where=source.name, fix=fix))
-    return len(loaded.stored) + len(loaded.skipped), found
+    return len(loaded.stored) + len(placed(loaded.skipped)), found
 
 
 def _size(path: Path) -> int:

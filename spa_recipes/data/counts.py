@@ -59,6 +59,11 @@ def table(skipped: Sequence[tuple[int, str]]) -> list[str]:
     return lines
 
 
+def placed(skipped: Sequence[tuple[int, str]]) -> list[int]:
+    """Rows that give nothing and keep their places where rows are shared out; what a person left open has none."""
+    return [row for row, why in skipped if why not in BY_A_PERSON.values()]
+
+
 def check_skipped(
     loaded: Loaded[Any], source: DatasetSource | SandboxSource, key: str, most: float = MAX_SKIPPED
 ) -> None:

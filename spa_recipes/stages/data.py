@@ -35,7 +35,7 @@ def run(context: Context) -> Result:
         names_of(pairs.stored),
         names_of(prompts.stored) if prompts else None,
         data,
-        skipped_pairs=[row for row, _ in pairs.skipped],
+        skipped_pairs=counts.placed(pairs.skipped),
         skipped_prompts=[row for row, _ in prompts.skipped] if prompts else [],
     )
     fresh = (prompts or pairs).stored

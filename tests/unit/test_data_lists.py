@@ -6,6 +6,7 @@ import pytest
 
 from spa_recipes.api import prepare
 from spa_recipes.data.check import faults_of
+from spa_recipes.data.counts import placed
 from spa_recipes.data.places import count_rows
 from spa_recipes.data.sources import PAIRS, read_pairs
 from spa_recipes.errors import DataError
@@ -51,7 +52,13 @@ def test_the_most_rows_are_those_of_all_files_together(both: DatasetSource) -> N
 
 
 def test_ties_and_skips_of_a_person_are_no_faults(both: DatasetSource) -> None:
-    assert faults_of(both, PAIRS) == (16, [])
+    assert faults_of(both, PAIRS) == (13, [])
+
+
+def test_what_a_person_left_open_takes_no_place_among_the_parts(both: DatasetSource) -> None:
+    skipped = read_pairs(both).skipped
+    assert placed(skipped) == []
+    assert placed([*skipped, (17, "a tie"), (18, "not JSON")]) == [17, 18]
 
 
 def test_a_bad_row_is_named_with_its_own_file(both: DatasetSource, tmp_path: Path) -> None:
