@@ -234,6 +234,11 @@ def data(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Set any key of a dataset, e.g. `--set on_bad_row=skip`."),
     ] = None,
+    chat_template: Annotated[str | None, typer.Option(help="Jinja file in place of the model's own template.")] = None,
+    chat_template_kwargs: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Set a variable of the chat template, e.g. `enable_thinking=false`."),
+    ] = None,
 ) -> None:
     """Say what is in a dataset, and how it would be read.
 
@@ -241,7 +246,7 @@ def data(
     """
     from spa_recipes.cli.data import show
 
-    show(source, set_ or [], as_, model)
+    show(source, set_ or [], as_, model, chat_template, chat_template_kwargs or [])
 
 
 @app.command(

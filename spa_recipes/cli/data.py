@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,7 +15,7 @@ from spa_recipes.data.model_files import ModelFiles
 from spa_recipes.data.readable import Readable
 from spa_recipes.data.sources import Loaded
 from spa_recipes.errors import DataError, RecipeError
-from spa_recipes.recipe.schema import DatasetSource, Model
+from spa_recipes.recipe.schema import DatasetSource
 from spa_recipes.units import count_of
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _SHOWN = 3
 _MEASURED = 1000
 _SAID = ("role", "content")
+_NO_LIMIT = 1 << 40  # tokens
 
 
 class _Way(NamedTuple):
@@ -39,14 +41,29 @@ _WAYS = {
 }
 
 
-def show(source: str, settings: Sequence[str], use: str | None, model: str | None) -> None:
+def show(
+    source: str,
+    settings: Sequence[str],
+    use: str | None,
+    model: str | None,
+    chat_template: str | None = None,
+    variables: Sequence[str] = (),
+) -> None:
     """Print what a dataset holds.
+
+    Args:
+        model: whose tokenizer and chat template render the rows; None shows their texts.
+        chat_template, variables: `model.chat_template` and `model.chat_template_kwargs` of the recipe.
 
     Raises:
         DataError: it cannot be read. RecipeError: an option is wrong.
     """
     given = _source(source, settings)
-    renderer = None if model is None else _renderer(model)
+    for option, value in (("--chat-template", chat_template), ("--chat-template-kwargs", variables)):
+        if value and model is None:
+            raise RecipeError("has no effect without a model", where=option, fix="name one with --model")
+    kwargs = variables_of(variables, "--chat-template-kwargs")
+    renderer = None if model is None else _renderer(model, chat_template, kwargs)
     check = None if renderer is None or model is None else Readable(ModelFiles(model, None), lambda: renderer)
     name, loaded = _read(given, use, check)
     total = len(loaded.stored) + len(loaded.skipped)
@@ -66,6 +83,10 @@ def show(source: str, settings: Sequence[str], use: str | None, model: str | Non
     say("")
     say(bold("for a recipe:"))
     say(_WAYS[name].section % _written(given))
+    if chat_template is not None or kwargs:
+        template = {} if chat_template is None else {"chat_template": chat_template}
+        template |= {"chat_template_kwargs": kwargs} if kwargs else {}
+        say(f"model: {json.dumps({'model_name_or_path': model} | template)}")
 
 
 def _source(source: str, settings: Sequence[str]) -> DatasetSource:
@@ -122,12 +143,16 @@ def _value(text: str) -> bool | float | str:
         return text
 
 
-def _renderer(model: str) -> Renderer:
+def _renderer(model: str, chat_template: str | None, variables: Mapping[str, Any]) -> Renderer:
+    """What renders rows whole: the lengths that are printed say what `max_length` would cut."""
     from spa_recipes.data.chat import Renderer, load_tokenizer
 
-    settings = Model(model_name_or_path=model)
     return Renderer(
-        load_tokenizer(model), max_prompt_length=settings.max_prompt_length, max_length=settings.max_length, notice=say
+        load_tokenizer(model, chat_template=chat_template),
+        max_prompt_length=_NO_LIMIT,
+        max_length=2 * _NO_LIMIT,
+        template_kwargs=variables,
+        notice=say,
     )
 
 
@@ -213,8 +238,6 @@ def _short(text: str, most: int = 200) -> str:
 
 def _written(given: DatasetSource) -> str:
     """The source as a recipe has it, on one line."""
-    import json
-
     values = given.model_dump(exclude_defaults=True)
     values.pop("type", None)
     name = given.name

@@ -94,7 +94,7 @@ def _read_csv(path: Path, delimiter: str) -> Iterator[RawRow]:
     with open_text(path) as file:
         lines = _decoded_lines(file, path)
         first = next(lines, "").removeprefix(BOM.decode())
-        reader = csv.reader(chain([first], lines), strict=True, delimiter=delimiter or _delimiter_of(first))
+        reader = csv.reader(chain([first], lines), strict=True, delimiter=delimiter or delimiter_of(first))
         try:
             yield from _csv_rows(reader, path)
         except csv.Error as error:
@@ -119,7 +119,7 @@ def _csv_rows(reader: Any, path: Path) -> Iterator[RawRow]:
             yield RawRow(number, where, dict(zip(header, cells, strict=True)))
 
 
-def _delimiter_of(header: str) -> str:
+def delimiter_of(header: str) -> str:
     """The comma where the header has one, else the first of the others that it has."""
     return next((mark for mark in _DELIMITERS if mark in header), ",")
 

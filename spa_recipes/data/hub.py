@@ -175,3 +175,35 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(link))
         yield link
         link = link.__cause__ or link.__context__
+
+
+_HEADER_BYTES = 1024 * 1024
+
+
+def csv_of_texts(config: Any) -> dict[str, Any]:
+    """Settings by which `datasets` reads a CSV as a CSV file is read here: every cell is the text that stands in it.
+
+    Otherwise pandas makes 7 of an id 007, 100000.0 of 1e5, and nothing of words such as NA and null.
+
+    Args:
+        config: of the dataset's builder, with its files.
+    """
+    import csv
+    from io import StringIO
+
+    import datasets
+    import fsspec
+
+    from spa_recipes.data.files import delimiter_of
+    from spa_recipes.data.rows import BOM
+
+    settings: dict[str, Any] = {"keep_default_na": False}
+    first = next((file for files in (config.data_files or {}).values() for file in files), None)
+    if first is None or config.header != "infer":  # prepared before, or without a line of names
+        return settings
+    with fsspec.open(first, "rb", compression="infer") as file:
+        text = file.read(_HEADER_BYTES).removeprefix(BOM).decode("utf-8", "ignore")
+    if config.sep == ",":
+        settings["sep"] = delimiter_of(text.partition("\n")[0])
+    names = config.names or next(csv.reader(StringIO(text), delimiter=settings.get("sep", config.sep)), [])
+    return settings | {"features": datasets.Features({name: datasets.Value("string") for name in names})}

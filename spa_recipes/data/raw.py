@@ -10,7 +10,7 @@ from typing import Any
 from spa_recipes.data.arrow_files import refuse_compressed
 from spa_recipes.data.files import RawRow, read_file, unreadable
 from spa_recipes.data.folders import data_files, foreign, saved_files
-from spa_recipes.data.hub import hub_error
+from spa_recipes.data.hub import csv_of_texts, hub_error
 from spa_recipes.data.parquet import room_for, unpacked_bytes
 from spa_recipes.data.places import existing_path
 from spa_recipes.errors import DataError, SpaError
@@ -99,10 +99,10 @@ def _read_hub(source: DatasetSource) -> Iterator[RawRow]:
     try:
         place = {"path": source.name, "name": source.config_name, "revision": source.revision}
         builder = datasets.load_dataset_builder(**place)
-        if hasattr(builder.config, "keep_default_na"):  # CSV, of which words such as NA and null are texts here
-            builder = datasets.load_dataset_builder(**place, keep_default_na=False)
         if outside := foreign(source.name, builder.config.data_files or {}):
             raise outside
+        if hasattr(builder.config, "keep_default_na"):
+            builder = datasets.load_dataset_builder(**place, **csv_of_texts(builder.config))
         builder.download_and_prepare()
         data = builder.as_dataset()
     except SpaError:

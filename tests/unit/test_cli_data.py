@@ -11,6 +11,7 @@ from spa_recipes.judge_job import JudgeRequest, judge_job
 from spa_recipes.recipe.schema import Columns, DatasetSource
 from tests.kit.data import CONVERSATION, GOOD
 from tests.kit.data_forms import write_jsonl
+from tests.kit.training import make_model
 
 ROW = {"q": "What?", "good": "That.", "bad": "No.", "source": "x"}
 NAMED = ["--set", "columns.prompt=q", "--set", "columns.chosen=good", "--set", "columns.rejected=bad"]
@@ -41,6 +42,29 @@ def test_it_says_what_is_there(spa_here: Any, tmp_path: Path) -> None:
     assert len(read_pairs(DatasetSource.model_validate(lines["data"]["pairs"])).rows) == 4
 
 
+def test_rows_are_rendered_as_the_recipe_would_render_them(spa_here: Any, tmp_path: Path) -> None:
+    """By the template and the variables that are given, whole, and with the lines that say the same in a recipe."""
+    from spa_recipes.data.chat import load_tokenizer
+
+    own = load_tokenizer(make_model(tmp_path / "model"))
+    word, other = [word for word in own.get_vocab() if word.isalpha()][:2]
+    Path(tmp_path, "t.jinja").write_text(f"{{% if polite %}}{word} {{% endif %}}{own.chat_template}")
+    long = " ".join([other] * 3000)
+    write_jsonl(tmp_path, [{"prompt": other, "chosen": long, "rejected": word}])
+    plain = spa_here("data", "data.jsonl", "--model", "model")
+    given = ("--chat-template", "t.jinja", "--chat-template-kwargs", "polite=true")
+    done = spa_here("data", "data.jsonl", "--model", "model", *given)
+    rendered, before = (
+        next(line for line in out.splitlines() if "rendered: " in line) for out in (done.out, plain.out)
+    )
+    assert rendered.startswith(f"  rendered: '{word} ")
+    assert not before.startswith(f"  rendered: '{word} ")
+    assert "chosen: 3,001 tokens in the middle" in done.out
+    assert yaml.safe_load(done.out.split("for a recipe:")[1])["model"] == {
+        "model_name_or_path": "model", "chat_template": "t.jinja", "chat_template_kwargs": {"polite": True}
+    }  # fmt: skip
+
+
 def test_it_tells_the_use_by_the_form(spa_here: Any, tmp_path: Path) -> None:
     write_jsonl(tmp_path, [{"messages": CONVERSATION}])
     done = spa_here("data", "data.jsonl")
@@ -50,11 +74,14 @@ def test_it_tells_the_use_by_the_form(spa_here: Any, tmp_path: Path) -> None:
     assert "1 row, 1 prompt\n" in spa_here("data", "data.jsonl", "--as", "prompts").out
 
 
-def test_judge_takes_the_same_settings() -> None:
+def test_judge_takes_the_same_settings(tmp_path: Path) -> None:
+    write_jsonl(tmp_path, [ROW])
     given = settings_of(
         ["columns.label=winner", "columns.positive=1", "columns.ignore=a,b", "max_skipped=0.5"], "--data"
     )
-    request = JudgeRequest("p", "r", "d.jsonl", Path("out.jsonl"), columns={"prompt": "q", "chosen": None}, data=given)
+    request = JudgeRequest(
+        "p", "r", str(tmp_path / "data.jsonl"), Path("out.jsonl"), columns={"prompt": "q", "chosen": None}, data=given
+    )
     pairs = judge_job(request).pairs
     assert pairs.columns == Columns(prompt="q", label="winner", positive=1.0, ignore=["a", "b"])
     assert pairs.max_skipped == 0.5
@@ -68,6 +95,7 @@ def test_errors_are_one_line(spa_here: Any, tmp_path: Path) -> None:
         (["data.jsonl", "--as", "x"], 2, "is no use of data"),
         (["data.jsonl", "--set", "nothing"], 2, "is no KEY=VALUE"),
         (["data.jsonl", "--set", "columns.nothing=a"], 2, "--set columns.nothing"),
+        (["data.jsonl", "--chat-template", "t.jinja"], 2, "--chat-template: has no effect without a model"),
     ):
         done = spa_here("data", *arguments)
         assert done.code == code

@@ -82,10 +82,19 @@ def test_a_hub_dataset_is_asked_for_as_the_source_says(monkeypatch: pytest.Monke
     assert asked == [("o/n", {"name": "c", "revision": "r"}), "prepare"]
 
 
-def test_words_such_as_na_in_a_csv_of_the_hub_are_texts_as_in_a_file(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+CSV = {
+    "words such as NA": "prompt,chosen,rejected,id\nq1,NA,null,a\nq2,None,nan,b\nq3,a,,c\n",
+    "numbers": "prompt,chosen,rejected,id\nq1,1,02,007\nq2,1e5,True,1e5\nq3,3.10,,12345678901234567890\n",
+    "semicolons": 'prompt;chosen;rejected;"id"\nq1;a,b;c;007\nq2;1;2;\nq3;a;;1\n',
+    "a mark in front": "\ufeffprompt,chosen,rejected,id\nq1,1,2,01\nq2,3,4,02\nq3,5,,03\n",
+}
+
+
+@pytest.mark.parametrize("content", CSV.values(), ids=CSV)
+def test_a_csv_of_the_hub_holds_the_texts_of_the_same_file(
+    content: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "d.csv").write_text("prompt,chosen,rejected\nq1,NA,null\nq2,None,nan\nq3,a,\n")
+    (tmp_path / "d.csv").write_text(content)
     load = datasets.load_dataset_builder
 
     def load_dataset_builder(path: str, name: Any, revision: Any, **settings: Any) -> Any:
@@ -97,6 +106,6 @@ def test_words_such_as_na_in_a_csv_of_the_hub_are_texts_as_in_a_file(
     monkeypatch.setattr("spa_recipes.data.raw.foreign", lambda name, files: None)
     ours = read_pairs(source(tmp_path / "d.csv", on_bad_row="skip"))
     theirs = read_pairs(source("o/n", on_bad_row="skip"))
-    assert [row["chosen"][0]["content"] for row in theirs.rows] == ["NA", "None"]
+    assert len(theirs.rows) == 2
     assert theirs.rows == ours.rows
     assert theirs.skipped == ours.skipped == [(3, "the rejected response is empty")]

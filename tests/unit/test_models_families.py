@@ -214,8 +214,9 @@ def test_kept_log_probs_of_another_model_stop_a_stage(dtype: torch.dtype) -> Non
 
     def stage_with(off: float) -> None:
         logps = [once[0] + off, *once[1:]]
-        row: Any = {"prompt_id": "abc", "sample": 1, "prompt_ids": item.prompt_ids, "response_ids": item.response_ids}
-        _refuse_other_model(model, [{**row, "logps": logps}], [again])
+        ids = {"prompt_ids": item.prompt_ids, "response_ids": item.response_ids}
+        row: Any = {"prompt_id": "abc", "sample": 1, **ids, "logps": logps}
+        _refuse_other_model(model, [row], [again])
 
     stage_with(0.005)
     with pytest.raises(StageError, match=r"kept are 56 nats off those of one pass over the answer"):

@@ -27,7 +27,7 @@ OPTIONS = {
     "sample": {"--prompts", "--out", "--n", "--overwrite", "--set"},
     "evaluate": {"--benchmark", "--against", "--prompts", "--out", "--annotations", "--backend", "--set", "--trust"},
     "validate": {"--set", "--show-example"},
-    "data": {"--model", "--as", "--set"},
+    "data": {"--model", "--as", "--set", "--chat-template", "--chat-template-kwargs"},
     "plan": {"--run-dir", "--set", "--diff", "--verbose", "--json", "--resolved"},
     "status": {"--runs-dir", "--follow"},
     "gc": {"--runs-dir", "--yes", "--models"},
