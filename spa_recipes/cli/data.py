@@ -84,9 +84,9 @@ def show(
     say(bold("for a recipe:"))
     say(_WAYS[name].section % _written(given))
     if chat_template is not None or kwargs:
-        template = {} if chat_template is None else {"chat_template": chat_template}
-        template |= {"chat_template_kwargs": kwargs} if kwargs else {}
-        say(f"model: {json.dumps({'model_name_or_path': model} | template)}")
+        template: dict[str, Any] = {"chat_template": chat_template, "chat_template_kwargs": kwargs}
+        given_ones = {key: value for key, value in template.items() if value}
+        say(f"model: {json.dumps({'model_name_or_path': model} | given_ones)}")
 
 
 def _source(source: str, settings: Sequence[str]) -> DatasetSource:

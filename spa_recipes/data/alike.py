@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations, islice
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ from spa_recipes.data.forms.answers import SCORES
 from spa_recipes.data.forms.form import ANSWER_TEXTS, TRANSCRIPT_STARTS, BadRowError, NoPairError, Raw, is_empty
 from spa_recipes.data.forms.messages import SERIALISED_STARTS, TRANSCRIPTS
 from spa_recipes.data.forms.reading import Reading
-from spa_recipes.data.rows import prompt_id
+from spa_recipes.data.rows import prompt_ids_alike
 
 Finish = Callable[[Any, Raw, int], Mapping[str, Any]]
 Make = Callable[[RawRow], Mapping[str, Any] | None]
@@ -275,6 +276,8 @@ class Alike:
 
     def _groups(self, raws: Sequence[RawRow]) -> dict[_Shape, _Group]:
         """Rows by their shape, without those that are odd."""
+        if (alike := self._of_texts(raws)) is not None:
+            return alike
         groups: dict[_Shape, _Group] = {}
         cells = self.reading.cells
         for place, raw in enumerate(raws):
@@ -292,6 +295,25 @@ class Alike:
             group.texts.append(texts)
             group.numbers.append(numbers)
         return groups
+
+    def _of_texts(self, raws: Sequence[RawRow]) -> dict[_Shape, _Group] | None:
+        """Rows of a batch that all have the same columns, and texts in all that are read; None for another batch."""
+        rows = [raw.value for raw in raws if raw.value]
+        if self.reading.cells.decodes or len(rows) < len(raws):
+            return None
+        names = tuple(rows[0])
+        layout = self._layouts.get(names)  # which a batch before this one has found
+        if layout is None or layout.texts is None or layout.empty or len(layout.read) < 2:
+            return None
+        if {*map(tuple, rows)} != {names}:
+            return None
+        group = _Group()
+        texts_of: Callable[[Any], tuple[str, ...]] = itemgetter(*(column.name for column in layout.read))
+        group.texts = list(map(texts_of, rows))
+        if any("" in column or {*map(type, column)} != _STRINGS for column in zip(*group.texts, strict=True)):
+            return None
+        group.places, group.numbers = list(range(len(rows))), [()] * len(rows)
+        return {layout.texts: group}
 
     def _shape(self, row: Raw) -> tuple[_Shape, Sequence[str], Sequence[float]]:
         """The shape of a row, its texts and its numbers."""
@@ -426,8 +448,7 @@ def _held(field: pa.Field, value: Any, texts: Mapping[str, int], numbers: Mappin
 
 
 def _names(prompt: _Messages, texts: Sequence[Sequence[str]]) -> list[str]:
-    parts = list(zip(prompt.roles, prompt.texts, strict=True))
-    return [prompt_id([{"role": role, "content": row[place]} for role, place in parts]) for row in texts]
+    return prompt_ids_alike(prompt.roles, [[row[place] for row in texts] for place in prompt.texts])
 
 
 def _flags(array: pa.Array) -> NDArray[np.bool_]:

@@ -51,8 +51,9 @@ def read_file(path: Path) -> Iterator[RawRow]:
 
 def _read_jsonl(path: Path) -> Iterator[RawRow]:
     with open_text(path) as file:
-        for line in lines_of(file, path):
-            yield RawRow(line.number, f"{path}:{line.number}", line.value, line.error)
+        place = f"{path}:"
+        for number, value, error in lines_of(file, path):
+            yield RawRow(number, f"{place}{number}", value, error)
 
 
 def _read_json(path: Path) -> Iterator[RawRow]:

@@ -192,7 +192,7 @@ def csv_of_texts(config: Any) -> dict[str, Any]:
     from io import StringIO
 
     import datasets
-    import fsspec
+    import fsspec  # type: ignore[import-untyped]
 
     from spa_recipes.data.files import delimiter_of
     from spa_recipes.data.rows import BOM

@@ -5,9 +5,10 @@ The rows that stages hand to each other are in `stage_rows` (JSONL) and `tables`
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NotRequired, TypedDict, TypeVar
+from typing import Any, Generic, NamedTuple, NotRequired, TypedDict, TypeVar
 
 from spa_recipes.encoding import remedy, wide_encoding
 from spa_recipes.errors import DataError, TryAgainError, system_error
@@ -20,6 +21,9 @@ THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _NAMING = ("role", "content", "tool_calls", *THOUGHTS, "tools")
 _TEXT = json.encoder.encode_basestring_ascii
 _DECODER = json.JSONDecoder()
+_BLOCK_BYTES = 256 * 1024
+_WORD = secrets.token_hex(16)
+_BETWEEN_LINES = f',"{_WORD}",'.encode()
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
 
@@ -102,6 +106,19 @@ def prompt_id(messages: Iterable[Message]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def prompt_ids_alike(roles: Sequence[str], contents: Sequence[Sequence[str]]) -> list[str]:
+    """`prompt_id` of many prompts whose messages have these roles, and texts alone.
+
+    Args:
+        contents: the texts of the first, the second ... message of all prompts.
+    """
+    ends = [f',"role":{_TEXT(role)}}}' for role in roles]
+    columns = [
+        [f'{{"content":{text}{end}' for text in map(_TEXT, texts)] for texts, end in zip(contents, ends, strict=True)
+    ]
+    return [hashlib.sha256(f"[{','.join(parts)}]".encode()).hexdigest()[:16] for parts in zip(*columns, strict=True)]
+
+
 def _canonical(message: Message) -> str:
     """The canonical JSON of what names a prompt in a message. Most messages have a role and a text only."""
     named: dict[str, Any] = {key: value for key, value in message.items() if key in _NAMING}
@@ -142,15 +159,43 @@ def read_rows(path: Path | str, kind: type[RowT]) -> list[RowT]:
     Raises:
         DataError: as `read_jsonl`, or a row lacks a key of its type.
     """
+    return list(iterate_rows(path, kind))
+
+
+def iterate_rows(path: Path | str, kind: type[RowT]) -> Iterator[RowT]:
+    """`read_rows` row by row: for many rows in little memory."""
     needed: frozenset[str] = kind.__required_keys__  # type: ignore[attr-defined]
-    rows: list[Any] = []
     for number, value in _objects(path):
         if missing := needed - value.keys():
             raise DataError(
                 f"no key `{min(missing)}`", where=f"{path}:{number}", fix="run the stage that writes this file again"
             )
-        rows.append(value)
-    return rows
+        row: Any = value
+        yield row
+
+
+class RowsInOrder(Generic[RowT]):
+    """Rows that a stage wrote, asked for by their places in ascending order: one of them is in memory at a time."""
+
+    def __init__(self, path: Path | str, kind: type[RowT]) -> None:
+        self._path = path
+        self._rows = enumerate(iterate_rows(path, kind))
+        self._last: tuple[int, RowT] | None = None
+
+    def __getitem__(self, place: int) -> RowT:
+        """The row at a place, which is that of the call before or one behind it.
+
+        Raises:
+            DataError: there is no such row, or it was passed.
+        """
+        while self._last is None or self._last[0] < place:
+            self._last = next(self._rows, None)
+            if self._last is None:
+                break
+        if self._last is None or self._last[0] != place:
+            what = f"row {place + 1} is asked for out of order, or is not there"
+            raise DataError(what, where=str(self._path), fix="run the stages that write these files again")
+        return self._last[1]
 
 
 def _objects(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -184,15 +229,45 @@ def read_lines(path: Path | str) -> Iterator[Line]:
 
 def lines_of(file: Iterable[bytes], path: Path) -> Iterator[Line]:
     """`read_lines` of a file that is open."""
-    offset = 0
-    for number, raw in enumerate(file, start=1):
-        if number == 1:
-            refuse_wide(raw, path)
-        value = _whole_object(raw)
-        line = Line(number, value, None) if value is not None else _parse_line(raw, number, offset, path)
-        offset += len(raw)
-        if line is not None:
-            yield line
+    offset, number = 0, 0
+    for block in _blocks(file):
+        if not number:
+            refuse_wide(block[0], path)
+        values = _whole_objects(block)
+        for place, raw in enumerate(block):
+            number += 1
+            value = values[place] if values is not None else _whole_object(raw)
+            line = Line(number, value, None) if value is not None else _parse_line(raw, number, offset, path)
+            offset += len(raw)
+            if line is not None:
+                yield line
+
+
+def _blocks(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Lines that follow one another, together so many that they are parsed at little cost each."""
+    block, size = [], 0
+    for line in lines:
+        block.append(line)
+        size += len(line)
+        if size >= _BLOCK_BYTES:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
+
+
+def _whole_objects(block: list[bytes]) -> list[dict[str, Any]] | None:
+    """The object of each line, parsed as one array; None where a line holds anything else.
+
+    A word that no line can know stands between two lines, so that each object of the array is exactly one line.
+    """
+    try:
+        values = _DECODER.decode((b"[" + _BETWEEN_LINES.join(block) + b"]").decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    objects: list[dict[str, Any]] = values[::2]
+    is_one_each = len(values) == 2 * len(block) - 1 and values[1::2].count(_WORD) == len(block) - 1
+    return objects if is_one_each and {*map(type, objects)} == {dict} else None
 
 
 def _whole_object(raw: bytes) -> dict[str, Any] | None:

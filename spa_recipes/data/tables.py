@@ -169,7 +169,7 @@ def read_values(path: Path, completions: pa.Table, schema: pa.Schema) -> list[fl
         DataError: as `read_table`, or the rows are not those of the completions.
     """
     table = read_table(path, schema)
-    if any(table[name].to_pylist() != completions[name].to_pylist() for name in ("item", "sample")):
+    if not all(table[name].equals(completions[name]) for name in ("item", "sample")):
         raise DataError(
             "the rows are not those of the completions",
             where=str(path),

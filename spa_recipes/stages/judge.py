@@ -6,16 +6,24 @@ A seeded rule breaks ties. Dropped and counted are prompts whose best and worst 
 with an empty answer unless two distinct non-empty answers remain.
 """
 
+from __future__ import annotations
+
 import math
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from spa_recipes.algo.judgment import largest_margins, select_pair
 from spa_recipes.algo.noise import flip_probability, is_inside
 from spa_recipes.data import tables
 from spa_recipes.data.arrow import rows_of
-from spa_recipes.data.rows import read_rows, write_jsonl
+from spa_recipes.data.rows import RowsInOrder, iterate_rows, write_jsonl
 from spa_recipes.data.stage_rows import JudgedPairRow, JudgmentRow, LabelledPrompt
 from spa_recipes.errors import DataError, StageError
 from spa_recipes.stages.common import mean, share
@@ -27,51 +35,74 @@ from spa_recipes.stages.member_tables import ensemble_of, read_members
 WARN_ABOVE = 0.1
 """Share of the margins within two standard errors of zero above which the stage warns."""
 
+_SAME, _EMPTY, _UNCERTAIN = "same", "empty", "uncertain"
+"""Why a prompt is dropped: its best and worst answers are the same text, empty, or too near each other."""
+
+_READ = pa.schema([tables.COMPLETIONS.field(name) for name in ("item", "sample", "text", "response_ids", "logps")])
+"""What the stage needs of the completions; the prompts' tokens, which each answer repeats, are not read."""
+
 
 def run(context: Context) -> Result:
-    """Write `pairs.jsonl` (TRL's explicit form) and `judgments.jsonl` (everything known about each prompt)."""
+    """Write `pairs.jsonl` (TRL's explicit form) and `judgments.jsonl` (everything known about each prompt).
+
+    Both are written row by row: of the texts, those of a few prompts are in memory at a time.
+    """
     settings = context.spec.settings
-    prompts = read_rows(context.input("prompts"), LabelledPrompt)
-    groups = _answers(context)
-    usable = {item: answers for item, answers in groups.items() if _has_candidates(answers)}
-    without = len(groups) - len(usable)
-    if not usable:
-        raise _no_pairs(context, 0, without)
-    penalty = length_penalty(
-        settings["judge"], [[answers[k] for k in _candidates(answers)] for answers in usable.values()]
-    )
-    judgments: list[JudgmentRow] = []
-    pairs: list[JudgedPairRow] = []
-    least = settings["judge"].get("min_margin_in_noise")
-    dropped = uncertain = 0
-    for item, answers in usable.items():
-        prompt = prompts[item]
-        judgment = _judge(settings, prompt, answers, penalty)
-        if answers[judgment["chosen"]].text == answers[judgment["rejected"]].text:
-            dropped += 1
-            continue
-        if least is not None and is_inside(judgment["margin"], judgment["standard_error"], least):
-            uncertain += 1
-            continue
-        judgments.append(judgment)
-        pairs.append(_pair(judgment, prompt, answers, settings))
-    if not pairs:
-        raise _no_pairs(context, dropped, without, uncertain)
-    kept = largest_margins([judgment["margin"] for judgment in judgments], settings["judge"].get("keep", 1.0))
-    small = len(judgments) - len(kept)
-    judgments, pairs = [judgments[i] for i in kept], [pairs[i] for i in kept]
-    write_jsonl(context.draft / "judgments.jsonl", judgments)
-    write_jsonl(context.draft / "pairs.jsonl", pairs)
-    metrics = {"dropped_identical": dropped, "dropped_empty": without, "length_penalty": penalty}
-    if least is not None:
-        metrics["dropped_uncertain"] = uncertain
+    given = _Given(context)
+    dropped: Counter[str] = Counter()
+    penalty = length_penalty(settings["judge"], given.candidates)
+    path = context.draft / "judgments.jsonl"
+    margins = array("d")
+
+    def judged() -> Iterator[JudgmentRow]:
+        for judgment in _judgments(given, settings, penalty, dropped):
+            margins.append(judgment["margin"])
+            yield judgment
+
+    write_jsonl(path, judged())
+    if not margins:
+        raise _no_pairs(context, dropped)
+    kept = largest_margins(margins, settings["judge"].get("keep", 1.0))
+    if small := len(margins) - len(kept):
+        wanted = set(kept)
+        write_jsonl(path, (row for i, row in enumerate(iterate_rows(path, JudgmentRow)) if i in wanted))
+    figures = _Figures()
+    write_jsonl(context.draft / "pairs.jsonl", _pairs(given, path, settings, figures))
+    metrics = {"dropped_identical": dropped[_SAME], "dropped_empty": dropped[_EMPTY], "length_penalty": penalty}
+    if settings["judge"].get("min_margin_in_noise") is not None:
+        metrics["dropped_uncertain"] = dropped[_UNCERTAIN]
     if small:
         metrics["dropped_small_margin"] = small
-    metrics |= _metrics(judgments, groups)
-    metrics |= _divergence(context, groups)
+    metrics |= figures.metrics(in_tokens=given.in_tokens)
+    metrics |= _divergence(context, given)
     if any(name.endswith("log_ratios") for name in context.spec.inputs):
-        metrics |= _noise(context, judgments)
-    return Result(len(pairs), 0, metrics)
+        metrics |= _noise(context, figures)
+    return Result(len(kept), 0, metrics)
+
+
+def _judgments(given: _Given, settings: dict[str, Any], penalty: float, dropped: Counter[str]) -> Iterator[JudgmentRow]:
+    """The judgment of each prompt that has one; the others are counted by their reason."""
+    least = settings["judge"].get("min_margin_in_noise")
+    for prompt, answers in given.prompts():
+        if not _has_candidates(answers):
+            dropped[_EMPTY] += 1
+            continue
+        judgment = _judge(settings, prompt, answers, penalty)
+        if answers[judgment["chosen"]].text == answers[judgment["rejected"]].text:
+            dropped[_SAME] += 1
+        elif least is not None and is_inside(judgment["margin"], judgment["standard_error"], least):
+            dropped[_UNCERTAIN] += 1
+        else:
+            yield judgment
+
+
+def _pairs(given: _Given, judgments: Path, settings: dict[str, Any], figures: _Figures) -> Iterator[JudgedPairRow]:
+    """The pair of each judgment in a file; their figures are noted."""
+    prompts = given.prompts()
+    for judgment in iterate_rows(judgments, JudgmentRow):
+        prompt, answers = next(both for both in prompts if both[1][0].item == judgment["item"])
+        figures.note(judgment, answers)
+        yield _pair(judgment, prompt, answers, settings)
 
 
 def _candidates(answers: Sequence[Answer]) -> list[int]:
@@ -85,11 +116,12 @@ def _has_candidates(answers: Sequence[Answer]) -> bool:
     return len(candidates) == len(answers) or len({answers[k].text for k in candidates}) > 1
 
 
-def _no_pairs(context: Context, identical: int, empty: int, uncertain: int = 0) -> DataError:
+def _no_pairs(context: Context, dropped: Counter[str]) -> DataError:
     """The error for a stage that can label nothing, after so many prompts were dropped."""
-    if uncertain:
+    identical, empty = dropped[_SAME], dropped[_EMPTY]
+    if dropped[_UNCERTAIN]:
         return DataError(
-            f"every margin is smaller than judge.min_margin_in_noise allows ({uncertain} prompts)",
+            f"every margin is smaller than judge.min_margin_in_noise allows ({dropped[_UNCERTAIN]} prompts)",
             where=context.spec.id,
             fix="lower it, or look at the log-ratios' method",
         )
@@ -101,57 +133,75 @@ def _no_pairs(context: Context, identical: int, empty: int, uncertain: int = 0) 
     )
 
 
-def _answers(context: Context) -> dict[int, list[Answer]]:
-    """Answers by prompt, with what the tables of this stage's inputs say about each."""
-    completions = tables.read_table(context.input("completions"), tables.COMPLETIONS)
+class _Given:
+    """The prompts of the stage with their answers, and what the tables of its inputs say about each answer.
 
-    def column(name: str, schema: Any) -> list[float] | None:
-        if name not in context.spec.inputs:
-            return None
-        return tables.read_values(context.input(name), completions, schema)
+    Attributes:
+        in_tokens: whether the answers have tokens; otherwise only texts are judged.
+    """
 
-    policy, reference = column("policy_logps", tables.LOGPS), column("reference_logps", tables.LOGPS)
-    judging, seed = column("judging_logps", tables.LOGPS), column("seed_logps", tables.LOGPS)
-    rewards = column("rewards", tables.REWARDS)
-    ratios = [
-        tables.read_log_ratios(context.input(name), completions)
-        for name in ("log_ratios", "seed_log_ratios")
-        if name in context.spec.inputs
-    ]
-    common = None
-    if context.spec.settings.get("labels_by") == "members":
-        members = read_members(context, completions, reference)
-        common = ensemble_of(members, context.spec.settings["judge"].get("uncertainty_penalty", 0.0))
-    groups: dict[int, list[Answer]] = defaultdict(list)
-    for i, row in enumerate(rows_of(completions)):
-        sampled = None if row["logps"] is None else sum(row["logps"])
-        ours = sampled if policy is None else policy[i]
-        theirs = None if reference is None else reference[i]
-        log_ratio = error = None
-        if common is not None:
-            log_ratio, error = common.values[i], common.errors[i] if common.errors else None
-        elif ratios:
-            log_ratio = mean([table.values[i] for table in ratios])
-            error = math.hypot(*(table.errors[i] for table in ratios)) / len(ratios)
-        elif theirs is not None:
-            # The mean of two rewards with one reference is that of the mean log-prob.
-            judges = ours if judging is None else judging[i]
-            if judges is not None:
-                log_ratio = (judges if seed is None else (judges + seed[i]) / 2) - theirs
-        groups[row["item"]].append(
-            Answer(
-                row["item"],
-                row["sample"],
-                row["text"],
-                len(row["response_ids"]),
-                ours,
-                theirs,
-                None if rewards is None else rewards[i],
-                log_ratio,
-                error,
-            )
-        )
-    return groups
+    def __init__(self, context: Context) -> None:
+        self._path = context.input("prompts")
+        completions = tables.read_table(context.input("completions"), _READ)
+        inputs = context.spec.inputs
+
+        def column(name: str, schema: Any) -> list[float] | None:
+            return tables.read_values(context.input(name), completions, schema) if name in inputs else None
+
+        self._policy, self._reference = column("policy_logps", tables.LOGPS), column("reference_logps", tables.LOGPS)
+        self._judging, self._seed = column("judging_logps", tables.LOGPS), column("seed_logps", tables.LOGPS)
+        self._rewards = column("rewards", tables.REWARDS)
+        self._ratios = [
+            tables.read_log_ratios(context.input(name), completions)
+            for name in ("log_ratios", "seed_log_ratios")
+            if name in inputs
+        ]
+        self._common = None
+        if context.spec.settings.get("labels_by") == "members":
+            members = read_members(context, completions, self._reference)
+            self._common = ensemble_of(members, context.spec.settings["judge"].get("uncertainty_penalty", 0.0))
+        tokens = pc.list_value_length(completions["response_ids"])
+        self.in_tokens = bool(pc.any(pc.greater(tokens, 0)).as_py())
+        place = completions.schema.get_field_index("response_ids")
+        self._completions = completions.set_column(place, "tokens", tokens)
+
+    def prompts(self) -> Iterator[tuple[LabelledPrompt, list[Answer]]]:
+        """Each prompt that has answers, with them.
+
+        Raises:
+            DataError: the answers are not in the order of the prompts.
+        """
+        prompts = RowsInOrder(self._path, LabelledPrompt)
+        for item, answers in groupby(self._answers(), key=lambda answer: answer.item):
+            yield prompts[item], list(answers)
+
+    def candidates(self) -> Iterator[list[Answer]]:
+        """Of each prompt that can get a label, the answers that can make the pair."""
+        for _, answers in self.prompts():
+            if _has_candidates(answers):
+                yield [answers[k] for k in _candidates(answers)]
+
+    def _answers(self) -> Iterator[Answer]:
+        for i, row in enumerate(rows_of(self._completions)):
+            sampled = None if row["logps"] is None else sum(row["logps"])
+            ours = sampled if self._policy is None else self._policy[i]
+            theirs = None if self._reference is None else self._reference[i]
+            reward = None if self._rewards is None else self._rewards[i]
+            log_ratio, error = self._log_ratio(i, ours, theirs)
+            yield Answer(row["item"], row["sample"], row["text"], row["tokens"], ours, theirs, reward, log_ratio, error)
+
+    def _log_ratio(self, i: int, ours: float | None, theirs: float | None) -> tuple[float | None, float | None]:
+        """The log-ratio of an answer and its standard error, where the tables give them."""
+        if self._common is not None:
+            return self._common.values[i], self._common.errors[i] if self._common.errors else None
+        if self._ratios:
+            error = math.hypot(*(table.errors[i] for table in self._ratios)) / len(self._ratios)
+            return mean([table.values[i] for table in self._ratios]), error
+        judges = ours if self._judging is None else self._judging[i]
+        if theirs is None or judges is None:
+            return None, None
+        # The mean of two rewards with one reference is that of the mean log-prob.
+        return (judges if self._seed is None else (judges + self._seed[i]) / 2) - theirs, None
 
 
 def _judge(settings: dict[str, Any], prompt: LabelledPrompt, answers: Sequence[Answer], penalty: float) -> JudgmentRow:
@@ -216,7 +266,7 @@ def _pair(
     return pair
 
 
-def _divergence(context: Context, groups: dict[int, list[Answer]]) -> dict[str, Any]:
+def _divergence(context: Context, given: _Given) -> dict[str, Any]:
     """KL(pi_{i-1} || pi_init) in nats per answer, by the answers that it sampled; nothing where other models judge."""
     judge, inputs = context.spec.settings["judge"], context.spec.inputs
     own = judge["type"] == "implicit_reward" and judge.get("policy", "previous") == "previous"
@@ -224,21 +274,22 @@ def _divergence(context: Context, groups: dict[int, list[Answer]]) -> dict[str, 
     others = any(name.startswith(("judging_", "seed_", "member")) for name in inputs)
     if not context.spec.settings["iteration"] or not to_init or others:  # a job's models need not be these
         return {}
-    known = [answer.log_ratio for answers in groups.values() for answer in answers if answer.log_ratio is not None]
+    answers = (answer for _, answers in given.prompts() for answer in answers)
+    known = array("d", (answer.log_ratio for answer in answers if answer.log_ratio is not None))
     return {"sampled_kl_to_init": mean(known)} if known else {}
 
 
-def _noise(context: Context, judgments: Sequence[JudgmentRow]) -> dict[str, Any]:
+def _noise(context: Context, figures: _Figures) -> dict[str, Any]:
     """What the precision of the log-ratios does to the labels, with a warning in words where it is much."""
     # Of the model that judges; of several, all were read alike.
     name = next(name for name in context.spec.inputs if name.endswith("log_ratios"))
     choice = tables.log_ratios_choice(context.input(name))
-    margins = [(j["margin"], j["standard_error"]) for j in judgments]
+    margins = list(zip(figures.margins, figures.errors, strict=True))
     inside = share([is_inside(*margin) for margin in margins])
     changed = mean([flip_probability(*margin) for margin in margins])
     metrics = {
         "method": choice["method"],
-        "standard_error": mean([error for _, error in margins]),
+        "standard_error": mean(figures.errors),
         "labels_in_noise": inside,
         "labels_by_noise": changed,
     }
@@ -259,31 +310,52 @@ def _noise(context: Context, judgments: Sequence[JudgmentRow]) -> dict[str, Any]
     return metrics
 
 
-def _metrics(judgments: list[JudgmentRow], groups: dict[int, list[Answer]]) -> dict[str, Any]:
-    metrics: dict[str, Any] = {
-        "mean_margin": mean([j["margin"] for j in judgments]),
-        "mean_p_chosen": mean([j["p_chosen"] for j in judgments]),
-        "ties": sum(j["tied"] for j in judgments),
-        **_lengths(judgments, groups),
-    }
-    decided = [gap for j in judgments if j["gold"] and (gap := j["gold"][j["chosen"]] - j["gold"][j["rejected"]]) != 0]
-    if decided:
-        metrics["accuracy_vs_gold"] = share([gap > 0 for gap in decided])
-    labelled = [j["chosen"] == j["label"] for j in judgments if j["label"] is not None]
-    if labelled:
-        metrics["agreement_with_labels"] = share(labelled)
-        metrics["labelled"] = len(labelled)
-    return metrics
+class _Figures:
+    """What is known of the pairs, in numbers, in their order.
 
+    Attributes:
+        margins, errors: of the labels, and their standard errors where these were measured.
+    """
 
-def _lengths(judgments: list[JudgmentRow], groups: dict[int, list[Answer]]) -> dict[str, float]:
-    """Mean lengths of chosen and rejected answers: in tokens, or in characters where only texts are judged."""
+    def __init__(self) -> None:
+        self.margins, self.errors = array("d"), array("d")
+        self._sure, self._gold = array("d"), array("d")
+        self._tokens: tuple[array[int], array[int]] = (array("q"), array("q"))
+        self._characters: tuple[array[int], array[int]] = (array("q"), array("q"))
+        self._ties = 0
+        self._agrees: list[bool] = []
 
-    def mean_of(which: Literal["chosen", "rejected"], length: Callable[[Answer], int]) -> float:
-        return mean([length(groups[j["item"]][j[which]]) for j in judgments])
+    def note(self, judgment: JudgmentRow, answers: Sequence[Answer]) -> None:
+        """Note a pair."""
+        chosen, rejected = judgment["chosen"], judgment["rejected"]
+        self.margins.append(judgment["margin"])
+        self._sure.append(judgment["p_chosen"])
+        self._ties += judgment["tied"]
+        if "standard_error" in judgment:
+            self.errors.append(judgment["standard_error"])
+        for k, tokens, characters in zip((chosen, rejected), self._tokens, self._characters, strict=True):
+            tokens.append(answers[k].tokens)
+            characters.append(len(answers[k].text))
+        if judgment["gold"]:
+            self._gold.append(judgment["gold"][chosen] - judgment["gold"][rejected])
+        if judgment["label"] is not None:
+            self._agrees.append(chosen == judgment["label"])
 
-    if not any(answer.tokens for answers in groups.values() for answer in answers):
-        gap = mean_of("chosen", lambda a: len(a.text)) - mean_of("rejected", lambda a: len(a.text))
-        return {"length_gap_characters": gap}
-    chosen, rejected = mean_of("chosen", lambda a: a.tokens), mean_of("rejected", lambda a: a.tokens)
-    return {"chosen_tokens": chosen, "rejected_tokens": rejected, "length_gap": chosen - rejected}
+    def metrics(self, *, in_tokens: bool) -> dict[str, Any]:
+        """The figures of all pairs; lengths are in tokens, or in characters where only texts are judged."""
+        metrics: dict[str, Any] = {
+            "mean_margin": mean(self.margins),
+            "mean_p_chosen": mean(self._sure),
+            "ties": self._ties,
+        }
+        if in_tokens:
+            chosen, rejected = map(mean, self._tokens)
+            metrics |= {"chosen_tokens": chosen, "rejected_tokens": rejected, "length_gap": chosen - rejected}
+        else:
+            chosen, rejected = map(mean, self._characters)
+            metrics["length_gap_characters"] = chosen - rejected
+        if decided := [gap > 0 for gap in self._gold if gap != 0]:
+            metrics["accuracy_vs_gold"] = share(decided)
+        if self._agrees:
+            metrics |= {"agreement_with_labels": share(self._agrees), "labelled": len(self._agrees)}
+        return metrics

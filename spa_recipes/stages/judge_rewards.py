@@ -1,7 +1,7 @@
 """The rewards by which the judge stage labels: one function for each judge of a recipe."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -84,13 +84,20 @@ REWARDS: dict[str, Callable[[Judged], torch.Tensor]] = {
 """By `judge.type`."""
 
 
-def length_penalty(judge: dict[str, Any], groups: Sequence[Sequence[Answer]]) -> float:
-    """a in r - a*|y|: as the recipe says, or what balances the lengths of this iteration's chosen and rejected."""
+def length_penalty(judge: dict[str, Any], groups: Callable[[], Iterable[Sequence[Answer]]]) -> float:
+    """a in r - a*|y|: as the recipe says, or what balances the lengths of this iteration's chosen and rejected.
+
+    Args:
+        groups: gives the answers that can make a pair, prompt by prompt; where there are none, nothing is balanced.
+    """
     wanted = judge.get("length_penalty", 0.0)
     if wanted != "balanced":
         return float(wanted)
-    rewards = [_implicit_rewards(answers, judge["beta"]).tolist() for answers in groups]
-    return balancing_length_penalty(rewards, [[a.tokens for a in answers] for answers in groups])
+    rewards, tokens = [], []
+    for answers in groups():
+        rewards.append(_implicit_rewards(answers, judge["beta"]).tolist())
+        tokens.append([answer.tokens for answer in answers])
+    return balancing_length_penalty(rewards, tokens) if rewards else 0.0
 
 
 def gold_rewards(prompt: Prompt, answers: Sequence[Answer]) -> list[float]:

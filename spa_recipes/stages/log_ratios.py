@@ -51,7 +51,7 @@ from spa_recipes.stages.common import (
     use_local_device,
 )
 from spa_recipes.stages.context import NO_RESULT, Context, Result
-from spa_recipes.stages.score import score_with
+from spa_recipes.stages.score import ScoredRows, score_with
 from spa_recipes.state import atomic
 from spa_recipes.state.patience import look_again, patiently
 from spa_recipes.state.reading import read_json
@@ -78,12 +78,12 @@ class LogRatios(NamedTuple):
 def run(context: Context) -> Result:
     """Write `log_ratios.parquet`, a row for each completion in their order."""
     completions = read_table(context.input("completions"), COMPLETIONS)
-    rows = list(rows_of(completions))
-    items = [Scored(row["prompt_ids"], row["response_ids"]) for row in rows]
+    items = ScoredRows(completions)
     groups: dict[int, list[int]] = defaultdict(list)
-    for i, row in enumerate(rows):
-        groups[row["item"]].append(i)
-    kept = None if any(row["logps"] is None for row in rows) else [sum(row["logps"]) for row in rows]
+    for i, item in enumerate(completions["item"].to_pylist()):
+        groups[item].append(i)
+    logps = completions["logps"]
+    kept = None if logps.null_count else [sum(row["logps"]) for row in rows_of(completions.select(["logps"]))]
     adapter = context.input("adapter") if "adapter" in context.spec.inputs else None
     roles = ("policy", "reference")
     found = log_ratios(context, "log-ratios", roles, items, [*groups.values()], kept=kept, adapter=adapter)
@@ -112,7 +112,7 @@ def log_ratios(
     context: Context,
     name: str,
     roles: tuple[str, str],
-    items: list[Scored],
+    items: Sequence[Scored],
     groups: Sequence[Sequence[int]],
     *,
     kept: Sequence[float] | None = None,
@@ -177,9 +177,10 @@ Places = list[tuple[int, int]]
 
 def _measured_pairs(items: Sequence[Scored], groups: Sequence[Sequence[int]]) -> tuple[Places, Places]:
     """Two different responses of some groups, spread evenly over all; and of other ones, to check what is estimated."""
+    answers = [hash(tuple(item.response_ids)) for item in items]
     pairs = []
     for group in groups:
-        other = next((i for i in group if items[i].response_ids != items[group[0]].response_ids), None)
+        other = next((i for i in group if answers[i] != answers[group[0]]), None)
         if other is not None:
             pairs.append((group[0], other))
     measured = _spread(pairs, MEASURED_PAIRS)

@@ -1,16 +1,18 @@
 """Rewards of completions by a reward model: what the reward_model judge labels by."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
+import pyarrow as pa
 from transformers import PreTrainedModel
 
 from spa_recipes.algo.reward import READS_TURNS
+from spa_recipes.data.arrow import rows_of
 from spa_recipes.data.chat import Renderer, load_tokenizer, special_ids
 from spa_recipes.data.controls import Controls
-from spa_recipes.data.rows import Message, Prompt, read_rows
+from spa_recipes.data.rows import Message, Prompt, RowsInOrder
 from spa_recipes.data.tables import COMPLETIONS, REWARDS, CompletionRow, read_table, write_values
 from spa_recipes.data.templating import conversation_ids
 from spa_recipes.errors import DataError, StageError, setting
@@ -28,15 +30,16 @@ def run(context: Context) -> Result:
     `prompts`, and reads the texts as its own tokenizer and chat template write them.
     """
     table = read_table(context.input("completions"), COMPLETIONS)
-    completions: list[CompletionRow] = table.to_pylist()
     model = model_section(context, "model")
     cut = 0
     with setting(context.spec.keys.get("model", "")):
         if "prompts" in context.spec.inputs:
-            sequences, cut = render(model, read_rows(context.input("prompts"), Prompt), completions)
+            texts: Iterator[Any] = rows_of(table.select(["item", "text"]))
+            sequences, cut = render(model, RowsInOrder(context.input("prompts"), Prompt), texts)
         else:
-            sequences = [row["prompt_ids"] + row["response_ids"] for row in completions]
-        rewards = _rewards(context, model, completions, sequences)
+            ids = rows_of(table.select(["prompt_ids", "response_ids"]))
+            sequences = [row["prompt_ids"] + row["response_ids"] for row in ids]
+        rewards = _rewards(context, model, table, sequences)
     if rewards is None:
         return NO_RESULT
     write_values(context.draft / "rewards.parquet", table, rewards, REWARDS)
@@ -44,7 +47,7 @@ def run(context: Context) -> Result:
 
 
 def render(
-    model: Model, prompts: Sequence[Prompt], completions: Sequence[CompletionRow]
+    model: Model, prompts: Sequence[Prompt] | RowsInOrder[Prompt], completions: Iterable[CompletionRow]
 ) -> tuple[list[list[int]], int]:
     """Token ids of the conversations as a reward model from outside the run reads them.
 
@@ -61,9 +64,7 @@ def render(
     """
     config = reward_config(model.model_name_or_path, model)
     tokenizer = _tokenizer(model)
-    conversations: list[tuple[list[Message], str]] = [
-        (prompts[row["item"]]["prompt"], row["text"]) for row in completions
-    ]
+    conversations = ((prompts[row["item"]]["prompt"], row["text"]) for row in completions)
     if getattr(config, READS_TURNS, False):
         renderer = Renderer(
             tokenizer,
@@ -101,9 +102,7 @@ def _conversation_ids(controls: Controls, messages: list[Message]) -> list[int]:
         raise DataError(f"the reward model: {error.what}", where=error.where, fix=fix) from error
 
 
-def _rewards(
-    context: Context, model: Model, completions: Sequence[CompletionRow], sequences: list[list[int]]
-) -> list[float] | None:
+def _rewards(context: Context, model: Model, completions: pa.Table, sequences: list[list[int]]) -> list[float] | None:
     """Rewards shard by shard; the model is loaded only if a shard is missing. None in every process but the first."""
     settings = context.spec.runtime["compute"]
 
@@ -120,8 +119,9 @@ def _rewards(
             onednn_products=settings["onednn_products"],
             on_progress=lambda done, tokens: context.progress(start + done, len(sequences), "responses", "rewards"),
         )
-        for row, reward in zip(completions[start:end], rewards, strict=True):
+        for place, reward in enumerate(rewards, start=start):
             if not math.isfinite(reward):
+                row = completions.slice(place, 1).to_pylist()[0]
                 raise StageError(
                     f"the reward of answer {row['sample']} is {reward}",
                     where=f"prompt {row['prompt_id']}",

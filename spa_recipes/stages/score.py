@@ -1,10 +1,13 @@
 """Log-probs of completions under one model: the table that judging, refining and evaluating share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from typing import overload
 
+import pyarrow as pa
 from transformers import PreTrainedModel
 
+from spa_recipes.data.arrow import ROWS_PER_BATCH
 from spa_recipes.data.tables import COMPLETIONS, LOGPS, read_table, write_values
 from spa_recipes.generation.scoring import Scored, sequence_logps
 from spa_recipes.models.loading import for_inference, load_causal_lm
@@ -13,11 +16,38 @@ from spa_recipes.stages.common import TokenPair, model_section, sharded_values, 
 from spa_recipes.stages.context import NO_RESULT, Context, Result
 
 
+class ScoredRows(Sequence[Scored]):
+    """The completions of a table as what is scored: token ids stay in Arrow until they are asked for."""
+
+    def __init__(self, completions: pa.Table) -> None:
+        self._ids = completions.select(["prompt_ids", "response_ids"])
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @overload
+    def __getitem__(self, place: int) -> Scored: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Scored]: ...
+    def __getitem__(self, place: int | slice) -> Scored | list[Scored]:
+        if isinstance(place, int):
+            return next(_scored(self._ids.slice(place, 1)))
+        start, stop, _ = place.indices(len(self))
+        return list(_scored(self._ids.slice(start, max(0, stop - start))))
+
+    def __iter__(self) -> Iterator[Scored]:
+        for batch in self._ids.to_batches(max_chunksize=ROWS_PER_BATCH):
+            yield from _scored(batch)
+
+
+def _scored(rows: pa.Table | pa.RecordBatch) -> Iterator[Scored]:
+    return map(Scored, rows["prompt_ids"].to_pylist(), rows["response_ids"].to_pylist())
+
+
 def run(context: Context) -> Result:
     """Write `logps.parquet`, a row for each completion in their order."""
     completions = read_table(context.input("completions"), COMPLETIONS)
-    ids = (completions[name].to_pylist() for name in ("prompt_ids", "response_ids"))
-    items = [Scored(*both) for both in zip(*ids, strict=True)]
+    items = ScoredRows(completions)
     logps = score(context, "logps", model_section(context, "model"), items)
     if logps is None:
         return NO_RESULT
@@ -26,7 +56,7 @@ def run(context: Context) -> Result:
 
 
 def score(
-    context: Context, name: str, model: Model, items: list[Scored], *, every_process: bool = False
+    context: Context, name: str, model: Model, items: Sequence[Scored], *, every_process: bool = False
 ) -> list[float] | None:
     """Log-probs of `items` under `model`, shard by shard; the model is loaded only if a shard is missing.
 
@@ -44,7 +74,7 @@ def score_with(
     context: Context,
     name: str,
     load: Callable[[], PreTrainedModel],
-    items: list[Scored],
+    items: Sequence[Scored],
     *,
     every_process: bool = False,
 ) -> list[float] | None:

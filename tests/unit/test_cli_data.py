@@ -79,8 +79,14 @@ def test_judge_takes_the_same_settings(tmp_path: Path) -> None:
     given = settings_of(
         ["columns.label=winner", "columns.positive=1", "columns.ignore=a,b", "max_skipped=0.5"], "--data"
     )
+    model = str(make_model(tmp_path / "model"))
     request = JudgeRequest(
-        "p", "r", str(tmp_path / "data.jsonl"), Path("out.jsonl"), columns={"prompt": "q", "chosen": None}, data=given
+        model,
+        model,
+        str(tmp_path / "data.jsonl"),
+        Path("out.jsonl"),
+        columns={"prompt": "q", "chosen": None},
+        data=given,
     )
     pairs = judge_job(request).pairs
     assert pairs.columns == Columns(prompt="q", label="winner", positive=1.0, ignore=["a", "b"])

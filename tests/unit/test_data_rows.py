@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from spa_recipes.data.rows import prompt_id, read_jsonl, read_lines, write_jsonl
+from spa_recipes.data.rows import prompt_id, prompt_ids_alike, read_jsonl, read_lines, write_jsonl
 from spa_recipes.errors import DataError
 
 
@@ -99,3 +99,32 @@ def test_a_prompt_is_named_by_the_json_of_its_messages(text: str) -> None:
     messages.append({"role": "assistant", "content": "", "tool_calls": [{"function": {"name": text}}]})
     plain = json.dumps(messages, sort_keys=True, separators=(",", ":"))
     assert prompt_id(messages) == hashlib.sha256(plain.encode()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ['{"a": [{"x": 1}', '{"y": 2}]}'],
+        ['{"a": 1}, {"b": 1', '"c": 2}'],
+        ['{"a": 1}, {"b": 2}', '{"c": 3}', ""],
+        ['{"a": 1}', "", "  ", '{"a": 2}\r', ' {"a": 3}', '{"a": 4} 5', "[1", "2]", '{"a": NaN}', "null", '{"a": 6}'],
+        ["[]", '{"a": "\\ud800"}', '{"a": 1, "a": 2}', "{}"],
+    ],
+)
+def test_lines_that_are_parsed_together_are_what_each_is_alone(lines: list[str], tmp_path: Path) -> None:
+    def read(texts: list[str]) -> list[tuple[str, str]]:
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(f"{text}\n" for text in texts))
+        return [(repr(line.value), line.error.what if line.error else "") for line in read_lines(path)]
+
+    alone = [found for line in lines for found in read([line])]
+    assert read(lines) == alone
+    plain = ['{"a": 1}'] * 3
+    assert read([*plain, *lines, *plain]) == [*read(plain), *alone, *read(plain)]
+
+
+def test_prompts_that_are_alike_have_the_names_of_each() -> None:
+    texts = ["a", 'ü\n"', "\u2028", ""]
+    for roles in (["user"], ["system", "user"]):
+        rows = [[{"role": role, "content": text} for role in roles] for text in texts]
+        assert prompt_ids_alike(roles, [texts] * len(roles)) == [prompt_id(row) for row in rows]  # type: ignore[arg-type]

@@ -89,8 +89,8 @@ def test_errors_of_two_log_ratios_are_independent(tmp_path: Path) -> None:
         table = tables.LogRatioTable([value] * rows, [error] * rows, {})
         tables.write_log_ratios(tmp_path / f"{name}.parquet", completions, table)
     names = ("completions", "log_ratios", "seed_log_ratios")
-    context = context_of(tmp_path / "both", "judge", inputs={name: tmp_path / f"{name}.parquet" for name in names})
-    for answers in judge._answers(context).values():
+    inputs = {name: tmp_path / f"{name}.parquet" for name in names} | {"prompts": tmp_path / "prompts.jsonl"}
+    for _, answers in judge._Given(context_of(tmp_path / "both", "judge", inputs=inputs)).prompts():
         assert [a.log_ratio for a in answers] == [1.5] * 2
         assert [a.error for a in answers] == pytest.approx([0.25] * 2)
 
