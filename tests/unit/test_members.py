@@ -159,9 +159,9 @@ def test_in_half_precision_members_come_with_their_errors(tmp_path: Path) -> Non
         tables.write_log_ratios(tmp_path / f"{name}.parquet", completions, table)
     names = ("completions", "member1_log_ratios", "member2_log_ratios")
     settings = {"labels_by": "members", "judge": {"uncertainty_penalty": 0.0}}
-    inputs = {name: tmp_path / f"{name}.parquet" for name in names}
+    inputs = {name: tmp_path / f"{name}.parquet" for name in names} | {"prompts": tmp_path / "prompts.jsonl"}
     context = context_of(tmp_path / "both", "judge", settings=settings, inputs=inputs)
-    for answers in judge._answers(context).values():
+    for _, answers in judge._Given(context).prompts():
         assert [a.log_ratio for a in answers] == [1.5] * 3
         assert [a.error for a in answers] == pytest.approx([0.25] * 3)
 
