@@ -5,15 +5,19 @@ from typing import Any
 
 import pytest
 
+from spa_recipes.api import Prepared
+from spa_recipes.cli.resume import keeps_what_is_done
 from spa_recipes.data.rows import PairRow, prompt_id, read_rows
 from spa_recipes.errors import DataError, RecipeError
 from spa_recipes.plan import Plan
 from spa_recipes.recipe.load import load_recipe
 from spa_recipes.recipe.schema import DatasetSource
 from spa_recipes.run.labels import done_again, new_labels
+from spa_recipes.run.rundir import RunDir
 from spa_recipes.stages.added import run as run_stage
+from spa_recipes.state import marker
 from tests.kit.benchmarks import write_lines
-from tests.kit.finished_runs import make_run
+from tests.kit.finished_runs import commit, make_run
 from tests.kit.labelling import session, source_of
 from tests.kit.plans import plan_of
 from tests.kit.recipes import mini, write_recipe
@@ -127,3 +131,20 @@ def test_a_prompt_of_the_other_part_is_left_out_and_what_came_before_is_handed_o
 def test_labels_that_all_belong_to_the_other_part_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the prompts of all 2 labels are in a part already"):
         stage(tmp_path, ["one", "two"], taken=["two", "one"], earlier=[])
+
+
+def test_stages_that_are_not_done_yet_take_labels_without_a_question(
+    tmp_path: Path, labels: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, plan = plan_of(), plan_of(**added(labels))
+    run = RunDir(tmp_path / "runs/mini")
+    marker.claim(run.path, run.kind)
+    for name in before.graph:
+        if name not in ("refine-2", "evaluate-2"):
+            commit(run, before, name)
+    run.write_recipe("name: mini\n", before.recipe, before)
+    assert done_again(plan, run) == []
+    assert keeps_what_is_done(Prepared(plan, run, None))
+    commit(run, before, "refine-2")
+    assert not keeps_what_is_done(Prepared(plan, run, None))
+    assert "done again with the labels: refine-2" in capsys.readouterr().err
