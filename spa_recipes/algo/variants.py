@@ -3,6 +3,9 @@
 `m` is the margin of a pair: beta times the difference of the log-ratios log pi_theta/pi_ref of its two responses.
 """
 
+import math
+from collections.abc import Sequence
+
 import torch
 
 from spa_recipes.algo.refine import dpo_loss, dpo_margin
@@ -77,6 +80,33 @@ def pair_loss(margin_B: torch.Tensor, kind: str, beta: float, judge_margin_B: to
     if kind == "distill":
         return (margin_B - judge_margin_B).square()
     raise ValueError(f"no loss {kind!r}")
+
+
+def win_probabilities(rewards: Sequence[float]) -> list[float]:
+    """P_k: the mean over the other answers j of the probability sigmoid(r_k - r_j) that answer k beats answer j.
+
+    Args:
+        rewards: of the answers to one prompt, two or more.
+    """
+    wins = [
+        [1.0 / (1.0 + math.exp(min(theirs - ours, 700.0))) for j, theirs in enumerate(rewards) if j != k]
+        for k, ours in enumerate(rewards)
+    ]
+    return [sum(of_one) / len(of_one) for of_one in wins]
+
+
+def sppo_loss(log_ratio_A: torch.Tensor, target_A: torch.Tensor, row_A: torch.Tensor) -> torch.Tensor:
+    """The mean over the answers to each prompt of (log pi/pi_{i-1} - eta*(P_k - 1/2))^2: loss_B (arXiv 2405.00675).
+
+    Args:
+        log_ratio_A: log pi_theta(y_k|x) - log pi_{i-1}(y_k|x) of every answer of a batch.
+        target_A: eta*(P_k - 1/2) of the same answers.
+        row_A: the prompt of each, from 0; every prompt has an answer.
+    """
+    square_A = (log_ratio_A - target_A).square()
+    zero_B = square_A.new_zeros(int(row_A.max()) + 1)
+    count_B = zero_B.index_add(0, row_A, torch.ones_like(square_A))
+    return zero_B.index_add(0, row_A, square_A) / count_B
 
 
 def sft_loss(policy_chosen_B: torch.Tensor, tokens_B: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from spa_recipes.estimates.shape import Shape, shape_of
 from spa_recipes.models.dtype import weight_bytes
 from spa_recipes.plan import Stage
-from spa_recipes.recipe.schema import Sampling, Training, VllmBackend
+from spa_recipes.recipe.schema import Recipe, RefineTraining, Sampling, Training, VllmBackend
 
 if TYPE_CHECKING:
     from spa_recipes.recipe.jobs import AnyRecipe
@@ -85,11 +85,21 @@ def training_memory(
     training: Training = stage.settings["training"]
     each = weight_bytes(recipe.model.dtype)
     state = _sharded(_state(stage, recipe, shape, each), sharding, processes, shape, each)
-    sequences = training.per_device_train_batch_size * (1 if stage.kind == "sft" else 2)
+    sequences = training.per_device_train_batch_size * sequences_of_row(stage, recipe)
     tokens = sequences * recipe.model.max_length
     step = _step(stage, recipe, shape, tokens, each, sharding)
     whole = Memory(reference=_whole_reference(stage, recipe, each * shape.parameters, sharding))
     return Memory(*(sum(parts) for parts in zip(state, whole, step, strict=True)))
+
+
+def sequences_of_row(stage: Stage, recipe: AnyRecipe) -> int:
+    """Sequences that a row of a training has: a text, the two of a pair, or all answers to a prompt."""
+    if stage.kind == "sft":
+        return 1
+    training = stage.settings["training"]
+    if isinstance(training, RefineTraining) and training.loss == "sppo" and isinstance(recipe, Recipe):
+        return recipe.sampling.n
+    return 2
 
 
 def _whole_reference(stage: Stage, recipe: AnyRecipe, weights: int, sharding: Sharding) -> int:

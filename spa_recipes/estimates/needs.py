@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from spa_recipes.estimates.checkpoints import Checkpoints, checkpoints_of, steps_of
 from spa_recipes.estimates.hardware import Hardware
-from spa_recipes.estimates.memory import FLOAT32, Memory, Sharding, host_memory, reading_memory, training_memory
+from spa_recipes.estimates.memory import (
+    FLOAT32,
+    Memory,
+    Sharding,
+    host_memory,
+    reading_memory,
+    sequences_of_row,
+    training_memory,
+)
 from spa_recipes.estimates.shape import parameters_of
 from spa_recipes.models.dtype import weight_bytes
 from spa_recipes.plan import KINDS, MODEL, Plan, Stage
@@ -114,7 +122,7 @@ def _tokens(stage: Stage, recipe: AnyRecipe) -> int | None:
         case "text":
             each = recipe.model.max_length
         case "pair":
-            each = 2 * recipe.model.max_length
+            each = sequences_of_row(stage, recipe) * recipe.model.max_length
         case "answer":
             each = stage.settings["sampling"].max_tokens
         case "verdict":

@@ -186,6 +186,7 @@ KINDS: dict[str, Kind] = {
             "noise": Noise,
             "lambda": float,
             "p_detect": str,
+            "win_shares": bool,
             "seed": int,
             "iteration": int,
         },

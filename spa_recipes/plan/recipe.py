@@ -248,6 +248,7 @@ def _add_refine(
             "noise": recipe.noise.model_copy(update={"lambdas": None}),
             "lambda": recipe.lambda_of(i),
             **_detection(recipe),
+            **_win_shares(recipe),
             "seed": recipe.seed,
             "iteration": i,
         },
@@ -287,16 +288,28 @@ def _detection(recipe: Recipe) -> dict[str, str]:
     return {"p_detect": "derivative half-way"}
 
 
+def _win_shares(recipe: Recipe) -> dict[str, bool]:
+    """For loss sppo, whether the judge's rewards are the shares of comparisons that an answer won: P_k themselves."""
+    judge = recipe.judge
+    if recipe.refine.loss == "sppo" and judge.type == "llm" and judge.mode == "pairs":
+        return {"win_shares": True}
+    return {}
+
+
 def _variants(recipe: Recipe) -> str:
     """What the recipe minimises in place of the method's loss, in words."""
     refine = recipe.refine
     said = [
-        *([f"loss {refine.loss}"] if refine.loss != "sigmoid" else []),
+        *([f"loss {refine.loss}" + _answers(recipe)] if refine.loss != "sigmoid" else []),
         *([f"divergence {refine.divergence}"] if refine.divergence != "reverse_kl" else []),
         *([f"reference mixed with pi_init ({refine.reference_mix:g})"] if refine.reference_mix else []),
         *([f"sft_weight {refine.sft_weight:g}"] if refine.sft_weight else []),
     ]
     return "".join(f", {words}" for words in said)
+
+
+def _answers(recipe: Recipe) -> str:
+    return f" on all {recipe.sampling.n} answers" if recipe.refine.loss == "sppo" else ""
 
 
 def _add_evaluation(

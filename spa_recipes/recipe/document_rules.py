@@ -279,6 +279,15 @@ def mixed_reference_is_known(recipe: schema.Recipe) -> Conflicts:
         )
 
 
+def sppo_doubts_no_pair(recipe: schema.Recipe) -> Conflicts:
+    if recipe.iterations and recipe.refine.loss == "sppo" and recipe.noise.enabled:
+        yield Conflict(
+            ("refine.loss", "noise.enabled"),
+            "sppo has no pairs whose labels could be doubted",
+            "set noise.enabled to false, or choose another loss",
+        )
+
+
 def seed_labels_are_there(recipe: schema.Recipe) -> Conflicts:
     """Nothing asks for seed labels, or for the pi_0 that learns from them, in a recipe without any."""
     if recipe.data.seed_labels != 0:

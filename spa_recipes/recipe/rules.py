@@ -174,6 +174,27 @@ def distilled_pairs_are_judged(training: schema.RefineTraining) -> Conflicts:
         )
 
 
+def sppo_reads_answers(training: schema.RefineTraining) -> Conflicts:
+    """`sppo` learns how far each answer is to go by itself: it has no pairs, and no margins."""
+    if training.loss != "sppo":
+        return
+    if training.seed_replay:
+        yield Conflict(
+            ("loss", "seed_replay"),
+            "sppo learns how often each sampled response wins, and replayed seed pairs are not sampled",
+            "remove seed_replay, or choose another loss",
+        )
+    if training.divergence != "reverse_kl":
+        what = f"{training.divergence} changes the margin of a pair, which loss sppo does not read"
+        yield Conflict(("divergence", "loss"), what, "remove it, or choose another loss")
+    if training.reference_mix:
+        yield Conflict(
+            ("reference_mix", "loss"),
+            "a mixed reference is known up to its normaliser, which does not cancel in the log-ratios of loss sppo",
+            "remove it, or choose another loss",
+        )
+
+
 def base_url_is_the_base(endpoint: schema.Endpoint) -> Conflicts:
     if endpoint.base_url.rstrip("/").endswith("/completions"):
         yield Conflict(("base_url",), "must end before /chat/completions", "e.g. https://api.openai.com/v1")

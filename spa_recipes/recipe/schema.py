@@ -365,16 +365,22 @@ class SeedTraining(PreferenceTraining):
 class RefineTraining(PreferenceTraining):
     """DPO on the judged pairs, which seed pairs may be mixed into."""
 
-    RULES: ClassVar[rules.Rules] = (*PreferenceTraining.RULES, rules.distilled_pairs_are_judged)
+    RULES: ClassVar[rules.Rules] = (
+        *PreferenceTraining.RULES,
+        rules.distilled_pairs_are_judged,
+        rules.sppo_reads_answers,
+    )
 
     seed_replay: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.0, description="Share of labelled seed pairs in every batch. The paper uses 0, DICE uses 0.5."
     )
-    loss: Literal["sigmoid", "ipo", "distill"] = Field(
+    loss: Literal["sigmoid", "ipo", "distill", "sppo"] = Field(
         "sigmoid",
         description="Loss of a pair with the margin m, which is beta times the difference of its log-ratios. sigmoid: "
         "-log sigmoid(m), as in the paper. ipo: (m/beta - 1/(2*beta))^2, with sums over tokens where TRL takes means. "
-        "distill: (m - (r_w - r_l))^2, with the judge's rewards r, which judge.beta scales.",
+        "distill: (m - (r_w - r_l))^2, with the judge's rewards r, which judge.beta scales. sppo: of all n responses, "
+        "the mean of (log pi_theta/pi_{i-1} - (P_k - 1/2)/beta)^2, with the mean probability P_k that response k beats "
+        "the others by the judge.",
     )
     divergence: Literal["reverse_kl", "chi_squared"] = Field(
         "reverse_kl",
@@ -1151,6 +1157,7 @@ class Recipe(Document):
         document_rules.refinement_takes_place,
         document_rules.extrapolation_has_a_way,
         document_rules.mixed_reference_is_known,
+        document_rules.sppo_doubts_no_pair,
         document_rules.seed_labels_are_there,
         document_rules.added_labels_have_an_effect,
         document_rules.there_is_something_to_do,

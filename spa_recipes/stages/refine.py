@@ -26,6 +26,7 @@ from spa_recipes.errors import DataError
 from spa_recipes.models.dtype import dtype_name, torch_dtype
 from spa_recipes.plan import MODEL
 from spa_recipes.recipe.schema import Noise, RefineTraining
+from spa_recipes.stages.all_answers import orders_of, sppo_targets, with_others
 from spa_recipes.stages.common import TokenPair, mean, model_section, renderer_of, share, token_pair
 from spa_recipes.stages.context import Context, Result
 from spa_recipes.stages.training import add_reference_logps, stage_result, train_env
@@ -45,6 +46,12 @@ def run(context: Context) -> Result:
     if given:
         reference_logps = mixed(judgments, _reference_logps(context, judgments, completions), training.reference_mix)
     judged = _judged(judgments, completions, reference_logps)
+    targets: list[list[float]] = []
+    if training.loss == "sppo":
+        place = _places(completions)
+        orders = orders_of(judgments, completions, place)
+        judged = with_others(judged, judgments, orders, completions, place, reference_logps)
+        targets = sppo_targets(judgments, orders, training.beta, win_shares=settings.get("win_shares", False))
     refinement = _refinement(settings, judgments)
     renderer = renderer_of(model)
     replayed = _replayed(context, renderer, training.seed_replay, len(judged), with_reference=given)
@@ -56,7 +63,7 @@ def run(context: Context) -> Result:
         train_env(context, model, renderer),
         reference_path=context.input("reference") if lam > 0 and not model.in_4bit else None,
         refinement=refinement,
-        loss=_loss(training, judgments),
+        loss=_loss(training, judgments, targets),
         replayed=len(replayed),
         start=Start(first_margins or None),
     )
@@ -193,9 +200,9 @@ def _refinement(settings: dict[str, Any], judgments: Sequence[JudgmentRow]) -> R
     return Refinement(noise.alpha, settings["lambda"], noise.threshold, noise.warmup_ratio, noise.detector, margins)
 
 
-def _loss(training: RefineTraining, judgments: Sequence[JudgmentRow]) -> PairLoss:
-    margins = [judgment["margin"] for judgment in judgments]
-    return PairLoss(training.loss, training.divergence, training.sft_weight, margins, _starts(training, judgments))
+def _loss(training: RefineTraining, judgments: Sequence[JudgmentRow], targets: Sequence[list[float]]) -> PairLoss:
+    margins, starts = [judgment["margin"] for judgment in judgments], _starts(training, judgments)
+    return PairLoss(training.loss, training.divergence, training.sft_weight, margins, starts, targets)
 
 
 def _starts(training: RefineTraining, judgments: Sequence[JudgmentRow]) -> list[float]:

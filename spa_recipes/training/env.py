@@ -90,13 +90,15 @@ class PairLoss:
         judge_margins: the judge's margin of every row, in their order; `distill` needs them.
         first_margins: beta times the difference of the log-ratios before the first step, row by row; empty where they
             are 0, as they are unless the reference is mixed.
+        targets: for `sppo`, eta*(P_k - 1/2) of the chosen, the rejected and the other answers of every row.
     """
 
-    kind: Literal["sigmoid", "ipo", "distill"] = "sigmoid"
+    kind: Literal["sigmoid", "ipo", "distill", "sppo"] = "sigmoid"
     divergence: Literal["reverse_kl", "chi_squared"] = "reverse_kl"
     sft_weight: float = 0.0
     judge_margins: Sequence[float] = ()
     first_margins: Sequence[float] = ()
+    targets: Sequence[Sequence[float]] = ()
 
 
 METHODS_LOSS = PairLoss()

@@ -11,25 +11,23 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import DPOConfig, DPOTrainer
 from trl.trainer import dpo_trainer
-from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import use_adapter
 
 from spa_recipes.algo.decoupled import DecoupledLogps
 from spa_recipes.algo.refine import ThresholdWindow, detection_margin, dpo_margin, flag_noisy, refined_loss
-from spa_recipes.algo.variants import divergence_margin, divergence_term, pair_loss, sft_loss
+from spa_recipes.algo.variants import divergence_margin, divergence_term, pair_loss, sft_loss, sppo_loss
 from spa_recipes.data.stage_rows import TraceRow
 from spa_recipes.errors import StageError
 from spa_recipes.recipe.schema import FixedThreshold
 from spa_recipes.training.along_update import AlongUpdate
 from spa_recipes.training.env import METHODS_LOSS, PairLoss, Refinement, Start
-from spa_recipes.training.order import column_lengths
+from spa_recipes.training.pair_rows import pair_lengths, references, rows_of_answers
 from spa_recipes.training.response_logps import IGNORED, Reference, add_response_logps
 from spa_recipes.training.sharding import in_use, shard_frozen
 from spa_recipes.training.token_rows import TrainsTokenRows
 
 FAR_FROM_ZERO = 5.0
 """So many times the rounding noise, the margins of the first step say that the reference is another model."""
-REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 
 
 class _SeenPairs(NamedTuple):
@@ -204,9 +202,7 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
         self._start, self._tolerance = start, tolerance
         self.logp_noise: float | None = None
         self._given = ref_model
-        self._reference_logps: list[list[float]] = []
-        if args.precompute_ref_log_probs:
-            self._reference_logps = [list(rows[name]) for name in REFERENCE_COLUMNS]
+        self._reference_logps = references(rows) if args.precompute_ref_log_probs else []
         policy_head = add_response_logps(model)
         # Without a reference model it is the policy without its adapter, whose output layer is frozen.
         self._reference_head = policy_head if ref_model is None else add_response_logps(ref_model)
@@ -252,7 +248,7 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
                 self._reward(logps.policy.rejected - logps.reference.rejected),
                 self._moved(logps, inputs["row"]),
                 torch.stack([*logps.policy, *logps.reference]).detach().norm(dim=0),
-                torch.stack(inputs["completion_mask"].sum(dim=1).chunk(2)).sum(dim=0),
+                torch.stack(_of_pairs(inputs["completion_mask"].sum(dim=1), inputs)).sum(dim=0),
             )
         )
         return self._share_of_step(loss_B, inputs["row"])
@@ -274,8 +270,12 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
     def _loss(
         self, margin_B: torch.Tensor, flagged_B: torch.Tensor, logps: "_PairLogps", inputs: dict[str, torch.Tensor]
     ) -> torch.Tensor:
-        """The loss of each pair; the label of a flagged one is softened."""
+        """The loss of each pair, or of all answers to its prompt; the label of a flagged pair is softened."""
         wanted = self._pair_loss
+        if wanted.kind == "sppo":
+            target_A = _of_answers(wanted.targets, inputs, like=margin_B)
+            loss_B = sppo_loss(logps.log_ratios, target_A, rows_of_answers(inputs["others"]))
+            return loss_B + self._sft_loss(logps, inputs)
         judge_margin_B = _of_rows(wanted.judge_margins, inputs["row"], like=margin_B)
 
         def of_margin(margin_B: torch.Tensor) -> torch.Tensor:
@@ -285,10 +285,14 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
             loss_B = of_margin(margin_B)
         else:
             loss_B = refined_loss(margin_B, flagged_B, self.detector.settings.alpha, of_margin)
-        if not wanted.sft_weight:
-            return loss_B
-        tokens_B, _ = inputs["completion_mask"].sum(dim=1).chunk(2)
-        return loss_B + wanted.sft_weight * sft_loss(logps.policy.chosen, tokens_B)
+        return loss_B + self._sft_loss(logps, inputs)
+
+    def _sft_loss(self, logps: "_PairLogps", inputs: dict[str, torch.Tensor]) -> torch.Tensor | float:
+        """The behaviour cloning term of each pair, times its weight."""
+        if not self._pair_loss.sft_weight:
+            return 0.0
+        tokens_B = _of_pairs(inputs["completion_mask"].sum(dim=1), inputs).chosen
+        return self._pair_loss.sft_weight * sft_loss(logps.policy.chosen, tokens_B)
 
     def _judged(self, row_B: torch.Tensor) -> torch.Tensor:
         """Which rows are judged pairs; the others are replayed ones."""
@@ -303,16 +307,16 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
             hidden_ND = self._reference_pass(**tokens, hidden_only=True)
             given = Reference(hidden_ND, self._reference_head(), self.detector.settings.lam)
             logps: DecoupledLogps = model(**tokens, reference=given)
-            return _pairs(logps.policy, logps.reference, logps.decoupled, logps.reference)
-        policy_B: torch.Tensor = model(**tokens)
+            return _pairs(inputs, logps.policy, logps.reference, logps.decoupled, logps.reference)
+        policy_A: torch.Tensor = model(**tokens)
         if self.precompute_ref_logps:
             # Not from the batch: there, DeepSpeed would round them to the precision of its products.
-            reference_B = torch.cat([_of_rows(known, inputs["row"], like=policy_B) for known in self._reference_logps])
+            reference_A = _of_answers(self._reference_logps, inputs, like=policy_A)
         else:
-            reference_B = self._reference_pass(**tokens)
+            reference_A = self._reference_pass(**tokens)
         if log_ratios_B is None:
-            return _pairs(policy_B, reference_B, policy_B, reference_B)
-        return _pairs(policy_B, reference_B, log_ratios_B.to(policy_B.dtype), torch.zeros_like(reference_B))
+            return _pairs(inputs, policy_A, reference_A, policy_A, reference_A)
+        return _pairs(inputs, policy_A, reference_A, log_ratios_B.to(policy_A.dtype), torch.zeros_like(reference_A))
 
     def _log_ratios_along_update(
         self, input_ids: torch.Tensor, response_labels: torch.Tensor, row: torch.Tensor
@@ -433,17 +437,40 @@ class _PairLogps(NamedTuple):
     Attributes:
         detector, detector_reference: those of the detector's distribution and those that they are compared with; or
             log-ratios, and zeros.
+        log_ratios: (A,), of all answers of the batch: of the pairs, then of the others.
     """
 
     policy: _Both
     reference: _Both
     detector: _Both
     detector_reference: _Both
+    log_ratios: torch.Tensor
 
 
-def _pairs(*logps_2B: torch.Tensor) -> _PairLogps:
-    """A batch holds the chosen sequences first, then the rejected ones."""
-    return _PairLogps(*(_Both(*both_2B.chunk(2)) for both_2B in logps_2B))
+def _of_pairs(values_A: torch.Tensor, inputs: dict[str, torch.Tensor]) -> _Both:
+    """Of the answers of a batch, those of its pairs: the chosen sequences come first, then the rejected ones."""
+    pairs = len(inputs["row"])
+    return _Both(values_A[:pairs], values_A[pairs : 2 * pairs])
+
+
+def _pairs(inputs: dict[str, torch.Tensor], *logps_A: torch.Tensor) -> _PairLogps:
+    """The log-probs of the pairs of a batch, and the log-ratios of all its answers."""
+    policy_A, reference_A, *_ = logps_A
+    return _PairLogps(*(_of_pairs(each_A, inputs) for each_A in logps_A), policy_A - reference_A)
+
+
+def _of_answers(
+    known: Sequence[Sequence[float]], inputs: dict[str, torch.Tensor], *, like: torch.Tensor
+) -> torch.Tensor:
+    """What is known of the answers of each row, in the order of the batch, (A,); 0 for the answers of other rows.
+
+    Args:
+        known: by row, of its chosen, its rejected and its other answers.
+    """
+    rows = zip(inputs["row"].tolist(), inputs["others"].tolist(), strict=True)
+    values = [known[row] if 0 <= row < len(known) else [0.0] * (2 + others) for row, others in rows]
+    pairs = [each[side] for side in (0, 1) for each in values]
+    return like.new_tensor(pairs + [value for each in values for value in each[2:]])
 
 
 class _StepEnd(TrainerCallback):  # type: ignore[misc]
@@ -456,38 +483,3 @@ class _StepEnd(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._finish_step()
-
-
-@dataclass
-class PairCollator:
-    """TRL's batch (chosen sequences, then rejected ones) with the row of each pair."""
-
-    pad_token_id: int
-
-    def __post_init__(self) -> None:
-        self._collate = DataCollatorForPreference(pad_token_id=self.pad_token_id)
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Pad on the right, which `add_response_logps` relies on."""
-        batch: dict[str, torch.Tensor] = self._collate(rows)
-        batch["row"] = torch.tensor([row["row"] for row in rows])
-        return batch
-
-
-def pair_lengths(rows: datasets.Dataset, of_both: Callable[[int, int], int] = max) -> list[int]:
-    """Tokens of the longer sequence of each pair, or with `min` of the shorter one."""
-    prompt, chosen, rejected = (column_lengths(rows, name) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
-    return [p + of_both(c, r) for p, c, r in zip(prompt, chosen, rejected, strict=True)]
-
-
-def longest_text(rows: datasets.Dataset) -> list[int]:
-    """The longest sequence of all pairs."""
-    lengths = pair_lengths(rows)
-    row: dict[str, list[int]] = rows[lengths.index(max(lengths))]
-    return row["prompt_ids"] + max(row["chosen_ids"], row["rejected_ids"], key=len)
-
-
-def pair_tokens(rows: datasets.Dataset) -> int:
-    """Tokens of both sequences of all pairs."""
-    columns = ("prompt_ids", "prompt_ids", "chosen_ids", "rejected_ids")  # both sequences begin with the prompt
-    return sum(sum(column_lengths(rows, name)) for name in columns)

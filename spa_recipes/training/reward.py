@@ -20,7 +20,7 @@ from spa_recipes.training import common
 from spa_recipes.training.common import Rows
 from spa_recipes.training.dropout import check_no_dropout, switch_off_dropout
 from spa_recipes.training.env import TrainEnv, TrainResult
-from spa_recipes.training.preference import PairCollator, longest_text, pair_lengths, pair_tokens
+from spa_recipes.training.pair_rows import PairCollator, longest_text, pair_lengths, pair_tokens
 from spa_recipes.training.sharding import is_loaded_in_shares
 from spa_recipes.training.token_rows import TrainsTokenRows
 

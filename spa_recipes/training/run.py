@@ -25,15 +25,8 @@ from spa_recipes.training.common import Rows
 from spa_recipes.training.dropout import check_no_dropout, switch_off_dropout
 from spa_recipes.training.env import METHODS_LOSS, PairLoss, Refinement, Start, TrainEnv, TrainResult
 from spa_recipes.training.order import column_lengths
-from spa_recipes.training.preference import (
-    REFERENCE_COLUMNS,
-    NoiseDetector,
-    PairCollator,
-    SpaTrainer,
-    longest_text,
-    pair_lengths,
-    pair_tokens,
-)
+from spa_recipes.training.pair_rows import REFERENCE_COLUMNS, PairCollator, longest_text, pair_lengths, pair_tokens
+from spa_recipes.training.preference import NoiseDetector, SpaTrainer
 from spa_recipes.training.response_logps import check_response_logps
 from spa_recipes.training.sft import SftCollator, SpaSftTrainer
 from spa_recipes.training.sharding import is_loaded_in_shares, is_sharded, loading_whole, shards_weights

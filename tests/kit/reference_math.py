@@ -85,3 +85,23 @@ def pair_loss(kind: str, margin: float, beta: float, judge_margin: float) -> flo
     if kind == "ipo":
         return (margin / beta - 1 / (2 * beta)) ** 2
     return (margin - judge_margin) ** 2
+
+
+def win_probabilities(rewards: list[float]) -> list[float]:
+    """P_k: how probably answer k beats another one, on average over the others."""
+    result = []
+    for k in range(len(rewards)):
+        total = 0.0
+        for j in range(len(rewards)):
+            if j != k:
+                total += sigmoid(rewards[k] - rewards[j])
+        result.append(total / (len(rewards) - 1))
+    return result
+
+
+def sppo_loss(logps: list[float], reference: list[float], wins: list[float], eta: float) -> float:
+    """The mean over the answers to one prompt of (log pi/pi_{i-1} - eta*(P_k - 1/2))^2."""
+    total = 0.0
+    for logp, before, win in zip(logps, reference, wins, strict=True):
+        total += (logp - before - eta * (win - 0.5)) ** 2
+    return total / len(logps)

@@ -18,7 +18,8 @@ from spa_recipes.algo.logps import sequence_logps
 from spa_recipes.errors import DataError, RecipeError, StageError
 from spa_recipes.recipe.schema import FixedThreshold, Lora, PercentileThreshold
 from spa_recipes.training.env import Refinement
-from spa_recipes.training.preference import NoiseDetector, PairCollator, SpaTrainer
+from spa_recipes.training.pair_rows import PairCollator
+from spa_recipes.training.preference import NoiseDetector, SpaTrainer
 from spa_recipes.training.run import train_preference
 from tests.kit.training import REFINEMENT, make_env, make_model, make_pairs, preference, same_weights, trace, weights
 

@@ -16,7 +16,8 @@ from spa_recipes.errors import DataError, StageError
 from spa_recipes.recipe.schema import FixedThreshold, RefineTraining
 from spa_recipes.stages import refine
 from spa_recipes.training.env import PairLoss, Refinement, Start
-from spa_recipes.training.preference import NoiseDetector, PairCollator, SpaTrainer
+from spa_recipes.training.pair_rows import PairCollator
+from spa_recipes.training.preference import NoiseDetector, SpaTrainer
 from spa_recipes.training.run import train_preference
 from tests.kit import reference_math as plain
 from tests.kit.plans import plan_of
