@@ -1,6 +1,7 @@
 """Parquet files that stages hand to each other: the type of a row and the schema of each file, reading and writing."""
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -52,6 +53,8 @@ COMPLETIONS = pa.schema(
 """Columns of `CompletionRow`."""
 LOGPS = pa.schema([*_KEY, ("logp", pa.float64())])
 """`logps.parquet`: the log-prob of each completion under one model, in nats, summed over its response tokens."""
+TOKEN_LOGPS = pa.schema([*LOGPS, ("token_logps", pa.list_(pa.float64()))])
+"""The same with the log-prob of each response token, where something reads them."""
 LOG_RATIOS = pa.schema([*_KEY, ("log_ratio", pa.float64()), ("standard_error", pa.float64())])
 """`log_ratios.parquet`: log pi(y|x) - log pi_ref(y|x) of each completion in nats, and what rounding does to it."""
 _CHOICE = b"spa.choice"
@@ -122,6 +125,24 @@ def write_values(path: Path, completions: pa.Table, values: Sequence[float], sch
     write_table(path, pa.table(columns, schema=schema).combine_chunks())
 
 
+def write_token_logps(path: Path, completions: pa.Table, logps: Sequence[Sequence[float]]) -> None:
+    """Write `logps.parquet` (TOKEN_LOGPS): the log-probs of the tokens of each completion, and their sum."""
+    sums = [math.fsum(tokens) for tokens in logps]
+    columns = [completions["item"], completions["sample"], pa.array(sums, pa.float64())]
+    columns.append(pa.array(logps, TOKEN_LOGPS.field("token_logps").type))
+    write_table(path, pa.table(columns, schema=TOKEN_LOGPS).combine_chunks())
+
+
+def read_token_logps(path: Path, completions: pa.Table) -> list[list[float]]:
+    """Read the log-probs of tokens from `logps.parquet` (TOKEN_LOGPS).
+
+    Raises:
+        DataError: as `read_values`.
+    """
+    logps: list[list[float]] = _column(path, completions, TOKEN_LOGPS)
+    return logps
+
+
 class LogRatioTable(NamedTuple):
     """`log_ratios.parquet`: its columns, and how they were computed, as `generation.log_ratios.Choice` says it."""
 
@@ -168,6 +189,12 @@ def read_values(path: Path, completions: pa.Table, schema: pa.Schema) -> list[fl
     Raises:
         DataError: as `read_table`, or the rows are not those of the completions.
     """
+    values: list[float] = _column(path, completions, schema)
+    return values
+
+
+def _column(path: Path, completions: pa.Table, schema: pa.Schema) -> list[Any]:
+    """The last column of a schema in a file with a row for each completion."""
     table = read_table(path, schema)
     if not all(table[name].equals(completions[name]) for name in ("item", "sample")):
         raise DataError(
@@ -175,5 +202,5 @@ def read_values(path: Path, completions: pa.Table, schema: pa.Schema) -> list[fl
             where=str(path),
             fix="run the stage that writes this file again",
         )
-    values: list[float] = table[schema.names[-1]].to_pylist()
+    values: list[Any] = table[schema.names[-1]].to_pylist()
     return values

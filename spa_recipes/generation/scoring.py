@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from functools import partial
 from itertools import cycle, islice
 from typing import NamedTuple
 
@@ -33,7 +34,7 @@ from spa_recipes.generation.threads import keep_freed_memory, side_by_side
 from spa_recipes.models.causal import TOLERANCE, reads_lengths
 from spa_recipes.models.dtype import in_float64
 
-__all__ = ["Rule", "Scored", "Values", "score", "scoring_pass", "sequence_logps"]
+__all__ = ["Rule", "Scored", "Values", "score", "scoring_pass", "sequence_logps", "token_logps"]
 
 CPU_TOKENS = 1536
 """Tokens per forward pass at most on a CPU: more of them no longer fit its caches, and take longer each."""
@@ -55,11 +56,13 @@ class Rule(NamedTuple):
         within: entered around each pass, in its thread.
         token_logps: log-probs (N,) from hidden states (N, D), the output layer and the targets (N,).
         read: the values of each item from the sums of its token log-probs (B,), in float64.
+        by_token: the log-probs of its tokens follow these values.
     """
 
     within: Callable[[], AbstractContextManager[object]]
     token_logps: Callable[[torch.Tensor, LmHead, torch.Tensor], torch.Tensor]
     read: Callable[[torch.Tensor], list[Values]]
+    by_token: bool = False
 
 
 def sequence_logps(
@@ -92,6 +95,21 @@ def sequence_logps(
     """
     rule = Rule(lambda: scoring_pass(model.device, onednn_products), _by_head, lambda sums_B: [*zip(sums_B.tolist())])
     return [logp for (logp,) in score(model, items, rule, tokens_per_batch, on_progress, first_item)]
+
+
+def token_logps(
+    model: PreTrainedModel,
+    items: Sequence[Scored],
+    *,
+    tokens_per_batch: int,
+    onednn_products: bool = True,
+    on_progress: Progress | None = None,
+    first_item: int = 0,
+) -> list[list[float]]:
+    """log pi(y_t|x, y_<t) of each response token of each item; all else as `sequence_logps`."""
+    within = partial(scoring_pass, model.device, onednn_products)
+    rule = Rule(within, _by_head, lambda sums_B: [()] * len(sums_B), by_token=True)
+    return [[*logps] for logps in score(model, items, rule, tokens_per_batch, on_progress, first_item)]
 
 
 def score(
@@ -153,7 +171,7 @@ def _packed_passes(
                 with seen_as(_layout(spans, model.device)):
                     hidden_1TD = hidden_states(model, batch.input_ids, batch.positions)
                 logps_N = rule.token_logps(hidden_1TD.flatten(0, 1)[batch.at], head, batch.targets)
-                return rule.read(_by_item(batch, logps_N))
+                return _values(rule, batch, logps_N)
 
         yield from zip(passes, side_by_side(values, passes, at_once), strict=True)
 
@@ -171,7 +189,7 @@ def _padded_passes(
             else:
                 hidden_BTD = hidden_states(model, batch.input_ids)
                 logps_N = rule.token_logps(hidden_BTD.flatten(0, 1)[batch.at], head, batch.targets)
-            values = rule.read(_by_item(batch, logps_N))
+            values = _values(rule, batch, logps_N)
         yield groups, values
 
 
@@ -184,6 +202,15 @@ def scoring_pass(device: torch.device, onednn_products: bool) -> Iterator[None]:
     """Surround a forward pass that scores: no gradients, and fast products."""
     with torch.inference_mode(), fast_products(device) if onednn_products else nullcontext():
         yield
+
+
+def _values(rule: Rule, batch: Batch, logps_N: torch.Tensor) -> list[Values]:
+    """The values of each item; its tokens stand together, in their order."""
+    values = rule.read(_by_item(batch, logps_N))
+    if not rule.by_token:
+        return values
+    of_items = in_float64(logps_N).split(torch.bincount(batch.item).tolist())
+    return [(*value, *tokens.tolist()) for value, tokens in zip(values, of_items, strict=True)]
 
 
 def _by_item(batch: Batch, logps_N: torch.Tensor) -> torch.Tensor:

@@ -122,11 +122,12 @@ def implicit_reward(recipe: Recipe, build: Builder, models: Models) -> Label:
         scored += [(role, member.model, f"the member {member.name}") for role, member in members.items()]
         inputs: dict[str, Input] = {}
         for role, model, words in scored:
+            by_token = role == "reference" and recipe.refine.token_credit is not None
             stage = build.add(
                 f"score-{iteration.number}-{role}",
                 "score",
-                f"log-probs of the answers under {words}",
-                settings=models.settings,
+                f"log-probs of the answers{' and their tokens' if by_token else ''} under {words}",
+                settings={**models.settings, **({"by_token": True} if by_token else {})},
                 inputs={"model": model, "completions": iteration.completions},
                 rows=iteration.rows,
             )

@@ -198,6 +198,7 @@ KINDS: dict[str, Kind] = {
             "added_pairs": "rows",
             "reference_logps": "rows",
             "log_ratios": "rows",
+            "token_logps": "rows",
         },
         writes=_TRAINED,
         work=("train",),
@@ -261,7 +262,7 @@ KINDS: dict[str, Kind] = {
     ),
     "score": Kind(
         "score",
-        settings=_MODEL,
+        settings={**_MODEL, "by_token": bool},
         reads={"model": "model", "completions": "rows"},
         writes=("logps.parquet",),
         work=("score",),

@@ -20,7 +20,7 @@ from spa_recipes.plan.log_ratios import of_both_models
 from spa_recipes.plan.members import add_members, add_reliability, seed_inputs, seed_settings
 from spa_recipes.plan.models import Models, Named
 from spa_recipes.plan.stages import Builder, Input, Plan, StageOutput
-from spa_recipes.recipe.schema import Model, Recipe, SandboxSource, Source, SupervisedTraining
+from spa_recipes.recipe.schema import Model, Recipe, SandboxSource, Source, SupervisedTraining, TokenCredit
 from spa_recipes.state.digests import DigestMemo
 
 
@@ -238,6 +238,7 @@ def _add_refine(
     replay: dict[str, Input] = {"seed_pairs": StageOutput("data", "seed.jsonl")} if recipe.refine.seed_replay else {}
     if (added := added_before(i, recipe)) is not None:
         replay["added_pairs"] = added
+    credit = {"token_logps": judging.inputs["reference_logps"]} if recipe.refine.token_credit else {}
     build.add(
         f"refine-{i}",
         "refine",
@@ -261,6 +262,7 @@ def _add_refine(
             **logps,
             **noise,
             **replay,
+            **credit,
         },
         rows=rows,
     )
@@ -303,9 +305,14 @@ def _variants(recipe: Recipe) -> str:
         *([f"loss {refine.loss}" + _answers(recipe)] if refine.loss != "sigmoid" else []),
         *([f"divergence {refine.divergence}"] if refine.divergence != "reverse_kl" else []),
         *([f"reference mixed with pi_init ({refine.reference_mix:g})"] if refine.reference_mix else []),
+        *([f"tokens weighed by {_credit(refine.token_credit)}"] if refine.token_credit else []),
         *([f"sft_weight {refine.sft_weight:g}"] if refine.sft_weight else []),
     ]
     return "".join(f", {words}" for words in said)
+
+
+def _credit(credit: TokenCredit) -> str:
+    return f"{credit.type} (a = {credit.a:g}, normalise {credit.normalise})"
 
 
 def _answers(recipe: Recipe) -> str:

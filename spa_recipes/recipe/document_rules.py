@@ -229,6 +229,7 @@ VARIANTS = (
     "refine.divergence",
     "refine.reference_mix",
     "refine.sft_weight",
+    "refine.token_credit",
 )
 """Settings beyond the paper that nothing but an iteration reads."""
 
@@ -276,15 +277,6 @@ def mixed_reference_is_known(recipe: schema.Recipe) -> Conflicts:
             key,
             "a mixed reference has log-probs of answers, but no logits for the de-coupled detection (lambda > 0)",
             "set noise.lambdas to 0 for every iteration, or noise.detector to judge",
-        )
-
-
-def sppo_doubts_no_pair(recipe: schema.Recipe) -> Conflicts:
-    if recipe.iterations and recipe.refine.loss == "sppo" and recipe.noise.enabled:
-        yield Conflict(
-            ("refine.loss", "noise.enabled"),
-            "sppo has no pairs whose labels could be doubted",
-            "set noise.enabled to false, or choose another loss",
         )
 
 

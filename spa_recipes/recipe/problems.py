@@ -36,6 +36,7 @@ EXAMPLES = {
     "questions": "questions: question.jsonl",
     "endpoint.base_url": "base_url: https://api.openai.com/v1",
     "endpoint.model": "model: gpt-4",
+    "token_credit.type": "type: tgdpo",
     "type": "type: dataset",
     "seeds": "seeds: [1, 2, 3]",
     "variants": "variants: [{name: more-answers, set: {sampling.n: 4}}]",

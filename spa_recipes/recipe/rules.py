@@ -195,6 +195,22 @@ def sppo_reads_answers(training: schema.RefineTraining) -> Conflicts:
         )
 
 
+def token_credit_is_of_margins(training: schema.RefineTraining) -> Conflicts:
+    if training.token_credit is None:
+        return
+    if training.loss == "sppo":
+        yield Conflict(("token_credit", "loss"), "loss sppo has no margin whose tokens could be weighed", "remove it")
+    if training.divergence != "reverse_kl":
+        what = f"divergence {training.divergence} is of whole responses, whose tokens cannot be weighed"
+        yield Conflict(("token_credit", "divergence"), what, "remove one of them")
+    if training.reference_mix:
+        what = "a mixed reference is known of whole responses, whose tokens cannot be weighed"
+        yield Conflict(("token_credit", "reference_mix"), what, "remove one of them")
+    if training.seed_replay:
+        what = "replayed seed pairs have no rewards of tokens: nothing was sampled"
+        yield Conflict(("token_credit", "seed_replay"), what, "remove one of them")
+
+
 def base_url_is_the_base(endpoint: schema.Endpoint) -> Conflicts:
     if endpoint.base_url.rstrip("/").endswith("/completions"):
         yield Conflict(("base_url",), "must end before /chat/completions", "e.g. https://api.openai.com/v1")

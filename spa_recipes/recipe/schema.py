@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-from spa_recipes.recipe import document_rules, member_rules, rules
+from spa_recipes.recipe import document_rules, loss_rules, member_rules, rules
 
 RUNTIME: dict[str, Any] = {"runtime": True}
 """Marks a field that changes how or where the work is done, but not its result."""
@@ -362,6 +362,22 @@ class SeedTraining(PreferenceTraining):
     )
 
 
+class TokenCredit(Section):
+    """Weights of single tokens in the margin of a pair, by their implicit rewards.
+
+    r_t = beta*[log pi_{i-1}(y_t) - log pi_init(y_t)] sums up to the reward of a response. A token of the preferred
+    response counts 1 + a*rhat_t times, one of the other response 1 - a*rhat_t times.
+    """
+
+    type: Literal["tgdpo"] = Field(description="TGDPO (arXiv 2506.14574).")
+    a: Annotated[float, Field(ge=0)] = Field(0.5, description="How much tokens differ. 0 is plain DPO.")
+    normalise: Literal["none", "max", "sd"] = Field(
+        "max",
+        description="rhat_t. none: r_t itself. max: r_t over the largest |r_t| of its response, so that no weight is "
+        "negative for a up to 1. sd: r_t over the standard deviation of all r_t of the iteration's pairs.",
+    )
+
+
 class RefineTraining(PreferenceTraining):
     """DPO on the judged pairs, which seed pairs may be mixed into."""
 
@@ -369,6 +385,7 @@ class RefineTraining(PreferenceTraining):
         *PreferenceTraining.RULES,
         rules.distilled_pairs_are_judged,
         rules.sppo_reads_answers,
+        rules.token_credit_is_of_margins,
     )
 
     seed_replay: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
@@ -397,6 +414,10 @@ class RefineTraining(PreferenceTraining):
         0.0,
         description="Weight of -log pi_theta(y_w|x) / |y_w| in the loss of a pair, which keeps the preferred response "
         "likely. The paper uses 0.",
+    )
+    token_credit: TokenCredit | None = Field(
+        None,
+        description="Weigh the tokens of a pair by their rewards; null: all count alike, as in the paper.",
     )
 
 
@@ -1157,7 +1178,8 @@ class Recipe(Document):
         document_rules.refinement_takes_place,
         document_rules.extrapolation_has_a_way,
         document_rules.mixed_reference_is_known,
-        document_rules.sppo_doubts_no_pair,
+        loss_rules.sppo_doubts_no_pair,
+        loss_rules.token_rewards_are_known,
         document_rules.seed_labels_are_there,
         document_rules.added_labels_have_an_effect,
         document_rules.there_is_something_to_do,

@@ -241,22 +241,26 @@ def sharded_values(
     name: str,
     column: str,
     total: int,
-    compute: Callable[[int, int], Sequence[float]],
+    compute: Callable[[int, int], Sequence[Any]],
+    kind: pa.DataType | None = None,
     *,
     every_process: bool = False,
-) -> list[float] | None:
-    """A number for each of `total` responses, shard by shard; `column` is its name in the shards' files.
+) -> list[Any] | None:
+    """A number, or a value of another `kind`, for each of `total` responses, shard by shard.
+
+    `column` is its name in the shards' files.
 
     Unless `every_process`, only the process that commits gets them, and the others None.
     """
 
     def table(start: int, end: int) -> pa.Table:
-        return pa.table({column: pa.array(compute(start, end), pa.float64())})
+        return pa.table({column: pa.array(compute(start, end), of_values)})
 
-    schema = pa.schema([(column, pa.float64())])
+    of_values = pa.float64() if kind is None else kind
+    schema = pa.schema([(column, of_values)])
     size = shard_size(total, fewest=FEWEST_SCORED, most=SCORED_PER_SHARD)
     whole = sharded(context, name, total, size, schema, table, every_process=every_process)
-    return None if whole is None else [float(value) for value in whole[column].to_pylist()]
+    return None if whole is None else list(whole[column].to_pylist())
 
 
 def _write_shard(path: Path, table: pa.Table) -> None:

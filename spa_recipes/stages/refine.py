@@ -9,6 +9,7 @@ With LoRA that is the policy with its new adapter switched off; with QLoRA at an
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import datasets
@@ -29,6 +30,7 @@ from spa_recipes.recipe.schema import Noise, RefineTraining
 from spa_recipes.stages.all_answers import orders_of, sppo_targets, with_others
 from spa_recipes.stages.common import TokenPair, mean, model_section, renderer_of, share, token_pair
 from spa_recipes.stages.context import Context, Result
+from spa_recipes.stages.token_credit import Both, credit_of
 from spa_recipes.stages.training import add_reference_logps, stage_result, train_env
 from spa_recipes.training.run import PAIRS_TRACE, PairLoss, Refinement, Start, train_preference
 
@@ -45,6 +47,13 @@ def run(context: Context) -> Result:
     reference_logps = None
     if given:
         reference_logps = mixed(judgments, _reference_logps(context, judgments, completions), training.reference_mix)
+    weights: list[Both] = []
+    if training.token_credit is not None:
+        of_tokens = context.input("token_logps")
+        credit = credit_of(
+            training.token_credit, training.beta, judgments, completions, _places(completions), of_tokens
+        )
+        weights, reference_logps = credit.weights, credit.reference_logps if given else None
     judged = _judged(judgments, completions, reference_logps)
     targets: list[list[float]] = []
     if training.loss == "sppo":
@@ -63,7 +72,7 @@ def run(context: Context) -> Result:
         train_env(context, model, renderer),
         reference_path=context.input("reference") if lam > 0 and not model.in_4bit else None,
         refinement=refinement,
-        loss=_loss(training, judgments, targets),
+        loss=replace(_loss(training, judgments), targets=targets, token_weights=weights),
         replayed=len(replayed),
         start=Start(first_margins or None),
     )
@@ -200,9 +209,9 @@ def _refinement(settings: dict[str, Any], judgments: Sequence[JudgmentRow]) -> R
     return Refinement(noise.alpha, settings["lambda"], noise.threshold, noise.warmup_ratio, noise.detector, margins)
 
 
-def _loss(training: RefineTraining, judgments: Sequence[JudgmentRow], targets: Sequence[list[float]]) -> PairLoss:
-    margins, starts = [judgment["margin"] for judgment in judgments], _starts(training, judgments)
-    return PairLoss(training.loss, training.divergence, training.sft_weight, margins, starts, targets)
+def _loss(training: RefineTraining, judgments: Sequence[JudgmentRow]) -> PairLoss:
+    margins = [judgment["margin"] for judgment in judgments]
+    return PairLoss(training.loss, training.divergence, training.sft_weight, margins, _starts(training, judgments))
 
 
 def _starts(training: RefineTraining, judgments: Sequence[JudgmentRow]) -> list[float]:

@@ -1,15 +1,15 @@
 """Log-probs of completions under one model: the table that judging, refining and evaluating share."""
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
-from typing import overload
+from functools import cache, partial
+from typing import Any, overload
 
 import pyarrow as pa
 from transformers import PreTrainedModel
 
 from spa_recipes.data.arrow import ROWS_PER_BATCH
-from spa_recipes.data.tables import COMPLETIONS, LOGPS, read_table, write_values
-from spa_recipes.generation.scoring import Scored, sequence_logps
+from spa_recipes.data.tables import COMPLETIONS, LOGPS, read_table, write_token_logps, write_values
+from spa_recipes.generation.scoring import Scored, sequence_logps, token_logps
 from spa_recipes.models.loading import for_inference, load_causal_lm
 from spa_recipes.recipe.schema import Model
 from spa_recipes.stages.common import TokenPair, model_section, sharded_values, use_local_device
@@ -48,10 +48,17 @@ def run(context: Context) -> Result:
     """Write `logps.parquet`, a row for each completion in their order."""
     completions = read_table(context.input("completions"), COMPLETIONS)
     items = ScoredRows(completions)
-    logps = score(context, "logps", model_section(context, "model"), items)
-    if logps is None:
-        return NO_RESULT
-    write_values(context.draft / "logps.parquet", completions, logps, LOGPS)
+    path, model = context.draft / "logps.parquet", model_section(context, "model")
+    if context.spec.settings.get("by_token", False):
+        tokens = score_tokens(context, "token-logps", model, items)
+        if tokens is None:
+            return NO_RESULT
+        write_token_logps(path, completions, tokens)
+    else:
+        logps = score(context, "logps", model, items)
+        if logps is None:
+            return NO_RESULT
+        write_values(path, completions, logps, LOGPS)
     return Result(len(items), sum(len(i.prompt_ids) + len(i.response_ids) for i in items), {})
 
 
@@ -62,12 +69,18 @@ def score(
 
     Returns the log-probs in the order of the items; unless `every_process`, None in every process but the first.
     """
+    return score_with(context, name, partial(_load, model), items, every_process=every_process)
 
-    def load() -> PreTrainedModel:
-        use_local_device()
-        return for_inference(load_causal_lm, model)
 
-    return score_with(context, name, load, items, every_process=every_process)
+def score_tokens(context: Context, name: str, model: Model, items: Sequence[Scored]) -> list[list[float]] | None:
+    """The log-probs of the response tokens of each item; all else as `score`."""
+    compute = _in_shards(context, name, partial(_load, model), items, token_logps)
+    return sharded_values(context, name, "token_logps", len(items), compute, pa.list_(pa.float64()))
+
+
+def _load(model: Model) -> PreTrainedModel:
+    use_local_device()
+    return for_inference(load_causal_lm, model)
 
 
 def score_with(
@@ -79,11 +92,23 @@ def score_with(
     every_process: bool = False,
 ) -> list[float] | None:
     """`score` for a model that is loaded in another way."""
+    compute = _in_shards(context, name, load, items, sequence_logps)
+    return sharded_values(context, name, "logp", len(items), compute, every_process=every_process)
+
+
+def _in_shards(
+    context: Context,
+    name: str,
+    load: Callable[[], PreTrainedModel],
+    items: Sequence[Scored],
+    logps: Callable[..., list[Any]],
+) -> Callable[[int, int], list[Any]]:
+    """What computes the log-probs of the items of a shard; the model is loaded for the first one."""
     settings = context.spec.runtime["compute"]
     loaded = cache(load)
 
-    def compute(start: int, end: int) -> list[float]:
-        return sequence_logps(
+    def compute(start: int, end: int) -> list[Any]:
+        return logps(
             loaded(),
             items[start:end],
             tokens_per_batch=settings["score_tokens_per_batch"],
@@ -92,7 +117,7 @@ def score_with(
             first_item=start,
         )
 
-    return sharded_values(context, name, "logp", len(items), compute, every_process=every_process)
+    return compute
 
 
 def score_pairs(

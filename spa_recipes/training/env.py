@@ -90,6 +90,8 @@ class PairLoss:
         judge_margins: the judge's margin of every row, in their order; `distill` needs them.
         first_margins: beta times the difference of the log-ratios before the first step, row by row; empty where they
             are 0, as they are unless the reference is mixed.
+        token_weights: of the tokens of the chosen and of the rejected answer of every row, with which log-probs are
+            summed, as those of a reference that is given were; empty where all tokens count alike.
         targets: for `sppo`, eta*(P_k - 1/2) of the chosen, the rejected and the other answers of every row.
     """
 
@@ -99,6 +101,7 @@ class PairLoss:
     judge_margins: Sequence[float] = ()
     first_margins: Sequence[float] = ()
     targets: Sequence[Sequence[float]] = ()
+    token_weights: Sequence[tuple[Sequence[float], Sequence[float]]] = ()
 
 
 METHODS_LOSS = PairLoss()

@@ -4,7 +4,7 @@ A row is a prompt with a chosen and a rejected response. For a loss that reads a
 in the columns `other_ids` and `ref_other_logps`, which are lists.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +63,26 @@ def rows_of_answers(others_B: torch.Tensor) -> torch.Tensor:
     """The place in the batch of the row that each of its answers belongs to, (A,)."""
     place_B = torch.arange(len(others_B), device=others_B.device)
     return torch.cat([place_B, place_B, place_B.repeat_interleave(others_B)])
+
+
+def token_weights(
+    known: Sequence[tuple[Sequence[float], Sequence[float]]], inputs: dict[str, torch.Tensor], *, like: torch.Tensor
+) -> torch.Tensor:
+    """The weight of each response token of a batch of pairs in its place, (2B, T - 1); 1 for rows that are not known.
+
+    Args:
+        known: by row, of the tokens of its chosen and of its rejected response.
+        like: log-probs of the tokens in their places, of that shape.
+    """
+    scored_BT = inputs["completion_mask"][:, 1:].bool()
+    rows = [(row, side) for side in (0, 1) for row in inputs["row"].tolist()]
+    weights: list[float] = []
+    for (row, side), count in zip(rows, scored_BT.sum(dim=1).tolist(), strict=True):
+        of_row = known[row][side] if 0 <= row < len(known) else [1.0] * count
+        if len(of_row) != count:
+            raise ValueError(f"row {row} has {count} response tokens and {len(of_row)} weights")
+        weights += of_row
+    return like.new_zeros(like.shape).masked_scatter(scored_BT, like.new_tensor(weights))
 
 
 def references(rows: datasets.Dataset) -> list[list[float]]:

@@ -21,7 +21,8 @@ from spa_recipes.errors import StageError
 from spa_recipes.recipe.schema import FixedThreshold
 from spa_recipes.training.along_update import AlongUpdate
 from spa_recipes.training.env import METHODS_LOSS, PairLoss, Refinement, Start
-from spa_recipes.training.pair_rows import pair_lengths, references, rows_of_answers
+from spa_recipes.training.pair_logps import Both, PairLogps, of_answers, of_pairs, pairs_of
+from spa_recipes.training.pair_rows import pair_lengths, references, rows_of_answers, token_weights
 from spa_recipes.training.response_logps import IGNORED, Reference, add_response_logps
 from spa_recipes.training.sharding import in_use, shard_frozen
 from spa_recipes.training.token_rows import TrainsTokenRows
@@ -248,12 +249,12 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
                 self._reward(logps.policy.rejected - logps.reference.rejected),
                 self._moved(logps, inputs["row"]),
                 torch.stack([*logps.policy, *logps.reference]).detach().norm(dim=0),
-                torch.stack(_of_pairs(inputs["completion_mask"].sum(dim=1), inputs)).sum(dim=0),
+                torch.stack(of_pairs(inputs["completion_mask"].sum(dim=1), inputs)).sum(dim=0),
             )
         )
         return self._share_of_step(loss_B, inputs["row"])
 
-    def _margin(self, policy: "_Both", reference: "_Both") -> torch.Tensor:
+    def _margin(self, policy: Both, reference: Both) -> torch.Tensor:
         """The margin of log-probs against the reference's."""
         return divergence_margin(*policy, *reference, beta=self.beta, divergence=self._pair_loss.divergence)
 
@@ -262,18 +263,18 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
         reward_B: torch.Tensor = self.beta * divergence_term(log_ratio_B, self._pair_loss.divergence).detach()
         return reward_B
 
-    def _moved(self, logps: "_PairLogps", row_B: torch.Tensor) -> torch.Tensor:
+    def _moved(self, logps: PairLogps, row_B: torch.Tensor) -> torch.Tensor:
         """How far the policy has moved from its start, as a margin: 0 before the first step but for rounding."""
         margin_B = dpo_margin(*logps.policy, *logps.reference, beta=self.beta).detach()
         return margin_B - _of_rows(self._pair_loss.first_margins, row_B, like=margin_B)
 
     def _loss(
-        self, margin_B: torch.Tensor, flagged_B: torch.Tensor, logps: "_PairLogps", inputs: dict[str, torch.Tensor]
+        self, margin_B: torch.Tensor, flagged_B: torch.Tensor, logps: PairLogps, inputs: dict[str, torch.Tensor]
     ) -> torch.Tensor:
         """The loss of each pair, or of all answers to its prompt; the label of a flagged pair is softened."""
         wanted = self._pair_loss
         if wanted.kind == "sppo":
-            target_A = _of_answers(wanted.targets, inputs, like=margin_B)
+            target_A = of_answers(wanted.targets, inputs, like=margin_B)
             loss_B = sppo_loss(logps.log_ratios, target_A, rows_of_answers(inputs["others"]))
             return loss_B + self._sft_loss(logps, inputs)
         judge_margin_B = _of_rows(wanted.judge_margins, inputs["row"], like=margin_B)
@@ -287,36 +288,58 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
             loss_B = refined_loss(margin_B, flagged_B, self.detector.settings.alpha, of_margin)
         return loss_B + self._sft_loss(logps, inputs)
 
-    def _sft_loss(self, logps: "_PairLogps", inputs: dict[str, torch.Tensor]) -> torch.Tensor | float:
+    def _sft_loss(self, logps: PairLogps, inputs: dict[str, torch.Tensor]) -> torch.Tensor | float:
         """The behaviour cloning term of each pair, times its weight."""
         if not self._pair_loss.sft_weight:
             return 0.0
-        tokens_B = _of_pairs(inputs["completion_mask"].sum(dim=1), inputs).chosen
-        return self._pair_loss.sft_weight * sft_loss(logps.policy.chosen, tokens_B)
+        tokens_B = of_pairs(inputs["completion_mask"].sum(dim=1), inputs).chosen
+        return self._pair_loss.sft_weight * sft_loss(logps.plain.chosen, tokens_B)
 
     def _judged(self, row_B: torch.Tensor) -> torch.Tensor:
         """Which rows are judged pairs; the others are replayed ones."""
         return row_B < len(self._lengths) - self._replayed
 
-    def _pair_logps(self, model: Any, inputs: dict[str, torch.Tensor]) -> "_PairLogps":
+    def _pair_logps(self, model: Any, inputs: dict[str, torch.Tensor]) -> PairLogps:
         """Log-probs of both responses under the policy, the reference and the detector's distribution."""
         labels_BT = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, IGNORED)
         log_ratios_B = self._log_ratios_along_update(inputs["input_ids"], labels_BT, inputs["row"])
         tokens = {"input_ids": inputs["input_ids"], "response_labels": labels_BT, "alone": self.reads_alone}
+        if self._pair_loss.token_weights:
+            return self._weighted_logps(model, inputs, tokens)
         if log_ratios_B is None and self.detector is not None and self.detector.settings.lam > 0:
             hidden_ND = self._reference_pass(**tokens, hidden_only=True)
             given = Reference(hidden_ND, self._reference_head(), self.detector.settings.lam)
             logps: DecoupledLogps = model(**tokens, reference=given)
-            return _pairs(inputs, logps.policy, logps.reference, logps.decoupled, logps.reference)
+            return pairs_of(inputs, logps.policy, logps.reference, logps.decoupled, logps.reference)
         policy_A: torch.Tensor = model(**tokens)
         if self.precompute_ref_logps:
             # Not from the batch: there, DeepSpeed would round them to the precision of its products.
-            reference_A = _of_answers(self._reference_logps, inputs, like=policy_A)
+            reference_A = of_answers(self._reference_logps, inputs, like=policy_A)
         else:
             reference_A = self._reference_pass(**tokens)
         if log_ratios_B is None:
-            return _pairs(inputs, policy_A, reference_A, policy_A, reference_A)
-        return _pairs(inputs, policy_A, reference_A, log_ratios_B.to(policy_A.dtype), torch.zeros_like(reference_A))
+            return pairs_of(inputs, policy_A, reference_A, policy_A, reference_A)
+        return pairs_of(inputs, policy_A, reference_A, log_ratios_B.to(policy_A.dtype), torch.zeros_like(reference_A))
+
+    def _weighted_logps(self, model: Any, inputs: dict[str, torch.Tensor], tokens: dict[str, Any]) -> PairLogps:
+        """The same with log-probs that are summed with the weights of the tokens; in float32 only."""
+        if self.detector is not None and self.detector.settings.lam > 0:
+            hidden_ND = self._reference_pass(**tokens, hidden_only=True)
+            given = Reference(hidden_ND, self._reference_head(), self.detector.settings.lam)
+            logps: DecoupledLogps = model(**tokens, reference=given, by_token=True)
+            weight_BT = token_weights(self._pair_loss.token_weights, inputs, like=logps.policy)
+            policy_B, reference_B, decoupled_B = ((weight_BT * each_BT).sum(dim=1) for each_BT in logps)
+            pairs = pairs_of(inputs, policy_B, reference_B, decoupled_B, reference_B)
+            return pairs._replace(plain=of_pairs(logps.policy.sum(dim=1), inputs))
+        policy_BT: torch.Tensor = model(**tokens, by_token=True)
+        weight_BT = token_weights(self._pair_loss.token_weights, inputs, like=policy_BT)
+        policy_B = (weight_BT * policy_BT).sum(dim=1)
+        if self.precompute_ref_logps:
+            reference_B = of_answers(self._reference_logps, inputs, like=policy_B)
+        else:
+            reference_B = (weight_BT * self._reference_pass(**tokens, by_token=True)).sum(dim=1)
+        pairs = pairs_of(inputs, policy_B, reference_B, policy_B, reference_B)
+        return pairs._replace(plain=of_pairs(policy_BT.sum(dim=1), inputs))
 
     def _log_ratios_along_update(
         self, input_ids: torch.Tensor, response_labels: torch.Tensor, row: torch.Tensor
@@ -422,55 +445,6 @@ def _no_model_of_trls_own() -> Iterator[None]:
         yield
     finally:
         dpo_trainer.create_model_from_path = load
-
-
-class _Both(NamedTuple):
-    """Of the chosen and the rejected response of each pair, (B,) each."""
-
-    chosen: torch.Tensor
-    rejected: torch.Tensor
-
-
-class _PairLogps(NamedTuple):
-    """Log-probs of both responses.
-
-    Attributes:
-        detector, detector_reference: those of the detector's distribution and those that they are compared with; or
-            log-ratios, and zeros.
-        log_ratios: (A,), of all answers of the batch: of the pairs, then of the others.
-    """
-
-    policy: _Both
-    reference: _Both
-    detector: _Both
-    detector_reference: _Both
-    log_ratios: torch.Tensor
-
-
-def _of_pairs(values_A: torch.Tensor, inputs: dict[str, torch.Tensor]) -> _Both:
-    """Of the answers of a batch, those of its pairs: the chosen sequences come first, then the rejected ones."""
-    pairs = len(inputs["row"])
-    return _Both(values_A[:pairs], values_A[pairs : 2 * pairs])
-
-
-def _pairs(inputs: dict[str, torch.Tensor], *logps_A: torch.Tensor) -> _PairLogps:
-    """The log-probs of the pairs of a batch, and the log-ratios of all its answers."""
-    policy_A, reference_A, *_ = logps_A
-    return _PairLogps(*(_of_pairs(each_A, inputs) for each_A in logps_A), policy_A - reference_A)
-
-
-def _of_answers(
-    known: Sequence[Sequence[float]], inputs: dict[str, torch.Tensor], *, like: torch.Tensor
-) -> torch.Tensor:
-    """What is known of the answers of each row, in the order of the batch, (A,); 0 for the answers of other rows.
-
-    Args:
-        known: by row, of its chosen, its rejected and its other answers.
-    """
-    rows = zip(inputs["row"].tolist(), inputs["others"].tolist(), strict=True)
-    values = [known[row] if 0 <= row < len(known) else [0.0] * (2 + others) for row, others in rows]
-    pairs = [each[side] for side in (0, 1) for each in values]
-    return like.new_tensor(pairs + [value for each in values for value in each[2:]])
 
 
 class _StepEnd(TrainerCallback):  # type: ignore[misc]

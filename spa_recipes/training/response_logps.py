@@ -55,6 +55,7 @@ def add_response_logps(model: PreTrainedModel) -> Callable[[], LmHead]:
         response_labels: torch.Tensor | None = None,
         reference: Reference | None = None,
         hidden_only: bool = False,
+        by_token: bool = False,
         alone: bool = False,
         **kwargs: Any,
     ) -> Any:
@@ -77,7 +78,7 @@ def add_response_logps(model: PreTrainedModel) -> Callable[[], LmHead]:
             logps_N = chunked_token_logps(
                 hidden_ND, weight, targets_N, bias, scale=scale, softcap=softcap, gather_head=gather
             )
-            return _per_sequence(logps_N, scored_BT)
+            return _per_token(logps_N, scored_BT) if by_token else _per_sequence(logps_N, scored_BT)
         logps = chunked_decoupled_logps(
             hidden_ND,
             LmHead(weight, bias, scale, softcap),
@@ -87,7 +88,8 @@ def add_response_logps(model: PreTrainedModel) -> Callable[[], LmHead]:
             reference.lam,
             gather_head=gather,
         )
-        return DecoupledLogps(*(_per_sequence(logps_N, scored_BT) for logps_N in logps))
+        placed = _per_token if by_token else _per_sequence
+        return DecoupledLogps(*(placed(logps_N, scored_BT) for logps_N in logps))
 
     model.forward = types.MethodType(forward, model)
     return lambda: seen[0]
@@ -128,8 +130,13 @@ def check_response_logps(model: PreTrainedModel, token_ids: list[int], tolerance
 
 
 def _per_sequence(logps_N: torch.Tensor, scored_BT: torch.Tensor) -> torch.Tensor:
-    """Sums over the scored tokens of each sequence; `masked_scatter` keeps the graph where there are none."""
-    return logps_N.new_zeros(scored_BT.shape).masked_scatter(scored_BT, logps_N).sum(dim=1)
+    """Sums over the scored tokens of each sequence."""
+    return _per_token(logps_N, scored_BT).sum(dim=1)
+
+
+def _per_token(logps_N: torch.Tensor, scored_BT: torch.Tensor) -> torch.Tensor:
+    """The log-prob of each scored token in its place, and 0 elsewhere; `masked_scatter` keeps the graph without any."""
+    return logps_N.new_zeros(scored_BT.shape).masked_scatter(scored_BT, logps_N)
 
 
 def _weight_and_bias(layer: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:

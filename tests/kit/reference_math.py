@@ -105,3 +105,23 @@ def sppo_loss(logps: list[float], reference: list[float], wins: list[float], eta
     for logp, before, win in zip(logps, reference, wins, strict=True):
         total += (logp - before - eta * (win - 0.5)) ** 2
     return total / len(logps)
+
+
+def token_logp(logits: list[list[float]], tokens: list[int], position: int) -> float:
+    """log pi(y_t|x, y_<t) of the token at a position."""
+    return log_softmax(logits[position - 1])[tokens[position]]
+
+
+def tgdpo_margin(
+    beta: float,
+    a: float,
+    chosen: list[tuple[float, float, float]],
+    rejected: list[tuple[float, float, float]],
+) -> float:
+    """The margin with token credit; each token is (log pi_theta, log pi_ref, rhat)."""
+    total = 0.0
+    for logp, reference, rhat in chosen:
+        total += beta * (1 + a * rhat) * (logp - reference)
+    for logp, reference, rhat in rejected:
+        total -= beta * (1 - a * rhat) * (logp - reference)
+    return total
