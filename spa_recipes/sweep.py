@@ -23,6 +23,7 @@ from spa_recipes.report.sweep import Compared, Measured
 from spa_recipes.run.schedule import unfinished
 from spa_recipes.state import atomic
 from spa_recipes.state.digests import DigestMemo
+from spa_recipes.state.versions import COMPUTING, in_words
 
 if TYPE_CHECKING:
     from spa_recipes.run.consent import Consent
@@ -70,11 +71,6 @@ class PreparedSweep:
     def sweep(self) -> Sweep:
         """What the file says."""
         return self.loaded.sweep
-
-    @property
-    def out(self) -> Path:
-        """Folder of the tables."""
-        return Path(self.sweep.out or Path("sweeps") / self.sweep.name)
 
     def of(self, seeds: Sequence[int], variants: Sequence[str]) -> list[SweepRun]:
         """The runs of some seeds and variants."""
@@ -206,7 +202,7 @@ def tables_of(prepared: PreparedSweep) -> Tables:
     sweep = prepared.sweep
     measured = [_measured(prepared, variant) for variant in sweep.variants]
     measured = [one for one in measured if one.seeds]
-    notes = []
+    notes = _made_with(prepared)
     lacking = [f"{one.variant.title} has {len(one.seeds)}" for one in measured if len(one.seeds) < len(sweep.seeds)]
     lacking += [f"{v.title} has none" for v in sweep.variants if v.name not in {m.variant.name for m in measured}]
     if lacking:
@@ -214,9 +210,27 @@ def tables_of(prepared: PreparedSweep) -> Tables:
     return Tables(measured, tables.compared(sweep, measured), notes)
 
 
-def write_tables(prepared: PreparedSweep, found: Tables) -> list[Path]:
-    """Write `table.md`, `values.csv`, `differences.csv` and `differences.svg` into the sweep's folder."""
-    sweep, out = prepared.sweep, prepared.out
+def _made_with(prepared: PreparedSweep) -> list[str]:
+    """When the newest stage of the runs was finished, and with which libraries they were made; nothing without any."""
+    plans = [(run.prepared.run, run.prepared.plan) for run in prepared.runs]
+    found = [manifest for folder, plan in plans for manifest in folder.manifests(plan).values()]
+    versions: dict[str, set[str]] = {}
+    for manifest in found:
+        for name in (*COMPUTING, "spa-recipes"):
+            if name in manifest.versions:
+                versions.setdefault(name, set()).add(manifest.versions[name])
+    words = in_words({name: " and ".join(sorted(numbers)) for name, numbers in versions.items()})
+    return [f"{max(manifest.finished_at for manifest in found)[:10]}, {words}."] if found else []
+
+
+def default_out(sweep: Sweep) -> Path:
+    """Folder of a sweep's tables, unless the user names another."""
+    return Path("sweeps") / sweep.name
+
+
+def write_tables(prepared: PreparedSweep, found: Tables, out: Path) -> list[Path]:
+    """Write `table.md`, `values.csv`, `differences.csv` and `differences.svg` into a folder."""
+    sweep = prepared.sweep
     texts = {
         "table.md": tables.page_markdown(sweep, found.measured, found.compared, found.notes),
         "values.csv": tables.values_csv(sweep.metrics, found.measured),

@@ -57,6 +57,14 @@ class PlainReporter:
         if self._bar is not None:
             self._bar.start()
 
+    def forget(self) -> None:
+        """Forget the stages of a run that is over, one way or another."""
+        if self._bar is not None:
+            for task in self._tasks.values():
+                self._bar.remove_task(task)
+        for table in (self._tasks, self._steps, self._due):
+            table.clear()
+
     def _task(self, bar: Progress, stage: Stage) -> TaskID:
         """The stage's own bar, made when it is first needed: its progress may come before its start is told."""
         if stage.id not in self._tasks:

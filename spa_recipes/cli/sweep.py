@@ -18,6 +18,9 @@ def sweep_recipes(
     plan: Annotated[
         bool, typer.Option("--plan", help="Say how many runs and stages there are, and run nothing.")
     ] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder of tables and figure; default: `sweeps/NAME`.")
+    ] = None,
     accept: Accept = False,
     trust: Trust = False,
 ) -> None:
@@ -32,7 +35,7 @@ def sweep_recipes(
     if plan:
         print_sweep_plan(prepare_sweep(file))
     else:
-        run_and_print(prepare_sweep(file, afresh=True), accept=accept, trust=trust)
+        run_and_print(prepare_sweep(file, afresh=True), out, accept=accept, trust=trust)
 
 
 def print_sweep_plan(prepared: PreparedSweep) -> None:
@@ -63,11 +66,11 @@ def print_sweep_plan(prepared: PreparedSweep) -> None:
     todo = f"{count_of(len(left), 'stage')} of {len(steps):,}, {sum(steps[key] for key in left):,} optimizer steps"
     say(
         f"to do{most}: {todo}",
-        f"runs:   {prepared.runs[0].prepared.run.path.parent}, tables: {prepared.out}",
+        f"runs:   {prepared.runs[0].prepared.run.path.parent}",
     )
 
 
-def run_and_print(prepared: PreparedSweep, *, accept: bool, trust: bool) -> None:
+def run_and_print(prepared: PreparedSweep, out: Path | None, *, accept: bool, trust: bool) -> None:
     """Run the sweep, and print and write its tables.
 
     Raises:
@@ -77,12 +80,13 @@ def run_and_print(prepared: PreparedSweep, *, accept: bool, trust: bool) -> None
     from spa_recipes.cli.progress import PlainReporter
     from spa_recipes.cli.terminal import bold, say
     from spa_recipes.report.sweep import page_markdown
-    from spa_recipes.sweep import Told, failed, run_sweep, tables_of, write_tables
+    from spa_recipes.sweep import Told, default_out, failed, run_sweep, tables_of, write_tables
 
     say(f"{bold(prepared.sweep.name)}: {_size(prepared)}")
     with PlainReporter() as reporter:
 
         def begin(run: SweepRun, behind: int) -> PlainReporter:
+            reporter.forget()
             reporter.say(f"{bold(run.name)} ({behind} more)")
             return reporter
 
@@ -91,7 +95,7 @@ def run_and_print(prepared: PreparedSweep, *, accept: bool, trust: bool) -> None
     found = tables_of(prepared)
     if found.measured:
         say("", *page_markdown(prepared.sweep, found.measured, found.compared, found.notes).splitlines()[2:], "")
-        for path in write_tables(prepared, found):
+        for path in write_tables(prepared, found, out or default_out(prepared.sweep)):
             say(f"table:  {path}")
     if failures:
         raise failed(failures, len(prepared.runs))

@@ -209,8 +209,9 @@ def _values(rule: Rule, batch: Batch, logps_N: torch.Tensor) -> list[Values]:
     values = rule.read(_by_item(batch, logps_N))
     if not rule.by_token:
         return values
-    of_items = in_float64(logps_N).split(torch.bincount(batch.item).tolist())
-    return [(*value, *tokens.tolist()) for value, tokens in zip(values, of_items, strict=True)]
+    ends = torch.bincount(batch.item).cumsum(dim=0).tolist()
+    logps = in_float64(logps_N).tolist()
+    return [(*value, *logps[start:end]) for value, start, end in zip(values, [0, *ends[:-1]], ends, strict=True)]
 
 
 def _by_item(batch: Batch, logps_N: torch.Tensor) -> torch.Tensor:

@@ -99,17 +99,20 @@ def _read_base(base: Path, where: str) -> Values:
 
     Errors quote lines of a recipe. Of other files, nothing is to be read and quoted.
     """
-    file = base.resolve()
-    if file.exists() and not file.is_dir() and not (file.is_file() and file.suffix.lower() in _SUFFIXES):
-        raise RecipeError(
-            f"{base}: not a file named .yaml or .yml", where=f"{where}: {EXTENDS}", fix="name a recipe, in its own file"
-        )
+    refuse_other_files(base, f"{where}: {EXTENDS}")
     try:
         return read_mapping(base)[0]
     except RecipeError as error:
         if error.where != str(base):  # a mistake inside that file is told with its own line
             raise
         raise RecipeError(f"{base}: {error.what}", where=f"{where}: {EXTENDS}", fix=error.fix) from None
+
+
+def refuse_other_files(named: Path, where: str) -> None:
+    """RecipeError for a file that another file names as a recipe, and that is none by its name."""
+    file = named.resolve()
+    if file.exists() and not file.is_dir() and not (file.is_file() and file.suffix.lower() in _SUFFIXES):
+        raise RecipeError(f"{named}: not a file named .yaml or .yml", where=where, fix="name a recipe, in its own file")
 
 
 def _merge(values: Values, own: Values, keys: Keys) -> None:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from spa_recipes.errors import RecipeError
 from spa_recipes.recipe import rules
-from spa_recipes.recipe.extends import read_mapping
+from spa_recipes.recipe.extends import read_mapping, refuse_other_files
 from spa_recipes.recipe.job import checked
 from spa_recipes.recipe.load import LoadedRecipe, Setting, load_recipe
 from spa_recipes.recipe.rules import Conflict, Conflicts
@@ -162,9 +162,6 @@ class Sweep(Document):
         description="Successive halving: in each round all variants that are left get more seeds, and the best go on. "
         "The last ones get all seeds.",
     )
-    out: str | None = Field(
-        None, min_length=1, description="Folder of tables and figure; null: sweeps/<name>.", json_schema_extra=LOCATION
-    )
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -236,10 +233,12 @@ def recipe_of(loaded: LoadedSweep, variant: Variant, seed: int) -> LoadedRecipe:
     def seeds(root: dict[str, Any]) -> Sequence[Setting]:
         return [Setting(key, Values(seed, written={(): str(seed)}), place) for key in _seed_keys(sweep, root)]
 
+    path = _found(loaded.path, named)
+    refuse_other_files(path, loaded.where(*at))
     try:
-        return load_recipe(_found(loaded.path, named), settings=[*settings, *named_so], then=seeds)
+        return load_recipe(path, settings=[*settings, *named_so], then=seeds)
     except RecipeError as error:
-        if error.where == str(loaded.path.parent / named):
+        if error.where == str(path):
             raise RecipeError(f"{error.where}: {error.what}", where=loaded.where(*at), fix=error.fix) from None
         raise
 

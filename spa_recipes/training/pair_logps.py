@@ -37,11 +37,27 @@ def of_pairs(values_A: torch.Tensor, inputs: dict[str, torch.Tensor]) -> Both:
     return Both(values_A[:pairs], values_A[pairs : 2 * pairs])
 
 
-def pairs_of(inputs: dict[str, torch.Tensor], *logps_A: torch.Tensor) -> PairLogps:
-    """The log-probs of the pairs of a batch, and the log-ratios of all its answers."""
-    policy_A, reference_A, *_ = logps_A
-    both = [of_pairs(each_A, inputs) for each_A in logps_A]
-    return PairLogps(*both, plain=both[0], log_ratios=policy_A - reference_A)
+def pairs_of(
+    inputs: dict[str, torch.Tensor],
+    policy_A: torch.Tensor,
+    reference_A: torch.Tensor,
+    detector_A: torch.Tensor,
+    detector_reference_A: torch.Tensor,
+    plain_A: torch.Tensor | None = None,
+) -> PairLogps:
+    """The log-probs of the pairs of a batch, and the log-ratios of all its answers; see `PairLogps`.
+
+    Args:
+        plain_A: None where no tokens are weighed.
+    """
+    return PairLogps(
+        of_pairs(policy_A, inputs),
+        of_pairs(reference_A, inputs),
+        of_pairs(detector_A, inputs),
+        of_pairs(detector_reference_A, inputs),
+        of_pairs(policy_A if plain_A is None else plain_A, inputs),
+        policy_A - reference_A,
+    )
 
 
 def of_answers(

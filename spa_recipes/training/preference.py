@@ -329,8 +329,7 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
             logps: DecoupledLogps = model(**tokens, reference=given, by_token=True)
             weight_BT = token_weights(self._pair_loss.token_weights, inputs, like=logps.policy)
             policy_B, reference_B, decoupled_B = ((weight_BT * each_BT).sum(dim=1) for each_BT in logps)
-            pairs = pairs_of(inputs, policy_B, reference_B, decoupled_B, reference_B)
-            return pairs._replace(plain=of_pairs(logps.policy.sum(dim=1), inputs))
+            return pairs_of(inputs, policy_B, reference_B, decoupled_B, reference_B, logps.policy.sum(dim=1))
         policy_BT: torch.Tensor = model(**tokens, by_token=True)
         weight_BT = token_weights(self._pair_loss.token_weights, inputs, like=policy_BT)
         policy_B = (weight_BT * policy_BT).sum(dim=1)
@@ -338,8 +337,7 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
             reference_B = of_answers(self._reference_logps, inputs, like=policy_B)
         else:
             reference_B = (weight_BT * self._reference_pass(**tokens, by_token=True)).sum(dim=1)
-        pairs = pairs_of(inputs, policy_B, reference_B, policy_B, reference_B)
-        return pairs._replace(plain=of_pairs(policy_BT.sum(dim=1), inputs))
+        return pairs_of(inputs, policy_B, reference_B, policy_B, reference_B, policy_BT.sum(dim=1))
 
     def _log_ratios_along_update(
         self, input_ids: torch.Tensor, response_labels: torch.Tensor, row: torch.Tensor

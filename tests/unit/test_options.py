@@ -35,7 +35,7 @@ OPTIONS = {
     "push": {"--repo-id", "--runs-dir", "--private", "--revision", "--commit-message", "--dry-run"},
     "compare": {"--runs-dir", "--json"},
     "schema": {"--job", "--sweep"},
-    "sweep": {"--plan", "--accept", "--trust"},
+    "sweep": {"--plan", "--out", "--accept", "--trust"},
     "recipes": set(),
     "init": {"--model", "--pairs"},
     "doctor": set(),

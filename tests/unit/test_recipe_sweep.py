@@ -151,6 +151,14 @@ def test_a_mistake_is_named_with_its_line_and_key(tmp_path: Path, changes: dict[
     assert words in found
 
 
+def test_a_sweep_reads_nothing_that_is_no_recipe_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "secrets.env").write_text("TOKEN: [")
+    path = write(tmp_path, recipe="secrets.env")
+    assert problem(path) == (
+        f"{path}:2: recipe: {tmp_path / 'secrets.env'}: not a file named .yaml or .yml; name a recipe, in its own file"
+    )
+
+
 def test_an_empty_file_and_one_that_is_not_there_are_no_sweeps(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no such file"):
         load_sweep(tmp_path / "sweep.yaml")

@@ -92,7 +92,7 @@ def test_variants_that_look_at_other_policies_of_one_recipe_have_one_run() -> No
         ("s-dpo-2", ("dpo", "spa")),
         ("s-more-2", ("more",)),
     ]
-    assert of.out == Path("sweeps/s")
+    assert sweep.default_out(of.sweep) == Path("sweeps/s")
 
 
 def test_runs_of_one_seed_share_their_stages_by_key_and_those_of_two_seeds_do_not() -> None:

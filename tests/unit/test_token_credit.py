@@ -169,8 +169,8 @@ def test_a_live_reference_and_the_decoupled_detection_weigh_tokens_too(
         for sign, side, of_side, weight in zip((1, -1), ("chosen_ids", "rejected_ids"), tokens, weights, strict=True):
             ids, start = row["prompt_ids"] + row[side], len(row["prompt_ids"])
             with torch.no_grad():
-                logits = [model(torch.tensor([ids])).logits[0].tolist() for model in models]
-            mixed = plain.decoupled_logits(*logits, lam)
+                ours, theirs = (model(torch.tensor([ids])).logits[0].tolist() for model in models)
+            mixed = plain.decoupled_logits(ours, theirs, lam)
             for t, ((_, ref, _), w) in enumerate(zip(of_side, weight, strict=True)):
                 margin += sign * BETA * w * (plain.token_logp(mixed, ids, start + t) - ref)
         decoupled.append(plain.sigmoid(margin))
