@@ -109,14 +109,16 @@ def best(measured: Sequence[Measured], metric: str, keep: int) -> list[str]:
 def compared(sweep: Sweep, measured: Sequence[Measured]) -> list[Compared]:
     """The differences that a sweep shows, metric by metric, as far as both variants have a seed in common.
 
-    p is corrected for the hypotheses, which are about the first metric.
+    p is corrected for the hypotheses, which are about the first metric. One that was stated counts even where its runs
+    are missing: a family does not shrink by failures.
     """
     by_name = {m.variant.name: m for m in measured}
     pairs = [pair for pair in dict.fromkeys(sweep.pairs) if set(pair) <= by_name.keys()]
     found = [one for metric in sweep.metrics for pair in pairs if (one := _difference(by_name, *pair, metric))]
     tests = [i for i, one in enumerate(found) if _is_tested(one, sweep)]
-    corrected = holm([p for i in tests if (p := found[i].found.p) is not None])
-    for i, p in zip(tests, corrected, strict=True):
+    missing = 0 if sweep.hypotheses is None else len(sweep.hypotheses) - len(tests)
+    known = [p for i in tests if (p := found[i].found.p) is not None]
+    for i, p in zip(tests, holm([*known, *[1.0] * missing]), strict=False):
         found[i] = found[i]._replace(corrected=p)
     return found
 
@@ -270,8 +272,9 @@ def _has(metric: str, found: Sequence[Compared]) -> bool:
 
 
 def _of_tests(sweep: Sweep, found: Sequence[Compared]) -> str:
-    count = sum(one.corrected is not None for one in found)
-    if count:
+    tests = sum(one.corrected is not None for one in found)
+    if tests:
+        count = tests if sweep.hypotheses is None else len(sweep.hypotheses)
         return (
             f"p is that of the paired t test, with Holm's correction for {count} hypotheses"
             if count > 1

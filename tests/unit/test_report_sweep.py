@@ -75,6 +75,14 @@ def test_holm_corrects_for_the_hypotheses_about_the_first_metric_and_for_no_othe
     assert found[1].corrected is None
 
 
+def test_a_stated_hypothesis_counts_even_where_its_runs_are_missing() -> None:
+    stated = sweep(hypotheses=["spa", "more"])
+    found = compared(stated, [one for one in measured(stated) if one.variant.name != "more"])
+    (tested,) = [one for one in found if one.corrected is not None]
+    assert tested.corrected == pytest.approx(2 * (tested.found.p or 0.0))
+    assert "Holm's correction for 2 hypotheses" in page_markdown(stated, measured(stated)[:2], found, [])
+
+
 def test_the_best_have_the_largest_means_and_ties_go_to_the_first() -> None:
     of = sweep()
     assert best(measured(of), "win_rate", 2) == ["more", "spa"]
