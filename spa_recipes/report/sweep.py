@@ -238,7 +238,9 @@ def figure_svg(sweep: Sweep, found: Sequence[Compared]) -> str:
         if one.metric == sweep.metrics[0] and (e := one.found).low is not None and e.high is not None
     ]
     control = next(variant for variant in sweep.variants if variant.name == sweep.control)
-    return differences_chart(reaches, x=f"{metric.heading}: difference from {control.title}, 95 % interval")
+    alone = all(one.minus.name == sweep.control for one in found)
+    words = f"difference from {control.title}{'' if alone else ' unless another is named'}"
+    return differences_chart(reaches, x=f"{metric.heading}: {words}, 95 % interval")
 
 
 def _pair_title(one: Compared, sweep: Sweep) -> str:

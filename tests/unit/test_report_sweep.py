@@ -136,7 +136,7 @@ def test_the_figure_has_a_row_for_each_difference_in_the_first_metric() -> None:
     root = ElementTree.fromstring(figure_svg(of, found))
     texts = [element.text for element in root.iter() if element.tag.endswith("text")]
     assert {"SPA", "more minus SPA"} <= {*texts}
-    assert texts[-1] == "win rate, %: difference from DPO | plain, 95 % interval"
+    assert texts[-1] == "win rate, %: difference from DPO | plain unless another is named, 95 % interval"
     marks = [element for element in root.iter() if element.tag.endswith("circle")]
     assert len(marks) == 2
     single = [Measured(one.variant, {1: {"win_rate": 0.5, "tokens": 3.0}}) for one in measured(of)]
