@@ -14,6 +14,7 @@ from spa_recipes.recipe.load import InvalidRecipeError, load_recipe
 from spa_recipes.recipe.rules import Conflict, Rules, conflicts_in, conflicts_of
 from spa_recipes.recipe.schema import Document, Recipe, Section
 from spa_recipes.recipe.shape import child, shape_of, types_of
+from spa_recipes.recipe.sweep import Sweep
 from spa_recipes.recipe.text import Keys, parse, split_keys
 from tests.kit.recipe_texts import BASE
 from tests.kit.recipes import mini
@@ -40,6 +41,15 @@ CASES = {
     "refine:\n  seed_replay: 0.5\n  loss: distill":
         "8: refine.loss: distill learns the judge's margins, and replayed seed pairs have none; remove seed_replay, or "
         "choose another loss",
+    "noise: {enabled: false}\nrefine:\n  seed_replay: 0.5\n  loss: sppo":
+        "9: refine.loss: sppo learns how often each sampled response wins, and replayed seed pairs are not sampled; "
+        "remove seed_replay, or choose another loss",
+    "refine: {loss: sppo}":
+        "6: refine.loss: sppo has no pairs whose labels could be doubted; set noise.enabled to false, or choose "
+        "another loss",
+    "refine:\n  token_credit: {type: tgdpo}":
+        "7: refine.token_credit: rewards of single tokens are small differences, of which rounding leaves nothing in "
+        "half precision; set model.dtype to float32 (without model.lora.load_in_4bit), or remove it",
     "refine:\n  reference_mix: 0.5":
         "7: refine.reference_mix: a mixed reference has log-probs of answers, but no logits for the de-coupled "
         "detection (lambda > 0); set noise.lambdas to 0 for every iteration, or noise.detector to judge",
@@ -291,7 +301,19 @@ LINES = {
     **{BASE + text: f"r.yaml:{line}" for text, line in CASES.items()},
     **{with_benchmarks(text): f"r.yaml:{line}" for text, line in BENCHMARKS.items()},
     **WHOLE,
+    BASE.replace("  model_name_or_path: m\n", "  model_name_or_path: m\n  dtype: float32\n")
+    + "refine:\n  divergence: chi_squared\n  token_credit: {type: tgdpo}\n": "r.yaml:9: refine.token_credit: divergence chi_squared is of whole responses, whose tokens cannot be weighed; "
+    "remove one of them",
 }
+
+SWEEP: dict[str, Any] = {
+    "name": "s",
+    "seeds": [1, 1],
+    "variants": [{"name": "a"}, {"name": "a"}],
+    "control": "z",
+    "halving": [{"seeds": 9, "keep": 9}],
+}
+"""It breaks every rule of sweeps; their lines are in test_recipe_sweep.py."""
 
 
 @pytest.fixture(autouse=True)
@@ -448,7 +470,8 @@ def documents(monkeypatch: pytest.MonkeyPatch) -> list[Document]:
     recipes = [Recipe.model_validate(parse(text, lambda _: None).root) for text in LINES]  # type: ignore[arg-type,return-value]
     jobs = [*({**JOB, "benchmark": benchmark} for benchmark in JOBS.values()), WITH_PYTHON]
     judging = [JudgeJob.model_validate({**ANSWERS, **judge}) for judge in JUDGING.values()]
-    return [*recipes, *map(BenchmarkJob.model_validate, jobs), *judging, SampleJob.model_validate(TOO_LONG)]
+    others = [SampleJob.model_validate(TOO_LONG), Sweep.model_validate(SWEEP)]
+    return [*recipes, *map(BenchmarkJob.model_validate, jobs), *judging, *others]
 
 
 def kinds_of_section(kind: type[Section] = Section) -> Iterator[type[Section]]:
