@@ -297,13 +297,15 @@ def with_benchmarks(text: str) -> str:
     return f"{BASE}evaluation:\n  enabled: true\n  benchmarks:\n{indented}"
 
 
+IN_FLOAT32 = BASE.replace("  model_name_or_path: m\n", "  model_name_or_path: m\n  dtype: float32\n")
 LINES = {
     **{BASE + text: f"r.yaml:{line}" for text, line in CASES.items()},
     **{with_benchmarks(text): f"r.yaml:{line}" for text, line in BENCHMARKS.items()},
     **WHOLE,
-    BASE.replace("  model_name_or_path: m\n", "  model_name_or_path: m\n  dtype: float32\n")
-    + "refine:\n  divergence: chi_squared\n  token_credit: {type: tgdpo}\n": "r.yaml:9: refine.token_credit: divergence chi_squared is of whole responses, whose tokens cannot be weighed; "
-    "remove one of them",
+    IN_FLOAT32 + "refine:\n  divergence: chi_squared\n  token_credit: {type: tgdpo}\n": (
+        "r.yaml:9: refine.token_credit: divergence chi_squared is of whole responses, whose tokens cannot be weighed; "
+        "remove one of them"
+    ),
 }
 
 SWEEP: dict[str, Any] = {
