@@ -23,7 +23,6 @@ from spa_recipes.report.sweep import Compared, Measured
 from spa_recipes.run.schedule import unfinished
 from spa_recipes.state import atomic
 from spa_recipes.state.digests import DigestMemo
-from spa_recipes.state.versions import COMPUTING, in_words
 
 if TYPE_CHECKING:
     from spa_recipes.run.consent import Consent
@@ -212,6 +211,8 @@ def tables_of(prepared: PreparedSweep) -> Tables:
 
 def _made_with(prepared: PreparedSweep) -> list[str]:
     """When the newest stage of the runs was finished, and with which libraries they were made; nothing without any."""
+    from spa_recipes.state.versions import COMPUTING, in_words  # which reads metadata that a plan has no use for
+
     plans = [(run.prepared.run, run.prepared.plan) for run in prepared.runs]
     found = [manifest for folder, plan in plans for manifest in folder.manifests(plan).values()]
     versions: dict[str, set[str]] = {}
