@@ -41,3 +41,12 @@ def token_rewards_are_known(recipe: schema.Recipe) -> Conflicts:
             "rewards of single tokens are small differences, of which rounding leaves nothing in half precision",
             "set model.dtype to float32 (without model.lora.load_in_4bit), or remove it",
         )
+
+
+def added_labels_are_not_sampled(recipe: schema.Recipe) -> Conflicts:
+    """Pairs of people join the judged ones: of these answers no model of the run has sampled the tokens."""
+    keys = {"loss": recipe.refine.loss == "sppo", "token_credit": recipe.refine.token_credit is not None}
+    for i, labels in enumerate(recipe.data.added):
+        for name in [name for name, reads in keys.items() if reads and labels.join == "seed"]:
+            what = f"refine.{name} reads answers that were sampled, and those of added labels were not"
+            yield Conflict((f"data.added.{i}", f"refine.{name}"), what, f"remove it, or refine.{name}")

@@ -1180,6 +1180,7 @@ class Recipe(Document):
         document_rules.mixed_reference_is_known,
         loss_rules.sppo_doubts_no_pair,
         loss_rules.token_rewards_are_known,
+        loss_rules.added_labels_are_not_sampled,
         document_rules.seed_labels_are_there,
         document_rules.added_labels_have_an_effect,
         document_rules.there_is_something_to_do,

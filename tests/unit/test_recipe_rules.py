@@ -44,6 +44,9 @@ CASES = {
     "noise: {enabled: false}\nrefine:\n  seed_replay: 0.5\n  loss: sppo":
         "9: refine.loss: sppo learns how often each sampled response wins, and replayed seed pairs are not sampled; "
         "remove seed_replay, or choose another loss",
+    "  added:\n    - {source: l.jsonl, after: 1}\nnoise: {enabled: false}\nrefine: {loss: sppo}":
+        "7: data.added.0: refine.loss reads answers that were sampled, and those of added labels were not; remove it, "
+        "or refine.loss",
     "refine: {loss: sppo}":
         "6: refine.loss: sppo has no pairs whose labels could be doubted; set noise.enabled to false, or choose "
         "another loss",

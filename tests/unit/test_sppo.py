@@ -184,6 +184,7 @@ def test_the_plan_says_it_and_counts_all_answers() -> None:
     ("changes", "words"),
     [
         ({"noise": {"enabled": True}}, "refine.loss: sppo has no pairs whose labels could be doubted"),
+        ({"data": {"added": [{"source": "l.jsonl", "after": 1}]}}, "data.added.0: refine.loss reads answers that were"),
         ({"refine": {"loss": "sppo", "seed_replay": 0.5}}, "replayed seed pairs are not sampled"),
         (
             {"refine": {"loss": "sppo", "divergence": "chi_squared"}},

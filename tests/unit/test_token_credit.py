@@ -278,6 +278,10 @@ def test_the_plan_says_it_and_scores_nothing_twice() -> None:
         ({"judge": {"method": "tangent"}}, "with judge.method log-ratios of whole answers are computed"),
         ({"judge": {"min_margin_in_noise": 2.0}}, "with judge.min_margin_in_noise log-ratios of whole answers"),
         ({"model": {"dtype": "bfloat16"}}, "of which rounding leaves nothing in half precision"),
+        (
+            {"data": {"added": [{"source": "l.jsonl", "after": 1}]}},
+            "data.added.0: refine.token_credit reads answers that were sampled",
+        ),
         ({"data": {"prompts_per_iteration": []}}, "refine.token_credit: has no effect without iterations"),
     ],
 )
