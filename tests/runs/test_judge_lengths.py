@@ -43,7 +43,9 @@ def test_a_suggestion_works(folder: Path) -> None:
 def test_lengths_are_what_both_models_have(tmp_path: Path) -> None:
     long = model_folder(tmp_path / "long", {"max_position_embeddings": 8192})
     short = model_folder(tmp_path / "short", {"max_position_embeddings": 512})
-    request = JudgeRequest(str(long), str(short), "p.jsonl", tmp_path / "o.jsonl")
+    pairs = tmp_path / "p.jsonl"
+    pairs.touch()
+    request = JudgeRequest(str(long), str(short), str(pairs), tmp_path / "o.jsonl")
 
     def lengths(**options: Any) -> tuple[int, int]:
         model = judge_job(request._replace(**options)).model
