@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from spa_recipes import job_output
-from spa_recipes.data.places import existing_path
 from spa_recipes.errors import RecipeError, setting
 from spa_recipes.plan.judge_job import compile_judge_plan
 from spa_recipes.recipe.job import checked, put_option
@@ -86,8 +85,6 @@ def judge_job(request: JudgeRequest) -> JudgeJob:
         InvalidRecipeError, RecipeError: values are wrong.
         DataError, TryAgainError: the configuration of a model cannot be read.
     """
-    with setting("--pairs"):
-        existing_path(request.pairs)  # before the Hub is asked about models
     values = Values({})
     for option, key, value in _options(request):
         if value is not None:

@@ -225,7 +225,7 @@ KINDS: dict[str, Kind] = {
             "seed": int,
         },
         reads={"policy": "policy", "reference": "model", "pairs": "rows"},
-        may_read={"base": "weights", "judgments-*": "rows"},
+        may_read={"base": "weights", "judgments-*": "rows", "added-*": "rows"},
         writes=_TRAINED,
         work=("train",),
         tokens="pair",

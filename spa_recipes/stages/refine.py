@@ -32,6 +32,7 @@ from spa_recipes.stages.common import TokenPair, mean, model_section, renderer_o
 from spa_recipes.stages.context import Context, Result
 from spa_recipes.stages.token_credit import Both, credit_of
 from spa_recipes.stages.training import add_reference_logps, stage_result, train_env
+from spa_recipes.training.order import replayed_rows
 from spa_recipes.training.run import PAIRS_TRACE, PairLoss, Refinement, Start, train_preference
 
 
@@ -236,8 +237,7 @@ def _replayed(
     pairs = [token_pair(renderer, pair) for pair in (*added, *seed)]
     if with_reference and pairs:
         add_reference_logps(context, pairs)
-    count = max(len(added), round(judged * share / (1.0 - share)))
-    return [pairs[k % len(pairs)] for k in range(count)]
+    return [pairs[k % len(pairs)] for k in range(replayed_rows(judged, share, len(added)))]
 
 
 def _audit(judgments: Sequence[JudgmentRow], trace: Sequence[TraceRow]) -> dict[str, Any]:

@@ -123,6 +123,11 @@ def as_dataset(rows: datasets.Dataset | Sequence[Mapping[str, Any]]) -> datasets
     return datasets.Dataset.from_list([dict(row) for row in rows])
 
 
+def replayed_rows(judged: int, share: float, added: int = 0) -> int:
+    """How many labelled pairs come to so many judged ones: a share of all, and as many as were added at least."""
+    return max(added, round(judged * share / (1.0 - share)))
+
+
 def steps_per_epoch(row_count: int, global_batch_size: int) -> int:
     """Optimizer steps of one epoch; the last one may hold fewer rows."""
     return -(-row_count // global_batch_size)

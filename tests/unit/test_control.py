@@ -66,7 +66,7 @@ def test_its_estimate_is_the_sum_of_the_chain() -> None:
 )
 def test_the_steps_of_a_chain(seed: dict[str, int], refine: dict[str, float], judged: list[int], steps: int) -> None:
     trainings = PreferenceTraining.model_validate(seed), RefineTraining.model_validate(refine)
-    assert steps_of_chain(*trainings, labels=40, judged=judged) == steps
+    assert steps_of_chain(*trainings, labels=40, judged=judged, added=[0] * len(judged)) == steps
 
 
 def test_a_control_may_come_to_a_run_that_is_finished(tmp_path: Path) -> None:
