@@ -49,7 +49,7 @@ def label(
         typer.Option("--set", metavar="KEY=VALUE", help="With --model: any key of `spa sample`'s job."),
     ] = None,
 ) -> None:
-    """Say which of two answers is better, on a page that only this machine serves.
+    """Say which of two answers is better, on a page of this machine.
 
     With --model and --prompts it samples two answers to each prompt, and makes a first file of labels. With RUN it
     shows the pairs of the last iteration that its judge doubts most, and says afterwards how often you agree. Each
