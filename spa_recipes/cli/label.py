@@ -76,10 +76,7 @@ def label(
     with session_of(source, out, by=by, seed=seed, repeats=repeats) as session:
         if session.file.cut_off:
             say(f"the last line of {out} was not written whole and is gone")
-        try:
-            _serve(session, port)
-        finally:  # Ctrl-C is a way to end it
-            say(f"next:    {following}")
+        _serve(session, port, following)
 
 
 def _of_model(
@@ -121,8 +118,8 @@ def _of_run(run: str, runs_dir: Path, out: Path | None, pick: str, seed: int) ->
     return out, iteration.pairs("random" if pick == "random" else "doubted", seed)
 
 
-def _serve(session: "Session", port: int | None) -> None:
-    """Show the page until the person ends the session there, or with Ctrl-C; then say what it has come to."""
+def _serve(session: "Session", port: int | None, following: str) -> None:
+    """Show the page until the person ends the session, there or with Ctrl-C; then say what came of it."""
     import threading
 
     from spa_recipes.cli.terminal import bold, say
@@ -131,10 +128,13 @@ def _serve(session: "Session", port: int | None) -> None:
 
     with LabelServer(session, lambda: summary(session), port) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        done, total = session.progress
-        say(f"{total - done:,} of {total:,} to label: open {bold(server.address)}", "Ctrl-C ends; each choice is kept")
         try:
+            done, total = session.progress
+            say(
+                f"{total - done:,} of {total:,} to label: open {bold(server.address)}",
+                "Ctrl-C ends; each choice is kept",
+            )
             server.ended.wait()
         finally:
             server.shutdown()
-            say(*summary(session))
+            say(*summary(session), f"next:    {following}")

@@ -34,7 +34,7 @@ from pathlib import Path
 from spa_recipes.cli.label import _serve
 from tests.kit.labelling import session, source_of
 with session(Path(sys.argv[1]), source_of(int(sys.argv[2]))) as one:
-    _serve(one, int(sys.argv[3]) if len(sys.argv) > 3 else None)
+    _serve(one, int(sys.argv[3]) if len(sys.argv) > 3 else None, "")
 """
 
 
