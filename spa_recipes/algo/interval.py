@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-_Z = 1.959963984540054
+QUANTILE = 1.959963984540054
 """97.5 % quantile of the normal distribution: an interval contains the true share with probability 95 %."""
 
 
@@ -21,7 +21,7 @@ def paired_interval(differences: Sequence[float]) -> tuple[float, float]:
     n = len(differences) + 2
     middle = sum(differences) / n
     squares = (sum(value * value for value in differences) + 1) / n
-    reach = _Z * math.sqrt((squares - middle * middle) / n)
+    reach = QUANTILE * math.sqrt((squares - middle * middle) / n)
     return max(-1.0, middle - reach), min(1.0, middle + reach)
 
 
@@ -39,7 +39,7 @@ def wilson_interval(share: float, n: int) -> tuple[float, float]:
     """
     if n < 1:
         raise ValueError("no interval of no outcomes")
-    weight = _Z * _Z / n
+    weight = QUANTILE * QUANTILE / n
     middle = (share + weight / 2) / (1 + weight)
-    reach = _Z / (1 + weight) * math.sqrt(share * (1 - share) / n + weight / (4 * n))
+    reach = QUANTILE / (1 + weight) * math.sqrt(share * (1 - share) / n + weight / (4 * n))
     return max(0.0, min(share, middle - reach)), min(1.0, max(share, middle + reach))  # rounding could leave [0, 1]

@@ -1,13 +1,23 @@
 """Win rates: a share of comparisons won, its interval, and the rate at equal length."""
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
-from spa_recipes.algo.interval import wilson_interval
+from spa_recipes.algo.interval import QUANTILE, wilson_interval
 
 _RIDGE = 1e-3
 _NEWTON_STEPS = 50
+
+
+class LengthControlled(NamedTuple):
+    """A win rate at equal length, and the ends of its 95 % interval."""
+
+    rate: float
+    low: float
+    high: float
 
 
 def outcomes(rewards: Sequence[float], baseline_rewards: Sequence[float]) -> list[float]:
@@ -32,17 +42,21 @@ def confidence_interval(outcome: Sequence[float]) -> tuple[float, float]:
 
 
 def length_controlled_win_rate(
-    outcome: Sequence[float], tokens: Sequence[int], baseline_tokens: Sequence[int]
-) -> float:
+    outcome: Sequence[float], tokens: Sequence[int], baseline_tokens: Sequence[int], prompts: int | None = None
+) -> LengthControlled:
     """The win rate that answers of equal length would have (the idea of AlpacaEval 2.0, arXiv 2404.04475).
 
     Fits P(win) = sigmoid(theta + phi * tanh(d / sd(d))), where d is our length minus the baseline's, by maximum
     likelihood with a small ridge on both coefficients, and returns sigmoid(theta). AlpacaEval's further term, the
     difficulty of each instruction, needs many models' answers to the same instructions and is left out.
 
+    The interval is Wald's for theta, from the curvature of the likelihood. It is wider than that of the plain win rate,
+    since phi is estimated, too, and ties make it wider than it need be.
+
     Args:
         outcome: 1 win, 0 loss, 0.5 tie, per pair of answers.
         tokens, baseline_tokens: lengths of the two answers.
+        prompts: how many the pairs are of; None: as many. Several answers to one prompt count as one.
 
     Raises:
         ValueError: no pairs.
@@ -64,4 +78,11 @@ def length_controlled_win_rate(
         coefficients_2 = coefficients_2 + step_2
         if step_2.abs().max() < 1e-10:
             break
-    return float(torch.sigmoid(coefficients_2[0]))
+    theta = float(coefficients_2[0])
+    variance = float(torch.linalg.inv(curvature_22)[0, 0]) * len(outcome) / (prompts or len(outcome))
+    reach = QUANTILE * math.sqrt(variance)
+    return LengthControlled(*(_sigmoid(value) for value in (theta, theta - reach, theta + reach)))
+
+
+def _sigmoid(x: float) -> float:
+    return float(torch.sigmoid(torch.tensor(x, dtype=torch.float64)))

@@ -52,9 +52,11 @@ def _score(value: float | None) -> str:
 
 def _pairwise(figures: Mapping[str, Any], rows: int) -> str:
     order = f"; on {figures['order_decides']} the order decided" if figures["order_decides"] else ""
+    name = "pairwise_length_controlled"
+    ends = f" ({figures[f'{name}_low']:.1%} to {figures[f'{name}_high']:.1%})" if f"{name}_low" in figures else ""
     return (
         f"win rate {figures['pairwise_win_rate']:.1%} (95 %: {figures['pairwise_low']:.1%} to "
-        f"{figures['pairwise_high']:.1%}), at equal length {figures['pairwise_length_controlled']:.1%}; "
+        f"{figures['pairwise_high']:.1%}), at equal length {figures[name]:.1%}{ends}; "
         f"{figures['wins']} won, {figures['losses']} lost, {figures['draws']} drawn{order}"
     )
 

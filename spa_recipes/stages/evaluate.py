@@ -208,10 +208,13 @@ def _against_init(samples: Sequence[SampleRow], init: Sequence[SampleRow]) -> di
         return {"same_as_init": same}
     won = outcomes(rewards, init_rewards)
     lengths = [[sample["tokens"] for sample in side] for side in (samples, init)]
+    controlled = length_controlled_win_rate(won, *lengths, len({sample["prompt_id"] for sample in samples}))
     return {
         "same_as_init": same,
         "win_rate_vs_init": mean(won),
-        "length_controlled_win_rate_vs_init": length_controlled_win_rate(won, *lengths),
+        "length_controlled_win_rate_vs_init": controlled.rate,
+        "length_controlled_win_rate_vs_init_low": controlled.low,
+        "length_controlled_win_rate_vs_init_high": controlled.high,
     }
 
 

@@ -25,13 +25,14 @@ def run(context: Context) -> Result:
     rows = [_outcome(row, judged.get(row["prompt_id"])) for row in read_rows(context.input("all"), TwoAnswersRow)]
     won = [row["outcome"] for row in rows]
     low, high = confidence_interval(won)
+    controlled = length_controlled_win_rate(won, [row["tokens"][0] for row in rows], [row["tokens"][1] for row in rows])
     metrics: dict[str, Any] = {
         "pairwise_win_rate": mean(won),
         "pairwise_low": low,
         "pairwise_high": high,
-        "pairwise_length_controlled": length_controlled_win_rate(
-            won, [row["tokens"][0] for row in rows], [row["tokens"][1] for row in rows]
-        ),
+        "pairwise_length_controlled": controlled.rate,
+        "pairwise_length_controlled_low": controlled.low,
+        "pairwise_length_controlled_high": controlled.high,
         "wins": sum(value > 0.5 for value in won),
         "losses": sum(value < 0.5 for value in won),
         "draws": sum(value == 0.5 for value in won),

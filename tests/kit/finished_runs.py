@@ -43,6 +43,8 @@ def metrics_of(kind: str, number: int) -> dict[str, Any]:
             "mean_reward": 2.5,
             "win_rate_vs_init": 0.614 + 0.01 * number,
             "length_controlled_win_rate_vs_init": 0.6,
+            "length_controlled_win_rate_vs_init_low": 0.35,
+            "length_controlled_win_rate_vs_init_high": 0.81,
             "heldout_accuracy": 0.783 - 0.02 * number,
         },
     }

@@ -50,7 +50,7 @@ def test_the_card_has_the_figures_of_the_run(tmp_path: Path) -> None:
         "prompts per iteration: 32, 48",
         "5 (iteration 1: 5)",
         "| pi_init | 0 | 0 |",
-        "| pi_0 | 16 | 4 | 61.4% (37.7% to 80.7%) | 60.0% | 2.50 | 30.25 | 78.3% |",
+        "| pi_0 | 16 | 4 | 61.4% (37.7% to 80.7%) | 60.0% (35.0% to 81.0%) | 2.50 | 30.25 | 78.3% |",
         "| pi_2 | 16 | 10 | 63.4% (39.5% to 82.2%) |",
         "| flagged pairs | 7 | 7 |",
         "judged by the gold reward of the sandbox",
