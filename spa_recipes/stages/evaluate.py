@@ -207,8 +207,9 @@ def _against_init(samples: Sequence[SampleRow], init: Sequence[SampleRow]) -> di
     if not rewards:
         return {"same_as_init": same}
     won = outcomes(rewards, init_rewards)
-    lengths = [[sample["tokens"] for sample in side] for side in (samples, init)]
-    controlled = length_controlled_win_rate(won, *lengths, len({sample["prompt_id"] for sample in samples}))
+    ours, theirs = ([sample["tokens"] for sample in side] for side in (samples, init))
+    prompts = len({sample["prompt_id"] for sample in samples})
+    controlled = length_controlled_win_rate(won, ours, theirs, prompts)
     return {
         "same_as_init": same,
         "win_rate_vs_init": mean(won),

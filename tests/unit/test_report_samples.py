@@ -1,12 +1,13 @@
 """Sample answers are from the whole range of what changed, by a rule that is said."""
 
+from collections.abc import Mapping
 from typing import cast
 
 from spa_recipes.data.stage_rows import SampleRow
 from spa_recipes.report.samples import shown_samples
 
 
-def rows(rewards: dict[str, float | None], answers: int = 1) -> list[SampleRow]:
+def rows(rewards: Mapping[str, float | None], answers: int = 1) -> list[SampleRow]:
     return [
         cast(SampleRow, {"prompt_id": prompt, "sample": k, "reward": None if reward is None else reward + k})
         for prompt, reward in rewards.items()
