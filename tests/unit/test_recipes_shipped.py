@@ -193,7 +193,7 @@ PLANS = {
     "sft_ultrachat": ["data", "sft", "evaluate-init"],
     "zero_label": ["data", "evaluate-init"],
     "reward_model_3p3": ["data", *SEED_JUDGES, "reward-model"],
-    **{name: ["data", *SEED_JUDGES] for name in ("llm_as_judge_3p3", "dice", "self_rewarding")},
+    **{name: ["data", *SEED_JUDGES] for name in ("llm_as_judge_3p3", "dice", "self_rewarding", "sppo")},
     **{name: ["data", *SEED_JUDGES] for name in ("llama3_8b_3p3", "smollm2_135m")},
     **{f"ultrafeedback_3p3_{size}": ["data", *SEED_JUDGES] for size in ("1gpu", "8gpu", "24gb", "slurm")},
 }
