@@ -15,8 +15,9 @@ from spa_recipes.recipe.schema import Recipe
 from spa_recipes.report import figures
 from spa_recipes.report.answers import CONTROL, answers
 from spa_recipes.report.benchmarks import benchmark_lines
-from spa_recipes.report.figures import PERCENT, Trend
+from spa_recipes.report.figures import PERCENT
 from spa_recipes.report.samples import shown_samples
+from spa_recipes.report.trends import Trend, series
 from spa_recipes.report.warnings import warnings
 from spa_recipes.run.intact import remarks
 from spa_recipes.run.rundir import RunDir
@@ -60,11 +61,11 @@ def print_summary(prepared: api.Prepared, outcome: Outcome) -> None:
 
 def print_results(recipe: AnyRecipe, manifests: Mapping[str, Manifest]) -> None:
     """Print the win rates, the accuracy of the judge, the benchmarks, and what the figures warn of."""
-    if wins := figures.series(manifests, WINS):
+    if wins := series(manifests, WINS):
         rates = [f"pi_{i} {figures.win_rate(manifests[f'{WINS.kind}-{i}'], WINS.name)}" for i, _ in wins]
         say("", f"{WINS.label} (95 % interval): {', '.join(rates)}")
     for judge in JUDGES:
-        if numbers := [i for i, _ in figures.series(manifests, judge)]:
+        if numbers := [i for i, _ in series(manifests, judge)]:
             stages = {i: manifests[f"{judge.kind}-{i + judge.shift}"] for i in numbers}
             said = (f"pi_{i} {figures.written(stage, judge.name)}" for i, stage in stages.items())
             say(f"{judge.label}: {', '.join(said)}")

@@ -29,6 +29,7 @@ class JudgmentRow(TypedDict):
             None where the judge needs none.
         gold: the sandbox's gold rewards, where it is known.
         label: as in `LabelledPrompt`.
+        rank_agreement: Kendall's tau with the ranking by the judge before, where the recipe asks for it.
         log_ratios, standard_error: log pi(y|x) - log pi_ref(y|x) of the answers in nats, and what rounding does to the
             margin, in units of the margin; only where both models were read together.
     """
@@ -45,6 +46,7 @@ class JudgmentRow(TypedDict):
     reference_logps: list[float | None]
     gold: list[float] | None
     label: int | None
+    rank_agreement: NotRequired[float]
     log_ratios: NotRequired[list[float | None]]
     standard_error: NotRequired[float]
 
@@ -55,6 +57,13 @@ class MemberMarginsRow(TypedDict):
     item: int
     prompt_id: str
     margins: list[float]
+
+
+class LabelMarginRow(TypedDict):
+    """`margins.jsonl` of a member: by how much its reward prefers what the label of a held-out pair prefers."""
+
+    prompt_id: str
+    margin: float
 
 
 class JudgedPairRow(Prompt):

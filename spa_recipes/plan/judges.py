@@ -11,7 +11,7 @@ from typing import NamedTuple
 from spa_recipes.plan.adapters import sampled_with, stack
 from spa_recipes.plan.kinds import MODEL
 from spa_recipes.plan.log_ratios import LOG_RATIOS_INPUT, add_log_ratios, of_both_models
-from spa_recipes.plan.members import members_of
+from spa_recipes.plan.members import members_of, tells_reliability
 from spa_recipes.plan.models import Models, Named
 from spa_recipes.plan.stages import Builder, External, Input, StageOutput
 from spa_recipes.plan.verdicts import add_verdicts
@@ -48,7 +48,7 @@ class Judging(NamedTuple):
 
     Attributes:
         labels_by: `members` where they judge; a key holds no `judge.policy`.
-        members: what is read to tell how far members agree on the pairs; nothing in a recipe without disjoint ones.
+        members: what is read to tell how far members agree on the pairs; nothing where that is not told.
     """
 
     inputs: dict[str, Input]
@@ -75,24 +75,29 @@ def implicit_reward(recipe: Recipe, build: Builder, models: Models) -> Label:
     reference_of, judges_of = _reference(judge, build, models), _judges(judge, recipe, build, models)
     # The labels depend on the log-ratios only. The models behind them are inputs.
     settings = judge.model_copy(update={"method": "auto"})
+    first = settings.model_copy(update={"consistency": False})  # where there is no earlier judge
     together = of_both_models(recipe.model, judge.method, with_noise=judge.min_margin_in_noise is not None)
     members = {f"member{m}": member for m, member in enumerate(members_of(recipe.seed_training.members), 1)}
 
     def judging_of(iteration: Iteration, who: tuple[Named, ...], tables: dict[str, Input]) -> Judging:
         role, ensemble = _role(who, iteration, judge.keep), judge.policy == "members"
+        if _compared(judge, iteration):
+            role += f"; {iteration.earlier.name} ranks them, too, for the consistency of the labels"
         of_members = {name: table for name, table in tables.items() if name.startswith("member")}
         read = {name: table for name, table in tables.items() if ensemble or name not in of_members}
-        if not of_members or recipe.seed_training.members.share != "disjoint":
-            return Judging(read, settings, role, judge.policy if ensemble else "")
-        if "reference_logps" in tables:
+        if not tells_reliability(recipe):
+            of_members = {}
+        if of_members and "reference_logps" in tables:
             of_members["reference_logps"] = tables["reference_logps"]
-        return Judging(read, settings, role, judge.policy if ensemble else "", of_members)
+        asked = settings if _compared(judge, iteration) else first
+        return Judging(read, asked, role, judge.policy if ensemble else "", of_members)
 
     def from_both(iteration: Iteration) -> Judging:
         reference, who = reference_of(iteration), judges_of(iteration)
         of_policies = [] if judge.policy == "members" else zip(("", "seed"), who, strict=False)
         inputs: dict[str, Input] = {}
-        for prefix, judging in (*of_policies, *members.items()):
+        compared = [("earlier", iteration.earlier)] if _compared(judge, iteration) else []
+        for prefix, judging in (*of_policies, *compared, *members.items()):
             adapter = stack("adapter", recipe, build, judging.model, models.init)
             inputs[f"{prefix}_{LOG_RATIOS_INPUT}".lstrip("_")] = add_log_ratios(
                 build,
@@ -119,6 +124,8 @@ def implicit_reward(recipe: Recipe, build: Builder, models: Models) -> Label:
             if who[0].model != iteration.policy:  # whose log-probs no sampling kept
                 scored.append(("judging", who[0].model, f"{who[0].name}, which judges"))
             scored += [("seed", other.model, f"{other.name}, which judges, too") for other in who[1:]]
+        if _compared(judge, iteration):
+            scored.append(("earlier", iteration.earlier.model, f"{iteration.earlier.name}, the judge before"))
         scored += [(role, member.model, f"the member {member.name}") for role, member in members.items()]
         inputs: dict[str, Input] = {}
         for role, model, words in scored:
@@ -241,6 +248,11 @@ def _judges(
         return lambda iteration: (own(iteration), *([seed] if iteration.number > 1 else []))
     fixed = Named(build.model(judge.policy, None, "judge.policy"), judge.policy)
     return lambda iteration: (fixed,)
+
+
+def _compared(judge: ImplicitRewardJudge, iteration: Iteration) -> bool:
+    """Whether the judge before this one ranks the answers, too."""
+    return judge.consistency and iteration.number > 1
 
 
 def _role(who: tuple[Named, ...], iteration: Iteration, keep: float) -> str:

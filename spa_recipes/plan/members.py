@@ -6,8 +6,9 @@ pi_0 is trained on all seed labels and is the start of the chain, with members o
 from collections.abc import Mapping
 from typing import Any
 
-from spa_recipes.plan.adapters import trained_on
+from spa_recipes.plan.adapters import stack, trained_on
 from spa_recipes.plan.kinds import MODEL
+from spa_recipes.plan.log_ratios import of_both_models
 from spa_recipes.plan.models import Models, Named
 from spa_recipes.plan.stages import Builder, Input, StageOutput
 from spa_recipes.recipe.schema import Members, PreferenceTraining, Recipe
@@ -52,18 +53,51 @@ def add_members(recipe: Recipe, build: Builder, models: Models) -> None:
             inputs=seed_inputs(recipe, build, models),
             rows=rows if rows is None or not disjoint else len(range(number - 1, rows, members.count)),
         )
+        if tells_reliability(recipe):
+            _add_heldout(number, member, recipe, build, models)
+
+
+def tells_reliability(recipe: Recipe) -> bool:
+    """Whether the agreement of members tells how reliable the judge is: they share no label, and some are held out."""
+    members, evaluation = recipe.seed_training.members, recipe.evaluation
+    return members.count > 1 and members.share == "disjoint" and evaluation.enabled and recipe.data.heldout > 0
+
+
+def _add_heldout(number: int, member: Named, recipe: Recipe, build: Builder, models: Models) -> None:
+    """What a member says of held-out labelled pairs: there it is known how often it is right."""
+    method = recipe.judge.method if recipe.judge.type == "implicit_reward" else "auto"
+    inputs: dict[str, Input] = {"policy": member.model, "heldout": StageOutput("data", "heldout.jsonl")}
+    settings: dict[str, Any] = {**models.settings, "beta": recipe.seed_training.beta}
+    if of_both_models(recipe.model, method):
+        settings["method"] = method
+        inputs |= {"init": models.init, **stack("stack", recipe, build, member.model, models.init)}
+    else:
+        inputs["init_logps"] = StageOutput("evaluate-init", "heldout.jsonl")
+    build.add(
+        f"heldout-member{number}",
+        "heldout",
+        f"{member.name} on held-out labelled pairs",
+        settings=settings,
+        inputs=inputs,
+        rows=2 * recipe.data.heldout,
+    )
 
 
 def add_reliability(
-    i: int, tables: Mapping[str, Input], completions: StageOutput, build: Builder, *, rows: int
+    i: int, count: int, tables: Mapping[str, Input], completions: StageOutput, build: Builder, *, rows: int
 ) -> None:
-    """How far members agree on the pairs of iteration i: what that says of its labels, without reading one."""
+    """How far `count` members agree on the pairs of iteration i: what that says of its labels, without reading one."""
     build.add(
         f"reliability-{i}",
         "reliability",
         f"the agreement of the members on the pairs of judge-{i}: how reliable its labels are",
         settings={},
-        inputs={"judgments": StageOutput(f"judge-{i}", "judgments.jsonl"), "completions": completions, **tables},
+        inputs={
+            "judgments": StageOutput(f"judge-{i}", "judgments.jsonl"),
+            "completions": completions,
+            **tables,
+            **{f"member{m}_heldout": StageOutput(f"heldout-member{m}", "margins.jsonl") for m in range(1, count + 1)},
+        },
         rows=rows,
     )
 

@@ -183,7 +183,8 @@ def _add_iteration(
     kept = max(1, round(recipe.judge.keep * count)) if recipe.judge.type == "implicit_reward" else count
     _add_judge(iteration, judging, recipe, build, rows=kept)
     if judging.members:
-        add_reliability(iteration.number, judging.members, iteration.completions, build, rows=kept)
+        count = recipe.seed_training.members.count
+        add_reliability(i, count, judging.members, iteration.completions, build, rows=kept)
     return _add_refine(iteration, judging, recipe, build, models, rows=kept)
 
 
@@ -242,7 +243,7 @@ def _add_refine(
     build.add(
         f"refine-{i}",
         "refine",
-        f"pi_{i}: refined DPO on the judged pairs, from {before}, reference {before}{source}{_variants(recipe)}",
+        f"pi_{i}: refined DPO on the judged pairs, from {before}, reference {before}{source}{_variants(recipe, i)}",
         settings={
             **models.training,
             "training": recipe.refine,
@@ -298,15 +299,17 @@ def _win_shares(recipe: Recipe) -> dict[str, bool]:
     return {}
 
 
-def _variants(recipe: Recipe) -> str:
+def _variants(recipe: Recipe, iteration: int) -> str:
     """What the recipe minimises in place of the method's loss, in words."""
     refine = recipe.refine
+    weighed = recipe.judge.type == "implicit_reward" and recipe.judge.consistency and iteration > 1
     said = [
         *([f"loss {refine.loss}" + _answers(recipe)] if refine.loss != "sigmoid" else []),
         *([f"divergence {refine.divergence}"] if refine.divergence != "reverse_kl" else []),
         *([f"reference mixed with pi_init ({refine.reference_mix:g})"] if refine.reference_mix else []),
         *([f"tokens weighed by {_credit(refine.token_credit)}"] if refine.token_credit else []),
         *([f"sft_weight {refine.sft_weight:g}"] if refine.sft_weight else []),
+        *(["labels weighed by their consistency"] if weighed else []),
     ]
     return "".join(f", {words}" for words in said)
 

@@ -33,6 +33,12 @@ def members_judge(recipe: schema.Recipe) -> Conflicts:
             f"bootstrap has no effect with judge.policy {judge.policy}: only disjoint members tell how reliable it is"
         )
         yield Conflict(("seed_training.members.share", COUNT), what, "set it to disjoint, or judge.policy to members")
+    elif judge.policy != "members" and not _is_evaluated(recipe):
+        what = (
+            f"has no effect with judge.policy {judge.policy} and without an evaluation on held-out labels, by which the"
+        )
+        what += " agreement of members is read"
+        yield Conflict((COUNT,), what, "set data.heldout above 0 and evaluation.enabled true")
     elif judge.reference != "init":
         what = f"members are compared with pi_init, and judge.reference is {judge.reference}"
         yield Conflict((COUNT, "judge.reference"), what, "set judge.reference to init, or remove the members")
@@ -55,9 +61,35 @@ def _ensemble_is_one(judge: schema.ImplicitRewardJudge, members: schema.Members)
 
 def reliability_is_measured(recipe: schema.Recipe) -> Conflicts:
     members = recipe.seed_training.members
-    if recipe.evaluation.min_judge_reliability is not None and (members.count == 1 or members.share != "disjoint"):
+    if recipe.evaluation.min_judge_reliability is None:
+        return
+    if not _is_evaluated(recipe):
+        what, fix = "needs an evaluation on held-out labels", "set data.heldout above 0 and evaluation.enabled true"
+        yield Conflict(("evaluation.min_judge_reliability",), what, fix)
+    elif members.count == 1 or members.share != "disjoint":
         yield Conflict(
             ("evaluation.min_judge_reliability",),
             "needs members that learned from disjoint shares of the seed labels",
             f"set {COUNT} to 2 and seed_training.members.share to disjoint",
         )
+
+
+def consistency_compares_two(recipe: schema.Recipe) -> Conflicts:
+    """The judge of an iteration is another one than that of the iteration before, by the same reference."""
+    judge, key = recipe.judge, ("judge.consistency",)
+    if judge.type != "implicit_reward" or not judge.consistency:
+        return
+    if recipe.iterations < 2:
+        yield Conflict(key, "compares the judges of two iterations", "remove it, or add an iteration")
+    if recipe.refine.loss == "sppo":
+        yield Conflict(key, "weighs the labels of pairs, which loss sppo does not read", "remove it")
+    if judge.policy != "previous":
+        what = f"compares pi_{{i-2}} with pi_{{i-1}} as judges, and judge.policy {judge.policy} judges in their place"
+        yield Conflict(key, what, "remove it, or set judge.policy to previous")
+    if judge.reference == "previous":
+        what = "compares two judges with one reference, and judge.reference previous is another one in each iteration"
+        yield Conflict(key, what, "remove it, or set judge.reference to init")
+
+
+def _is_evaluated(recipe: schema.Recipe) -> bool:
+    return recipe.evaluation.enabled and recipe.data.heldout > 0

@@ -590,6 +590,12 @@ class ImplicitRewardJudge(Section):
         description="k: with policy members, the reward is the mean of the members' rewards minus k times their "
         "standard deviation. 1 with two members is the smaller of the two rewards.",
     )
+    consistency: bool = Field(
+        False,
+        description="Weigh each label by c and its flip by 1 - c, with c = (1 + tau)/2 and Kendall's tau between the "
+        "rankings of the answers by pi_{i-2} and by pi_{i-1}, averaged over the prompts (CREAM). Costs a pass per "
+        "iteration from the second one on; in the first, c is 1.",
+    )
     keep: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="Share of the pairs that is kept: those with the largest margins. The paper keeps all."
     )
@@ -1173,6 +1179,7 @@ class Recipe(Document):
         document_rules.judge_is_another_one,
         member_rules.members_judge,
         member_rules.reliability_is_measured,
+        member_rules.consistency_compares_two,
         document_rules.qlora_is_possible,
         document_rules.recomputing_has_an_effect,
         document_rules.refinement_takes_place,

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from spa_recipes.report.figures import PERCENT, TENTHS, Trend, series, win_rate
+from spa_recipes.report.figures import PERCENT, TENTHS, win_rate
+from spa_recipes.report.trends import Trend, series
 from spa_recipes.state.stagedir import Manifest
 
 CONTROL = "evaluate-control"

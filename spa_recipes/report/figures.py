@@ -184,12 +184,19 @@ FIGURES: tuple[Figure, ...] = (
         Shown("members agree", PERCENT),
         iteration=Shown("pairs on which members agree", PERCENT),
     ),
+    Figure("heldout_agreement", ("reliability",), Shown("on held-out pairs", PERCENT)),
     Figure("member_accuracy_vs_gold", ("reliability",), Shown("member accuracy", PERCENT)),
     Figure(
         "agreement_with_labels",
         ("judge",),
         Shown("agreement", PERCENT),
         iteration=Shown("agreement with labels", PERCENT),
+    ),
+    Figure(
+        "consistency",
+        ("judge",),
+        Shown("consistency", HUNDREDTHS),
+        iteration=Shown("consistency: the weight of a label", HUNDREDTHS),
     ),
     Figure("mean_margin", ("judge",), Shown("margin", SHORT), iteration=Shown("mean margin", SHORT)),
     Figure(
@@ -325,7 +332,7 @@ FIGURES: tuple[Figure, ...] = (
     ),
     Figure(
         "heldout_accuracy",
-        ("evaluate",),
+        ("evaluate", "heldout"),
         Shown("label accuracy", PERCENT),
         column=Shown("label accuracy", PERCENT, place=5),
         key="label_accuracy",
@@ -370,72 +377,6 @@ FIGURES: tuple[Figure, ...] = (
     Figure("resumed_from_step", TRAINED, Shown("went on from step", WHOLE), silent_at_zero=True),
 )
 """Every figure that people are shown, in the order of the one-line account."""
-
-
-class Trend(NamedTuple):
-    """A line of a chart over the iterations; `shift` 1 draws what iteration i measured at the policy i-1, its judge."""
-
-    label: str
-    kind: str
-    name: str
-    shift: int = 0
-
-
-class Chart(NamedTuple):
-    """A chart over the iterations: its axes and its lines."""
-
-    x: str
-    y: str
-    trends: tuple[Trend, ...]
-
-
-CHARTS = (
-    Chart(
-        "policy pi_i",
-        "win rate",
-        (
-            Trend("win rate against pi_init", "evaluate", "win_rate_vs_init"),
-            Trend("at equal length", "evaluate", "length_controlled_win_rate_vs_init"),
-        ),
-    ),
-    Chart(
-        "judge pi_i",
-        "judge accuracy",
-        (
-            Trend("on held-out labels", "evaluate", "heldout_accuracy"),
-            Trend("on its own samples, by the gold reward", "judge", "accuracy_vs_gold", shift=1),
-            Trend("on its own samples, by the agreement of members", "reliability", "reliability", shift=1),
-        ),
-    ),
-    Chart(
-        "iteration",
-        "tokens per answer",
-        (
-            Trend("chosen", "judge", "chosen_tokens"),
-            Trend("rejected", "judge", "rejected_tokens"),
-            Trend("held-out answers", "evaluate", "mean_tokens"),
-        ),
-    ),
-    Chart(
-        "policy pi_i",
-        "KL to pi_init, nats per answer",
-        (
-            Trend("held-out answers", "evaluate", "kl_to_init"),
-            Trend("samples of the iteration", "judge", "sampled_kl_to_init", shift=1),
-        ),
-    ),
-    Chart("policy pi_i", "refusals", (Trend("held-out answers", "evaluate", "refusals"),)),
-)
-"""The charts of the report over the iterations."""
-
-CURVES = {
-    "loss": {"loss": ""},
-    "reward": {"rewards/chosen": "chosen", "rewards/rejected": "rejected"},
-    "reward margin": {"rewards/margins": ""},
-    "reward accuracy": {"rewards/accuracies": ""},
-    "gradient norm": {"grad_norm": ""},
-}
-"""The charts of the report over the steps of a training: their label, and their lines by the name in its log."""
 
 
 def phrase(manifest: Manifest, name: str) -> str:
@@ -503,7 +444,7 @@ def line(manifest: Manifest) -> str:
 
 def iterations(found: Mapping[str, Manifest]) -> dict[int, dict[str, str]]:
     """The figures of every iteration that has labelled something, by label: of its judge first, then of the others."""
-    numbers = [int(name.removeprefix("judge-")) for name in found if _is_numbered(name, "judge")]
+    numbers = [int(name.removeprefix("judge-")) for name in found if is_numbered(name, "judge")]
     return {i: _facts([stage for name, stage in found.items() if name.rpartition("-")[2] == str(i)]) for i in numbers}
 
 
@@ -529,15 +470,6 @@ def columns() -> dict[str, tuple[Figure, Shown]]:
     return {figure.key or figure.name: (figure, column) for figure, column in sorted(shown, key=lambda c: c[1].place)}
 
 
-def series(found: Mapping[str, Manifest], trend: Trend) -> list[tuple[int, float]]:
-    """(i, value) of a figure over the policies pi_i, in the order of the stages; pi_init is none of them."""
-    return [
-        (int(name.removeprefix(f"{trend.kind}-")) - trend.shift, manifest.number(trend.name))
-        for name, manifest in found.items()
-        if _is_numbered(name, trend.kind) and trend.name in manifest.metrics
-    ]
-
-
-def _is_numbered(stage: str, kind: str) -> bool:
+def is_numbered(stage: str, kind: str) -> bool:
     """Whether a stage's id is its kind and the number of an iteration."""
     return stage.startswith(f"{kind}-") and stage.removeprefix(f"{kind}-").isdigit()

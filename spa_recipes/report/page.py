@@ -19,9 +19,10 @@ from spa_recipes.report.answers import answers
 from spa_recipes.report.benchmarks import benchmark_lines
 from spa_recipes.report.card import versions
 from spa_recipes.report.charts import Series, histogram, line_chart
-from spa_recipes.report.figures import CHARTS, CURVES, LARGE_COUNT, columns, iterations, series
+from spa_recipes.report.figures import LARGE_COUNT, columns, iterations
 from spa_recipes.report.policies import Line, as_table, lines, text_of
 from spa_recipes.report.samples import shown_samples
+from spa_recipes.report.trends import CHARTS, CURVES, series
 from spa_recipes.report.warnings import warnings
 from spa_recipes.run.intact import remarks
 from spa_recipes.run.rundir import RunDir

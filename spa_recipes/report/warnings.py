@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 from spa_recipes.recipe.schema import PreferenceTraining, Recipe
 from spa_recipes.report.answers import CONTROL
-from spa_recipes.report.figures import PERCENT, Trend, interval, phrase, series, win_rate
+from spa_recipes.report.figures import PERCENT, interval, phrase, win_rate
+from spa_recipes.report.trends import Trend, series
 from spa_recipes.state.stagedir import Manifest
 
 Found = Mapping[str, Manifest]
@@ -174,10 +175,10 @@ def judge_knows_little(recipe: Recipe, found: Found) -> Iterator[str]:
         reliability = _figure(stage, "reliability")
         if stage.kind == "reliability" and reliability is not None and reliability < RELIABLE:
             number = stage.id.removeprefix("reliability-")
-            agreed = PERCENT.format(stage.number("member_agreement"))
+            agreed, known = (PERCENT.format(stage.number(f"{on}_agreement")) for on in ("member", "heldout"))
             yield (
                 f"the labels of judge-{number} are hardly to be trusted ({phrase(stage, 'reliability')}): its members "
-                f"agree on {agreed} of these pairs, however well held-out labels are predicted. Lower "
+                f"agree on {agreed} of its pairs, {known} of held-out ones. Lower "
                 "seed_training.learning_rate, give more labels (data.seed_labels), or let "
                 "evaluation.min_judge_reliability stop there"
             )

@@ -1,27 +1,22 @@
 """Measures a policy on rows that no training saw: sampled answers, rewards, and agreement with human labels."""
 
-import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
-
-import torch
+from typing import Any, NamedTuple
 
 from spa_recipes.algo.interval import paired_interval
-from spa_recipes.algo.judgment import implicit_reward
-from spa_recipes.algo.noise import is_inside
 from spa_recipes.algo.winrate import length_controlled_win_rate, outcomes
 from spa_recipes.data.refusals import is_refusal
 from spa_recipes.data.rows import Message, PairRow, read_rows, write_jsonl
-from spa_recipes.data.stage_rows import HeldoutRatioRow, HeldoutRow, SampleRow
+from spa_recipes.data.stage_rows import SampleRow
 from spa_recipes.data.tables import CompletionRow
 from spa_recipes.generation.scoring import Scored
 from spa_recipes.recipe.schema import Evaluation, Sampling
 from spa_recipes.sandbox.gold import gold_reward
-from spa_recipes.stages.common import mean, model_section, share, token_pair
+from spa_recipes.stages.common import mean, model_section, share
 from spa_recipes.stages.context import NO_RESULT, Context, Result
 from spa_recipes.stages.generate import Sampler, is_cut, is_thinking, sampled, sampler_of
-from spa_recipes.stages.log_ratios import LogRatios, log_ratios
-from spa_recipes.stages.score import score, score_pairs
+from spa_recipes.stages.heldout import heldout_rows, label_accuracy, log_ratios_in_twos
+from spa_recipes.stages.score import score
 
 
 def run(context: Context) -> Result:
@@ -32,13 +27,7 @@ def run(context: Context) -> Result:
     """
     pairs = read_rows(context.input("heldout"), PairRow)
     sampler = sampler_of(context, Sampling.model_validate(context.spec.settings["sampling"]))
-    rows: list[HeldoutRow] | list[HeldoutRatioRow] | None
-    if "method" not in context.spec.settings:
-        rows = _heldout_logps(context, sampler, pairs)
-    elif "init" in context.spec.inputs:
-        rows = _heldout_ratios(context, sampler, pairs)
-    else:
-        rows = []
+    rows = heldout_rows(context, sampler.renderer, pairs)
     found = _samples(context, sampler, pairs)
     if rows is None or found is None:
         return NO_RESULT
@@ -53,49 +42,8 @@ def run(context: Context) -> Result:
         metrics |= _against_init(samples, init)
         if "spa_samples" in context.spec.inputs:
             metrics |= _against_spa(samples, read_rows(context.input("spa_samples"), SampleRow), init)
-        metrics |= _label_accuracy(context, rows)
+        metrics |= label_accuracy(context, rows)
     return Result(len(samples), sum(sample["tokens"] for sample in samples), metrics)
-
-
-def _heldout_logps(context: Context, sampler: Sampler, pairs: Sequence[PairRow]) -> list[HeldoutRow] | None:
-    rows = [token_pair(sampler.renderer, pair) for pair in pairs]
-    logps = score_pairs(context, "heldout", model_section(context, "policy"), rows)
-    if logps is None:
-        return None
-    return [
-        {"prompt_id": pair["prompt_id"], "chosen_logp": chosen, "rejected_logp": rejected}
-        for pair, (chosen, rejected) in zip(pairs, logps, strict=True)
-    ]
-
-
-def _heldout_ratios(context: Context, sampler: Sampler, pairs: Sequence[PairRow]) -> list[HeldoutRatioRow] | None:
-    rows = [token_pair(sampler.renderer, pair) for pair in pairs]
-    items = [Scored(row["prompt_ids"], ids) for row in rows for ids in (row["chosen_ids"], row["rejected_ids"])]
-    found = _log_ratios(context, "heldout", ("policy", "init"), items, stack="stack")
-    if found is None:
-        return None
-    return [
-        {
-            "prompt_id": pair["prompt_id"],
-            "chosen_log_ratio": found.values[2 * k],
-            "rejected_log_ratio": found.values[2 * k + 1],
-            "standard_error": math.hypot(found.errors[2 * k], found.errors[2 * k + 1]),
-        }
-        for k, pair in enumerate(pairs)
-    ]
-
-
-def _log_ratios(
-    context: Context, name: str, roles: tuple[str, str], items: list[Scored], *, stack: str
-) -> LogRatios | None:
-    """Log-ratios of answers, two of which are compared; with the input `stack`, those of adapters on the reference."""
-    adapter = context.input(stack) if stack in context.spec.inputs else None
-    policy, reference = roles if adapter is None else (roles[1], roles[1])
-    return log_ratios(context, name, (policy, reference), items, _in_twos(len(items)), adapter=adapter)
-
-
-def _in_twos(count: int) -> list[tuple[int, int]]:
-    return [(k, k + 1) for k in range(0, count - 1, 2)]
 
 
 def _samples(
@@ -148,7 +96,7 @@ def _rewards(
     to_init: Sequence[float] | None = None
     if together and "init" in inputs:
         sampler.close()
-        found = _log_ratios(context, "to-init", ("policy", "init"), items, stack="stack")
+        found = log_ratios_in_twos(context, "to-init", ("policy", "init"), items, stack="stack")
         if found is None:
             return None
         to_init = found.values
@@ -165,7 +113,9 @@ def _rewards(
     sampler.close()
     if together:
         # Answers to different prompts stand in for the two answers to a prompt, of which pi_init's are not at hand.
-        found = _log_ratios(context, "reward", ("reward_policy", "reward_reference"), items, stack="reward_stack")
+        found = log_ratios_in_twos(
+            context, "reward", ("reward_policy", "reward_reference"), items, stack="reward_stack"
+        )
         return None if found is None else _Judged(found.values, to_init)
     policy, reference = (
         score(context, role, model_section(context, role), items) for role in ("reward_policy", "reward_reference")
@@ -237,26 +187,3 @@ def _against_spa(control: Sequence[SampleRow], spa: Sequence[SampleRow], init: S
         "spa_gain_low": low,
         "spa_gain_high": high,
     }
-
-
-def _label_accuracy(context: Context, rows: Sequence[HeldoutRow] | Sequence[HeldoutRatioRow]) -> dict[str, Any]:
-    """How often the implicit reward against pi_init prefers what the human preferred; a tie counts one half."""
-    beta = context.spec.settings["beta"]
-    if "init" in context.spec.inputs:
-        ratios = [cast(HeldoutRatioRow, row) for row in rows]
-        chosen, rejected = ([row[side] for row in ratios] for side in ("chosen_log_ratio", "rejected_log_ratio"))
-    else:
-        init = read_rows(context.input("init_logps"), HeldoutRow)
-        both = [(cast(HeldoutRow, row), before) for row, before in zip(rows, init, strict=True)]
-        chosen = [row["chosen_logp"] - before["chosen_logp"] for row, before in both]
-        rejected = [row["rejected_logp"] - before["rejected_logp"] for row, before in both]
-    rewards = [implicit_reward(torch.tensor(side, dtype=torch.float64), beta) for side in (chosen, rejected)]
-    margins = (rewards[0] - rewards[1]).tolist()
-    metrics = {
-        "heldout_accuracy": mean([0.5 if margin == 0 else float(margin > 0) for margin in margins]),
-        "heldout_margin": mean(margins),
-    }
-    if "init" in context.spec.inputs:
-        errors = [beta * row["standard_error"] for row in ratios]
-        metrics["heldout_in_noise"] = share([is_inside(*one) for one in zip(margins, errors, strict=True)])
-    return metrics

@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from spa_recipes.algo.consistency import consistency, kendall_tau
 from spa_recipes.algo.judgment import largest_margins, select_pair
 from spa_recipes.algo.noise import flip_probability, is_inside
 from spa_recipes.data import tables
@@ -29,8 +30,8 @@ from spa_recipes.errors import DataError, StageError
 from spa_recipes.stages.common import mean, share
 from spa_recipes.stages.context import Context, Result
 from spa_recipes.stages.generate import is_empty
-from spa_recipes.stages.judge_rewards import REWARDS, Answer, Judged, gold_rewards, length_penalty
-from spa_recipes.stages.member_tables import ensemble_of, read_members
+from spa_recipes.stages.judge_rewards import REWARDS, Answer, Judged, earlier_rewards, gold_rewards, length_penalty
+from spa_recipes.stages.member_tables import ensemble_of, log_ratios_of, read_members
 
 WARN_ABOVE = 0.1
 """Share of the margins within two standard errors of zero above which the stage warns."""
@@ -160,6 +161,7 @@ class _Given:
         if context.spec.settings.get("labels_by") == "members":
             members = read_members(context, completions, self._reference)
             self._common = ensemble_of(members, context.spec.settings["judge"].get("uncertainty_penalty", 0.0))
+        self._earlier = log_ratios_of("earlier", context, completions, self._reference)
         tokens = pc.list_value_length(completions["response_ids"])
         self.in_tokens = bool(pc.any(pc.greater(tokens, 0)).as_py())
         place = completions.schema.get_field_index("response_ids")
@@ -188,7 +190,9 @@ class _Given:
             theirs = None if self._reference is None else self._reference[i]
             reward = None if self._rewards is None else self._rewards[i]
             log_ratio, error = self._log_ratio(i, ours, theirs)
-            yield Answer(row["item"], row["sample"], row["text"], row["tokens"], ours, theirs, reward, log_ratio, error)
+            before = None if self._earlier is None else self._earlier.values[i]
+            known = (ours, theirs, reward, log_ratio, error, before)
+            yield Answer(row["item"], row["sample"], row["text"], row["tokens"], *known)
 
     def _log_ratio(self, i: int, ours: float | None, theirs: float | None) -> tuple[float | None, float | None]:
         """The log-ratio of an answer and its standard error, where the tables give them."""
@@ -234,6 +238,9 @@ def _judge(settings: dict[str, Any], prompt: LabelledPrompt, answers: Sequence[A
         "gold": gold,
         "label": prompt.get("label"),
     }
+    if judge.get("consistency"):
+        before = earlier_rewards(Judged(judge, prompt, answers, key, penalty))
+        judgment["rank_agreement"] = kendall_tau(*(found[candidates].tolist() for found in (before, rewards)))
     one, other = answers[chosen].error, answers[rejected].error
     if one is not None and other is not None:
         judgment["log_ratios"] = [a.log_ratio for a in answers]
@@ -282,7 +289,8 @@ def _divergence(context: Context, given: _Given) -> dict[str, Any]:
 def _noise(context: Context, figures: _Figures) -> dict[str, Any]:
     """What the precision of the log-ratios does to the labels, with a warning in words where it is much."""
     # Of the model that judges; of several, all were read alike.
-    name = next(name for name in context.spec.inputs if name.endswith("log_ratios"))
+    named = [name for name in context.spec.inputs if name.endswith("log_ratios")]
+    name = "log_ratios" if "log_ratios" in named else named[0]
     choice = tables.log_ratios_choice(context.input(name))
     margins = list(zip(figures.margins, figures.errors, strict=True))
     inside = share([is_inside(*margin) for margin in margins])
@@ -323,6 +331,7 @@ class _Figures:
         self._tokens: tuple[array[int], array[int]] = (array("q"), array("q"))
         self._characters: tuple[array[int], array[int]] = (array("q"), array("q"))
         self._ties = 0
+        self._taus = array("d")
         self._agrees: list[bool] = []
 
     def note(self, judgment: JudgmentRow, answers: Sequence[Answer]) -> None:
@@ -338,6 +347,8 @@ class _Figures:
             characters.append(len(answers[k].text))
         if judgment["gold"]:
             self._gold.append(judgment["gold"][chosen] - judgment["gold"][rejected])
+        if "rank_agreement" in judgment:
+            self._taus.append(judgment["rank_agreement"])
         if judgment["label"] is not None:
             self._agrees.append(chosen == judgment["label"])
 
@@ -358,4 +369,6 @@ class _Figures:
             metrics["accuracy_vs_gold"] = share(decided)
         if self._agrees:
             metrics |= {"agreement_with_labels": share(self._agrees), "labelled": len(self._agrees)}
+        if self._taus:
+            metrics["consistency"] = consistency(self._taus)
         return metrics

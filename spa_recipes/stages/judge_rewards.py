@@ -23,6 +23,7 @@ class Answer(NamedTuple):
             a table, or the difference of the two log-probs; the mean where two models judge, and the members' common
             one where they judge.
         error: standard error of the log-ratio in nats; None where it was not measured.
+        earlier: the log-ratio of the judge before; None where none is asked.
     """
 
     item: int
@@ -34,6 +35,7 @@ class Answer(NamedTuple):
     reward: float | None
     log_ratio: float | None
     error: float | None
+    earlier: float | None = None
 
 
 class Judged(NamedTuple):
@@ -57,6 +59,12 @@ def of_implicit_reward(given: Judged) -> torch.Tensor:
     """r - a*|y| in float64, with r = beta * (log pi_{i-1}(y|x) - log pi_ref(y|x)) (paper, equation 7)."""
     lengths_K = torch.tensor([a.tokens for a in given.answers], dtype=torch.float64)
     return _implicit_rewards(given.answers, given.judge["beta"]) - given.length_penalty * lengths_K
+
+
+def earlier_rewards(given: Judged) -> torch.Tensor:
+    """The rewards by the judge of the iteration before, with the same length penalty."""
+    before = [answer._replace(log_ratio=answer.earlier) for answer in given.answers]
+    return of_implicit_reward(given._replace(answers=before))
 
 
 def of_table(given: Judged) -> torch.Tensor:

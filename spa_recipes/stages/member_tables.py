@@ -1,4 +1,4 @@
-"""The members' tables: what each says of every answer, and what they say together where they judge."""
+"""Tables of models beside the policy: what each says of every answer, and what members say together."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from spa_recipes.stages.context import Context
 
 
 class LogRatios(NamedTuple):
-    """log pi(y|x) - log pi_init(y|x) of every completion in nats, under a member or under all as one.
+    """log pi(y|x) - log pi_ref(y|x) of every completion in nats, under a model or under all members as one.
 
     Attributes:
         errors: standard errors; empty where they were not measured.
@@ -21,23 +21,34 @@ class LogRatios(NamedTuple):
     errors: Sequence[float]
 
 
-def read_members(context: Context, completions: pa.Table, reference: Sequence[float] | None) -> list[LogRatios]:
-    """The tables of the members among a stage's inputs, in the members' order.
+def log_ratios_of(
+    name: str, context: Context, completions: pa.Table, reference: Sequence[float] | None
+) -> LogRatios | None:
+    """What a stage's inputs say under a model: its table of log-ratios, or its log-probs less those of the reference.
 
     Args:
-        reference: log-probs of the completions under pi_init, where the tables hold log-probs.
+        name: the model's, before `_log_ratios` or `_logps`.
+        reference: log-probs of the completions under the reference, where the models' tables hold log-probs.
+
+    Returns:
+        None where no table of that name is among the inputs.
     """
-    found = []
-    for number in range(1, len(context.spec.inputs) + 1):
-        logps, ratios = f"member{number}_logps", f"member{number}_log_ratios"
-        if ratios in context.spec.inputs:
-            table = tables.read_log_ratios(context.input(ratios), completions)
-            found.append(LogRatios(table.values, table.errors))
-        elif logps in context.spec.inputs:
-            assert reference is not None
-            values = tables.read_values(context.input(logps), completions, tables.LOGPS)
-            found.append(LogRatios([ours - theirs for ours, theirs in zip(values, reference, strict=True)], ()))
-    return found
+    logps, ratios = f"{name}_logps", f"{name}_log_ratios"
+    if ratios in context.spec.inputs:
+        table = tables.read_log_ratios(context.input(ratios), completions)
+        return LogRatios(table.values, table.errors)
+    if logps not in context.spec.inputs:
+        return None
+    assert reference is not None
+    values = tables.read_values(context.input(logps), completions, tables.LOGPS)
+    return LogRatios([ours - theirs for ours, theirs in zip(values, reference, strict=True)], ())
+
+
+def read_members(context: Context, completions: pa.Table, reference: Sequence[float] | None) -> list[LogRatios]:
+    """The tables of the members among a stage's inputs, in the members' order; see `log_ratios_of`."""
+    numbered = (f"member{number}" for number in range(1, len(context.spec.inputs) + 1))
+    found = (log_ratios_of(name, context, completions, reference) for name in numbered)
+    return [table for table in found if table is not None]
 
 
 def ensemble_of(members: Sequence[LogRatios], penalty: float) -> LogRatios:

@@ -16,6 +16,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from spa_recipes.algo.consistency import consistency
 from spa_recipes.algo.noise import standard_error
 from spa_recipes.algo.variants import mixed_reference
 from spa_recipes.data.arrow import take
@@ -212,7 +213,10 @@ def _refinement(settings: dict[str, Any], judgments: Sequence[JudgmentRow]) -> R
 
 def _loss(training: RefineTraining, judgments: Sequence[JudgmentRow]) -> PairLoss:
     margins = [judgment["margin"] for judgment in judgments]
-    return PairLoss(training.loss, training.divergence, training.sft_weight, margins, _starts(training, judgments))
+    starts = _starts(training, judgments)
+    taus = [judgment["rank_agreement"] for judgment in judgments if "rank_agreement" in judgment]
+    weight = consistency(taus) if taus else 1.0
+    return PairLoss(training.loss, training.divergence, training.sft_weight, margins, starts, weight)
 
 
 def _starts(training: RefineTraining, judgments: Sequence[JudgmentRow]) -> list[float]:

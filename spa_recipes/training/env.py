@@ -93,6 +93,7 @@ class PairLoss:
         token_weights: of the tokens of the chosen and of the rejected answer of every row, with which log-probs are
             summed, as those of a reference that is given were; empty where all tokens count alike.
         targets: for `sppo`, eta*(P_k - 1/2) of the chosen, the rejected and the other answers of every row.
+        consistency: c, the weight of the label of a judged pair as it is; 1 - c is that of its flip.
     """
 
     kind: Literal["sigmoid", "ipo", "distill", "sppo"] = "sigmoid"
@@ -102,6 +103,7 @@ class PairLoss:
     first_margins: Sequence[float] = ()
     targets: Sequence[Sequence[float]] = ()
     token_weights: Sequence[tuple[Sequence[float], Sequence[float]]] = ()
+    consistency: float = 1.0
 
 
 METHODS_LOSS = PairLoss()

@@ -280,7 +280,11 @@ class SpaTrainer(TrainsTokenRows, DPOTrainer):  # type: ignore[misc]
         judge_margin_B = _of_rows(wanted.judge_margins, inputs["row"], like=margin_B)
 
         def of_margin(margin_B: torch.Tensor) -> torch.Tensor:
-            return pair_loss(margin_B, wanted.kind, self.beta, judge_margin_B)
+            loss_B = pair_loss(margin_B, wanted.kind, self.beta, judge_margin_B)
+            if wanted.consistency == 1.0:
+                return loss_B
+            flip_B = (1.0 - wanted.consistency) * self._judged(inputs["row"]).to(loss_B.dtype)
+            return (1.0 - flip_B) * loss_B + flip_B * pair_loss(-margin_B, wanted.kind, self.beta, judge_margin_B)
 
         if self.detector is None:
             loss_B = of_margin(margin_B)

@@ -2,6 +2,7 @@
 
 import math
 import random
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spa_recipes.algo.members import accuracy_of_independent, agreement, ensemble
+from spa_recipes.algo.members import accuracy_of_independent, accuracy_on_the_line, agreement, ensemble
 from spa_recipes.data import tables
 from spa_recipes.data.rows import read_jsonl, write_jsonl
 from spa_recipes.data.shares import part_of
@@ -101,9 +102,47 @@ def test_agreement_of_independent_members_gives_back_their_accuracy(p: float) ->
     assert accuracy_of_independent(p * p + (1 - p) ** 2) == pytest.approx(p, abs=1e-5)
 
 
+@given(a=st.floats(0.51, 0.99), p=st.floats(0.51, 0.99), lower=st.floats(0.0, 0.4))
+def test_as_much_agreement_as_on_labelled_pairs_is_as_much_accuracy(a: float, p: float, lower: float) -> None:
+    assert accuracy_on_the_line(a, a, p) == pytest.approx(p)
+    assert 0.5 <= accuracy_on_the_line(a - lower, a, p) <= p + 1e-9
+
+
+def test_the_line_is_straight_on_the_scale_of_the_normal_quantile() -> None:
+    phi = statistics.NormalDist()
+    assert accuracy_on_the_line(phi.cdf(0.3), phi.cdf(0.8), phi.cdf(0.6)) == pytest.approx(phi.cdf(0.1))
+    assert accuracy_on_the_line(1.0, 1.0, 0.9) == pytest.approx(0.9)
+
+
 @pytest.mark.parametrize("a", [0.0, 0.31, 0.5])
 def test_no_more_agreement_than_of_coins_is_chance(a: float) -> None:
-    assert accuracy_of_independent(a) == 0.5
+    assert accuracy_of_independent(a) == accuracy_on_the_line(a, 0.6, 0.8) == 0.5
+
+
+def simulated(draw: random.Random, accuracy: float, shared: float, pairs: int) -> tuple[list[list[float]], float]:
+    """Margins of two members on pairs whose first answer is better, and how often they are right.
+
+    A share of the noise is the same in both: errors that they have in common.
+    """
+    skill = statistics.NormalDist().inv_cdf(accuracy)
+    margins: list[list[float]] = [[], []]
+    for _ in range(pairs):
+        common = draw.gauss(0, 1)
+        for member in margins:
+            member.append(skill + math.sqrt(shared) * common + math.sqrt(1 - shared) * draw.gauss(0, 1))
+    return margins, sum(m > 0 for member in margins for m in member) / (2 * pairs)
+
+
+@pytest.mark.parametrize("accuracy", [0.55, 0.6, 0.65, 0.72, 0.78])
+def test_dependent_judges_are_estimated_better_by_what_they_do_on_labelled_pairs(accuracy: float) -> None:
+    """The estimate for independent ones is far too high."""
+    draw = random.Random(5)
+    labelled, known = simulated(draw, 0.75, shared=0.5, pairs=8000)
+    own, truth = simulated(draw, accuracy, shared=0.5, pairs=8000)
+    plain = accuracy_of_independent(agreement(own))
+    found = accuracy_on_the_line(agreement(own), agreement(labelled), known)
+    assert plain > truth + 0.06
+    assert abs(found - truth) < 0.6 * (plain - truth)
 
 
 # --- the stages
@@ -132,6 +171,10 @@ def test_reliability_is_that_of_the_judged_pairs(tmp_path: Path) -> None:
         row["gold"] = [1.0, 2.0, 1.0] if n < 8 else [1.0, 1.0, 1.0]  # the last pair is tied in truth
     write_jsonl(tmp_path / "judgments.jsonl", judgments)
     inputs = {name: tmp_path / f"{name}.parquet" for name in ("completions", "reference_logps", *also)}
+    known = [[0.1, -0.2, 0.3, 0.4, 0.0, 2.0], [0.1, -0.3, -0.2, 0.4, 1.0, 1.0]]  # held-out pairs: right where positive
+    for m, margins in enumerate(known, 1):
+        inputs[f"member{m}_heldout"] = tmp_path / f"heldout{m}.jsonl"
+        write_jsonl(inputs[f"member{m}_heldout"], [{"prompt_id": "p", "margin": margin} for margin in margins])
     context = context_of(tmp_path / "told", "reliability", inputs={**inputs, "judgments": tmp_path / "judgments.jsonl"})
     result = reliability.run(context)
     slow = [
@@ -143,7 +186,10 @@ def test_reliability_is_that_of_the_judged_pairs(tmp_path: Path) -> None:
     assert [row["margins"] for row in written] == [pytest.approx(margins, abs=1e-9) for margins in slow]
     agreed = sum(one * two > 0 for one, two in slow) / len(slow)
     assert result.metrics["member_agreement"] == pytest.approx(agreed)
-    assert result.metrics["reliability"] == pytest.approx((1 + math.sqrt(max(0.0, 2 * agreed - 1))) / 2)
+    assert result.metrics["heldout_agreement"] == pytest.approx(4.5 / 6)
+    phi = statistics.NormalDist()
+    on_line = phi.inv_cdf(8.5 / 12) + phi.inv_cdf(agreed) - phi.inv_cdf(4.5 / 6) if agreed > 0.5 else 0.0
+    assert result.metrics["reliability"] == pytest.approx(max(0.5, phi.cdf(on_line)))
     gaps = [row["gold"][row["chosen"]] - row["gold"][row["rejected"]] for row in judgments]
     right = [m * gap > 0 for margins, gap in zip(slow, gaps, strict=True) for m in margins if gap]
     assert len(right) < 2 * len(judgments)
@@ -178,9 +224,10 @@ def test_one_member_is_pi_0_byte_for_byte() -> None:
 
 
 def test_reliability_costs_the_seed_trainings_and_a_pass_per_member_and_iteration() -> None:
-    """And moves no key: a finished run is made reliable without training any of its policies again."""
+    """And one over the held-out pairs. No key moves: a finished run is measured without a policy trained again."""
     method, plan = keys(plan_of()), keys(plan_of(**TWO))
     added = [f"score-{i}-member{m}" for i in (1, 2) for m in (1, 2)] + ["reliability-1", "reliability-2"]
+    added += ["heldout-member1", "heldout-member2"]
     assert plan.keys() - method.keys() == {"seed-member1", "seed-member2", *added}
     assert {name: plan[name] for name in method} == method
     shown = plan_of(**TWO)

@@ -16,6 +16,7 @@ from spa_recipes.recipe.schema import Document, Recipe, Section
 from spa_recipes.recipe.shape import child, shape_of, types_of
 from spa_recipes.recipe.sweep import Sweep
 from spa_recipes.recipe.text import Keys, parse, split_keys
+from tests.kit.member_conflicts import OF_MEMBERS
 from tests.kit.recipe_texts import BASE
 from tests.kit.recipes import mini
 
@@ -175,34 +176,6 @@ CASES = {
     "  heldout: 5\njudge: {policy: seed}\nevaluation:\n  max_judge_decay: 0.1":
         "9: evaluation.max_judge_decay: measures pi_{i-1}, and judge.policy seed judges in its place; remove it, or "
         "set judge.policy to previous",
-    "seed_training:\n  members: {share: bootstrap}":
-        "7: seed_training.members.share: bootstrap has no effect with one member, which is pi_0; raise count, or "
-        "remove it",
-    "judge:\n  policy: members":
-        "7: judge.policy: members needs seed_training.members.count above 1; set it, or set judge.policy to seed",
-    "judge:\n  uncertainty_penalty: 1.0":
-        "7: judge.uncertainty_penalty: has no effect with judge.policy previous, which is no ensemble; set "
-        "judge.policy to members, or remove it",
-    "  prompts_per_iteration: []\nseed_training: {members: {count: 2}}":
-        "7: seed_training.members.count: has no effect without iterations (data.prompts_per_iteration is []); remove "
-        "it, or add some",
-    "judge: {type: random}\nseed_training: {members: {count: 2}}":
-        "7: seed_training.members.count: has no effect with judge.type random: members judge by their implicit reward; "
-        "remove it, or set judge.type to implicit_reward",
-    "judge: {policy: some/model}\nseed_training: {members: {count: 2}}":
-        "7: seed_training.members.count: has no effect with judge.policy some/model, which learned nothing from the "
-        "seed labels; remove it, or set judge.policy to members",
-    "seed_training:\n  members:\n    count: 2\n    share: bootstrap":
-        "9: seed_training.members.share: bootstrap has no effect with judge.policy previous: only disjoint members "
-        "tell how reliable it is; set it to disjoint, or judge.policy to members",
-    "judge: {reference: previous}\nseed_training: {members: {count: 2}}":
-        "7: seed_training.members.count: members are compared with pi_init, and judge.reference is previous; set "
-        "judge.reference to init, or remove the members",
-    "  seed_labels: 3\nseed_training: {members: {count: 4}}":
-        "7: seed_training.members.count: 4 members have more shares than data.seed_labels (3); lower it",
-    "evaluation:\n  min_judge_reliability: 0.6":
-        "7: evaluation.min_judge_reliability: needs members that learned from disjoint shares of the seed labels; set "
-        "seed_training.members.count to 2 and seed_training.members.share to disjoint",
     "judge: {policy: seed}\nnoise: {detector: judge}\nrefine: {reference_mix: 1.0}":
         "8: refine.reference_mix: needs log-probs of the answers under pi_init, which no judge computes but "
         "implicit_reward with reference init and policy previous; choose that judge, or remove it",
@@ -302,7 +275,7 @@ def with_benchmarks(text: str) -> str:
 
 IN_FLOAT32 = BASE.replace("  model_name_or_path: m\n", "  model_name_or_path: m\n  dtype: float32\n")
 LINES = {
-    **{BASE + text: f"r.yaml:{line}" for text, line in CASES.items()},
+    **{BASE + text: f"r.yaml:{line}" for text, line in {**CASES, **OF_MEMBERS}.items()},
     **{with_benchmarks(text): f"r.yaml:{line}" for text, line in BENCHMARKS.items()},
     **WHOLE,
     IN_FLOAT32 + "refine:\n  divergence: chi_squared\n  token_credit: {type: tgdpo}\n": (

@@ -141,6 +141,8 @@ def slow_logp(model: Any, prompt: list[int], response: list[int]) -> float:
         (PairLoss("distill", judge_margins=[0.1 * n for n in range(6)]), 0.5),
         (PairLoss("sigmoid", "chi_squared", 0.05), 0.5),
         (PairLoss("ipo"), 0.5),
+        (PairLoss("sigmoid", consistency=0.7), None),
+        (PairLoss("distill", judge_margins=[0.1 * n for n in range(6)], consistency=0.4), 0.5),
     ],
 )
 def test_the_trainers_loss_is_that_of_plain_loops(
@@ -160,8 +162,12 @@ def test_the_trainers_loss_is_that_of_plain_loops(
         m = plain.divergence_margin(BETA, *given, loss.divergence)
         judged = loss.judge_margins[n] if loss.judge_margins else 0.0
         weight = alpha if flags is not None and plain.sigmoid(m) < flags else 0.0
-        slow += (1 - weight) * plain.pair_loss(loss.kind, m, BETA, judged) / 6
-        slow += weight * plain.pair_loss(loss.kind, -m, BETA, judged) / 6
+        as_it_is, flipped = (
+            loss.consistency * plain.pair_loss(loss.kind, sign * m, BETA, judged)
+            + (1 - loss.consistency) * plain.pair_loss(loss.kind, -sign * m, BETA, judged)
+            for sign in (1, -1)
+        )
+        slow += ((1 - weight) * as_it_is + weight * flipped) / 6
         slow += loss.sft_weight * -chosen / len(row["chosen_ids"]) / 6
     detector = None
     if flags is not None:
