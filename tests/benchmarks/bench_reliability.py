@@ -22,7 +22,7 @@ from spa_recipes.data.rows import PairRow, read_rows
 from spa_recipes.generation.scoring import Scored, sequence_logps
 from spa_recipes.models.loading import for_inference, load_causal_lm
 from spa_recipes.plan import MODEL, Stage
-from spa_recipes.recipe.schema import ForkExecutor, Model
+from spa_recipes.recipe.schema import ForkExecutor, Model, Recipe
 from spa_recipes.run.executors import Executors
 from spa_recipes.stages.common import renderer_of, token_pair
 from spa_recipes.state.stagedir import Manifest
@@ -88,6 +88,8 @@ def overrides(name: str, seed: int, runs_dir: Path) -> list[str]:
 def measured(name: str, seed: int, out: Path, executors: Executors) -> list[Figures]:
     """Run it as far as its last labels, and give the figures of its iterations."""
     prepared = api.prepare(BASE, overrides=overrides(name, seed, out / "runs"))
+    assert isinstance(prepared.plan.recipe, Recipe)
+    section = prepared.plan.recipe.model
     manifests: dict[str, Manifest] = {}
     for i in range(1, len(PROMPTS) + 1):
         manifests |= api.run_recipe(
@@ -95,10 +97,10 @@ def measured(name: str, seed: int, out: Path, executors: Executors) -> list[Figu
         ).manifests
     output = {stage.id: prepared.run.stage_dir(stage, prepared.plan).output for stage in prepared.plan.stages}
     pairs = read_rows(output["data"] / "heldout.jsonl", PairRow)
-    init = _margins(output["sft"] / MODEL, prepared.plan.recipe.model, pairs)
+    init = _margins(output["sft"] / MODEL, section, pairs)
 
     def against_init(stage: str) -> list[float]:
-        own = _margins(output[stage] / MODEL, prepared.plan.recipe.model, pairs)
+        own = _margins(output[stage] / MODEL, section, pairs)
         return [ours - theirs for ours, theirs in zip(own, init, strict=True)]
 
     members = [against_init(f"seed-member{m}") for m in (1, 2)]
