@@ -216,7 +216,7 @@ def _loss(training: RefineTraining, judgments: Sequence[JudgmentRow]) -> PairLos
     starts = _starts(training, judgments)
     taus = [judgment["rank_agreement"] for judgment in judgments if "rank_agreement" in judgment]
     weight = consistency(taus) if taus else 1.0
-    return PairLoss(training.loss, training.divergence, training.sft_weight, margins, starts, weight)
+    return PairLoss(training.loss, training.divergence, training.sft_weight, margins, starts, consistency=weight)
 
 
 def _starts(training: RefineTraining, judgments: Sequence[JudgmentRow]) -> list[float]:
