@@ -239,6 +239,9 @@ class Alike:
         patterns: list[tuple[_Shape, int] | None] = [None] * len(raws)
         for shape, group in groups.items():
             for code, places in group.patterns(self._looked_for):
+                if len(places) == len(raws) and (template := shape.templates.get(code)) is not None:
+                    yield group.rows(template, places, [raw.row for raw in raws], self.schema)
+                    return
                 for place in places:
                     patterns[place] = shape, code
         alike, made = self._made(raws, patterns)

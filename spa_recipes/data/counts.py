@@ -148,12 +148,12 @@ def repeats(pairs: Rows) -> Repeats:
     for batch in pairs.batches(["prompt_id", "chosen", "rejected", "row"]):
         end = start + len(batch)
         rows[start:end] = batch["row"].to_numpy()
-        chosen, rejected = (batch[name].flatten().field("content").to_pylist() for name in ("chosen", "rejected"))
-        names = batch["prompt_id"].to_pylist()
-        forward[start:end] = [hash(texts) for texts in zip(names, chosen, rejected, strict=True)]
-        backward[start:end] = [hash(texts) for texts in zip(names, rejected, chosen, strict=True)]
+        chosen, rejected = (_texts(batch[name].flatten().field("content")) for name in ("chosen", "rejected"))
+        names = _texts(batch["prompt_id"])
+        forward[start:end] = [*map(hash, zip(names, chosen, rejected, strict=True))]
+        backward[start:end] = [*map(hash, zip(names, rejected, chosen, strict=True))]
         for side, texts in zip(texts_of_sides, (chosen, rejected), strict=True):
-            side[start:end] = [hash(text) for text in texts]
+            side[start:end] = [*map(hash, texts)]
         start = end
     _, firsts = np.unique(forward, return_index=True)
     repeated = np.delete(rows, firsts)
@@ -161,6 +161,12 @@ def repeats(pairs: Rows) -> Repeats:
     pairs_of_rows = {tuple(sorted((int(rows[i]), int(rows[j])))) for i, j in zip(ours, theirs, strict=True)}
     frequent = _frequent(pairs, rows, *texts_of_sides)
     return Repeats(sorted(repeated.tolist()), sorted(pairs_of_rows), frequent)  # type: ignore[arg-type]
+
+
+def _texts(array: Any) -> list[str]:
+    """`array.to_pylist()` of texts, which are all there; several times as fast."""
+    texts: list[str] = array.to_numpy(zero_copy_only=False).tolist()
+    return texts
 
 
 def _frequent(pairs: Rows, rows: Any, chosen: Any, rejected: Any) -> list[Frequent]:

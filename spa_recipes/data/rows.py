@@ -7,8 +7,9 @@ import hashlib
 import json
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, NotRequired, TypedDict, TypeVar
+from typing import IO, Any, Generic, NamedTuple, NotRequired, TypedDict, TypeVar
 
 from spa_recipes.encoding import remedy, wide_encoding
 from spa_recipes.errors import DataError, TryAgainError, system_error
@@ -227,33 +228,30 @@ def read_lines(path: Path | str) -> Iterator[Line]:
         yield from lines_of(file, path)
 
 
-def lines_of(file: Iterable[bytes], path: Path) -> Iterator[Line]:
+def lines_of(file: IO[bytes], path: Path) -> Iterator[Line]:
     """`read_lines` of a file that is open."""
     offset, number = 0, 0
-    for block in _blocks(file):
+    while block := file.readlines(_BLOCK_BYTES):  # together so many that each is parsed at little cost
         if not number:
             refuse_wide(block[0], path)
         values = _whole_objects(block)
-        for place, raw in enumerate(block):
-            number += 1
-            value = values[place] if values is not None else _whole_object(raw)
-            line = Line(number, value, None) if value is not None else _parse_line(raw, number, offset, path)
-            offset += len(raw)
-            if line is not None:
-                yield line
+        if values is not None:
+            yield from map(Line, range(number + 1, number + 1 + len(block)), values, repeat(None))
+        else:
+            yield from _lines_by_line(block, number, offset, path)
+        number += len(block)
+        offset += sum(map(len, block))
 
 
-def _blocks(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """Lines that follow one another, together so many that they are parsed at little cost each."""
-    block, size = [], 0
-    for line in lines:
-        block.append(line)
-        size += len(line)
-        if size >= _BLOCK_BYTES:
-            yield block
-            block, size = [], 0
-    if block:
-        yield block
+def _lines_by_line(block: list[bytes], number: int, offset: int, path: Path) -> Iterator[Line]:
+    """Lines of which one is no object or holds more; there are `number` lines of `offset` bytes before them."""
+    for raw in block:
+        number += 1
+        value = _whole_object(raw)
+        line = Line(number, value, None) if value is not None else _parse_line(raw, number, offset, path)
+        offset += len(raw)
+        if line is not None:
+            yield line
 
 
 def _whole_objects(block: list[bytes]) -> list[dict[str, Any]] | None:

@@ -6,7 +6,7 @@ loaded.rows, loaded.line, loaded.skipped
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate, chain, islice
 from pathlib import Path
@@ -16,7 +16,7 @@ from spa_recipes.data import labelling
 from spa_recipes.data.files import RawRow
 from spa_recipes.data.forms.answers import Answers, candidates_row, pair_row
 from spa_recipes.data.forms.candidates import CANDIDATE_FORMS
-from spa_recipes.data.forms.cells import Cells
+from spa_recipes.data.forms.cells import Cells, is_list_as_text
 from spa_recipes.data.forms.conversations import CONVERSATION_FORMS, conversation_row
 from spa_recipes.data.forms.form import BadRowError, Form, NoPairError, Raw, describe
 from spa_recipes.data.forms.pairs import PAIR_FORMS
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 Row = TypeVar("Row", PairRow, PromptRow, ConversationRow, CandidatesRow)
 Finish = Callable[[Any, Raw, int], Mapping[str, Any]]
+Make = Callable[[RawRow], Mapping[str, Any] | None]
 AnySource = DatasetSource | SandboxSource
 # The form of a dataset is the one that most of its first rows have.
 _ROWS_TO_DETECT_BY = 20
@@ -221,6 +222,7 @@ def _read(source: AnySource, use: Use, scratch: Path | None, check: Readable | N
         return _read_parts(source, use, scratch, check)
     opened = _opened(source, use)
     skipped: list[tuple[int, str]] = []
+    lists: Counter[str] = Counter()
     reading = opened.reading
     label = None
     if reading is not None and use.labelled:
@@ -230,7 +232,8 @@ def _read(source: AnySource, use: Use, scratch: Path | None, check: Readable | N
         finish = _checked(finish, check)
     try:
         looked_for = check.looked_for if check is not None else ()
-        stored = _stored(opened, finish, skipped, schema, scratch, looked_for, getattr(source, "max_rows", None))
+        make = _one(opened, finish, skipped, lists)
+        stored = _stored(opened, finish, make, schema, scratch, looked_for, getattr(source, "max_rows", None))
     except DataError:
         deque(opened.raws, maxlen=0)  # an error of the source as a whole is reported before one of a row
         raise
@@ -243,7 +246,11 @@ def _read(source: AnySource, use: Use, scratch: Path | None, check: Readable | N
             where=opened.name,
             fix=labelling.AS_DEMONSTRATIONS if use is PAIRS and labelling.is_judged(reading) else "",
         )
-    remarks = [*reading.cells.words, *([label.words] if label else [])]
+    as_text = [
+        f"`{name}`: {count_of(number, 'row holds', 'rows hold')} a list of strings as text, which stays text"
+        for name, number in sorted(lists.items())
+    ]
+    remarks = [*reading.cells.words, *([label.words] if label else []), *as_text]
     ignored = [name for name in reading.ignored if name not in reading.used]
     return Loaded(stored, reading.form.name, list(reading.used), ignored, remarks, skipped)
 
@@ -306,15 +313,16 @@ def _answers_of(row: Mapping[str, Any]) -> list[str]:
 def _stored(
     opened: _Opened,
     finish: Finish,
-    skipped: list[tuple[int, str]],
+    make: Make,
     schema: str,
     scratch: Path | None,
     looked_for: Sequence[str] | None,
     most: int | None,
 ) -> Rows:
-    """The canonical rows of a source; rows that give nothing are added to `skipped`, or the first of them is raised.
+    """The canonical rows of a source.
 
     Args:
+        make: what makes one of them, or raises its error.
         looked_for: the words in a text that the check of a row looks for; None where it looks at each row.
         most: after so many rows the source is not read on.
     """
@@ -323,26 +331,30 @@ def _stored(
 
     columns = getattr(arrow, schema)
     rows = arrow.Rows(columns, scratch)
-    make = _one(opened, finish, skipped)
     if opened.reading is not None and looked_for is not None and most is None:
         return rows.extend_batches(Alike(opened.reading, finish, make, columns, looked_for).batches(opened.raws))
     return rows.extend(islice((row for raw in opened.raws if (row := make(raw)) is not None), most))
 
 
-def _one(
-    opened: _Opened, finish: Finish, skipped: list[tuple[int, str]]
-) -> Callable[[RawRow], Mapping[str, Any] | None]:
-    """What makes the canonical row of one row; None for one that is added to `skipped`, unless its error is raised."""
+def _one(opened: _Opened, finish: Finish, skipped: list[tuple[int, str]], lists: Counter[str]) -> Make:
+    """What makes the canonical row of one row; None for one that is added to `skipped`, unless its error is raised.
+
+    Args:
+        lists: is added to: how many cells of each column are the text of a list, and are read as text.
+    """
     reasons: dict[str, str] = {}  # one copy of each
 
-    def made(raw: RawRow) -> Mapping[str, Any] | None:
+    def make(raw: RawRow) -> Mapping[str, Any] | None:
         try:
             if raw.error is not None:
                 raise raw.error
             assert raw.value is not None
             assert opened.reading is not None
-            found, view = opened.reading.parse(opened.reading.cells.decode(raw.value))
-            return finish(found, view, raw.row)
+            row = opened.reading.cells.decode(raw.value)
+            found, view = opened.reading.parse(row)
+            made = finish(found, view, raw.row)
+            lists.update(name for name in opened.reading.needs.values() if is_list_as_text(row[name]))
+            return made
         except NoPairError as error:
             why = str(error)
         except BadRowError as error:
@@ -358,7 +370,7 @@ def _one(
         skipped.append((raw.row, reasons.setdefault(why, why)))
         return None
 
-    return made
+    return make
 
 
 def _first(raws: Iterator[RawRow]) -> list[RawRow]:

@@ -21,7 +21,7 @@ ODD = [
     *("", " ", "\u3000", " a", "a\n", "\x1ca", "\ud800", "[", "[1]", "{", "[INST] a [/INST]", "a\nb", "tie"),
     *("Human: a\n\nAssistant: b", "\n\nHuman: a\n\nAssistant: b", "\n\nHuman: a\n\nAssistant:", "Human: a"),
     *("USER: a\nASSISTANT: b", "ASSISTANT: a", "### Instruction\na\n### Response\nb"),
-    '[{"role": "user", "content": "a"}]',
+    *('[{"role": "user", "content": "a"}]', '["a"]', "['a']"),
 ]  # fmt: skip
 READERS: list[Callable[..., Loaded[Any]]] = [read_pairs, read_prompts, read_conversations, read_candidates]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from spa_recipes.data.sources import read_candidates, read_conversations, read_pairs
+from spa_recipes.data.sources import read_candidates, read_conversations, read_pairs, read_prompts
 from tests.kit.data import GOOD, error_of, source
 from tests.kit.data_forms import assistant, user, write_csv, write_jsonl
 
@@ -43,6 +43,33 @@ def test_answers_that_are_json_lists_stay_text_where_prompts_are_text(tmp_path: 
     rows = [{"prompt": "List two.", "chosen": '["a", "b"]', "rejected": '["c"]'}] * 3
     for path in (write_jsonl(tmp_path, rows), write_csv(tmp_path, rows)):
         assert read_pairs(source(path)).rows[0]["chosen"][0]["content"] == '["a", "b"]'
+
+
+@pytest.mark.parametrize("place", [0, 1, 60])
+@pytest.mark.parametrize("text", ['["What?"]', "['What?', \"Isn't it?\"]", "['What?'\n 'Sure?']"])
+@pytest.mark.parametrize("name", ["prompt", "instruction"])
+def test_a_list_as_text_in_any_row_is_no_prompt(name: str, text: str, place: int, tmp_path: Path) -> None:
+    rows = [{name: f"What {i}?", "chosen": "good", "rejected": "bad"} for i in range(61)]
+    rows[place][name] = text
+    for path in (write_jsonl(tmp_path, rows), write_csv(tmp_path, rows)):
+        for read in (read_pairs, read_prompts, read_candidates):
+            error = error_of(read, path)
+            assert f"`{name}` holds a list of strings as text" in error.what
+            assert str(place + 1) in error.where
+        assert len(read_pairs(source(path, on_bad_row="skip")).rows) == 60
+
+
+@pytest.mark.parametrize("place", [0, 60])
+def test_answers_that_are_lists_as_text_are_counted_in_the_whole_column(place: int, tmp_path: Path) -> None:
+    rows = [{"prompt": f"List {i}.", "chosen": "good", "rejected": "bad"} for i in range(61)]
+    rows[place] |= {"chosen": "['a', 'b']", "rejected": '["a"]'}
+    rows[30] |= {"rejected": '["c"]', "chosen": "['a'] + ['b']"}
+    said = [
+        "`chosen`: 1 row holds a list of strings as text, which stays text",
+        "`rejected`: 2 rows hold a list of strings as text, which stays text",
+    ]
+    for path in (write_jsonl(tmp_path, rows), write_csv(tmp_path, rows)):
+        assert read_pairs(source(path)).remarks == said
 
 
 def test_several_turns_as_a_list_of_strings_are_refused(tmp_path: Path) -> None:

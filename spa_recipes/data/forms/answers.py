@@ -23,6 +23,7 @@ from spa_recipes.data.forms.messages import (
     check_prompt,
     check_text,
     read_messages,
+    refuse_list,
     split_answer,
     user,
 )
@@ -181,5 +182,6 @@ def alpaca_prompt(row: Raw) -> list[Message]:
     if given is not None and not isinstance(given, str):
         raise BadRowError("`input` is not a string")
     check_text(row["prompt"], "`instruction`")
+    refuse_list(row["prompt"], "instruction")
     messages.append(user(f"{row['prompt']}\n{given}" if given else row["prompt"]))
     return messages

@@ -24,6 +24,10 @@ TEXT_COLUMNS = frozenset(
 )
 """Columns of texts, in which a number and a list of one string stand for a text."""
 _PYTHON = re.compile(r"\[?\s*(\{\s*'(role|content|from|value)'\s*:|'.*'\s*\]$)", re.DOTALL)
+_STRING = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
+_LIST_OF_STRINGS = re.compile(rf"\[\s*{_STRING}(?:\s*(?:,\s*)?{_STRING})*\s*\]\s*", re.DOTALL)
+"""As JSON, Python or NumPy writes it."""
+_PROMPTS = frozenset(("prompt", "question", "query", "instruction"))
 
 
 class _Decoded(NamedTuple):
@@ -50,7 +54,7 @@ class Cells:
         self._decoded: list[_Decoded] = []
         for name, values in held.items():
             # A prompt is never a list of strings, so where it is one, its neighbours are lists as well.
-            lists = name in LIST_COLUMNS or (name in json_lists and json_lists & {"prompt", "question", "instruction"})
+            lists = name in LIST_COLUMNS or (name in json_lists and json_lists & _PROMPTS)
             if (found := _decoding(name, values, text=name in texts, lists=bool(lists))) is not None:
                 self._decoded.append(found)
                 if lists and name in texts and name not in LIST_COLUMNS:
@@ -117,6 +121,11 @@ def _json_kinds(values: Sequence[Any]) -> set[str | None]:
         except (ValueError, RecursionError):
             return {None}
     return kinds
+
+
+def is_list_as_text(value: Any) -> bool:
+    """Whether a cell is the text of a list of strings, as JSON, Python or NumPy writes it."""
+    return isinstance(value, str) and value.startswith("[") and _LIST_OF_STRINGS.fullmatch(value) is not None
 
 
 def _from_json(value: Any) -> Any:

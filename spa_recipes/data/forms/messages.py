@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from spa_recipes.data.forms.cells import is_list_as_text
 from spa_recipes.data.forms.form import (
     KIND_NAMES,
     TRANSCRIPT_TURNS,
@@ -72,11 +73,18 @@ def user(text: str) -> Message:
 def read_prompt(value: Any, name: str) -> list[Message]:
     """A prompt: a string, messages, or a transcript whose last turn may be the empty one of the assistant."""
     if isinstance(value, str) and not is_transcript(value):
+        refuse_list(value, name)
         return [user(value)]
     messages = read_messages(value, name)
     if isinstance(value, str) and messages[-1]["role"] == "assistant" and not messages[-1]["content"]:
         messages.pop()
     return messages
+
+
+def refuse_list(prompt: str, name: str) -> None:
+    """Refuse turns that were written into the text of a prompt as a list of strings."""
+    if is_list_as_text(prompt):
+        raise BadRowError(f"`{name}` holds a list of strings as text, where a prompt is one string or messages")
 
 
 def completion(value: Any, name: str, prompt: list[Message]) -> str:
