@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from tests.kit.cli import run_spa
 from tests.kit.processes import processes_of, wait_for
@@ -37,12 +38,12 @@ def losses(folder: Path, run: str, stage: str) -> list[float]:
     return [json.loads(line)["loss"] for line in log.splitlines()]
 
 
-def run(folder: Path, name: str, changes: dict[str, Any]) -> None:
+def run(folder: Path, name: str, changes: dict[str, Any], *options: str) -> None:
     """In a folder of its own, so that it takes nothing over from another run."""
     write_recipe(folder / f"{name}.yaml", merged(merged(BASE, changes), {"name": name}))
     before = filter(None, [os.environ.get("PYTHONPATH")])
     path = os.pathsep.join([str(ROOT / "tests" / "kit" / "cpu_shards"), str(ROOT), *before])
-    done = run_spa(folder, "run", f"{name}.yaml", "--run-dir", f"runs-{name}/{name}", PYTHONPATH=path)
+    done = run_spa(folder, "run", f"{name}.yaml", "--run-dir", f"runs-{name}/{name}", *options, PYTHONPATH=path)
     assert done.returncode == 0, done.stderr + done.stdout
 
 
@@ -53,15 +54,55 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def check_trainings(folder: Path, one: Path) -> list[Path]:
+    """The models of the run `two`, which are those of one process within rounding, and so are the losses."""
+    models = []
+    for stage in ("sft", "seed", "refine-1"):
+        assert losses(folder, "two", stage) == pytest.approx(losses(one, "one", stage), rel=1e-3)
+        models.append(output(folder, "two", stage, "model"))
+        assert same_weights(models[-1], output(one, "one", stage, "model"), tolerance=1e-3)
+    return models
+
+
+@pytest.mark.parametrize("way", ["none", "fsdp2"])
+def test_accelerates_own_configuration_is_launched(way: str, one: Path, tmp_path: Path) -> None:
+    """The file that `accelerate config` writes, with what it says of sharding."""
+    content: dict[str, Any] = {
+        "compute_environment": "LOCAL_MACHINE",
+        "distributed_type": "MULTI_GPU",
+        "machine_rank": 0,
+        "main_training_function": "main",
+        "mixed_precision": "no",
+        "num_machines": 1,
+        "num_processes": 2,
+        "rdzv_backend": "static",
+        "same_network": True,
+        "use_cpu": True,
+    }
+    if way == "fsdp2":
+        fsdp = {
+            "fsdp_version": 2,
+            "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+            "fsdp_cpu_ram_efficient_loading": False,
+            "fsdp_reshard_after_forward": True,
+            "fsdp_state_dict_type": "SHARDED_STATE_DICT",
+        }
+        content |= {"distributed_type": "FSDP", "fsdp_config": fsdp}
+    (tmp_path / "accelerate.yaml").write_text(yaml.safe_dump(content))
+    executor = {"type": "accelerate", "num_processes": 2, "config_file": "accelerate.yaml"}
+    kept = {"storage": {"keep_checkpoints": True}, "sft": {"save_steps": 5}}
+    run(tmp_path, "two", {"compute": {"executor": executor}, **kept}, "--trust")
+    sft = check_trainings(tmp_path, one)[0].parents[1]
+    shares = list(sft.glob("work/**/*.distcp"))  # of each process, as torch saves what is shared out
+    assert len({path.name.split("_")[2] for path in shares}) == (2 if way == "fsdp2" else 0)
+
+
 @pytest.mark.parametrize("sharding", ["none", "fsdp2"])
 def test_two_processes_do_what_one_does(sharding: str, one: Path, tmp_path: Path) -> None:
     """Trainings, sampling, scoring and evaluation: losses, pairs, weights, answers and figures."""
     run(tmp_path, "two", merged(TWO, {"compute": {"executor": {"sharding": sharding}}}))
-    for stage in ("sft", "seed", "refine-1"):
-        assert losses(tmp_path, "two", stage) == pytest.approx(losses(one, "one", stage), rel=1e-3)
-        ours, theirs = output(tmp_path, "two", stage, "model"), output(one, "one", stage, "model")
-        assert same_weights(ours, theirs, tolerance=1e-3)
-        spec = json.loads((ours.parents[1] / "attempts" / "1" / "spec.json").read_text())
+    for model in check_trainings(tmp_path, one):
+        spec = json.loads((model.parents[1] / "attempts" / "1" / "spec.json").read_text())
         assert spec["runtime"]["sharding"] == sharding
     traces = [
         [json.loads(line) for line in output(*of, "refine-1", "model/pairs_trace.jsonl").read_text().splitlines()]
