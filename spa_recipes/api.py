@@ -79,6 +79,8 @@ def prepare_loaded(
     run = RunDir(run_dir)
     if marker.kind_of(run.path) is not None:
         run.check()
+    elif ask:
+        _check_here(loaded.recipe)
     plan = compile_plan(loaded.recipe, memo, commits_of(run, ask=ask, others=commits))
     return Prepared(plan, run, loaded.text, loaded.path)
 
@@ -366,3 +368,13 @@ def collect_garbage(run: str | None, runs_dir: Path, *, models: bool = False, de
 def memo_for(run_folder: Path, *, afresh: bool = False) -> DigestMemo:
     """Digests of files that were read for the runs beside this one; with `afresh`, each is read once more."""
     return DigestMemo(run_folder.parent / DIGEST_MEMO, afresh=afresh)
+
+
+def _check_here(recipe: Recipe) -> None:
+    """Refuse what is wrong on this machine, before the Hub is asked about a run that begins."""
+    from spa_recipes.data.asked import check_counted
+    from spa_recipes.run.packages import missing_packages
+
+    if missing := next(missing_packages(recipe), None):
+        raise missing
+    check_counted(recipe.data)

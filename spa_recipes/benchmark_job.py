@@ -59,8 +59,9 @@ def run_benchmark(
         _refuse_to_replace(out)
     if job.out is not None and not out.absolute().parent.is_dir():
         raise RecipeError("no such folder", where=f"out: {out.parent}", fix="make it first")
-    plan = compile_benchmark_plan(job, job_output.memo_of(run), commits_of(run, ask=True))
-    consent(plan, run)
+    memo = job_output.memo_of(run)
+    consent(compile_benchmark_plan(job, memo, commits_of(run, ask=False)), run)  # before the Hub hears of it
+    plan = compile_benchmark_plan(job, memo, commits_of(run, ask=True))
     if job.out is None:
         out.parent.mkdir(exist_ok=True)
     outcome = job_output.work(plan, run, reporter, executors)

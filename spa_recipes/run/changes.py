@@ -6,7 +6,7 @@ from typing import Any
 from spa_recipes.errors import RecipeChangedError, RecipeError
 from spa_recipes.plan import External, Plan, Stage
 from spa_recipes.plan.keys import SCHEME, differences, with_defaults
-from spa_recipes.run.rundir import RunDir
+from spa_recipes.run.rundir import SHORT_KEY, RunDir
 from spa_recipes.state.patience import patiently
 from spa_recipes.state.reading import read_json
 from spa_recipes.state.stagedir import MANIFEST, StageDir
@@ -53,8 +53,8 @@ def refuse_changes(plan: Plan, run: RunDir) -> None:
             where=str(run.path / "plan.json"),
             fix="write it again from this recipe with --accept, which uses every finished stage that still fits",
         ) from None
-    # Stages that come to those of before take nothing away.
-    if any(not change.endswith(_NEW) for change in changes):
+    # Stages that come to those of before take nothing away, unless one of those reads them.
+    if any(not change.endswith(_NEW) for change in changes) or (changes and _redone(plan, run)):
         raise RecipeChangedError(
             "the recipe, its data or its model changed since the run was started: " + "; ".join(changes[:5]),
             where=str(run.path),
@@ -85,6 +85,14 @@ def plan_changes(plan: Plan, run: RunDir) -> list[str]:
         own = [line for line in lines if not _is_upstream(line, stage)]
         changes += [f"{stage.id}: {line}" for line in own]
     return changes
+
+
+def _redone(plan: Plan, run: RunDir) -> bool:
+    """Whether a stage that is done has another key now, if only since what it reads has."""
+    stored = _stored(run) or {}
+    changed = [stored[stage.id] for stage in plan.stages if stored.get(stage.id, {}).get("key", stage.key) != stage.key]
+    done = [manifest.parent.name for manifest in (run.path / "stages").glob(f"*/{MANIFEST}")]
+    return any(name.endswith(f"-{one['id']}-{one['key'][:SHORT_KEY]}") for one in changed for name in done)
 
 
 def _readable(material: dict[str, Any], stage: Stage) -> dict[str, Any]:

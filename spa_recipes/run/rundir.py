@@ -44,7 +44,7 @@ RECIPE_DIGEST = ".recipe.sha256"
 COMMITS = ".commits.json"
 """A file in a run's folder with what it reads of the Hub: commits by branch or tag, as `Plan.commits`."""
 RECIPE_PATH = ".recipe.path"
-"""A file in a run's folder that names the file that `recipe.yaml` is a copy of."""
+"""A file in a run's folder that names the file that `recipe.yaml` is a copy of, from the run's folder."""
 
 
 class Planned(NamedTuple):
@@ -179,7 +179,8 @@ class RunDir:
             atomic.write_text(digest, f"{sha256(text.encode()).hexdigest()}\n")
             (self.path / RECIPE_PATH).unlink(missing_ok=True)
             if path is not None:
-                atomic.write_text(self.path / RECIPE_PATH, f"{path.absolute()}\n")
+                here = os.path.relpath(path.absolute(), self.path.absolute())  # a run does not know where it is
+                atomic.write_bytes(self.path / RECIPE_PATH, os.fsencode(here))
         atomic.write_text(self.path / VERSION, f"{__version__}\n")
         if plan.commits:  # before the plan, which without them would be that of an earlier version
             atomic.write_json(self.path / COMMITS, plan.commits)
@@ -196,7 +197,7 @@ class RunDir:
     def recipe_file_now(self) -> tuple[Path, bool] | None:
         """The file that the recipe was read from, and whether it still has that text; None if it is not there."""
         try:
-            path = Path(read_text(self.path / RECIPE_PATH).strip())
+            path = Path(os.path.normpath(self.path.absolute() / read_text(self.path / RECIPE_PATH)))
             digest = sha256(read_text(path).encode()).hexdigest()
             return path, digest == read_text(self.path / RECIPE_DIGEST).strip()
         except (OSError, ValueError):

@@ -177,7 +177,7 @@ def test_what_cannot_be_trained_is_refused(policy: Path, tmp_path: Path) -> None
     rows = make_pairs(8, reference=False)
     with pytest.raises(RecipeError, match="4 bits"):
         train_rewards(policy, rows, make_env(policy, tmp_path, lora=Lora(load_in_4bit=True)))
-    with pytest.raises(DataError, match="cannot load a model"):
+    with pytest.raises(DataError, match="no such model folder"):
         train_rewards(tmp_path / "none", rows, make_env(policy, tmp_path))
     with pytest.raises(DataError, match="lack chosen_ids"):
         train_rewards(policy, [{"prompt_ids": [1], "rejected_ids": [1]}], make_env(policy, tmp_path))

@@ -178,7 +178,7 @@ def test_a_judge_that_cannot_be_is_told_in_one_line(
             ["--set", "compute.vllm_python=py"],
             "--set compute.vllm_python: has no effect with sampling.backend.type tra",
         ),
-        (["--prompts", "none.jsonl"], "none.jsonl: no such file or folder"),
+        (["--prompts", "none.jsonl"], "--prompts: none.jsonl: no such file or folder"),
         ([], "model.model_name_or_path: ./none: no such model"),
     ],
 )

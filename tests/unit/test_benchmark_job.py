@@ -63,7 +63,7 @@ SPELLINGS: list[tuple[str, str, list[str], str, Any]] = [
     ("pairwise", "--reward-model m", ["--set", "benchmark.judge={type: reward_model, model_name_or_path: m}"],
      "benchmark.judge", {"type": "reward_model", "model_name_or_path": "m", "revision": None}),
     ("pairwise", "--judge-model m", ["--set", "benchmark.judge={type: llm, model_name_or_path: m}"], "benchmark.judge",
-     {"type": "llm", "model_name_or_path": "m", "revision": None, "chat_template": None,
+     {"type": "llm", "mode": "pairs", "samples": 1, "model_name_or_path": "m", "revision": None, "chat_template": None,
       "chat_template_kwargs": {}, "endpoint": None, "prompt": None, "max_tokens": 512, "max_length": None,
       "max_unparsed": 0.5}),
     ("alpaca_eval", "--temperature 0.3", ["--set", "benchmark.temperature=0.3"], "benchmark.temperature", 0.3),

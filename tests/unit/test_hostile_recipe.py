@@ -21,6 +21,7 @@ from spa_recipes.run import consent
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.state.digests import DigestMemo
 from tests.kit.cli import one_error
+from tests.kit.models import model_folder
 from tests.kit.recipes import mini, write_recipe
 
 SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -276,7 +277,8 @@ def test_a_job_file_needs_trust_and_the_command_line_is_the_users_own_word(tmp_p
         run_benchmark(load_job(str(tmp_path / "job.yaml")), PlainReporter())
     assert not trace.exists()
     options = ("--benchmark", "alpaca_eval", "--prompts", "p.jsonl", "--backend", "vllm")
-    spa_here("evaluate", "org/name", *options, "--set", f"compute.vllm_python={path}")
+    model_folder(tmp_path / "m")
+    spa_here("evaluate", "m", *options, "--set", f"compute.vllm_python={path}")
     assert trace.exists()
 
 

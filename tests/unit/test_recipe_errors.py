@@ -11,7 +11,7 @@ from tests.kit.recipe_texts import BASE
 TYPES = "gold, implicit_reward, llm, random, reward_model"
 TOP = (
     "name, description, hardware, seed, model, data, sft, seed_training, sampling, judge, refine, noise, "
-    "final, evaluation, tracking, compute, storage"
+    "final, control, evaluation, tracking, compute, storage"
 )
 SEED = "must be an integer of at least 0 and at most 4294967295"
 SEED_LABELS = "must be an integer of at least 0 or a number above 0 and at most 1"
@@ -51,8 +51,8 @@ APPENDED = {
     # the type of a section is left out
     "judge: {betta: 0.1}": "6: judge.betta: unknown key; did you mean beta?",
     "judge: {zzz: 0.1}": "6: judge.zzz: unknown key; "
-        "allowed for type implicit_reward: type, beta, reference, policy, keep, method, recompute_policy_logps, "
-        "length_penalty, min_margin_in_noise",
+        "allowed for type implicit_reward: type, beta, reference, policy, uncertainty_penalty, consistency, keep, "
+        "method, recompute_policy_logps, length_penalty, min_margin_in_noise",
     "judge: {beta: 0}": "6: judge.beta: must be a number above 0, not 0",
     "judge: {Type: gold}": "6: judge.Type: unknown key; did you mean type?",
     "noise: {threshold: {tau: 0.3}}": "6: noise.threshold.tau: unknown key; add type: fixed",
