@@ -9,8 +9,9 @@ VENV ?= .venv
 # with CUDA from PyPI on Linux, for the CPU where a CPU build is offered to it.
 TORCH ?= torch==2.13.0
 READY := $(VENV)/.ready
-# Processes that run tests side by side. What the tests compute is too small for more than one thread each.
-JOBS ?= 2
+# Processes that run tests side by side, one more than two cores: tests wait for processes that they started. What they
+# compute is too small for more than one thread each.
+JOBS ?= 3
 PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS)
 # vLLM's CPU build has an environment of its own: it pins much that nothing else here needs.
 VLLM_VENV ?= .venv-vllm
