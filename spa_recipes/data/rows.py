@@ -113,11 +113,10 @@ def prompt_ids_alike(roles: Sequence[str], contents: Sequence[Sequence[str]]) ->
     Args:
         contents: the texts of the first, the second ... message of all prompts.
     """
-    ends = [f',"role":{_TEXT(role)}}}' for role in roles]
-    columns = [
-        [f'{{"content":{text}{end}' for text in map(_TEXT, texts)] for texts, end in zip(contents, ends, strict=True)
-    ]
-    return [hashlib.sha256(f"[{','.join(parts)}]".encode()).hexdigest()[:16] for parts in zip(*columns, strict=True)]
+    messages = [f'{{"content":%s,"role":{_TEXT(role).replace("%", "%%")}}}' for role in roles]
+    whole = f"[{','.join(messages)}]"
+    texts = zip(*(map(_TEXT, column) for column in contents), strict=True)
+    return [hashlib.sha256((whole % of_row).encode()).hexdigest()[:16] for of_row in texts]
 
 
 def _canonical(message: Message) -> str:
