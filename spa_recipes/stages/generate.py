@@ -2,11 +2,14 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from spa_recipes.data.arrow import rows_of, take
 from spa_recipes.data.chat import Renderer
 from spa_recipes.data.rows import Prompt, read_rows
 from spa_recipes.data.stage_rows import SampleRow
@@ -90,11 +93,11 @@ def run(context: Context) -> Result:
     if table is None:
         return NO_RESULT
     write_table(context.draft / "completions.parquet", table)
-    rows: list[CompletionRow] = table.to_pylist()
-    metrics = _metrics(rows, sampling.n)
-    _refuse_degenerate(rows, sampling)
-    metrics |= _logp_differences(context, rows, sampling.check_logps)
-    return Result(len(rows), sum(len(row["response_ids"]) for row in rows), metrics)
+    seen = _look_at(table, sampling.n)
+    metrics = _metrics(seen)
+    _refuse_degenerate(seen, sampling)
+    metrics |= _logp_differences(context, table, sampling.check_logps)
+    return Result(len(table), sum(seen.tokens), metrics)
 
 
 def sampled(context: Context, sampler: Sampler, name: str, prompts: Sequence[Prompt], n: int, purpose: str) -> Shards:
@@ -202,14 +205,15 @@ def _row(item: int, request: Request, completion: Completion, renderer: Renderer
     }
 
 
-def _logp_differences(context: Context, rows: Sequence[CompletionRow], count: int) -> dict[str, float]:
+def _logp_differences(context: Context, table: pa.Table, count: int) -> dict[str, float]:
     """Differences between the engine's log-probs and those of a separate pass, in nats.
 
     They are measured on `count` answers, spread evenly: per token, and summed over an answer as the judge reads them.
     """
-    chosen = [rows[len(rows) * i // count] for i in range(min(count, len(rows)))]
-    if not chosen:
+    places = [len(table) * i // count for i in range(min(count, len(table)))]
+    if not places:
         return {}
+    chosen: list[CompletionRow] = take(table, places).to_pylist()
     # Imported here because the judge stage imports this module and needs no transformers.
     from spa_recipes.generation.scoring import Scored, sequence_logps
     from spa_recipes.models.loading import for_inference, load_causal_lm
@@ -265,33 +269,56 @@ def is_thinking(text: str) -> bool:
     return "<think>" in text or "</think>" in text
 
 
-def _identical(rows: Sequence[CompletionRow], n: int) -> list[bool]:
-    """For each prompt, whether its n answers are the same text, which says nothing of a single one."""
-    return [n > 1 and len({row["text"] for row in rows[i : i + n]}) == 1 for i in range(0, len(rows), n)]
+class _Seen(NamedTuple):
+    """What is looked at of all answers, in their order.
+
+    Attributes:
+        identical: for each prompt, whether its answers are the same text, which says nothing of a single one.
+    """
+
+    prompt_ids: list[str]
+    tokens: list[int]
+    cut: list[bool]
+    empty: list[bool]
+    thinking: list[bool]
+    identical: list[bool]
 
 
-def _metrics(rows: Sequence[CompletionRow], n: int) -> dict[str, Any]:
+def _look_at(table: pa.Table, n: int) -> _Seen:
+    """Look at completions, n of each prompt; only some texts are in memory as Python objects at a time."""
+    seen = _Seen(
+        table["prompt_id"].to_pylist(), pc.list_value_length(table["response_ids"]).to_pylist(), [], [], [], []
+    )
+    rows: Iterator[Any] = rows_of(table.select(["text", "finish_reason"]))
+    while answers := list(islice(rows, n)):
+        texts = [answer["text"] for answer in answers]
+        seen.cut.extend(map(is_cut, answers))
+        seen.empty.extend(map(is_empty, texts))
+        seen.thinking.extend(map(is_thinking, texts))
+        seen.identical.append(n > 1 and len(set(texts)) == 1)
+    return seen
+
+
+def _metrics(seen: _Seen) -> dict[str, Any]:
     return {
-        "mean_tokens": mean([len(row["response_ids"]) for row in rows]),
-        "length_cut": share([is_cut(row) for row in rows]),
-        "empty": share([is_empty(row["text"]) for row in rows]),
-        "identical": share(_identical(rows, n)),
-        "thinking": share([is_thinking(row["text"]) for row in rows]),
+        "mean_tokens": mean(seen.tokens),
+        "length_cut": share(seen.cut),
+        "empty": share(seen.empty),
+        "identical": share(seen.identical),
+        "thinking": share(seen.thinking),
     }
 
 
-def _refuse_degenerate(rows: Sequence[CompletionRow], sampling: Sampling) -> None:
+def _refuse_degenerate(seen: _Seen, sampling: Sampling) -> None:
     """Stop if too many answers are useless; the shards stay, so nothing is sampled again under a higher limit.
 
     Raises:
         StageError: names the share, the limit, its key and two prompts.
     """
-    answers = [row["prompt_id"] for row in rows]
-    prompts = answers[:: sampling.n]
-    _refuse("max_empty", sampling.max_empty, "answers are empty", answers, [is_empty(row["text"]) for row in rows])
-    identical = _identical(rows, sampling.n)
-    _refuse("max_identical", sampling.max_identical, "prompts got one answer every time", prompts, identical)
-    _refuse("max_cut", sampling.max_cut, "answers were cut at max_tokens", answers, [is_cut(row) for row in rows])
+    prompts = seen.prompt_ids[:: sampling.n]
+    _refuse("max_empty", sampling.max_empty, "answers are empty", seen.prompt_ids, seen.empty)
+    _refuse("max_identical", sampling.max_identical, "prompts got one answer every time", prompts, seen.identical)
+    _refuse("max_cut", sampling.max_cut, "answers were cut at max_tokens", seen.prompt_ids, seen.cut)
 
 
 _REMEDIES = {

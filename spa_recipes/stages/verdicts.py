@@ -14,7 +14,7 @@ import pyarrow as pa
 from spa_recipes.algo.scores import mean_scores, parse_score
 from spa_recipes.algo.verdicts import Comparison, Verdict, figures, parse_verdict, rewards
 from spa_recipes.data.questions import load_question
-from spa_recipes.data.rows import Prompt, read_rows, write_jsonl
+from spa_recipes.data.rows import Prompt, RowsInOrder, write_jsonl
 from spa_recipes.data.stage_rows import ScoreRow, VerdictRow
 from spa_recipes.data.tables import COMPLETIONS, REWARDS, CompletionRow, read_table, write_values
 from spa_recipes.errors import DataError, StageError
@@ -27,6 +27,9 @@ from spa_recipes.stages.generate import FEWEST_PROMPTS, is_empty, sample_shards,
 
 REPLIES = pa.schema([("reply", pa.string()), ("tokens", pa.int64())])
 """A row for each question that was asked, in their order; `tokens` of the reply, 0 where they are not counted."""
+
+_READ = pa.schema([COMPLETIONS.field(name) for name in ("item", "prompt_id", "sample", "text")])
+"""What the stage needs of the completions; their tokens, as Python objects most of all, are not read."""
 
 ENDPOINT_SHARD = 64
 """Questions per shard where each may cost money: an interrupted stage pays for at most so many twice."""
@@ -63,7 +66,7 @@ class _Judged(NamedTuple):
 def run(context: Context) -> Result:
     """Write `rewards.parquet` (as the reward stage does) and `verdicts.jsonl` (every question, reply and verdict)."""
     judge = LlmJudge.model_validate(context.spec.settings["judge"])
-    completions = read_table(context.input("completions"), COMPLETIONS)
+    completions = read_table(context.input("completions"), _READ)
     groups: dict[int, list[CompletionRow]] = defaultdict(list)
     for row in completions.to_pylist():
         groups[row["item"]].append(row)
@@ -89,7 +92,7 @@ def run(context: Context) -> Result:
 def _questions(context: Context, judge: LlmJudge, groups: Mapping[int, list[CompletionRow]]) -> Iterator[Question]:
     """All questions; the two orders of a pair follow one another, and so do the replies to the same question."""
     question = load_question(context.input("question"), judge.mode)
-    prompts = read_rows(context.input("prompts"), Prompt)
+    prompts = RowsInOrder(context.input("prompts"), Prompt)
     for item, answers in groups.items():
         texts: dict[str, int] = {}
         for place, answer in enumerate(answers):
