@@ -113,10 +113,11 @@ _TEMPLATE_ARGUMENTS = {
 
 def prompt_fits(model: schema.Model) -> Conflicts:
     if model.max_prompt_length >= model.max_length:
+        half = model.max_length // 2
         yield Conflict(
             ("max_prompt_length", "max_length"),
             f"max_prompt_length ({model.max_prompt_length}) must be smaller than max_length ({model.max_length})",
-            f"set max_prompt_length to {max(1, model.max_length // 2)}, or raise max_length",
+            f"set max_prompt_length to {half}, or raise max_length" if half else "raise max_length to 2 at least",
         )
 
 

@@ -222,6 +222,9 @@ WHOLE = {
     "name: x\nmodel:\n  model_name_or_path: m\n  max_length: 100\ndata: {pairs: {type: sandbox}}":
         "r.yaml:4: model.max_length: max_prompt_length (1024) must be smaller than max_length (100); "
         "set max_prompt_length to 50, or raise max_length",
+    "name: x\nmodel:\n  model_name_or_path: m\n  max_length: 1\ndata: {pairs: {type: sandbox}}":
+        "r.yaml:4: model.max_length: max_prompt_length (1024) must be smaller than max_length (1); "
+        "raise max_length to 2 at least",
     "name: x\nmodel:\n  max_prompt_length: 200\n  max_length: 100\n  model_name_or_path: m\n"
     "data: {pairs: {type: sandbox}}":
         "r.yaml:3: model.max_prompt_length: max_prompt_length (200) must be smaller than max_length (100); "
