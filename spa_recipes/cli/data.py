@@ -189,6 +189,8 @@ def _print_rows(rows: Sequence[Mapping[str, Any]], renderer: Renderer | None) ->
                 say(f"  {part} {message['role']}: {_short(message['content'] + beside)}")
         if renderer is not None:
             say(f"  rendered: {_short(repr(_rendered(renderer, row)), 600)}")
+    if renderer is not None:
+        renderer.removed_ends = 0  # the rows above come again
     unit, lengths = _lengths(rows, renderer)
     say("")
     for part, found in lengths.items():
@@ -196,7 +198,8 @@ def _print_rows(rows: Sequence[Mapping[str, Any]], renderer: Renderer | None) ->
         median = count_of(found[len(found) // 2], unit)
         say(f"{part}: {median} in the middle, {found[-1]:,} at most (of {count_of(len(found), 'row')})")
     if renderer is not None and renderer.removed_ends:
-        say("some answers end with an end of turn of their own, which is removed")
+        number = count_of(renderer.removed_ends, "answer ends", "answers end")
+        say(f"{number} with an end of turn of their own, which is removed")
 
 
 def _parts(row: Mapping[str, Any]) -> list[tuple[str, list[Any]]]:

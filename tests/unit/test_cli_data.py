@@ -65,6 +65,17 @@ def test_rows_are_rendered_as_the_recipe_would_render_them(spa_here: Any, tmp_pa
     }  # fmt: skip
 
 
+def test_ends_of_answers_that_are_removed_are_counted(spa_here: Any, tmp_path: Path) -> None:
+    from spa_recipes.data.chat import Renderer, load_tokenizer
+
+    own = load_tokenizer(make_model(tmp_path / "model"))
+    word = next(word for word in own.get_vocab() if word.isalpha())
+    (end,) = own.convert_ids_to_tokens(Renderer(own, max_prompt_length=64, max_length=128).stop_ids)
+    write_jsonl(tmp_path, [{"prompt": word, "chosen": f"{word}{end}", "rejected": f"{word} {word}"}] * 5)
+    done = spa_here("data", "data.jsonl", "--model", "model")
+    assert "\n5 answers end with an end of turn of their own, which is removed\n" in done.out
+
+
 def test_it_tells_the_use_by_the_form(spa_here: Any, tmp_path: Path) -> None:
     write_jsonl(tmp_path, [{"messages": CONVERSATION}])
     done = spa_here("data", "data.jsonl")
