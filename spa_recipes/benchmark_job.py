@@ -13,7 +13,7 @@ from spa_recipes.errors import RecipeError
 from spa_recipes.plan import KINDS, Plan
 from spa_recipes.plan.benchmarks import compile_benchmark_plan
 from spa_recipes.recipe.jobs import BenchmarkJob
-from spa_recipes.recipe.schema import Pairwise
+from spa_recipes.recipe.schema import LmEval, Pairwise
 from spa_recipes.run.commits import commits_of
 from spa_recipes.run.consent import Consent, require
 from spa_recipes.run.executors import Executors
@@ -79,7 +79,7 @@ def settled(job: BenchmarkJob) -> BenchmarkJob:
     """
     runs_dir, benchmark = Path(job.storage.runs_dir), job.benchmark
     location, name = find_model(job.model.model_name_or_path, runs_dir)
-    if isinstance(benchmark, Pairwise):
+    if isinstance(benchmark, Pairwise | LmEval) and benchmark.against is not None:
         benchmark = benchmark.model_copy(update={"against": find_model(benchmark.against, runs_dir).location})
     return job.model_copy(
         update={

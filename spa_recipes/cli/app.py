@@ -169,8 +169,10 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    benchmark: Annotated[str | None, typer.Option(help="alpaca_eval, mt_bench or pairwise.")] = None,
-    against: Annotated[str | None, typer.Option(metavar="MODEL", help="pairwise: the model to compare with.")] = None,
+    benchmark: Annotated[str | None, typer.Option(help="alpaca_eval, mt_bench, pairwise or lm_eval.")] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="pairwise, lm_eval: the model to compare with.")
+    ] = None,
     prompts: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Prompts to answer. alpaca_eval does without: it takes the Hub's 805."),
@@ -189,7 +191,7 @@ def evaluate(
     ] = None,
     trust: Trust = False,
 ) -> None:
-    """Run AlpacaEval 2.0, MT-Bench or a win rate for a model.
+    """Run AlpacaEval 2.0, MT-Bench, a win rate or tasks of lm-eval for a model.
 
     The same command again continues a call that was stopped.
     """

@@ -10,7 +10,7 @@ from spa_recipes.cli.terminal import bold, say, yellow
 from spa_recipes.errors import RecipeError
 from spa_recipes.recipe.job import is_file_of_job, load_job
 from spa_recipes.recipe.jobs import BenchmarkJob
-from spa_recipes.recipe.schema import AlpacaEval, MtBench
+from spa_recipes.recipe.schema import AlpacaEval, LmEval, MtBench
 from spa_recipes.report import figures
 from spa_recipes.report.benchmarks import benchmark_lines
 from spa_recipes.state.digests import files_below
@@ -74,6 +74,8 @@ def _next(job: BenchmarkJob, folder: Path) -> str:
             "grade the answers: the same command with another --out and benchmark.endpoint and benchmark.judge_prompts "
             "set, or FastChat's gen_judgment.py"
         )
+    if isinstance(benchmark, LmEval):
+        return f"read the answers to each row in {folder / 'samples.jsonl'}"
     if not isinstance(benchmark, AlpacaEval):
         return f"read who won and why in {folder / 'outcomes.jsonl'}"
     if benchmark.annotator is not None:

@@ -13,6 +13,7 @@ EVALUATE = (
         "spa evaluate --annotations annotations.json",
         "spa evaluate my-dpo-model --benchmark pairwise --against my-sft-model --prompts prompts.jsonl \\",
         "  --set 'benchmark.judge={type: reward_model, model_name_or_path: my-reward-model}'",
+        "spa evaluate my-run --benchmark lm_eval --against my-sft-model --set 'benchmark.tasks=[ifeval, gsm8k]'",
         "spa evaluate mt-bench.yaml --set seed=7",
     )
     + """

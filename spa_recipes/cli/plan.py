@@ -24,7 +24,7 @@ from spa_recipes.plan import KINDS, Plan
 from spa_recipes.recipe.schema import Recipe
 from spa_recipes.run.disk import free_bytes
 from spa_recipes.run.fit import hardware_for, in_words, is_tight, misfit
-from spa_recipes.run.packages import missing_packages
+from spa_recipes.run.packages import missing_packages, missing_tasks
 from spa_recipes.units import human_bytes, human_count, human_seconds
 
 MARKS = {"done": green("+"), "to do": yellow("o")}
@@ -99,6 +99,8 @@ def _print_problems(plan: Plan) -> None:
             check_counted(plan.recipe.data)
         except DataError as error:
             problems.append(error)
+    if not problems:
+        problems += missing_tasks(plan.recipe)
     for problem in problems:
         say(red(f"! {problem}"))
 

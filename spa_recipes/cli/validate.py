@@ -28,7 +28,12 @@ def validate_recipes(paths: Sequence[Path], overrides: Sequence[str], *, show_ex
             code = code or faults[0].exit_code
             continue
         say(f"{path}: ok ({recipe.name}, {recipe.iterations} iterations)")
-        if recipe.tracking.report_to or recipe.model.lora is not None or recipe.compute.executor.type == "accelerate":
+        if (
+            recipe.tracking.report_to
+            or recipe.model.lora is not None
+            or recipe.compute.executor.type == "accelerate"
+            or any(benchmark.type == "lm_eval" for benchmark in recipe.evaluation.benchmarks)
+        ):
             from spa_recipes.run.packages import missing_packages
 
             for missing in missing_packages(recipe):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from spa_recipes.estimates.shape import Shape, shape_of
 from spa_recipes.models.dtype import weight_bytes
 from spa_recipes.plan import Stage
-from spa_recipes.recipe.schema import Recipe, RefineTraining, Sampling, Training, VllmBackend
+from spa_recipes.recipe.schema import LmEval, Recipe, RefineTraining, Sampling, Training, VllmBackend
 
 if TYPE_CHECKING:
     from spa_recipes.recipe.jobs import AnyRecipe
@@ -227,7 +227,9 @@ def reading_memory(stage: Stage, recipe: AnyRecipe) -> Memory | None:
     found = []
     if isinstance(sampling := stage.settings.get("sampling"), Sampling):
         found.append(_sampling(sampling, stage, recipe, shape, each))
-    if stage.kind not in ("generate", "verdicts", "endpoint_verdicts", "answers"):
+    if isinstance(benchmark := stage.settings.get("benchmark"), LmEval):
+        found.append(_requests(benchmark, stage, shape, each))
+    elif stage.kind not in ("generate", "verdicts", "endpoint_verdicts", "answers"):
         found.append(_scoring(stage, recipe, shape, each))
     return max(found, key=lambda memory: memory.total, default=None)
 
@@ -242,6 +244,13 @@ def _scoring(stage: Stage, recipe: AnyRecipe, shape: Shape, each: int) -> Memory
         chunk = 0
     weights = each * shape.parameters
     return Memory(weights, reference=(both - 1) * weights, activations=both * states, logits=both * chunk)
+
+
+def _requests(benchmark: LmEval, stage: Stage, shape: Shape, each: int) -> Memory:
+    """A batch of lm-eval's requests: the logits of all their tokens, once as the model gives them and as log-probs."""
+    tokens = benchmark.batch_size * stage.settings["model"].max_length
+    states = each * (3 * shape.width + 2 * shape.inner) * tokens
+    return Memory(each * shape.parameters, activations=states, logits=2 * each * shape.words * tokens)
 
 
 def _is_thin(stage: Stage) -> bool:

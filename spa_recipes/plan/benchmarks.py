@@ -11,7 +11,7 @@ from spa_recipes.plan.log_ratios import add_log_ratios, of_both_models
 from spa_recipes.plan.models import Models
 from spa_recipes.plan.stages import Builder, External, Input, Plan, Stage, StageOutput
 from spa_recipes.plan.verdicts import add_verdicts
-from spa_recipes.recipe.schema import AlpacaEval, DatasetSource, Model, MtBench, Pairwise, Recipe, Sampling
+from spa_recipes.recipe.schema import AlpacaEval, DatasetSource, LmEval, Model, MtBench, Pairwise, Recipe, Sampling
 from spa_recipes.state.digests import DigestMemo
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ALPACA_EVAL_PROMPTS = "tatsu-lab/alpaca_eval"
 """The dataset on the Hub that AlpacaEval's prompts come from where no file is given."""
 
-_BENCHMARK_IDS = ("alpaca-eval", "mt-bench", "pairwise")
+_BENCHMARK_IDS = ("alpaca-eval", "mt-bench", "pairwise", "lm-eval")
 
 
 def is_of_benchmark(stage: Stage) -> bool:
@@ -67,7 +67,9 @@ def compile_benchmark_plan(job: BenchmarkJob, memo: DigestMemo, commits: Commits
     build = Builder(memo, commits)
     policy = build.model(job.model.model_name_or_path, job.model.revision, "model.model_name_or_path")
     limit = job.benchmark.max_length or job.model.max_length
-    lengths = {"max_length": limit, "max_prompt_length": limit - job.benchmark.max_tokens}
+    lengths = {"max_length": limit}
+    if not isinstance(job.benchmark, LmEval):
+        lengths["max_prompt_length"] = limit - job.benchmark.max_tokens
     model = build.model_settings(Model.model_validate({**job.model.model_dump(), **lengths}))
     sampling = Sampling(backend=job.backend)
     _benchmark(
@@ -102,11 +104,15 @@ def add_benchmarks(recipe: Recipe, build: Builder, models: Models, policy: Input
         _benchmark(benchmark, f"-{before + 1}" if before else "", build, subject)
 
 
-def _benchmark(benchmark: AlpacaEval | MtBench | Pairwise, number: str, build: Builder, subject: _Subject) -> None:
+def _benchmark(
+    benchmark: AlpacaEval | MtBench | Pairwise | LmEval, number: str, build: Builder, subject: _Subject
+) -> None:
     if isinstance(benchmark, AlpacaEval):
         _alpaca_eval(benchmark, f"alpaca-eval{number}", build, subject)
     elif isinstance(benchmark, MtBench):
         _mt_bench(benchmark, f"mt-bench{number}", build, subject)
+    elif isinstance(benchmark, LmEval):
+        _lm_eval(benchmark, f"lm-eval{number}", build, subject)
     else:
         _pairwise(benchmark, f"pairwise{number}", build, subject)
 
@@ -247,6 +253,35 @@ def _pairwise(benchmark: Pairwise, name: str, build: Builder, subject: _Subject)
             "pairs": StageOutput(versus, "pairs.jsonl"),
             **_comparison(benchmark, name, build, subject, versus),
         },
+    )
+
+
+def _lm_eval(benchmark: LmEval, name: str, build: Builder, subject: _Subject) -> None:
+    key, model = subject.key, subject.model["model"]
+    settings = {
+        **subject.model,
+        "benchmark": benchmark,
+        "model": model.model_copy(update={"max_length": benchmark.max_length or model.max_length}),
+    }
+    files = (
+        {} if benchmark.include_path is None else {"tasks": build.folder(benchmark.include_path, f"{key}.include_path")}
+    )
+    other = subject.init if benchmark.against is None else build.model(benchmark.against, None, f"{key}.against")
+    read: dict[str, Input] = {}
+    for side, policy in (("ours", subject.policy), ("theirs", other)):
+        if policy is not None:
+            role = f"lm-eval: {', '.join(benchmark.tasks)}" + (
+                f" by {policy}, the other model" if side == "theirs" else ""
+            )
+            done = build.add(f"{name}-{side}", "lm_eval", role, settings=settings, inputs={"policy": policy, **files})
+            read |= {side: StageOutput(done, "results.json"), f"{side}_samples": StageOutput(done, "samples.jsonl")}
+    words = "pi_init" if benchmark.against is None else "the other model"
+    build.add(
+        name,
+        "lm_eval_scores",
+        f"results of lm-eval beside those of {other}" if other else "results of lm-eval",
+        settings={"against": words} if other else {},
+        inputs=read,
     )
 
 

@@ -17,6 +17,7 @@ from spa_recipes.recipe.schema import (
     Evaluation,
     Judge,
     LlmJudge,
+    LmEval,
     Method,
     Model,
     Noise,
@@ -436,6 +437,22 @@ KINDS: dict[str, Kind] = {
         writes=("outcomes.jsonl", "scores.json"),
         delivers=("outcomes.jsonl", "scores.json"),
         torch=True,
+    ),
+    "lm_eval": Kind(
+        "lm_eval",
+        settings={**_MODEL, "benchmark": LmEval},
+        reads={"policy": "policy"},
+        may_read={"tasks": "file"},
+        writes=("results.json", "samples.jsonl"),
+        work=("score",),
+    ),
+    "lm_eval_scores": Kind(
+        "lm_eval_scores",
+        settings={"against": str},
+        reads={"ours": "rows", "ours_samples": "rows"},
+        may_read={"theirs": "rows", "theirs_samples": "rows"},
+        writes=("scores.json", "samples.jsonl"),
+        delivers=("scores.json", "samples.jsonl"),
     ),
 }
 """All kinds by name, in the order in which a run meets them."""

@@ -22,6 +22,7 @@ from spa_recipes.recipe.schema import (
     AlpacaEval,
     Compute,
     Endpoint,
+    LmEval,
     ModelSource,
     RayExecutor,
     Section,
@@ -96,12 +97,22 @@ def powers_of(plan: Plan, run: Path) -> Powers:
     contacts = [power for key, section in sections.items() for power in _contacts(key, section)]
     reads = [Power(key, value) for key, value in places if _is_here(value)]
     writes = [Power("", str(run)), *_of_trackers(sections)]
-    if hub or any(isinstance(section, AlpacaEval) and section.prompts is None for section in sections.values()):
-        names = ", ".join(dict.fromkeys(power.what for power in hub)) or "prompts of AlpacaEval"
+    also = list(_of_benchmarks(sections))
+    if hub or also:
+        names = ", ".join(dict.fromkeys([*(power.what for power in hub), *also]))
         host = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
         contacts.insert(0, Power("", f"{host}, with your token if you have one: {names}"))
         writes.append(Power("", "the cache of the Hub (HF_HOME)"))
     return Powers(runs, contacts, reads, writes)
+
+
+def _of_benchmarks(sections: dict[str, Section]) -> Iterator[str]:
+    """What benchmarks read of the Hub without naming it as a place."""
+    for section in sections.values():
+        if isinstance(section, AlpacaEval) and section.prompts is None:
+            yield "prompts of AlpacaEval"
+        if isinstance(section, LmEval):
+            yield f"datasets of the tasks {', '.join(section.tasks)}"
 
 
 def _sections(section: Section, key: str) -> Iterator[tuple[str, Section]]:
@@ -143,6 +154,10 @@ def _runs(plan: Plan, key: str, section: Section) -> Iterator[Power]:
             yield _asked(key, "trust_remote_code", what, content=model.fingerprint)
     if isinstance(section, ModelSource) and is_kernel(section.attn_implementation):
         yield _asked(key, "attn_implementation", f"the compiled code of {section.attn_implementation} on the Hub")
+    if isinstance(section, LmEval) and section.include_path is not None:
+        setting = _joined(key, "include_path")
+        what = f"the Python code that the task files in {section.include_path} name"
+        yield _asked(key, "include_path", what, content=_content(plan, setting))
     if isinstance(section, Compute) and section.vllm_python is not None:
         program = shutil.which(Path(section.vllm_python).expanduser()) or section.vllm_python
         yield _asked(key, "vllm_python", f"the program {Path(program).absolute()}")
@@ -209,6 +224,12 @@ def _of_trackers(sections: dict[str, Section]) -> Iterator[Power]:
     for key, section in sections.items():
         if isinstance(section, Tracking) and section.report_to:
             yield Power(_joined(key, "report_to"), "the folders of " + ", ".join(section.report_to))
+
+
+def _content(plan: Plan, key: str) -> str:
+    """What stands for the content of the input that a setting names."""
+    inputs = (value for stage in plan.stages for value in stage.inputs.values())
+    return next((value.fingerprint for value in inputs if isinstance(value, External) and value.key == key), "")
 
 
 def _digest(path: Path) -> str:

@@ -186,6 +186,13 @@ class Builder:
             raise DataError("no such file", where=f"{key}: {location}", fix="check the path")
         return External(str(path), f"sha256:{self.memo.of(path)}", key=key)
 
+    def folder(self, location: str, key: str) -> External:
+        """A folder that the setting `key` names; DataError if there is none."""
+        path = Path(location).expanduser()
+        if not path.is_dir():
+            raise DataError("no such folder", where=f"{key}: {location}", fix="check the path")
+        return External(str(path), f"sha256:{self.memo.of(path)}", key=key)
+
     def source(self, source: Source, key: str) -> External:
         """Rows that the section `key` names; DataError if a local file is missing."""
         if isinstance(source, DatasetSource) and not is_local(source):

@@ -379,7 +379,7 @@ def control_can_be_compared(recipe: schema.Recipe) -> Conflicts:
 
 def benchmarks_fit_the_run(recipe: schema.Recipe) -> Conflicts:
     for i, benchmark in enumerate(recipe.evaluation.benchmarks):
-        found = answer_fits_the_model(benchmark, recipe.model)
+        found = () if benchmark.type == "lm_eval" else answer_fits_the_model(benchmark, recipe.model)
         for conflict in (*found, *(_pairwise(benchmark, recipe) if benchmark.type == "pairwise" else ())):
             yield conflict.below(f"evaluation.benchmarks.{i}")
 
@@ -421,9 +421,14 @@ def _is_evaluated(recipe: schema.Recipe) -> bool:
 
 def benchmark_stands_alone(job: jobs.BenchmarkJob) -> Conflicts:
     """A benchmark without a run names all models and prompts itself."""
-    found = answer_fits_the_model(job.benchmark, job.model)
+    found = () if job.benchmark.type == "lm_eval" else answer_fits_the_model(job.benchmark, job.model)
     for conflict in (*found, *(_without_run(job.benchmark) if job.benchmark.type == "pairwise" else ())):
         yield conflict.below("benchmark")
+
+
+def vllm_has_an_effect(job: jobs.BenchmarkJob) -> Conflicts:
+    if job.benchmark.type == "lm_eval" and job.backend.type == "vllm":
+        yield Conflict(("backend.type",), "vllm has no effect with benchmark.type lm_eval", "set it to transformers")
 
 
 def vllm_python_has_an_effect(job: jobs.BenchmarkJob | jobs.JudgeJob | jobs.SampleJob) -> Conflicts:

@@ -95,7 +95,11 @@ class SampleJob(Job):
 class BenchmarkJob(Job):
     """What `spa evaluate` does: one of the field's benchmarks for one model."""
 
-    RULES: ClassVar[rules.Rules] = (document_rules.benchmark_stands_alone, document_rules.vllm_python_has_an_effect)
+    RULES: ClassVar[rules.Rules] = (
+        document_rules.benchmark_stands_alone,
+        document_rules.vllm_has_an_effect,
+        document_rules.vllm_python_has_an_effect,
+    )
 
     model: BenchmarkedModel = Field(description="The model; a finished run may be named instead of a folder.")
     benchmark: Benchmark = Field(description="The benchmark: an entry of a recipe's `evaluation.benchmarks`.")

@@ -278,6 +278,12 @@ def answer_leaves_room(benchmark: schema.Answering) -> Conflicts:
         )
 
 
+def tasks_are_distinct(benchmark: schema.LmEval) -> Conflicts:
+    twice = next((name for i, name in enumerate(benchmark.tasks) if name in benchmark.tasks[:i]), None)
+    if twice is not None:
+        yield Conflict(("tasks",), f"{twice} is there twice", "name each task once")
+
+
 def mt_bench_can_grade(benchmark: schema.MtBench) -> Conflicts:
     if benchmark.endpoint is not None and benchmark.judge_prompts is None:
         yield Conflict(

@@ -911,10 +911,46 @@ class Pairwise(Answering):
     temperature: Annotated[float, Field(ge=0)] = Field(0.7, description="Sampling temperature; 0 is greedy.")
 
 
+class LmEval(Section):
+    """Tasks of EleutherAI's lm-eval (extra `lm_eval`): did the alignment harm what the model could do before?"""
+
+    RULES: ClassVar[rules.Rules] = (rules.tasks_are_distinct,)
+
+    type: Literal["lm_eval"]
+    tasks: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] = Field(
+        description="Names of tasks, groups or tags, e.g. ifeval, gsm8k, mmlu. Those of the package read datasets "
+        "of the Hub."
+    )
+    include_path: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder with task files of your own (YAML) and their rows. Such files can run Python code.",
+        json_schema_extra=LOCATION,
+    )
+    against: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder or Hub id of the model to compare with; null: the run's pi_init (`spa evaluate`: none).",
+        json_schema_extra=LOCATION,
+    )
+    num_fewshot: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Examples in each prompt; null: as the task says."
+    )
+    limit: PositiveInt | None = Field(None, description="Rows of each task, from its beginning; null: all.")
+    apply_chat_template: bool = Field(
+        False, description="Ask in the model's chat template. Published figures of many tasks are without."
+    )
+    max_length: PositiveInt | None = Field(
+        None, description="Tokens of a request; null: model.max_length. A longer one loses its beginning."
+    )
+    batch_size: PositiveInt = Field(8, description="Requests at a time.", json_schema_extra=RUNTIME)
+
+
 Benchmark = Annotated[
     Annotated[AlpacaEval, Tag("alpaca_eval")]
     | Annotated[MtBench, Tag("mt_bench")]
-    | Annotated[Pairwise, Tag("pairwise")],
+    | Annotated[Pairwise, Tag("pairwise")]
+    | Annotated[LmEval, Tag("lm_eval")],
     _by_type(""),
 ]
 

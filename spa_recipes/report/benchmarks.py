@@ -13,10 +13,15 @@ def benchmark_lines(found: Mapping[str, Manifest]) -> list[str]:
     Raises:
         DataError: the figures of one are not as its stage wrote them.
     """
-    return [f"{name}: {_line(manifest)}" for name, manifest in found.items() if manifest.kind in _WRITTEN]
+    return [
+        f"{name}: {line}"
+        for name, manifest in found.items()
+        if manifest.kind in _WRITTEN
+        for line in _text(manifest).splitlines()
+    ]
 
 
-def _line(manifest: Manifest) -> str:
+def _text(manifest: Manifest) -> str:
     try:
         return _WRITTEN[manifest.kind](manifest.metrics, manifest.rows)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -61,4 +66,32 @@ def _pairwise(figures: Mapping[str, Any], rows: int) -> str:
     )
 
 
-_WRITTEN = {"alpaca_score": _alpaca_eval, "mt_bench_grades": _mt_bench, "win_rate": _pairwise}
+def _lm_eval(figures: Mapping[str, Any], rows: int) -> str:
+    """A line per task: each metric with its standard error, and what it was before."""
+    against = figures["against"]
+    return "\n".join(
+        f"{task}: " + "; ".join(_metric(name, score, against) for name, score in metrics.items())
+        for task, metrics in figures["scores"].items()
+    )
+
+
+def _metric(name: str, score: Mapping[str, Any], against: str | None) -> str:
+    metric, _, kind = name.partition(",")
+    label = metric if kind == "none" else f"{metric} ({kind})"
+    line = f"{label} {_with_error(score['value'], score['stderr'])}"
+    if "other" not in score:
+        return line
+    difference = _with_error(score["difference"], score["difference_stderr"], sign="+")
+    return f"{line}, {against} {_with_error(score['other'], score['other_stderr'])}, difference {difference}"
+
+
+def _with_error(value: float, error: float | None, sign: str = "") -> str:
+    return f"{value:{sign}.4g}" + ("" if error is None else f" ± {error:.2g}")
+
+
+_WRITTEN = {
+    "alpaca_score": _alpaca_eval,
+    "mt_bench_grades": _mt_bench,
+    "win_rate": _pairwise,
+    "lm_eval_scores": _lm_eval,
+}

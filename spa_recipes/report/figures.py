@@ -371,7 +371,9 @@ FIGURES: tuple[Figure, ...] = (
     Figure("pairwise_win_rate", ("win_rate",), Shown("win rate", PERCENT)),
     Figure("pairwise_low", ("win_rate",), Shown("from", PERCENT)),
     Figure("pairwise_high", ("win_rate",), Shown("to", PERCENT)),
+    Figure("tasks", ("lm_eval", "lm_eval_scores"), Shown("tasks", COUNT)),
     # What went differently than planned
+    Figure("requests_cut", ("lm_eval",), Shown("requests cut", COUNT), silent_at_zero=True),
     Figure("prompts_cut", ("answers",), Shown("prompts cut", COUNT), silent_at_zero=True),
     Figure("without_preference", ("alpaca_annotations",), Shown("without a preference", COUNT), silent_at_zero=True),
     Figure("resumed_from_step", TRAINED, Shown("went on from step", WHOLE), silent_at_zero=True),

@@ -16,7 +16,9 @@ def smaller(kind: str, settings: dict[str, Any]) -> str:
         batch, checkpointing = f"{facts.section}.per_device_train_batch_size", f"{facts.section}.gradient_checkpointing"
         return f"set {batch} lower, {checkpointing}: true, or model.lora"
     lower = [*(_sampling_keys(facts, settings) if "sample" in facts.work else ())]
-    if "score" in facts.work:
+    if facts.module == "lm_eval":
+        lower.append("the benchmark's batch_size")
+    elif "score" in facts.work:
         lower.append("compute.score_tokens_per_batch")
     if not lower:
         return "use fewer rows, or a machine with more memory"

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spa_recipes.errors import RecipeError
-from spa_recipes.recipe.schema import AccelerateExecutor, ForkExecutor, LocalExecutor
+from spa_recipes.errors import DataError, RecipeError
+from spa_recipes.recipe.schema import AccelerateExecutor, ForkExecutor, LmEval, LocalExecutor, Recipe
 
 if TYPE_CHECKING:
     from spa_recipes.recipe.jobs import AnyRecipe
@@ -38,6 +38,13 @@ def missing_packages(recipe: AnyRecipe) -> Iterator[RecipeError]:
             where="model.lora.load_in_4bit",
             fix="pip install 'spa-recipes[qlora]', or set it to false",
         )
+    for key, _ in _lm_evals(recipe):
+        if not is_installed("lm_eval"):
+            yield RecipeError(
+                "the package lm-eval is not installed here",
+                where=f"{key}.type",
+                fix="pip install 'spa-recipes[lm_eval]', or leave this benchmark out",
+            )
     executor = recipe.compute.executor
     sharding = "none" if isinstance(executor, LocalExecutor | ForkExecutor) else executor.sharding
     if sharding in ("zero2", "zero3") and not is_installed("deepspeed"):
@@ -53,6 +60,26 @@ def missing_packages(recipe: AnyRecipe) -> Iterator[RecipeError]:
             where="compute.executor.config_file",
             fix="check the path, or write one with `accelerate config --config_file FILE`",
         )
+
+
+def missing_tasks(recipe: AnyRecipe) -> Iterator[DataError]:
+    """Tasks of lm-eval that are in no file, and files of tasks that are broken; looking for them takes a while."""
+    for key, benchmark in _lm_evals(recipe):
+        from spa_recipes.benchmarks.lm_eval import check_tasks
+
+        try:
+            check_tasks(benchmark, key)
+        except DataError as error:
+            yield error
+
+
+def _lm_evals(recipe: AnyRecipe) -> list[tuple[str, LmEval]]:
+    """The benchmarks of a recipe or job that are tasks of lm-eval, each with its key."""
+    if isinstance(recipe, Recipe):
+        found = {f"evaluation.benchmarks.{i}": each for i, each in enumerate(recipe.evaluation.benchmarks)}
+    else:
+        found = {"benchmark": recipe.benchmark} if hasattr(recipe, "benchmark") else {}
+    return [(key, each) for key, each in found.items() if isinstance(each, LmEval)]
 
 
 def is_installed(name: str) -> bool:

@@ -27,7 +27,7 @@ from spa_recipes.run.downloads import check_download
 from spa_recipes.run.fit import check_fit
 from spa_recipes.run.intact import check_made_model
 from spa_recipes.run.launch_preflight import check_launch
-from spa_recipes.run.packages import missing_packages
+from spa_recipes.run.packages import missing_packages, missing_tasks
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.run.tangent_preflight import check_adapter, refuse_different
 from spa_recipes.run.vllm_preflight import IN_A_JOB, IN_A_RECIPE, check_vllm
@@ -88,6 +88,9 @@ def check_inputs(plan: Plan, run: RunDir, until: str | None = None, *, on_nodes:
             _check_model(ModelFiles(model.location, model.revision), use, recipe)
     # A benchmark's models each have their own tokens; those of its judge are compared by the stage that makes them.
     _check_vocabularies(recipe, _models([stage for stage in left if not is_of_benchmark(stage)]))
+    if any(stage.kind == "lm_eval" for stage in left):
+        for problem in missing_tasks(recipe):
+            raise problem
     for stage in left:
         _check_benchmark(stage)
         _check_both_models(stage, recipe)

@@ -40,6 +40,7 @@ NO_LOCATIONS = {
     "JudgeJob.reference_revision",
     "LlmJudge.chat_template_kwargs",
     "LlmJudge.revision",
+    "LmEval.tasks",
     "Lora.lora_target_modules",
     "Model.attn_implementation",
     "Model.chat_template_kwargs",

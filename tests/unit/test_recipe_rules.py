@@ -215,6 +215,8 @@ BENCHMARKS = {
         "12: evaluation.benchmarks.0.judge.type: llm must be another model; give it model_name_or_path or endpoint",
     "- type: pairwise\n  prompts: {source: p}\n  judge:\n    reference: r":
         "12: evaluation.benchmarks.0.judge.reference: policy and reference belong together; give both, or neither",
+    "- type: lm_eval\n  tasks: [ifeval, gsm8k, ifeval]":
+        "10: evaluation.benchmarks.0.tasks: ifeval is there twice; name each task once",
 }  # fmt: skip
 
 # Whole recipes, and the one line that each gets.
@@ -395,6 +397,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "benchmark.judge.policy": {**PAIR, "judge": {}},
     "benchmark.judge.type": {**PAIR, "judge": {"type": "llm"}},
 }
+HARNESS: dict[str, Any] = {**JOB, "benchmark": {"type": "lm_eval", "tasks": ["gsm8k"]}, "backend": {"type": "vllm"}}
 WITH_PYTHON: dict[str, Any] = {**JOB, "benchmark": PAIR, "compute": {"vllm_python": "python"}}
 
 
@@ -411,6 +414,13 @@ def test_a_job_that_samples_with_transformers_names_no_python_of_vllm() -> None:
     with pytest.raises(ValidationError) as caught:
         BenchmarkJob.model_validate(WITH_PYTHON)
     assert [conflict.keys for conflict in conflicts_in(caught.value)] == [("compute.vllm_python",)]
+
+
+def test_lm_eval_does_not_sample_with_vllm() -> None:
+    assert BenchmarkJob.model_validate({**HARNESS, "backend": {"type": "transformers"}})
+    with pytest.raises(ValidationError) as caught:
+        BenchmarkJob.model_validate(HARNESS)
+    assert [conflict.keys for conflict in conflicts_in(caught.value)] == [("backend.type",)]
 
 
 ANSWERS: dict[str, Any] = {**JOB, "pairs": {"source": "p"}}
@@ -449,7 +459,7 @@ def documents(monkeypatch: pytest.MonkeyPatch) -> list[Document]:
     """The recipes and jobs above, which nothing has checked."""
     monkeypatch.setattr(Document, "model_post_init", lambda self, context: None)
     recipes = [Recipe.model_validate(parse(text, lambda _: None).root) for text in LINES]  # type: ignore[arg-type,return-value]
-    jobs = [*({**JOB, "benchmark": benchmark} for benchmark in JOBS.values()), WITH_PYTHON]
+    jobs = [*({**JOB, "benchmark": benchmark} for benchmark in JOBS.values()), WITH_PYTHON, HARNESS]
     judging = [JudgeJob.model_validate({**ANSWERS, **judge}) for judge in JUDGING.values()]
     others = [SampleJob.model_validate(TOO_LONG), Sweep.model_validate(SWEEP)]
     return [*recipes, *map(BenchmarkJob.model_validate, jobs), *judging, *others]
