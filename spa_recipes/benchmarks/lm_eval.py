@@ -148,7 +148,7 @@ def _read(path: Path) -> dict[str, Any]:
     Loader.add_constructor("!function", lambda loader, node: str(node.value))
     fix = "correct the file; lm-eval's guide to new tasks says how one looks"
     try:
-        content = yaml.load(path.read_bytes(), Loader)  # a SafeLoader
+        content = Loader(path.read_bytes()).get_single_data()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = str(path) if mark is None else f"{path}:{mark.line + 1}"

@@ -34,6 +34,7 @@ EXAMPLES = {
     "gpus_per_node": "gpus_per_node: 8",
     "benchmark": "benchmark: {type: alpaca_eval}",
     "questions": "questions: question.jsonl",
+    "tasks": "tasks: [ifeval, gsm8k]",
     "endpoint.base_url": "base_url: https://api.openai.com/v1",
     "endpoint.model": "model: gpt-4",
     "token_credit.type": "type: tgdpo",
