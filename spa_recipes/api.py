@@ -77,11 +77,15 @@ def prepare_loaded(
         RecipeError, DataError, TryAgainError: as `prepare`.
     """
     run = RunDir(run_dir)
-    if marker.kind_of(run.path) is not None:
+    begins = marker.kind_of(run.path) is None
+    if not begins:
         run.check()
-    elif ask:
-        _check_here(loaded.recipe)
-    plan = compile_plan(loaded.recipe, memo, commits_of(run, ask=ask, others=commits))
+    try:
+        plan = compile_plan(loaded.recipe, memo, commits_of(run, ask=ask, others=commits))
+    except SpaError:
+        if begins and ask:
+            _check_here(loaded.recipe)
+        raise
     return Prepared(plan, run, loaded.text, loaded.path)
 
 
@@ -371,7 +375,7 @@ def memo_for(run_folder: Path, *, afresh: bool = False) -> DigestMemo:
 
 
 def _check_here(recipe: Recipe) -> None:
-    """Refuse what is wrong on this machine, before the Hub is asked about a run that begins."""
+    """Refuse what is wrong on this machine: that is told before what a Hub says, which may be out of reach."""
     from spa_recipes.data.asked import check_counted
     from spa_recipes.run.packages import missing_packages
 

@@ -191,7 +191,7 @@ def evaluate(
     ] = None,
     trust: Trust = False,
 ) -> None:
-    """Run AlpacaEval 2.0, MT-Bench, a win rate or tasks of lm-eval for a model.
+    """Run AlpacaEval 2.0, MT-Bench, tasks of lm-eval or a win rate.
 
     The same command again continues a call that was stopped.
     """

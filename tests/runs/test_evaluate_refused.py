@@ -34,7 +34,9 @@ def test_mistakes_are_one_line(refused: Any, here: Path, monkeypatch: pytest.Mon
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     alpaca = ("--benchmark", "alpaca_eval", "--prompts", "alpaca.json", *SMALL)
     assert refused(2, "one", "--benchmark", "arena").startswith("--benchmark: benchmark.type: must be one of alpaca_")
-    assert refused(2, "one").startswith("--benchmark: is needed; choose one of alpaca_eval, mt_bench, pairwise")
+    assert refused(2, "one").startswith(
+        "--benchmark: is needed; choose one of alpaca_eval, lm_eval, mt_bench, pairwise"
+    )
     assert refused(2, *alpaca).startswith("MODEL: is needed")
     assert refused(2, "one", *alpaca, *sets("benchmark.questions=q")).startswith(
         "--set benchmark.questions: unknown key; allowed for type alpaca_eval:"

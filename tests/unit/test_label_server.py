@@ -168,7 +168,7 @@ def test_a_very_long_or_deep_answer_is_rendered_soon(text: str) -> None:
 def test_the_end_on_the_page_ends_the_session(asker: Asker) -> None:
     asker.post("choose", {"number": 0, "choice": "right"})
     assert asker.post("end").json["summary"][0].startswith("1 label, 0 ties, 0 skips in ")
-    assert asker.server.ended.is_set()
+    assert asker.server.ended.wait(10)  # it is set after the answer is sent
 
 
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
