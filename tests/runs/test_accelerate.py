@@ -90,7 +90,7 @@ def test_accelerates_own_configuration_is_launched(way: str, one: Path, tmp_path
         content |= {"distributed_type": "FSDP", "fsdp_config": fsdp}
     (tmp_path / "accelerate.yaml").write_text(yaml.safe_dump(content))
     executor = {"type": "accelerate", "num_processes": 2, "config_file": "accelerate.yaml"}
-    kept = {"storage": {"keep_checkpoints": True}, "sft": {"save_steps": 5}}
+    kept = {"storage": {"keep_checkpoints": True}, "sft": {"save_steps": 10}}
     run(tmp_path, "two", {"compute": {"executor": executor}, **kept}, "--trust")
     sft = check_trainings(tmp_path, one)[0].parents[1]
     shares = list(sft.glob("work/**/*.distcp"))  # of each process, as torch saves what is shared out
