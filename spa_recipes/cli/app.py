@@ -436,12 +436,19 @@ def schema(
 
 
 @app.command(
-    epilog=examples("spa init my.yaml --model models/my-model --pairs pairs.jsonl", "spa init my.yaml  # then edit it")
+    epilog=examples(
+        "spa init my.yaml --model models/my-model --pairs pairs.jsonl",
+        "spa init my.yaml --model models/my-model --pairs pairs.jsonl --prompts more.jsonl",
+        "spa init my.yaml  # then edit it",
+    )
 )
 def init(
     path: Annotated[Path, typer.Argument(help="Where to write the recipe.")] = Path("recipe.yaml"),
     model: Annotated[str | None, typer.Option(help="The model to align: folder or Hub id.")] = None,
     pairs: Annotated[str | None, typer.Option(metavar="FILE", help="Your labelled pairs.")] = None,
+    prompts: Annotated[
+        str | None, typer.Option(metavar="FILE", help="More prompts, without labels, which the model answers.")
+    ] = None,
 ) -> None:
     """Write a recipe that fits your model and data, or a starter.
 
@@ -451,8 +458,8 @@ def init(
     from spa_recipes.cli.init import write_fitted, write_starter
 
     if model is not None and pairs is not None:
-        write_fitted(path, model, pairs)
-    elif model is None and pairs is None:
+        write_fitted(path, model, pairs, prompts)
+    elif model is None and pairs is None and prompts is None:
         write_starter(path)
     else:
         missing = "--model" if model is None else "--pairs"

@@ -81,7 +81,7 @@ SAMPLE = (
 LABEL = (
     examples(
         "spa label --model my-model --prompts prompts.jsonl --out labels.jsonl",
-        "spa init my.yaml --model my-model --pairs labels.jsonl  # then learns from them",
+        "spa init my.yaml --model my-model --pairs labels.jsonl --prompts prompts.jsonl",
         "spa label my-run  # the pairs that its judge doubts most",
         "spa label my-run --pick random --limit 200 --out judge-check.jsonl",
     )

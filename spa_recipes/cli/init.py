@@ -5,12 +5,18 @@ from __future__ import annotations
 import importlib.util
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spa_recipes.cli.recipes import write_new
 from spa_recipes.cli.terminal import say
-from spa_recipes.errors import RecipeError, setting
-from spa_recipes.recipe.fitted import Machine, Seen, fitted_recipe
+from spa_recipes.errors import DataError, RecipeError, setting
+from spa_recipes.recipe.fitted import Machine, Seen, Unlabelled, fitted_recipe
 from spa_recipes.units import for_shell
+
+if TYPE_CHECKING:
+    from spa_recipes.data.arrow import Rows
+    from spa_recipes.data.rows import PromptRow
+    from spa_recipes.recipe.schema import DatasetSource
 
 MEASURED = 1000
 """Pairs whose lengths are measured."""
@@ -31,8 +37,8 @@ def write_starter(path: Path) -> None:
     )
 
 
-def write_fitted(path: Path, model: str, pairs: str) -> None:
-    """Look at the model, the pairs and the machine, and write a recipe that fits them.
+def write_fitted(path: Path, model: str, pairs: str, prompts: str | None = None) -> None:
+    """Look at the model, the pairs, the prompts and the machine, and write a recipe that fits them.
 
     Raises:
         DataError: the model or the data cannot be used. RecipeError: the file is there already.
@@ -40,10 +46,12 @@ def write_fitted(path: Path, model: str, pairs: str) -> None:
     """
     if path.exists():
         raise RecipeError("the file is there already", where=str(path), fix="choose another name")
-    seen = look(path.stem, model, pairs)
+    seen = look(path.stem, model, pairs, prompts)
     text = fitted_recipe(seen)
     write_new(path, text)
     say(f"{pairs}: {seen.rows:,} pairs, read as {seen.form}")
+    if seen.unlabelled is not None:
+        say(f"{prompts}: {seen.unlabelled.rows:,} prompts that no pair has")
     for name, found in (("prompts", seen.prompts), ("answers", seen.answers)):
         say(f"{name}: {found[len(found) // 2]} tokens in the middle, {found[-1]} at most")
     say(
@@ -52,8 +60,8 @@ def write_fitted(path: Path, model: str, pairs: str) -> None:
     )
 
 
-def look(name: str, model: str, pairs: str) -> Seen:
-    """What a recipe for this model and these pairs has to fit."""
+def look(name: str, model: str, pairs: str, unlabelled: str | None = None) -> Seen:
+    """What a recipe for this model, these pairs and prompts without labels has to fit."""
     from spa_recipes.data.chat import Renderer, load_tokenizer
     from spa_recipes.data.model_files import ModelFiles
     from spa_recipes.data.rows import PairRow
@@ -65,6 +73,10 @@ def look(name: str, model: str, pairs: str) -> Seen:
 
     with setting("--pairs"):
         loaded = read_pairs(DatasetSource(source=pairs, on_bad_row="skip"))
+    with setting("--prompts"):
+        fresh = (
+            [] if unlabelled is None else _unlike(loaded.stored, DatasetSource(source=unlabelled, on_bad_row="skip"))
+        )
     with setting("--model"):
         files = ModelFiles(model, None).at_commit()
         config = files.read("config.json", needed=True)
@@ -82,6 +94,7 @@ def look(name: str, model: str, pairs: str) -> Seen:
         )
         prompts.append(len(prompt.ids))
         answers += [len(answer.ids) for answer in both]
+    prompts += [len(renderer.render_prompt(row["prompt"]).ids) for row in fresh[:MEASURED]]
     return Seen(
         name=re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "my-run",
         model=model,
@@ -94,7 +107,23 @@ def look(name: str, model: str, pairs: str) -> Seen:
         prompts=sorted(prompts),
         answers=sorted(answers),
         machine=_machine(),
+        unlabelled=Unlabelled(unlabelled, len(fresh)) if unlabelled else None,
     )
+
+
+def _unlike(pairs: Rows, source: DatasetSource) -> list[PromptRow]:
+    """Prompts that no pair has, each once.
+
+    Raises:
+        DataError: there are none.
+    """
+    from spa_recipes.data.sources import read_prompts
+
+    known = {*pairs.column("prompt_id").to_pylist()}
+    found = {row["prompt_id"]: row for row in read_prompts(source).rows if row["prompt_id"] not in known}
+    if not found:
+        raise DataError("every prompt is that of a pair, too", where=source.source, fix="leave --prompts out")
+    return [*found.values()]
 
 
 def _machine() -> Machine:

@@ -68,7 +68,8 @@ def label(
         if pick is not None:
             raise RecipeError("needs a RUN, whose judge doubts", where="--pick", fix="leave it out, or name a RUN")
         out, source = _of_model(model, prompts, out, seed, set_ or [])
-        following = f"`spa init my.yaml --model {for_shell(str(model))} --pairs {for_shell(out)}`"
+        asked = f"--model {for_shell(str(model))} --pairs {for_shell(out)} --prompts {for_shell(str(prompts))}"
+        following = f"`spa init my.yaml {asked}`"
     most = limit or (None if run is None else LIMIT)
     source = source._replace(pairs=source.pairs[:most])
     if source.dropped:

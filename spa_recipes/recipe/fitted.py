@@ -36,6 +36,13 @@ class Machine(NamedTuple):
     has_vllm: bool = False
 
 
+class Unlabelled(NamedTuple):
+    """Prompts without labels: where they are, as a recipe says it, and how many differ from those of the pairs."""
+
+    source: str
+    rows: int
+
+
 class Seen(NamedTuple):
     """What was seen of a model and of pairs.
 
@@ -44,6 +51,7 @@ class Seen(NamedTuple):
         parameters, context: of the model; None where its configuration does not say.
         template: the text of its chat template; empty where it has none.
         pairs: where they are, as a recipe says it; form: how they are read; rows: usable ones.
+        unlabelled: prompts of the user's beside the pairs; None where there are none.
         prompts, answers: lengths in tokens, rising.
     """
 
@@ -58,6 +66,7 @@ class Seen(NamedTuple):
     prompts: Sequence[int]
     answers: Sequence[int]
     machine: Machine
+    unlabelled: Unlabelled | None = None
 
 
 class Parts(NamedTuple):
@@ -76,8 +85,10 @@ class Lengths(NamedTuple):
     both: int
 
 
-def parts_of(rows: int) -> Parts:
+def parts_of(rows: int, unlabelled: int | None = None) -> Parts:
     """A fifth of the rows to measure with, half of the others as labels, and the rest as fresh prompts.
+
+    With so many prompts beside them, all of the others are labels, and those prompts are the fresh ones.
 
     Raises:
         DataError: there are too few.
@@ -87,8 +98,11 @@ def parts_of(rows: int) -> Parts:
             f"{rows} usable pairs are too few to train and to measure with", fix=f"give {LEAST_PAIRS} or more"
         )
     heldout = min(250, max(4, rows // 5))
-    seed = min(FEW_LABELS, (rows - heldout) // 2)
-    left = rows - heldout - seed
+    if unlabelled is None:
+        seed = min(FEW_LABELS, (rows - heldout) // 2)
+        left = rows - heldout - seed
+    else:
+        seed, left = rows - heldout, unlabelled
     prompts = [left] if left < 400 else [min(8000, left * 2 // 7), min(20000, left * 5 // 7)]
     return Parts(seed, prompts, heldout)
 
@@ -117,7 +131,8 @@ def fitted_recipe(seen: Seen) -> str:
     Raises:
         DataError: there are too few pairs.
     """
-    parts, lengths = parts_of(seen.rows), lengths_of(seen)
+    more = seen.unlabelled
+    parts, lengths = parts_of(seen.rows, more and more.rows), lengths_of(seen)
     size = seen.parameters
     machine = seen.machine
     lora = bool(size and machine.memory and size * TRAINED_BYTES > SHARE * machine.memory)
@@ -152,9 +167,8 @@ def fitted_recipe(seen: Seen) -> str:
         *_lora(lora, in_4bit, size, machine),
         "",
         "data:",
-        f"  pairs: {{type: dataset, source: {json.dumps(seen.pairs, ensure_ascii=False)}}}",
-        _row("  seed_labels", parts.seed, "half of what is not held out: labels to learn from"),
-        _row("  prompts_per_iteration", parts.prompts, "the prompts of the rest; put more prompts into data.prompts"),
+        f"  pairs: {_dataset(seen.pairs)}",
+        *_split(parts, more),
         _row("  heldout", parts.heldout, f"to measure with; a win rate of 50 % is then {low:.0%} to {high:.0%}"),
         "",
         "seed_training:",
@@ -183,6 +197,27 @@ def fitted_recipe(seen: Seen) -> str:
 
 def _row(key: str, value: object, why: str) -> str:
     return f"{f'{key}: {value}':<34} # {why}"
+
+
+def _dataset(source: str) -> str:
+    return f"{{type: dataset, source: {json.dumps(source, ensure_ascii=False)}}}"
+
+
+def _split(parts: Parts, more: Unlabelled | None) -> list[str]:
+    if more is None:
+        return [
+            _row("  seed_labels", parts.seed, "half of what is not held out: labels to learn from"),
+            _row(
+                "  prompts_per_iteration", parts.prompts, "the prompts of the rest; put more prompts into data.prompts"
+            ),
+        ]
+    used = sum(parts.prompts)
+    which = "all of your prompts" if used == more.rows else f"{used:,} of your {more.rows:,} prompts"
+    return [
+        f"  prompts: {_dataset(more.source)}",
+        _row("  seed_labels", parts.seed, "all that is not held out: labels to learn from"),
+        _row("  prompts_per_iteration", parts.prompts, f"{which} that no pair has"),
+    ]
 
 
 def _training(rate: float, batch: int, at_once: int, *, big: bool) -> list[str]:

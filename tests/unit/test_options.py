@@ -37,7 +37,7 @@ OPTIONS = {
     "schema": {"--job", "--sweep"},
     "sweep": {"--plan", "--out", "--accept", "--trust"},
     "recipes": set(),
-    "init": {"--model", "--pairs"},
+    "init": {"--model", "--pairs", "--prompts"},
     "doctor": set(),
 }  # fmt: skip
 """Commands and their options; the first one's stand before any command."""

@@ -1,5 +1,6 @@
 """The recipe that `spa init --model M --pairs P` writes: it loads, it fits what was seen, and it says why."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,9 @@ from hypothesis import strategies as st
 
 from spa_recipes.cli.init import write_fitted
 from spa_recipes.errors import DataError, RecipeError
-from spa_recipes.recipe.fitted import LEAST_PAIRS, Machine, Seen, fitted_recipe, parts_of, rate_of
+from spa_recipes.recipe.fitted import LEAST_PAIRS, Machine, Seen, Unlabelled, fitted_recipe, parts_of, rate_of
 from spa_recipes.recipe.load import load_recipe
-from spa_recipes.recipe.schema import Recipe
+from spa_recipes.recipe.schema import DatasetSource, Recipe
 from tests.kit.models import judge_inputs
 from tests.kit.recipe_texts import read
 
@@ -28,9 +29,13 @@ def seen(
     answers: list[int] | None = None,
     machine: Machine = CPU,
     template: str = "{{ messages }}",
+    unlabelled: int | None = None,
 ) -> Seen:
     lengths = (sorted(prompts or [40, 60, 300]), sorted(answers or [50, 150, 600]))
-    return Seen("my", "a/model", parameters, context, template, "my pairs.jsonl", "pairs", rows, *lengths, machine)
+    more = None if unlabelled is None else Unlabelled("more.jsonl", unlabelled)
+    return Seen(
+        "my", "a/model", parameters, context, template, "my pairs.jsonl", "pairs", rows, *lengths, machine, more
+    )
 
 
 @settings(max_examples=25, deadline=None)
@@ -41,6 +46,7 @@ def seen(
     prompts=st.lists(st.integers(1, 5000), min_size=1, max_size=5),
     answers=st.lists(st.integers(1, 5000), min_size=1, max_size=5),
     machine=st.builds(Machine, st.sampled_from([0, 1, 3, 8]), st.none() | st.integers(GB, 200 * GB), st.booleans()),
+    unlabelled=st.none() | st.integers(1, 100_000),
 )
 def test_what_is_written_is_a_recipe_that_fits(
     rows: int,
@@ -49,11 +55,19 @@ def test_what_is_written_is_a_recipe_that_fits(
     prompts: list[int],
     answers: list[int],
     machine: Machine,
+    unlabelled: int | None,
 ) -> None:
-    recipe = read(fitted_recipe(seen(rows, parameters, context, prompts, answers, machine)))
+    text = fitted_recipe(seen(rows, parameters, context, prompts, answers, machine, unlabelled=unlabelled))
+    recipe = read(text)
     data = recipe.data
     assert isinstance(data.seed_labels, int)
-    assert data.seed_labels + sum(data.prompts_per_iteration) + data.heldout <= rows
+    fresh = sum(data.prompts_per_iteration)
+    if unlabelled is None:
+        assert data.seed_labels + fresh + data.heldout <= rows
+    else:
+        assert data.seed_labels + data.heldout <= rows
+        assert fresh <= unlabelled
+    assert (data.prompts is None) == (unlabelled is None)
     assert recipe.model.max_length <= (context or 10**9)
     assert recipe.noise.lambdas is None or len(recipe.noise.lambdas) == recipe.iterations
     steps = data.seed_labels // recipe.seed_training.global_batch_size
@@ -108,3 +122,23 @@ def test_a_model_and_a_file_become_a_recipe(tmp_path: Path, capsys: pytest.Captu
     assert "20 pairs, read as" in capsys.readouterr().out
     with pytest.raises(RecipeError, match="the file is there already"):
         write_fitted(target, model, pairs)
+
+
+def test_prompts_without_labels_are_answered_and_all_labels_are_learned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judge_inputs(tmp_path, 20)
+    model, pairs = str(tmp_path / "policy"), tmp_path / "pairs.jsonl"
+    known = json.loads(pairs.read_text().splitlines()[0])["prompt"]
+    more = tmp_path / "more.jsonl"
+    more.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("new", "other", "new", known)))
+    write_fitted(tmp_path / "r.yaml", model, str(pairs), str(more))
+    recipe = load_recipe(tmp_path / "r.yaml").recipe
+    assert isinstance(recipe, Recipe)
+    assert (recipe.data.seed_labels, recipe.data.prompts_per_iteration, recipe.data.heldout) == (16, [2], 4)
+    assert isinstance(recipe.data.prompts, DatasetSource)
+    assert recipe.data.prompts.source == str(more)
+    assert "2 prompts that no pair has" in capsys.readouterr().out
+    more.write_text(json.dumps({"prompt": known}) + "\n")
+    with pytest.raises(DataError, match=r"^.*more\.jsonl.*every prompt is that of a pair, too"):
+        write_fitted(tmp_path / "s.yaml", model, str(pairs), str(more))
