@@ -328,8 +328,8 @@ def gc(
         bool,
         typer.Option(
             "--models",
-            help="In finished runs, also delete the weights of the policies before the final one. They are trained "
-            "again if a changed recipe or another run needs them.",
+            help="In finished runs, also delete the weights of the policies before the final one, of members and of "
+            "the control. They are trained again if a changed recipe or another run needs them.",
         ),
     ] = False,
 ) -> None:

@@ -25,6 +25,8 @@ from spa_recipes.state.usage import File, files
 from spa_recipes.training.env import CHECKPOINT_MARKER
 
 _FOLDER = re.compile(r"\d{2,}-(?P<name>.+-[0-9a-f]{8})(?P<damaged>\.damaged-\d+)?")
+_BESIDE = {"control": "the control", "member": "a member"}
+"""Kinds of models that a run compares with or judges by, and that nothing delivers."""
 _KEEP = {"checkpoints": "keep_checkpoints", "shards": "keep_shards"}
 
 
@@ -142,8 +144,8 @@ def _free_all(run: RunDir, found: Found) -> Sweep:
 def find(run: RunDir, *, models: bool) -> Found:
     """Return the garbage of a run that no process works on.
 
-    With `models`, this includes the weights of the policies before the final one, if the run was finished and every
-    stage that reads them is done.
+    With `models`, this includes the weights of the policies before the final one, of the control and of members, if
+    the run was finished and every stage that reads them is done.
 
     Raises:
         RecipeError: the run's plan or settings are damaged, so nobody knows what is garbage.
@@ -263,18 +265,21 @@ def _leftovers(folder: StageDir, stage: Planned, keep: set[str]) -> Iterator[Ite
 
 
 def _earlier_models(run: RunDir, planned: Sequence[Planned]) -> Iterator[tuple[StageDir, Item]]:
-    """Yield the weights of the policies before the final one that no unfinished stage reads."""
+    """Yield the weights of earlier policies, and of models beside them, that no unfinished stage reads."""
     done = run.done(planned)
     made = [stage for stage in planned if KINDS[stage.kind].policy and stage.id in done]
     folders = {stage.id: folder for stage in made if (folder := run.existing(stage)) is not None}
     if final.model_shown(run.final) not in [(folder.output / MODEL).resolve() for folder in folders.values()]:
         return  # the run was not finished since its recipe changed
-    for stage in made[:-1]:
-        model = folders[stage.id].output / MODEL
+    for stage in planned:
+        what = "a policy before the final one" if stage in made[:-1] else _BESIDE.get(stage.kind)
+        folder = run.existing(stage) if what and stage.id in done and stage.kind != "sft" else None
+        if folder is None:
+            continue
+        model = folder.output / MODEL
         weights = tuple(sorted(model.glob("*.safetensors")))
-        read = all(other.id in done for other in planned if stage.id in other.reads)
-        if stage.kind != "sft" and read and weights:
-            yield folders[stage.id], Item(model, "weights of a policy before the final one", weights)
+        if weights and all(other.id in done for other in planned if stage.id in other.reads):
+            yield folder, Item(model, f"weights of {what}", weights)
 
 
 def _damage(run: RunDir, planned: Sequence[Planned], weights: Sequence[tuple[StageDir, Item]]) -> str:

@@ -252,6 +252,20 @@ def test_models_before_the_final_one_lose_their_weights_only(tmp_path: Path) -> 
     assert gc.look([run], models=True)[0].items == []
 
 
+def test_models_beside_the_policies_lose_their_weights_with_them(tmp_path: Path) -> None:
+    plan = plan_of(control=True, seed_training={"members": {"count": 2}})
+    run = make_run(tmp_path, plan)
+    (found,) = gc.sweep([run], models=True)
+    stages = {item.path.parts[-3][3:-9]: item.why for item, _ in found.items}
+    assert stages == {
+        "seed": "weights of a policy before the final one",
+        "refine-1": "weights of a policy before the final one",
+        "seed-member1": "weights of a member",
+        "seed-member2": "weights of a member",
+        "control": "weights of the control",
+    }
+
+
 def test_weights_are_missed_as_soon_as_somebody_has_to_read_them(tmp_path: Path) -> None:
     plan = plan_of()
     run = make_run(tmp_path, plan)
