@@ -40,8 +40,8 @@ class Prompt(NamedTuple):
         return [{"role": "user", "content": self.instruction}]
 
 
-def hub_file(name: str) -> Path:
-    """A file of the benchmark's dataset on the Hub, from the cache if it is there.
+def hub_file(name: str, revision: str | None = None) -> Path:
+    """A file of the benchmark's dataset on the Hub, from the cache if it is there; of its newest commit for None.
 
     Raises:
         DataError: it is not there, or the environment forbids the network. TryAgainError: the network failed.
@@ -49,7 +49,7 @@ def hub_file(name: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(HUB_DATASET, name, repo_type="dataset"))
+        return Path(hf_hub_download(HUB_DATASET, name, revision=revision, repo_type="dataset"))
     except Exception as error:  # the Hub client and its network library raise errors of any kind
         raise hub_error("dataset", f"{HUB_DATASET}/{name}", error) from error
 

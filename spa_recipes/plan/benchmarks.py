@@ -9,7 +9,7 @@ from spa_recipes.plan.adapters import stack
 from spa_recipes.plan.kinds import MODEL
 from spa_recipes.plan.log_ratios import add_log_ratios, of_both_models
 from spa_recipes.plan.models import Models
-from spa_recipes.plan.stages import Builder, External, Input, Plan, Stage, StageOutput
+from spa_recipes.plan.stages import Builder, Input, Plan, Stage, StageOutput
 from spa_recipes.plan.verdicts import add_verdicts
 from spa_recipes.recipe.schema import AlpacaEval, DatasetSource, LmEval, Model, MtBench, Pairwise, Recipe, Sampling
 from spa_recipes.state.digests import DigestMemo
@@ -154,7 +154,7 @@ def _alpaca_eval(benchmark: AlpacaEval, name: str, build: Builder, subject: _Sub
     instructions = (
         build.file(benchmark.prompts, f"{subject.key}.prompts")
         if benchmark.prompts is not None
-        else External(ALPACA_EVAL_PROMPTS, f"hub:{ALPACA_EVAL_PROMPTS}@main", key=f"{subject.key}.prompts")
+        else build.hub_dataset(ALPACA_EVAL_PROMPTS, f"{subject.key}.prompts")
     )
     answers = _answers(
         benchmark,

@@ -204,6 +204,12 @@ class Builder:
             return External(source.name, fingerprint, source.revision, f"{key}.source")
         return External("sandbox", fingerprint, key=key)
 
+    def hub_dataset(self, name: str, key: str) -> External:
+        """A dataset of the Hub that is read where the setting `key` names no file."""
+        with setting(key):
+            commit = self.commits.of("dataset", name, None)
+        return External(name, f"hub:{name}@{commit or MAIN}", commit, key)
+
     def model_settings(self, section: Model, key: str = "model") -> dict[str, Any]:
         """The settings that a model section is to a stage: the section, and the content of its chat template.
 

@@ -228,7 +228,9 @@ def _check_benchmark(stage: Stage) -> None:
             _MT_BENCH_FILES[name](Path(value.location))
     if isinstance(instructions := stage.inputs.get("instructions"), External):
         hub = instructions.location == ALPACA_EVAL_PROMPTS
-        path = alpaca_eval.hub_file(alpaca_eval.HUB_PROMPTS) if hub else Path(instructions.location)
+        path = (
+            alpaca_eval.hub_file(alpaca_eval.HUB_PROMPTS, instructions.revision) if hub else Path(instructions.location)
+        )
         prompts = alpaca_eval.read_prompts(path)
         if "annotator" in stage.settings:
             alpaca_eval.reference_outputs(prompts, str(path))

@@ -131,7 +131,9 @@ def _pairwise(context: Context) -> Result:
 def instructions_file(context: Context) -> Path:
     """The file with AlpacaEval's prompts: the user's, or the Hub's."""
     given = context.spec.inputs["instructions"]
-    return alpaca_eval.hub_file(alpaca_eval.HUB_PROMPTS) if given == alpaca_eval.HUB_DATASET else Path(given)
+    if given != alpaca_eval.HUB_DATASET:
+        return Path(given)
+    return alpaca_eval.hub_file(alpaca_eval.HUB_PROMPTS, context.spec.revisions.get("instructions"))
 
 
 def _answered(context: Context, asked: Sequence[Dialogue]) -> list[AnsweredRow] | None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
@@ -19,7 +20,8 @@ from spa_recipes.recipe.schema import Recipe
 from spa_recipes.run.commits import commits_of
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.run.spec import stage_spec
-from spa_recipes.stages.context import StageSpec
+from spa_recipes.stages.answers import instructions_file
+from spa_recipes.stages.context import Context, StageSpec
 from spa_recipes.state.digests import DigestMemo
 from tests.kit.hub_server import NEWEST, TOKEN, HubServer
 from tests.kit.models import recipe_for
@@ -70,6 +72,29 @@ def test_the_commit_is_in_plan_and_key_and_is_what_a_stage_loads(tmp_path: Path,
     spec: StageSpec = stage_spec(plan, run, plan.stage("data"), 1, None)
     assert spec.revisions == {"policy": TAGGED, "pairs": NEWEST}
     assert planned(run, TAGGED).stage("seed").key == plan.stage("seed").key
+
+
+def test_the_prompts_of_alpaca_eval_are_of_one_commit(
+    tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.repos["tatsu-lab/alpaca_eval"] = {"main": {"alpaca_eval_gpt4_baseline.json": b"[]"}}
+    run = RunDir(tmp_path / "run")
+    recipe = recipe_for("me/model")
+    recipe["data"]["pairs"] = {"source": "me/pairs"}
+    recipe["evaluation"] = {"benchmarks": [{"type": "alpaca_eval"}]}
+    plan = compile_plan(Recipe.model_validate(recipe), DigestMemo(run.path / "memo"), commits_of(run, ask=True))
+    answers = plan.stage("alpaca-eval-answers")
+    assert answers.material["inputs"]["instructions"] == f"hub:tatsu-lab/alpaca_eval@{NEWEST}"
+    spec = stage_spec(plan, run, answers, 1, None)
+    got: list[tuple[str, str, str]] = []
+
+    def download(repo: str, name: str, *, revision: str, repo_type: str) -> str:
+        got.append((repo_type, f"{repo}/{name}", revision))
+        return "here"
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert instructions_file(Context(spec)) == Path("here")
+    assert got == [("dataset", "tatsu-lab/alpaca_eval/alpaca_eval_gpt4_baseline.json", NEWEST)]
 
 
 def test_a_branch_that_moves_changes_nothing_in_a_run_that_began(tmp_path: Path, hub: HubServer) -> None:
