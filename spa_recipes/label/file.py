@@ -17,6 +17,7 @@ from typing import Any, Literal, TypedDict, cast, get_args
 from spa_recipes.data.rows import Message
 from spa_recipes.errors import RecipeError, system_error
 from spa_recipes.state import atomic
+from spa_recipes.state.reading import is_file
 
 Choice = Literal["left", "right", "tie", "skip"]
 """What a person says of two answers that stand side by side."""
@@ -157,6 +158,13 @@ def _row_of(line: bytes) -> LabelRow | None:
         return None
     whole = isinstance(value, dict) and value.get("made_by") == MADE_BY and value.keys() >= LabelRow.__required_keys__
     return cast(LabelRow, value) if whole else None
+
+
+def rows_in(path: Path) -> list[LabelRow]:
+    """The rows of a labels file that nobody has to hold; none where there is no such file."""
+    if not is_file(path):
+        return []
+    return [row for line in path.read_bytes().splitlines() if (row := _row_of(line)) is not None]
 
 
 @contextmanager

@@ -20,11 +20,13 @@ from spa_recipes.report.benchmarks import benchmark_lines
 from spa_recipes.report.card import versions
 from spa_recipes.report.charts import Series, histogram, line_chart
 from spa_recipes.report.figures import LARGE_COUNT, columns, iterations
+from spa_recipes.report.people import agreements
 from spa_recipes.report.policies import Line, as_table, lines, text_of
 from spa_recipes.report.samples import shown_samples
 from spa_recipes.report.trends import CHARTS, CURVES, series
 from spa_recipes.report.warnings import warnings
 from spa_recipes.run.intact import remarks
+from spa_recipes.run.labels import labels_of
 from spa_recipes.run.rundir import RunDir
 from spa_recipes.state.stagedir import Manifest
 from spa_recipes.units import human_count, human_seconds
@@ -217,7 +219,15 @@ def _margins(files: _Files) -> list[Markup]:
 
 def _iterations(files: _Files) -> list[Iteration]:
     return [
-        Iteration(i, {"pairs": LARGE_COUNT.format(files.found[f"judge-{i}"].rows), **facts}, _flagged(files, i))
+        Iteration(
+            i,
+            {
+                "pairs": LARGE_COUNT.format(files.found[f"judge-{i}"].rows),
+                **facts,
+                **agreements(labels_of(files.run, i)),
+            },
+            _flagged(files, i),
+        )
         for i, facts in iterations(files.found).items()
     ]
 

@@ -63,7 +63,7 @@ ALLOWED: dict[str, set[str]] = {
     "export": {"errors", "state", "data", "models", "run"},
     "api": {"errors", "recipe", "data", "plan", "state", "run", "report"},
     "job_output": {"errors", "recipe", "plan", "state", "run", "api"},
-    "report": {"errors", "units", "recipe", "plan", "state", "data", "run", "algo"},
+    "report": {"errors", "units", "recipe", "plan", "state", "data", "run", "algo", "label"},
     "publish": {"errors", "plan", "state", "data", "run"},
     "benchmark_job": {"errors", "recipe", "plan", "state", "run", "api", "job_output", "benchmarks"},
     "judge_job": {"errors", "recipe", "data", "plan", "state", "run", "job_output"},
