@@ -62,9 +62,9 @@ test-browser: $(READY)
 	command -v chromedriver > /dev/null || { apt-get update -qq && apt-get install -y --no-install-recommends chromium chromium-driver; }
 	$(VENV)/bin/python -m pytest -m browser
 
-# The packages for PyPI, in dist/.
+# The packages for PyPI, in dist/. With REPOSITORY=https://github.com/OWNER/spa-recipes the page's links and picture lead there.
 dist: $(READY)
-	$(VENV)/bin/python -m hatchling build
+	SPA_REPOSITORY="$(REPOSITORY)" $(VENV)/bin/python -m hatchling build
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -1,6 +1,7 @@
 """The package as PyPI would give it: a wheel, in an environment without this checkout, from an empty folder."""
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -63,6 +64,30 @@ def test_it_has_the_recipes_and_the_package_and_nothing_else(wheel: Path) -> Non
     )
     package = set(listed.stdout.split())
     assert {name for name in names if ".dist-info/" not in name} == package | recipes
+
+
+def test_its_page_leads_to_the_repository_that_is_given(tmp_path: Path) -> None:
+    """From the source package, too, which an installer builds without knowing the address."""
+    build = [sys.executable, "-m", "hatchling", "build", "-d", str(tmp_path), "-t"]
+    given = os.environ | {"SPA_REPOSITORY": "https://example.org/me/spa-recipes/"}
+    subprocess.run([*build, "sdist"], cwd=ROOT, env=given, check=True, capture_output=True)
+    (source,) = tmp_path.glob("*.tar.gz")
+    subprocess.run(["tar", "xzf", str(source)], cwd=tmp_path, check=True)
+    unpacked = tmp_path / source.name.removesuffix(".tar.gz")
+    subprocess.run([*build, "wheel"], cwd=unpacked, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as files:
+        (name,) = (name for name in files.namelist() if name.endswith("/METADATA"))
+        page = files.read(name).decode()
+    from spa_recipes import __version__
+
+    place = "https://example.org/me/spa-recipes"
+    assert f"Project-URL: Homepage, {place}\n" in page
+    assert f"Project-URL: Changelog, {place}/blob/v{__version__}/CHANGELOG.md\n" in page
+    assert f"![The report of a sandbox run]({place}/raw/v{__version__}/.github/report.png)" in page
+    assert not re.search(r"\]\((?!https://)", page)
+    assert "Description-Content-Type: text/markdown" in page
+    assert "Project-URL: Paper, https://arxiv.org/abs/2406.04412" in page
 
 
 def test_the_code_is_the_wheels(spa: Path, tmp_path: Path) -> None:
