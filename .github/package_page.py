@@ -1,7 +1,8 @@
 """The package's page on PyPI, which has no files beside it: hatchling calls this when it builds.
 
-With the address of the repository in SPA_REPOSITORY (`make dist REPOSITORY=https://github.com/OWNER/spa-recipes`), links
-and the picture of README.md lead there, to the tag of this version, and the page lists the repository's addresses.
+With the address of the repository in SPA_REPOSITORY (`make dist REPOSITORY=https://github.com/OWNER/spa-recipes`),
+links and the picture of README.md lead there, to the tag of this version. The page
+lists the addresses of the repository.
 """
 
 from __future__ import annotations
