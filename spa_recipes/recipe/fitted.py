@@ -244,7 +244,7 @@ def _both_words(seen: Seen, lengths: Lengths) -> str:
 
 
 def _precision(machine: Machine) -> list[str]:
-    return [] if machine.gpus else [_row("  dtype", "float32", "no GPU here; half precision is no faster on a CPU")]
+    return [] if machine.gpus else [_row("  dtype", "float32", "no GPU here, and bfloat16 rounds")]
 
 
 def _template(template: str) -> list[str]:
