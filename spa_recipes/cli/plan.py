@@ -18,12 +18,12 @@ from spa_recipes.cli.terminal import (
     yellow,
 )
 from spa_recipes.data.asked import check_counted
-from spa_recipes.errors import DataError, SpaError
+from spa_recipes.errors import DataError, RecipeError, SpaError
 from spa_recipes.estimates import SCORING, TRAINING, Hardware, Need, gpu_of, needs, parameters_of, seconds_of, steps_of
 from spa_recipes.plan import KINDS, Plan
 from spa_recipes.recipe.schema import Recipe
 from spa_recipes.run.disk import free_bytes
-from spa_recipes.run.fit import hardware_for, in_words, is_tight, misfit
+from spa_recipes.run.fit import hardware_for, in_words, is_tight, misfit, not_shared_out
 from spa_recipes.run.packages import missing_packages, missing_tasks
 from spa_recipes.units import human_bytes, human_count, human_seconds
 
@@ -62,7 +62,7 @@ def print_plan(prepared: api.Prepared, *, diff: bool, verbose: bool = False, ove
             if view.why and (diff or not (view.why == "never run" or view.why.startswith("needs "))):
                 say(f"{view.stage.id}: {view.why}")
         say("")
-    _print_problems(plan)
+    _print_problems(plan, hardware)
     _print_misfits(planned, plan, hardware)
     _print_totals([one for one in planned if one.view.state != "done"], prepared, hardware)
     print_powers(plan, run.path, overrides)
@@ -91,14 +91,16 @@ def _count(number: int | None) -> str:
     return "-" if number is None else f"{number:,}"
 
 
-def _print_problems(plan: Plan) -> None:
+def _print_problems(plan: Plan, hardware: Hardware | None) -> None:
     """What would end the run at once, as far as it can be known here without reading rows."""
     problems: list[SpaError] = [*missing_packages(plan.recipe)]
-    if isinstance(plan.recipe, Recipe):
-        try:
+    try:
+        if isinstance(plan.recipe, Recipe):
             check_counted(plan.recipe.data)
-        except DataError as error:
-            problems.append(error)
+        if not problems and (problem := not_shared_out(plan.stages, plan.recipe, hardware)):
+            problems.append(problem)
+    except (DataError, RecipeError) as error:
+        problems.append(error)
     if not problems:
         problems += missing_tasks(plan.recipe)
     for problem in problems:

@@ -85,6 +85,10 @@ def training_memory(
     training: Training = stage.settings["training"]
     each = weight_bytes(recipe.model.dtype)
     state = _sharded(_state(stage, recipe, shape, each), sharding, processes, shape, each)
+    at_once = training.per_device_train_batch_size * processes
+    if sharding == "none" and processes > 1 and training.global_batch_size > at_once:
+        # torch's DistributedDataParallel sums them in buckets; those of earlier micro-batches are elsewhere.
+        state = state._replace(copies=state.copies + state.gradients)
     sequences = training.per_device_train_batch_size * sequences_of_row(stage, recipe)
     tokens = sequences * recipe.model.max_length
     step = _step(stage, recipe, shape, tokens, each, sharding)
@@ -133,9 +137,8 @@ def _sharded(state: Memory, sharding: Sharding, processes: int, shape: Shape, ea
     trains_all = state.gradients == state.weights
     if sharding == "none":
         casts = each * shape.parameters if half and trains_all else 0  # autocast's, until the end of a forward pass
-        buckets = state.gradients if processes > 1 else 0  # of torch's DistributedDataParallel
         update = each * shape.parameters if state.reference and half else 0  # which the detector differentiates along
-        return state._replace(reference=state.reference + update, copies=casts + buckets)
+        return state._replace(reference=state.reference + update, copies=casts)
     shares = Memory(*(_share(part, processes) for part in state))
     layer, outer = shape.layer_parameters, shape.embedding_parameters
     if sharding == "fsdp2":

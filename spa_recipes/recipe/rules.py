@@ -139,6 +139,12 @@ def sharding_has_an_effect(
         yield Conflict(
             ("sharding", "config_file"), "config_file says how the training is shared out", "remove one of them"
         )
+    elif executor.type != "accelerate" and executor.gpus_per_node == 0:
+        yield Conflict(
+            ("sharding", "gpus_per_node"),
+            f"{executor.sharding} shares a training out over GPUs, and gpus_per_node is 0",
+            "remove sharding, or set gpus_per_node to the number of GPUs",
+        )
     elif executor.training_processes == 1:
         key = "num_processes" if executor.type == "accelerate" else "gpus_per_node"
         yield Conflict(

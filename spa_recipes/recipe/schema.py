@@ -1050,7 +1050,7 @@ class AccelerateExecutor(Section):
     sharding: Sharding = Field("auto", description=SHARDING + " With a `config_file`, auto is what that says.")
     config_file: str | None = Field(
         None,
-        description="accelerate config (own DeepSpeed or FSDP2 settings, several nodes), instead of `sharding`.",
+        description="accelerate config (own DeepSpeed or FSDP2 settings), instead of `sharding`.",
         json_schema_extra=LOCATION,
     )
 

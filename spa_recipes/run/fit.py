@@ -21,6 +21,7 @@ from spa_recipes.recipe.schema import (
     VllmBackend,
 )
 from spa_recipes.run.devices import accelerators, check_supported
+from spa_recipes.run.launch_preflight import asked_sharding
 from spa_recipes.units import human_bytes
 
 if TYPE_CHECKING:
@@ -69,8 +70,8 @@ def check_fit(stages: Sequence[Stage], plan: Plan) -> None:
         stages: those that are to run.
 
     Raises:
-        RecipeError: an accelerator is not supported; there are fewer GPUs than processes; attention's package is
-            missing; a stage does not fit.
+        RecipeError: an accelerator is not supported; there are fewer GPUs than processes, or none to share a training
+            out over; attention's package is missing; a stage does not fit.
     """
     recipe = plan.recipe
     working = [stage for stage in stages if KINDS[stage.kind].loads_model]
@@ -91,10 +92,29 @@ def check_fit(stages: Sequence[Stage], plan: Plan) -> None:
             where="compute.executor.num_processes",
             fix=f"set it to {hardware.gpus} or less",
         )
+    if problem := not_shared_out(working, recipe, hardware):
+        raise problem
     _check_attention(recipe, hardware)
     for stage in working:
         if problem := misfit(stage, plan, hardware, host):
             raise problem
+
+
+def not_shared_out(stages: Sequence[Stage], recipe: AnyRecipe, hardware: Hardware | None) -> RecipeError | None:
+    """Why trainings cannot be shared out as the recipe says: accelerate does so on GPUs only; None if they can be."""
+    executor = recipe.compute.executor
+    trains = any("train" in KINDS[stage.kind].work for stage in stages)
+    if hardware is not None or not trains or not isinstance(executor, AccelerateExecutor):
+        return None
+    asked = asked_sharding(executor)
+    if asked is None:
+        return None
+    key = "sharding" if executor.config_file is None else "config_file"
+    return RecipeError(
+        f"{asked} shares a training out over GPUs, and there is none here",
+        where=f"compute.executor.{key}",
+        fix=f"{'set it to none' if key == 'sharding' else 'remove it'} to train on the CPU, or use a machine with GPUs",
+    )
 
 
 def misfit(stage: Stage, plan: Plan, hardware: Hardware | None, host: int | None) -> RecipeError | None:

@@ -2,15 +2,13 @@
 
     python -m spa_recipes.run.launch OPTIONS --module spa_recipes.run.worker SPEC
 
-They meet as `rendezvous` says, unless the user's own accelerate configuration names several machines.
+They meet as `rendezvous` says.
 """
 
 import os
 import sys
 from argparse import Namespace
-from pathlib import Path
 
-from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 from accelerate.commands.launch import launch_command, launch_command_parser
 
 from spa_recipes.run import rendezvous
@@ -19,15 +17,6 @@ from spa_recipes.run.rendezvous import BACKEND, LOOPBACK, Gang, gang_of
 
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 """Variables that name the interface on which processes that train together open their own ports."""
-
-
-def machines(arguments: Namespace) -> int:
-    """Over how many machines a launch goes: what the options, or the user's accelerate configuration, say."""
-    if arguments.num_machines is not None:
-        return int(arguments.num_machines)
-    if arguments.config_file is None and (arguments.cpu or not Path(default_config_file).is_file()):
-        return 1
-    return int(getattr(load_config_from_file(arguments.config_file), "num_machines", 1))
 
 
 def meet(arguments: Namespace, gang: Gang) -> None:
@@ -51,9 +40,8 @@ def main() -> None:
     """Launch."""
     end_with_starter()
     rendezvous.register()
-    arguments, gang = launch_command_parser().parse_args(), gang_of(os.environ)
-    if gang.nodes > 1 or machines(arguments) == 1:
-        meet(arguments, gang)
+    arguments = launch_command_parser().parse_args()
+    meet(arguments, gang_of(os.environ))
     launch_command(arguments)
 
 

@@ -55,6 +55,18 @@ def check_launch(stages: Sequence[Stage], recipe: AnyRecipe) -> None:
         raise RecipeError(f"{problem.key}: {problem.what}", where=f"{KEY} ({path})", fix=problem.fix)
 
 
+def asked_sharding(executor: AccelerateExecutor) -> str | None:
+    """By which way a recipe, or the configuration that it names, shares a training out; None where by none.
+
+    Raises:
+        RecipeError: the configuration cannot be read.
+    """
+    if executor.config_file is None:
+        return None if executor.sharding in ("auto", "none") else executor.sharding
+    kind = str(_read(Path(executor.config_file), KEY).get("distributed_type", "")).upper()
+    return {"FSDP": "FSDP", "DEEPSPEED": "DeepSpeed"}.get(kind)
+
+
 def _read(path: Path, key: str) -> Mapping[str, Any]:
     """A mapping in YAML or JSON."""
     try:
@@ -84,6 +96,12 @@ def _problems(
             "num_processes",
             f"is {processes}, and compute.executor.num_processes is {executor.num_processes}",
             "make them equal",
+        )
+    if content.get("num_machines") not in (None, 1):
+        yield _Problem(
+            "num_machines",
+            f"is {content['num_machines']}, and nothing would be started on the other machines",
+            "set it to 1, or replace it by compute.executor.type: slurm or ray, which start processes on all nodes",
         )
     wanted = _PRECISIONS.get(recipe.model.dtype)
     if wanted is not None and precision not in (None, "no", False, wanted):

@@ -4,6 +4,7 @@ What leaves a model's forward pass is what the model computed: log-probs in floa
 to the precision of its products.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,6 +26,9 @@ from spa_recipes.training.env import Sharding
 LONGEST_WAIT_SECONDS = 24 * 3600
 """How long processes wait for each other: the first one alone merges, rounds, hashes and writes what may be 100 GB. A
 process that is lost ends the others through the launcher, and `compute.stall_minutes` says when nothing moves."""
+
+_ASKED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+"""Variables by which accelerate's launcher says what its configuration asks for."""
 
 
 def sharding_arguments(sharding: Sharding) -> dict[str, Any]:
@@ -85,16 +89,22 @@ def is_loaded_in_shares() -> bool:
 def settle(accelerator: Accelerator, args: TrainingArguments) -> None:
     """Check how a trainer's accelerator shards, and let FSDP2 round nothing that leaves the model.
 
+    Where nothing is shared out, torch's DistributedDataParallel sums the gradients over processes in the place where
+    they stay, instead of in a second copy of them all. With several micro-batches per step there are still two: those
+    of the earlier ones are not in that place.
+
     Raises:
         StageError: it does not shard though the arguments say so, or by FSDP1.
     """
     used = in_use()
-    if (args.fsdp or args.deepspeed) and used == "none":
+    if used == "none" and (args.fsdp or args.deepspeed or any(os.environ.get(name) == "true" for name in _ASKED)):
         raise StageError(
             "the weights cannot be shared out here: accelerate does so on GPUs only",
-            where="compute.executor.sharding",
-            fix="set it to none, or use a machine with GPUs",
+            where="compute.executor",
+            fix="set sharding to none and leave config_file out, or use a machine with GPUs",
         )
+    if used == "none":
+        accelerator.ddp_handler.gradient_as_bucket_view = True
     if used == "fsdp1":
         raise StageError(
             "FSDP1 is not supported", where="compute.executor.config_file", fix="set fsdp_version: 2 in it"

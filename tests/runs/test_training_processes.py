@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from spa_recipes.estimates import training_memory
+from tests.kit.plans import plan_of
 from tests.kit.processes import run_script
 from tests.kit.training import (
     KilledError,
@@ -74,3 +77,51 @@ def test_two_processes_train_like_one(policy: Path, tmp_path: Path) -> None:
         for ours, theirs in zip(*logs, strict=True):
             assert json.loads(ours) == pytest.approx(json.loads(theirs), rel=1e-3, abs=1e-5)
         assert (two / "checkpoints" / "checkpoint-4" / "spa_checkpoint.json").is_file()
+
+
+MEMORY = """
+import os, sys, pathlib, torch
+torch.set_num_threads(1)
+from spa_recipes.training import common
+from spa_recipes.training.run import train_preference
+from tests.kit.peak_memory import TensorMemory
+from tests.kit.training import *
+policy, folder, fit = *map(pathlib.Path, sys.argv[1:]), common.fit
+half = [5 + i % 300 for i in range(8)]
+row = {"prompt_ids": half, "chosen_ids": half, "rejected_ids": half}
+row |= {"ref_chosen_logps": -9.0, "ref_rejected_logps": -9.0}
+def counted_fit(trainer, *rest):
+    with TensorMemory() as memory:
+        step = fit(trainer, *rest)
+    assert trainer.model_wrapped.gradient_as_bucket_view
+    pathlib.Path(f"{os.environ['RANK']}-{each}").write_text(str(memory.peak))
+    return step
+common.fit = counted_fit
+for each in (4, 2):
+    settings = preference(global_batch_size=8, per_device_train_batch_size=each)
+    env = make_env(policy, folder / str(each))
+    train_preference(policy, [row] * 16, settings, env, reference_path=None, refinement=None)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_memory_that_was_estimated(tmp_path: Path) -> None:
+    """Gradients are there once where a step is one micro-batch, and twice where it is two."""
+    policy = make_model(tmp_path / "model")
+    config = LlamaConfig(vocab_size=2000, hidden_size=128, num_hidden_layers=3, intermediate_size=352)
+    config.num_attention_heads, config.num_key_value_heads, config.tie_word_embeddings = 4, 2, False
+    LlamaForCausalLM(config).save_pretrained(policy)
+    script = tmp_path / "train.py"
+    script.write_text(MEMORY)
+    run_script(script, policy, tmp_path / "out", processes=2)
+    model = {"model_name_or_path": str(policy), "dtype": "float32", "max_length": 16, "max_prompt_length": 8}
+    copies = []
+    for each in (4, 2):
+        training = {"global_batch_size": 8, "per_device_train_batch_size": each}
+        plan = plan_of(model=model, sft=None, seed_training=training)
+        estimate = training_memory(plan.stage("seed"), plan.recipe, processes=2)
+        assert estimate is not None
+        copies.append(estimate.copies)
+        for rank in (0, 1):
+            assert int((tmp_path / f"{rank}-{each}").read_text()) == pytest.approx(estimate.total, rel=0.1)
+    assert copies == [0, estimate.gradients]

@@ -148,6 +148,18 @@ def test_of_a_seed_stage_on_four_gpus_without_sharding() -> None:
     assert estimate.held == pytest.approx(116e9, rel=0.01)
 
 
+def test_gradients_exist_twice_only_where_a_step_has_several_micro_batches() -> None:
+    """Of data parallelism: see `training.sharding.settle`."""
+    copies = []
+    for processes, at_once in ((2, 4), (2, 2), (1, 2)):
+        training = {"global_batch_size": 8, "per_device_train_batch_size": at_once}
+        plan = plan_of(model={**SEVEN_B, "dtype": "float32", "num_parameters": 1e9}, sft=None, seed_training=training)
+        estimate = training_memory(plan.stage("seed"), plan.recipe, processes=processes)
+        assert estimate is not None
+        copies.append(estimate.copies)
+    assert copies == [0, 4e9, 0]
+
+
 def test_sharding_shares_out_what_is_held() -> None:
     plan = plan_of(model={**SEVEN_B, "num_parameters": 7.24e9, "max_length": 2048}, sft=None)
     for sharding in ("fsdp2", "zero3"):

@@ -1,21 +1,23 @@
 """What does not fit a machine is told before anything starts, with what to set."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from spa_recipes.errors import RecipeError
 from spa_recipes.estimates import Hardware, needs, seconds_of, stated_hardware
-from spa_recipes.plan import Plan
+from spa_recipes.plan import KINDS, Plan
 from spa_recipes.recipe.schema import Recipe
 from spa_recipes.run import fit
 from spa_recipes.run.devices import Accelerators
-from spa_recipes.run.fit import check_fit, host_bytes, is_tight, misfit
+from spa_recipes.run.fit import check_fit, host_bytes, is_tight, misfit, not_shared_out
 from tests.kit.plans import plan_of, vllm_plan
 from tests.kit.recipes import mini
 
 ONE, FOUR = Hardware(1, 80 * 2**30, "NVIDIA H100"), Hardware(4, 80 * 2**30, "NVIDIA H100")
 ENOUGH = 10**12
+SMALL = {name: {"per_device_train_batch_size": 4} for name in ("sft", "seed_training", "refine")}
 
 
 def big(**changes: Any) -> Plan:
@@ -84,6 +86,31 @@ def test_it_is_checked_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(fit, "hardware_here", lambda: None)
     with pytest.raises(RecipeError, match="flash_attention_2 needs a GPU"):
         check_fit(flash.stages, flash)
+
+
+def test_a_training_is_not_shared_out_on_a_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It would be found by the first training only, after minutes of data and sampling."""
+    monkeypatch.setattr(fit, "check_supported", lambda: None)
+    monkeypatch.setattr(fit, "hardware_here", lambda: None)
+    two = {"type": "accelerate", "num_processes": 2}
+    config = tmp_path / "accelerate.yaml"
+    for executor, words in (
+        ({"sharding": "fsdp2"}, "fsdp2 shares a training out over GPUs, and there is none here"),
+        ({"sharding": "zero3"}, "zero3 shares"),
+        ({"config_file": str(config), "distributed_type": "FSDP"}, "FSDP shares"),
+        ({"config_file": str(config), "distributed_type": "DEEPSPEED"}, "DeepSpeed shares"),
+    ):
+        config.write_text(f"distributed_type: {executor.pop('distributed_type', 'NO')}")
+        plan = plan_of(compute={"executor": {**two, **executor}}, **SMALL)
+        with pytest.raises(RecipeError, match=words) as caught:
+            check_fit(plan.stages, plan)
+        assert caught.value.where == f"compute.executor.{next(iter(executor))}"
+        check_fit([stage for stage in plan.stages if "train" not in KINDS[stage.kind].work], plan)
+        assert not_shared_out(plan.stages, plan.recipe, FOUR) is None  # that a plan is for, wherever it is made
+    config.write_text("distributed_type: MULTI_CPU")
+    for whole in ({}, {"sharding": "none"}, {"config_file": str(config)}):
+        plan = plan_of(compute={"executor": {**two, **whole}}, **SMALL)
+        check_fit(plan.stages, plan)
 
 
 def test_half_precision_on_a_mac_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,14 @@ def test_another_number_of_processes(tmp_path: Path) -> None:
     assert text == "num_processes: is 8, and compute.executor.num_processes is 2; make them equal"
 
 
+def test_other_machines_on_which_nothing_would_be_started(tmp_path: Path) -> None:
+    """The processes here would wait for them without a word."""
+    text = refused(tmp_path, GOOD | {"num_machines": 2, "machine_rank": 0})
+    assert text.startswith("num_machines: is 2, and nothing would be started on the other machines; ")
+    assert "compute.executor.type: slurm or ray" in text
+    check(tmp_path, GOOD | {"num_machines": 1})
+
+
 def test_another_precision(tmp_path: Path) -> None:
     """accelerate would train in it without a word."""
     text = refused(tmp_path, GOOD | {"mixed_precision": "bf16"}, model={"dtype": "float32"})

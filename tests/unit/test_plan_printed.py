@@ -77,3 +77,15 @@ def test_a_stage_whose_rows_are_not_known_is_not_counted_as_nothing(
         for start in ("to do:", "time:"):
             (line,) = (line for line in lines if line.startswith(start))
             assert (", and seed, whose rows are not known yet" in line) is not rows_are_known
+
+
+def test_a_training_that_cannot_be_shared_out_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a machine without GPUs, of a recipe that is written for none."""
+    batch = {"per_device_train_batch_size": 4}
+    executor = {"type": "accelerate", "num_processes": 2, "sharding": "fsdp2"}
+    changes: dict[str, Any] = {"compute": {"executor": executor}, "sft": batch, "seed_training": batch, "refine": batch}
+    (line,) = (line for line in printed(capsys, tmp_path, **changes) if line.startswith("! "))
+    assert "fsdp2 shares a training out over GPUs, and there is none here" in line
+    assert not any(
+        "shares a training" in line for line in printed(capsys, tmp_path, hardware="2 GPUs with 80 GB", **changes)
+    )

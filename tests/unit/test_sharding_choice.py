@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, cast
 
 import pytest
@@ -19,6 +20,7 @@ from spa_recipes.stages.context import Context
 from spa_recipes.training import checkpoints
 from spa_recipes.training.common import trainer_arguments
 from spa_recipes.training.env import TrainEnv
+from spa_recipes.training.sharding import settle
 from tests.kit.plans import plan_of
 from tests.kit.recipes import merged, mini, write_recipe
 from tests.kit.stages import spec_of
@@ -93,6 +95,10 @@ def test_sharding_changes_no_key() -> None:
             "set gpus_per_node to the number of GPUs",
         ),
         (
+            {"compute": {"executor": {"type": "ray", "nodes": 2, "gpus_per_node": 0, "sharding": "zero2"}}},
+            "zero2 shares a training out over GPUs, and gpus_per_node is 0",
+        ),
+        (
             {
                 "compute": {
                     "executor": {"type": "accelerate", "num_processes": 2, "sharding": "zero2", "config_file": "a.yaml"}
@@ -113,6 +119,17 @@ def test_settings_that_contradict(changes: dict[str, Any], message: str, tmp_pat
     write_recipe(tmp_path / "a.yaml", merged(mini(**SMALL), changes))
     with pytest.raises(RecipeError, match=message):
         load_recipe(tmp_path / "a.yaml")
+
+
+def test_a_training_that_is_not_shared_out_as_it_should_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """accelerate, on a CPU, does so without a word where its own configuration asks for FSDP or DeepSpeed."""
+    nothing, accelerator = SimpleNamespace(fsdp=[], deepspeed=None), SimpleNamespace(ddp_handler=SimpleNamespace())
+    settle(cast("Any", accelerator), cast("Any", nothing))
+    for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
+        monkeypatch.setenv(name, "true")
+        with pytest.raises(StageError, match="accelerate does so on GPUs only"):
+            settle(cast("Any", accelerator), cast("Any", nothing))
+        monkeypatch.delenv(name)
 
 
 def test_processes_wait_while_the_first_one_hashes_and_writes() -> None:
