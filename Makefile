@@ -18,7 +18,7 @@ VLLM_VENV ?= .venv-vllm
 VLLM_READY := $(VLLM_VENV)/.ready
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: sandbox test test-fast test-slow test-vllm test-slurm test-ray test-clusters test-wheel test-browser dist lint format clean
+.PHONY: sandbox test test-fast test-slow test-vllm test-slurm test-ray test-clusters test-sharding test-wheel test-browser dist lint format clean
 
 sandbox: $(READY)
 	$(VENV)/bin/spa run quickstart
@@ -52,6 +52,11 @@ test-clusters: $(READY)
 	tests/kit/slurm_install.sh
 	$(VENV)/bin/python $(PIP) -e ".[ray]"
 	$(VENV)/bin/python -m pytest -m "(slurm or ray) and not slow"
+
+# Trainings that DeepSpeed shares out over two processes of the CPU; it compiles nothing.
+test-sharding: $(READY)
+	$(VENV)/bin/python $(PIP) -e ".[deepspeed]"
+	$(VENV)/bin/python -m pytest -m deepspeed
 
 # Builds the package, installs it into an environment without it, and runs it from an empty folder.
 test-wheel: $(READY)

@@ -1,5 +1,6 @@
 """Several processes: the stages that load a model under `accelerate launch`, on the CPU."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -20,6 +21,9 @@ from tests.kit.training import same_weights
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 TWO = {"compute": {"executor": {"type": "accelerate", "num_processes": 2, "sharding": "none"}}}
 ROOT = Path(__file__).parents[2]
+needs_deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed (extra deepspeed)"
+)
 BASE = mini(
     data={"prompts_per_iteration": [32]},
     sft={"per_device_train_batch_size": 8},
@@ -97,7 +101,7 @@ def test_accelerates_own_configuration_is_launched(way: str, one: Path, tmp_path
     assert len({path.name.split("_")[2] for path in shares}) == (2 if way == "fsdp2" else 0)
 
 
-@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
+@pytest.mark.parametrize("sharding", ["none", "fsdp2", pytest.param("zero3", marks=needs_deepspeed)])
 def test_two_processes_do_what_one_does(sharding: str, one: Path, tmp_path: Path) -> None:
     """Trainings, sampling, scoring and evaluation: losses, pairs, weights, answers and figures."""
     run(tmp_path, "two", merged(TWO, {"compute": {"executor": {"sharding": sharding}}}))

@@ -107,6 +107,36 @@ def test_what_is_saved_is_whole(few: Path, policy: Path) -> None:
     assert (few / "refine+lora+bf16" / "adapter" / "adapter_config.json").is_file()
 
 
+# --- some with DeepSpeed, which has to be installed ---
+
+ZERO = ("sft", "refine", "refine+lora+bf16")
+
+
+@pytest.fixture(scope="module")
+def zero_alone(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("zero_alone")
+    assert train_together(folder, policy, ZERO, processes=1) == 0, (folder / "log").read_text()
+    return folder
+
+
+@pytest.mark.deepspeed
+def test_two_processes_with_zero2_do_what_one_does(policy: Path, zero_alone: Path, tmp_path: Path) -> None:
+    assert train_together(tmp_path, policy, ZERO, "zero2") == 0, (tmp_path / "log").read_text()
+    assert {left["sharding"] for cell in ZERO for left in results(tmp_path, cell)} == {"zero2"}
+    check_equal(tmp_path, zero_alone, ZERO)
+
+
+@pytest.mark.deepspeed
+def test_two_processes_with_zero3_do_what_one_does_also_when_killed(
+    policy: Path, zero_alone: Path, tmp_path: Path
+) -> None:
+    assert train_together(tmp_path, policy, ["refine"], "zero3", kill_at=KILL_AT) == KILLED
+    assert train_together(tmp_path, policy, ZERO, "zero3") == 0, (tmp_path / "log").read_text()
+    assert {left["sharding"] for cell in ZERO for left in results(tmp_path, cell)} == {"zero3"}
+    assert results(tmp_path, "refine")[0]["metrics"]["resumed_from_step"] == KILL_AT - 1
+    check_equal(tmp_path, zero_alone, ZERO)
+
+
 # --- all of them ---
 
 
