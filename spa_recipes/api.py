@@ -289,12 +289,13 @@ def plan_view(prepared: Prepared) -> list[StageView]:
     return views
 
 
-def job_script(prepared: Prepared, recipe: Path, options: Sequence[str]) -> str:
-    """The script of the Slurm job that does a run.
+def job_script(prepared: Prepared, recipe: Path, options: Sequence[str], run_dir: Path | None = None) -> str:
+    """The script of the Slurm job that does a run, or a rehearsal.
 
     Args:
         recipe: as the user names it.
         options: further ones of `spa run`.
+        run_dir: the folder that `spa run` is given: of a rehearsal, that of the run itself. None: that of `prepared`.
 
     Raises:
         RecipeError: the recipe does not run on Slurm.
@@ -310,11 +311,13 @@ def job_script(prepared: Prepared, recipe: Path, options: Sequence[str]) -> str:
             fix="set it to slurm, with nodes and gpus_per_node, or use `spa run`",
         )
     folder = prepared.run.path.absolute()
-    command = driver_command(recipe, folder, options)
+    command = driver_command(recipe, run_dir or folder, options)
     return script(executor, prepared.plan.recipe.name, folder, command, Path.cwd())
 
 
-def submit(prepared: Prepared, recipe: Path, options: Sequence[str], consent: Consent) -> str:
+def submit(
+    prepared: Prepared, recipe: Path, options: Sequence[str], consent: Consent, run_dir: Path | None = None
+) -> str:
     """Submit the job of `job_script`; returns its number. What can be found wrong without nodes is found before.
 
     Raises:
@@ -324,7 +327,7 @@ def submit(prepared: Prepared, recipe: Path, options: Sequence[str], consent: Co
     from spa_recipes.run.submit import job_of, queue_state, submit
 
     run = prepared.run
-    text = job_script(prepared, recipe, options)
+    text = job_script(prepared, recipe, options, run_dir)
     marker.refuse_foreign(run.path, run.kind)
     consent(prepared.plan, run)
     if (job := job_of(run.path)) is not None and (state := queue_state(job)) is not None:

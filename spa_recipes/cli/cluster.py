@@ -15,6 +15,9 @@ def submit(
     until: Until = None,
     accept: Accept = False,
     trust: Trust = False,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="Submit a rehearsal, as `spa run RECIPE --rehearse` does one.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script, and submit nothing.")] = False,
 ) -> None:
     """Submit a recipe, or a run that stopped, as a Slurm job.
@@ -27,18 +30,22 @@ def submit(
     from spa_recipes.cli.terminal import say
     from spa_recipes.units import for_shell
 
-    prepared = api.prepare(recipe, overrides=set_ or [], run_dir=run_dir, afresh=True)
+    full = api.prepare(recipe, overrides=set_ or [], run_dir=run_dir, afresh=True)
+    prepared = api.prepare_rehearsal(full) if rehearse else full
     options = [text for each in set_ or [] for text in ("--set", each)]
     options += ["--until", until] if until is not None else []
     options += ["--accept"] if accept else []
+    options += ["--rehearse"] if rehearse else []
     if dry_run:
-        say(*api.job_script(prepared, recipe, options).splitlines())
+        say(*api.job_script(prepared, recipe, options, full.run.path).splitlines())
         return
     with RunReporter(prepared) as reporter:
         consent = consent_of(reporter, trust=trust, overrides=set_ or [])
-        job = api.submit(prepared, recipe, options, consent)
-    run = for_shell(prepared.run.path)
-    say(f"submitted {prepared.plan.recipe.name} as job {job}: `spa status {run}` shows how far it is")
+        job = api.submit(prepared, recipe, options, consent, full.run.path)
+    run, what = for_shell(prepared.run.path), "a rehearsal of " if rehearse else ""
+    say(f"submitted {what}{prepared.plan.recipe.name} as job {job}: `spa status {run}` shows how far it is")
+    if rehearse:
+        say(f"what it finds is at the end of the job's log: {prepared.run.path / f'slurm-{job}.log'}")
 
 
 def cancel(run: RunName, runs_dir: RunsDir = Path("runs")) -> None:

@@ -92,6 +92,7 @@ LABEL = (
 SUBMIT = examples(
     "spa submit ultrafeedback_3p3_slurm --dry-run  # prints the script of the job",
     "spa submit my.yaml --set compute.executor.partition=gpu",
+    "spa submit my.yaml --rehearse  # minutes, before a job of hours",
 )
 CANCEL = examples("spa cancel ultrafeedback_3p3_slurm")
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from spa_recipes import api
+from spa_recipes.cli import cluster
 from spa_recipes.errors import LockedError, RecipeError, SpaError, TryAgainError
 from spa_recipes.plan.powers import powers_of
 from spa_recipes.recipe.schema import Compute, RayExecutor, SlurmExecutor
@@ -156,6 +157,27 @@ def test_a_run_whose_job_waits_is_not_submitted_again(tmp_path: Path, monkeypatc
     monkeypatch.setattr(submit, "queue_state", lambda job: "PENDING (Priority)")
     with pytest.raises(LockedError, match=r"job 12 does this run already \(PENDING \(Priority\)\)"):
         api.submit(prepared, path, [], lambda plan, run: None)
+
+
+def test_a_rehearsal_is_submitted_in_a_folder_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sbatch").write_text(f'#!/bin/sh\ncp "$2" {tmp_path}/submitted\necho 34\n')
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    path = write_recipe(tmp_path / "mini.yaml", on_slurm())
+    cluster.submit(path, rehearse=True, until="sft")
+    folder = tmp_path / "runs" / "rehearsals" / "mini"
+    assert submit.job_of(folder) == "34"
+    assert not (tmp_path / "runs" / "mini").exists()
+    lines = (tmp_path / "submitted").read_text().splitlines()
+    assert f'#SBATCH --output="{folder}/slurm-%j.log"' in lines
+    # It is `spa run` of the recipe's own folder that rehearses: one below this one would be a rehearsal of a rehearsal.
+    assert any(f"--run-dir {tmp_path}/runs/mini --until sft --rehearse <" in line for line in lines)
+    said = capsys.readouterr().out
+    assert "submitted a rehearsal of mini as job 34: `spa status runs/rehearsals/mini` shows" in " ".join(said.split())
+    assert "the end of the job's log: runs/rehearsals/mini/slurm-34.log" in " ".join(said.split())
 
 
 def test_what_slurm_says_of_a_job_is_one_phrase(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ OPTIONS = {
     "": {"--debug", "--version"},
     "run": {"--run-dir", "--set", "--until", "--accept", "--trust", "--rehearse", "--with-control"},
     "resume": {"--runs-dir", "--set", "--until", "--accept", "--trust"},
-    "submit": {"--run-dir", "--set", "--until", "--accept", "--trust", "--dry-run"},
+    "submit": {"--run-dir", "--set", "--until", "--accept", "--trust", "--rehearse", "--dry-run"},
     "cancel": {"--runs-dir"},
     "judge": {
         "--policy", "--reference", "--pairs", "--out", "--beta", "--length-penalty", "--dtype", "--max-length",
