@@ -16,7 +16,9 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from spa_recipes.algo.logps import sequence_logps
 from spa_recipes.errors import DataError, RecipeError, StageError
+from spa_recipes.models.loading import load_causal_lm
 from spa_recipes.recipe.schema import FixedThreshold, Lora, PercentileThreshold
+from spa_recipes.training import run
 from spa_recipes.training.env import Refinement
 from spa_recipes.training.pair_rows import PairCollator
 from spa_recipes.training.preference import NoiseDetector, SpaTrainer
@@ -279,13 +281,21 @@ def test_float16_is_refused_without_a_gpu(policy: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("live", [False, True], ids=["columns", "adapter-off"])
-def test_lora_is_merged(policy: Path, tmp_path: Path, live: bool) -> None:
+def test_lora_is_merged(policy: Path, tmp_path: Path, live: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a live reference it is the policy with its adapter switched off: margins start at zero."""
+    loaded = []
+
+    def load(*arguments: Any, **options: Any) -> Any:
+        loaded.append(arguments[0])
+        return load_causal_lm(*arguments, **options)
+
+    monkeypatch.setattr(run, "load_causal_lm", load)
     env = make_env(policy, tmp_path, lora=Lora(lora_r=4, lora_alpha=8))
     refinement = replace(REFINEMENT, lam=0.5 if live else 0.0)
     rows = make_pairs(16, reference=not live)
     settings = preference(gradient_checkpointing=live)
     train_preference(policy, rows, settings, env, reference_path=policy if live else None, refinement=refinement)
+    assert loaded == [policy, policy]  # to be trained, and to be added to: no second one is the reference
     assert not list(env.output_dir.glob("*adapter*"))
     before, after = weights(policy), weights(env.output_dir)
     assert before.keys() == after.keys()

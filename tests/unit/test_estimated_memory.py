@@ -151,9 +151,10 @@ def test_of_a_seed_stage_on_four_gpus_without_sharding() -> None:
 def test_gradients_exist_twice_only_where_a_step_has_several_micro_batches() -> None:
     """Of data parallelism: see `training.sharding.settle`."""
     copies = []
+    model = {**SEVEN_B, "dtype": "float32", "num_parameters": 1e9, "max_length": 1024}
     for processes, at_once in ((2, 4), (2, 2), (1, 2)):
         training = {"global_batch_size": 8, "per_device_train_batch_size": at_once}
-        plan = plan_of(model={**SEVEN_B, "dtype": "float32", "num_parameters": 1e9}, sft=None, seed_training=training)
+        plan = plan_of(model=model, sft=None, seed_training=training)
         estimate = training_memory(plan.stage("seed"), plan.recipe, processes=processes)
         assert estimate is not None
         copies.append(estimate.copies)

@@ -13,7 +13,7 @@ import pytest
 from spa_recipes.errors import DataError, StageError
 from spa_recipes.recipe.schema import Model
 from spa_recipes.run.worker import run_stage
-from spa_recipes.stages.common import sharded
+from spa_recipes.stages.common import FEWEST_SCORED, SCORED_PER_SHARD, shard_size, sharded
 from spa_recipes.stages.refine import _audit
 from spa_recipes.stages.training import train_env
 from tests.kit.stages import context_of, judged, spec_of
@@ -61,6 +61,14 @@ def test_attempts_of_a_stage_have_one_run_in_wandb(tmp_path: Path, monkeypatch: 
         ids.append(os.environ["WANDB_RUN_ID"])
         assert os.environ["WANDB_RESUME"] == "allow"
     assert ids[0] == ids[1] != ids[2]
+
+
+def test_a_few_thousand_rows_keep_several_gpus_busy() -> None:
+    """A recipe has 4,000 held-out or seed answers: with 4,096 rows per shard, one GPU would score them all."""
+    size = shard_size(4000, fewest=FEWEST_SCORED, most=SCORED_PER_SHARD)
+    assert 4000 / size > 4 * 4  # the last shards of four workers end nearly together
+    assert shard_size(10**6, fewest=FEWEST_SCORED, most=SCORED_PER_SHARD) == SCORED_PER_SHARD
+    assert shard_size(100, fewest=FEWEST_SCORED, most=SCORED_PER_SHARD) == FEWEST_SCORED
 
 
 def test_shards_that_are_done_are_not_made_again(tmp_path: Path) -> None:
