@@ -122,7 +122,7 @@ def _unlike(pairs: Rows, source: DatasetSource) -> list[PromptRow]:
     known = {*pairs.column("prompt_id").to_pylist()}
     found = {row["prompt_id"]: row for row in read_prompts(source).rows if row["prompt_id"] not in known}
     if not found:
-        raise DataError("every prompt is that of a pair, too", where=source.source, fix="leave --prompts out")
+        raise DataError("every prompt is that of a pair, too", where=str(source.source), fix="leave --prompts out")
     return [*found.values()]
 
 

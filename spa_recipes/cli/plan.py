@@ -97,8 +97,8 @@ def _print_problems(plan: Plan, hardware: Hardware | None) -> None:
     try:
         if isinstance(plan.recipe, Recipe):
             check_counted(plan.recipe.data)
-        if not problems and (problem := not_shared_out(plan.stages, plan.recipe, hardware)):
-            problems.append(problem)
+        if not problems and (unshared := not_shared_out(plan.stages, plan.recipe, hardware)):
+            problems.append(unshared)
     except (DataError, RecipeError) as error:
         problems.append(error)
     if not problems:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests.kit.cli import run_spa
+from tests.kit.cli import run_fresh
 from tests.kit.processes import processes_of, wait_for
 from tests.kit.recipes import merged, mini, write_recipe
 from tests.kit.training import same_weights
@@ -47,7 +47,8 @@ def run(folder: Path, name: str, changes: dict[str, Any], *options: str) -> None
     write_recipe(folder / f"{name}.yaml", merged(merged(BASE, changes), {"name": name}))
     before = filter(None, [os.environ.get("PYTHONPATH")])
     path = os.pathsep.join([str(ROOT / "tests" / "kit" / "cpu_shards"), str(ROOT), *before])
-    done = run_spa(folder, "run", f"{name}.yaml", "--run-dir", f"runs-{name}/{name}", *options, PYTHONPATH=path)
+    # A fresh interpreter, as it is told that the CPU shares trainings out, too.
+    done = run_fresh(folder, "run", f"{name}.yaml", "--run-dir", f"runs-{name}/{name}", *options, PYTHONPATH=path)
     assert done.returncode == 0, done.stderr + done.stdout
 
 
