@@ -161,7 +161,11 @@ class World:
                     f"{len(self.rows)} pairs are too few for {options.heldout} and {max(options.sizes)} of them"
                 )
             for name, part in {"pool": pool, "heldout": heldout}.items():
-                self._file(name, seed).write_text("".join(json.dumps(pair) + "\n" for pair in part))
+                text = "".join(json.dumps(pair) + "\n" for pair in part)
+                file = self._file(name, seed)
+                if not file.exists() or file.read_text() != text:  # another command may be reading it
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_text(text)
 
     def heldout(self, seed: int) -> list[Pair]:
         """The held-out pairs of a seed."""
@@ -174,6 +178,7 @@ class World:
         said = self._recipe(judge, size, seed)
         said["model"]["model_name_or_path"] = ""  # a place; what is there has a digest
         del said["compute"], said["storage"], said["data"]["pairs"], said["data"]["prompts"]
+        del said["seed_training"]["per_device_train_batch_size"]  # how, not what
         made_by = {"judge": judge, "which": f"{size} labels, {seed}", "recipe": said, **self._made_by}
         made_by["heldout"] = self.options.heldout
         return Outcome(**self.kept.get("judged", made_by, lambda: self._judged(judge, size, seed)._asdict()))
@@ -212,7 +217,6 @@ class World:
         return Outcome(right, seconds / len(pairs))
 
     def _file(self, name: str, seed: int) -> Path:
-        self.options.work.mkdir(parents=True, exist_ok=True)
         file: Path = self.options.work / f"{name}-{seed}.jsonl"
         return file
 
