@@ -3,11 +3,11 @@
     python -m tests.benchmarks.real_judge --model FOLDER --data pairs.jsonl --work FOLDER
         [--sizes 50 100 200 400] [--seeds 1 2 3] [--heldout 150] [--max-length 128]
 
-`--data`: JSON lines with `prompt`, `chosen` and `rejected` as strings. For every seed the prompts are split: pairs of
-some are held out, those of the others are seed labels, and a smaller number of these is part of each larger one. On the
-seed labels the seed stage of a run trains pi_0 from the model by DPO, and the reward-model stage of the same run trains
-a reward model, from the same model. `spa judge` then labels the held-out pairs by each. "Longer wins" prefers the
-answer with more characters.
+`--data`: JSON lines with `prompt`, `chosen` and `rejected` as strings. For every seed the prompts are split: of some of
+them one pair each is held out, the pairs of the others are seed labels, and a smaller number of these is part of each
+larger one. On the seed labels the seed stage of a run trains pi_0 from the model by DPO, and the reward-model stage of
+another run trains a reward model, from the same model. `spa judge` then labels the held-out pairs by each. "Longer
+wins" prefers the answer with more characters.
 
 Accuracy is the share of held-out pairs where the judge prefers what the data prefers. The length-balanced part of the
 held-out pairs has as many pairs whose longer answer is preferred as others, with ratios of lengths as near as there
@@ -88,15 +88,15 @@ def usable(rows: Sequence[Pair]) -> list[Pair]:
 
 
 def split(rows: Sequence[Pair], heldout: int, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """Pairs to learn from, and so many held-out ones; no prompt is on both sides, and both are shuffled by the seed."""
-    rows = random.Random(seed).sample(rows, len(rows))
-    kept: list[Pair] = []
-    for prompt in dict.fromkeys(row["prompt"] for row in rows):
-        if len(kept) >= heldout:
-            break
-        kept += [row for row in rows if row["prompt"] == prompt]
-    prompts = {row["prompt"] for row in kept}
-    return [row for row in rows if row["prompt"] not in prompts], kept[:heldout]
+    """Pairs to learn from, and held-out ones, one for each of so many prompts; both are shuffled by the seed.
+
+    The other pairs of held-out prompts are in neither part: pairs of a prompt are no independent measurements.
+    """
+    rng = random.Random(seed)
+    rows = rng.sample(rows, len(rows))
+    prompts = rng.sample(sorted({row["prompt"] for row in rows}), heldout)
+    kept = [next(row for row in rows if row["prompt"] == prompt) for prompt in prompts]
+    return [row for row in rows if row["prompt"] not in prompts], kept
 
 
 def length_ratio(pair: Pair) -> float:
@@ -155,11 +155,11 @@ class World:
         self.rows = usable([json.loads(line) for line in options.data.read_text().splitlines()])
         self._made_by = {"model": file_digest(options.model / "model.safetensors"), "data": file_digest(options.data)}
         for seed in options.seeds:
-            pool, heldout = split(self.rows, options.heldout, seed)
+            prompts = len({row["prompt"] for row in self.rows})
+            pool, heldout = split(self.rows, min(prompts, options.heldout), seed)
             if len(pool) < max(options.sizes) or len(heldout) < options.heldout:
-                raise SystemExit(
-                    f"{len(self.rows)} pairs are too few for {options.heldout} and {max(options.sizes)} of them"
-                )
+                have = f"{len(self.rows)} usable pairs of {prompts} prompts; {len(pool)} are left beside {len(heldout)}"
+                raise SystemExit(f"too few for {options.heldout} held-out and {max(options.sizes)} seed labels: {have}")
             for name, part in {"pool": pool, "heldout": heldout}.items():
                 text = "".join(json.dumps(pair) + "\n" for pair in part)
                 file = self._file(name, seed)
@@ -269,7 +269,7 @@ def write(options: argparse.Namespace) -> str:
     return text
 
 
-LENGTHS_HEAD = ["| seed | held-out pairs | their prompts | of them length-balanced |", "|---|---|---|---|"]
+LENGTHS_HEAD = ["| seed | held-out pairs | of them length-balanced |", "|---|---|---|"]
 HEAD = [
     "| labels | judge | accuracy, % | of each seed | of the length-balanced part, % | of each seed | s per pair |",
     "|---|---|---|---|---|---|---|",
@@ -278,7 +278,7 @@ HEAD = [
 
 def _lengths(world: World, seed: int) -> str:
     pairs = world.heldout(seed)
-    return f"| {seed} | {len(pairs)} | {len({pair['prompt'] for pair in pairs})} | {len(balanced(pairs))} |"
+    return f"| {seed} | {len(pairs)} | {len(balanced(pairs))} |"
 
 
 def _found(world: World, judge: str, size: int) -> dict[int, Outcome]:

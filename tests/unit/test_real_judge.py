@@ -15,16 +15,16 @@ ROWS = [pair(f"prompt {k % 7}", f"chosen {k}", f"rejected {k}") for k in range(4
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_no_prompt_is_on_both_sides(seed: int) -> None:
-    pool, heldout = split(ROWS, 10, seed)
-    assert len(heldout) == 10
-    assert not {row["prompt"] for row in pool} & {row["prompt"] for row in heldout}
-    assert len(pool) >= 40 - 2 * 6  # pairs of the last held-out prompt that are too many are in neither part
-    assert all(row in ROWS for row in pool + heldout)
+def test_one_pair_of_each_held_out_prompt_and_none_of_these_prompts_is_learned(seed: int) -> None:
+    pool, heldout = split(ROWS, 3, seed)
+    prompts = {row["prompt"] for row in heldout}
+    assert len(heldout) == len(prompts) == 3
+    assert sorted(map(ROWS.index, pool)) == [k for k, row in enumerate(ROWS) if row["prompt"] not in prompts]
+    assert all(row in ROWS for row in heldout)
 
 
 def test_seeds_split_in_their_own_way_and_always_in_the_same() -> None:
-    first, again, other = split(ROWS, 10, 1), split(ROWS, 10, 1), split(ROWS, 10, 2)
+    first, again, other = split(ROWS, 3, 1), split(ROWS, 3, 1), split(ROWS, 3, 2)
     assert first == again
     assert first != other
 
