@@ -336,7 +336,7 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=128, help="tokens of prompt and answer; more are cut off")
     parser.add_argument("--max-prompt-length", type=int, default=56)
     parser.add_argument("--dpo-rate", type=float, default=2e-5, help="learning rate of the policy")
-    parser.add_argument("--reward-rate", type=float, default=2e-5, help="learning rate of the reward model")
+    parser.add_argument("--reward-rate", type=float, default=1e-4, help="learning rate of the reward model")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--batch", type=int, default=8, help="pairs of an optimizer step")
     parser.add_argument("--per-device", type=int, default=8, help="pairs that are in memory at a time in training")
