@@ -18,7 +18,7 @@ VLLM_VENV ?= .venv-vllm
 VLLM_READY := $(VLLM_VENV)/.ready
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: sandbox test test-fast test-slow test-vllm test-slurm test-ray test-clusters test-sharding test-wheel test-browser dist lint format clean
+.PHONY: sandbox test test-fast test-long test-slow test-vllm test-slurm test-ray test-clusters test-sharding test-wheel test-browser dist lint format clean
 
 sandbox: $(READY)
 	$(VENV)/bin/spa run quickstart
@@ -30,6 +30,10 @@ test: $(READY)
 # Without any other process.
 test-fast: $(READY)
 	$(PYTEST) --dist worksteal tests/unit
+
+# Variations of what the default run has.
+test-long: $(READY)
+	$(PYTEST) --dist loadscope -m long
 
 test-slow: $(READY)
 	$(VENV)/bin/python -m pytest -m slow

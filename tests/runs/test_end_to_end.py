@@ -284,6 +284,7 @@ def test_two_models_can_judge_the_win_rate(home: Path) -> None:
     assert manifest["metrics"]["win_rate_vs_init"] == pytest.approx(sum(wins) / len(wins))
 
 
+@pytest.mark.long  # test_half_precision_run.py has the precision, and the tests of trainings have adapters
 def test_lora_and_bfloat16(home: Path) -> None:
     """Adapters are merged: what a stage leaves is a whole model in the precision of the recipe."""
     from safetensors import safe_open

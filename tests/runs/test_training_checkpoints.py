@@ -31,7 +31,7 @@ def interrupted(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("case", ["plain", "decoupled", "lora-dropout"])
+@pytest.mark.parametrize("case", [pytest.param("plain", marks=pytest.mark.long), "decoupled", "lora-dropout"])
 def test_a_resumed_preference_training_is_the_same_bit_by_bit(policy: Path, tmp_path: Path, case: str) -> None:
     fields: dict[str, Any] = {"lam": 0.5 if case == "decoupled" else 0.0}
     if case == "lora-dropout":  # draws random numbers in every step

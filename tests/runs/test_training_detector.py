@@ -48,7 +48,7 @@ def agreement(one: Path, other: Path) -> float:
     return float(torch.corrcoef(torch.stack(ranks))[0, 1])
 
 
-@pytest.mark.parametrize("lam", [0.0, 0.5])
+@pytest.mark.parametrize("lam", [pytest.param(0.0, marks=pytest.mark.long), 0.5])
 def test_its_ranks_are_those_of_float32_and_without_derivatives_they_are_not(
     start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lam: float
 ) -> None:
@@ -84,7 +84,7 @@ def test_the_start_against_a_mixed_reference_is_part_of_p(start: Path, tmp_path:
     torch.testing.assert_close(p_N, torch.tensor([starts[row["row"]] for row in rows]).sigmoid(), rtol=0, atol=0.02)
 
 
-@pytest.mark.parametrize("lam", [0.0, 0.5])
+@pytest.mark.parametrize("lam", [0.0, pytest.param(0.5, marks=pytest.mark.long)])
 def test_with_lora_it_goes_along_the_adapter(start: Path, tmp_path: Path, lam: float) -> None:
     refinement, lora = replace(EARLY, lam=lam), {"lora_r": 2}
     rows = make_pairs(40, reference=False)

@@ -58,7 +58,7 @@ class _Trl(DPOTrainer):  # type: ignore[misc]
         return dataset
 
 
-@pytest.mark.parametrize("lam", [0.0, 0.5])
+@pytest.mark.parametrize("lam", [0.0, pytest.param(0.5, marks=pytest.mark.long)])
 def test_alpha_zero_is_trls_sigmoid_loss(policy: Path, reference: Path, tmp_path: Path, lam: float) -> None:
     """The canary for TRL's private methods: the same loss and the same gradient."""
     rows = Dataset.from_list([{**row, "row": n} for n, row in enumerate(make_pairs(8, reference=False))])
@@ -110,7 +110,7 @@ def test_alpha_zero_is_trls_sigmoid_loss(policy: Path, reference: Path, tmp_path
     assert 0 < sum(pairs.flagged.sum() for pairs in ours._seen) < 8
 
 
-@pytest.mark.parametrize("lam", [0.0, 0.5])
+@pytest.mark.parametrize("lam", [pytest.param(0.0, marks=pytest.mark.long), 0.5])
 def test_a_global_batch_can_be_cut_in_any_way(policy: Path, reference: Path, tmp_path: Path, lam: float) -> None:
     """Weights, flags and logs are the same, also where the last batch is not full."""
     rows = make_pairs(44, reference=False)
@@ -241,7 +241,7 @@ def test_a_missing_reference_is_named(policy: Path, tmp_path: Path) -> None:
         train_preference(policy, [], preference(), env, reference_path=None, refinement=None)
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("bad", [math.nan, pytest.param(math.inf, marks=pytest.mark.long)])
 def test_a_loss_that_is_not_finite_stops_the_training(policy: Path, tmp_path: Path, bad: float) -> None:
     rows = make_pairs(24)
     order = [record["row"] for record in _dry_run(policy, rows, tmp_path / "dry")]

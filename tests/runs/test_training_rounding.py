@@ -64,8 +64,21 @@ def train(kind: str, half: Path, env: TrainEnv) -> TrainResult:
     return train_preference(half, make_pairs(20), preference(**SMALL), env, reference_path=None, refinement=refinement)
 
 
-@pytest.mark.parametrize("lora", [None, Lora(lora_r=4)], ids=["whole", "lora"])
-@pytest.mark.parametrize("kind", ["sft", "dpo", "refine", "reward_model"])
+KINDS = ("sft", "dpo", "refine", "reward_model")
+
+
+@pytest.mark.parametrize(
+    ("kind", "lora"),
+    [
+        *(pytest.param(kind, None, id=f"{kind}-whole") for kind in KINDS),
+        pytest.param("refine", Lora(lora_r=4), id="refine-lora"),
+        *(
+            pytest.param(kind, Lora(lora_r=4), id=f"{kind}-lora", marks=pytest.mark.long)
+            for kind in KINDS
+            if kind != "refine"
+        ),
+    ],
+)
 def test_what_is_saved_is_the_trained_model_rounded_by_the_stages_key(
     kind: str, lora: Lora | None, half: Path, tmp_path: Path, trained: dict[str, torch.Tensor]
 ) -> None:

@@ -304,7 +304,15 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, nth: int) -> Callable[[], int]:
     return lambda: made
 
 
-@pytest.mark.parametrize("before", ["nothing", "a link", "another model", "an edited card"])
+@pytest.mark.parametrize(
+    "before",
+    [
+        "nothing",
+        pytest.param("a link", marks=pytest.mark.long),
+        pytest.param("another model", marks=pytest.mark.long),
+        "an edited card",
+    ],
+)
 def test_the_folder_is_whole_or_absent_wherever_it_is_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str
 ) -> None:

@@ -76,9 +76,23 @@ def unless_refused(use: Callable[[DatasetSource], Any], source: DatasetSource) -
     return None
 
 
-@settings(QUICK, max_examples=150)
-@given(junk=st.lists(rows, min_size=1, max_size=4), skip=st.booleans())
+JUNK = given(junk=st.lists(rows, min_size=1, max_size=4), skip=st.booleans())
+
+
+@settings(QUICK, max_examples=40)
+@JUNK
 def test_junk_rows_give_rows_or_our_errors(junk: list[dict[str, Any]], skip: bool) -> None:
+    check_junk(junk, skip)
+
+
+@pytest.mark.long
+@settings(QUICK, max_examples=300)
+@JUNK
+def test_more_junk_rows_give_rows_or_our_errors(junk: list[dict[str, Any]], skip: bool) -> None:
+    check_junk(junk, skip)
+
+
+def check_junk(junk: list[dict[str, Any]], skip: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "junk.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in junk))
