@@ -5,14 +5,31 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.kit.cli import Answer, Spa, run_spa
+from tests.kit.forked import PLACE, ForkingPopen, share_server
 from tests.kit.synced import no_sync
+
+
+def pytest_configure() -> None:
+    """All processes of pytest-xdist share one server of commands, too."""
+    if PLACE not in os.environ:
+        share_server()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Import all tests without a search for garbage: what is imported stays, and there is more and more of it."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -61,6 +78,7 @@ def spa_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     """The command line in this process, in the test's own folder: quick, for many mistakes one after another."""
     from spa_recipes.cli.app import main
 
+    monkeypatch.setattr(subprocess, "Popen", ForkingPopen)
     handlers = {sign: signal.getsignal(sign) for sign in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.chdir(tmp_path)
 

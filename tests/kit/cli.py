@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.kit.forked import Command
+from tests.kit.forked import ROOT, Command
 
 HEAVY = ("torch", "transformers", "trl", "vllm", "datasets", "openai")
 Spa = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -16,11 +16,21 @@ Spa = Callable[..., "subprocess.CompletedProcess[str]"]
 
 def run_spa(folder: Path, *arguments: str | Path, **variables: str) -> "subprocess.CompletedProcess[str]":
     """Run the command line in a folder, offline, without a terminal, and without waiting for imports."""
-    read_at_import = {name for name in variables if name.startswith("HF_")} - {"HF_HOME"}
-    if read_at_import or sys.platform != "linux":
+    if sys.platform != "linux":
         return run_fresh(folder, *arguments, **variables)
     command = start(folder, *arguments, **variables)
     return subprocess.CompletedProcess(["spa", *map(str, arguments)], command.wait(), command.out(), command.err())
+
+
+def run_python(folder: Path, code: str, *arguments: str | Path, **variables: str) -> "subprocess.CompletedProcess[str]":
+    """Run Python code in a process of its own, offline, and without waiting for imports."""
+    if sys.platform != "linux":
+        return subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            cwd=folder, env={**environment_with(**variables), "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        )  # fmt: skip
+    command = Command(folder, list(map(str, arguments)), environment_with(**variables), code)
+    return subprocess.CompletedProcess(["python"], command.wait(), command.out(), command.err())
 
 
 def run_fresh(folder: Path, *arguments: str | Path, **variables: str) -> "subprocess.CompletedProcess[str]":

@@ -4,6 +4,7 @@ Where such a command starts `python -m spa_recipes.run.forkserver` or `.worker`,
 of a fresh interpreter. All else is the real thing: processes and sessions of their own, pipes, locks and signals.
 """
 
+import atexit
 import contextlib
 import functools
 import gc
@@ -11,15 +12,18 @@ import importlib
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
+
+from filelock import FileLock
 
 from tests.kit import refused_calls
 from tests.kit.synced import no_sync
@@ -46,6 +50,8 @@ def load_libraries() -> None:
 
 
 LAUNCH = "spa_recipes.run.launch"
+"""It starts processes itself, so it is a fresh interpreter."""
+SPA = "spa"
 
 
 class ForkingPopen(subprocess.Popen):  # type: ignore[type-arg]
@@ -53,42 +59,66 @@ class ForkingPopen(subprocess.Popen):  # type: ignore[type-arg]
 
     Attributes:
         forked: whether it did.
+        forks_code: whether `python -c CODE ARGUMENTS` is a fork, too.
     """
 
+    forks_code = False
+
     def __init__(self, command: Sequence[str], *, env: Any = None, **options: Any) -> None:
-        ours = len(command) > 2 and command[:2] == [sys.executable, "-m"]  # another Python has other libraries
-        module = command[2] if ours else ""
-        self.forked = module.startswith("spa_recipes.run.") and module != LAUNCH  # it starts processes itself
+        python, kind, program = command[:3] if len(command) > 2 else ("", "", "")
+        self.forked = python == sys.executable and (  # another Python has other libraries
+            (kind == "-m" and program.startswith("spa_recipes.run.") and program != LAUNCH)
+            or (kind == "-c" and self.forks_code)
+        )
         if not self.forked:
             super().__init__(command, env=env, **options)
             return
         sys.stdout.flush()
         sys.stderr.flush()
-        super().__init__(command, preexec_fn=lambda: _become(command[2], command[3:], env), **options)
+        super().__init__(command, preexec_fn=lambda: _become(kind, program, command[3:], env), **options)
 
 
-def _become(module: str, arguments: Sequence[str], environment: Mapping[str, str] | None) -> None:
-    """Be the process of that module; never returns."""
+class ForkingCode(ForkingPopen):
+    """It runs `python -c CODE ARGUMENTS` in a fork of this process, too."""
+
+    forks_code = True
+
+
+def _become(kind: str, program: str, arguments: Sequence[str], environment: Mapping[str, str] | None) -> None:
+    """Be the process of that module or code; never returns."""
     code = 1
     try:
         os.closerange(3, 1024)
+        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
         if environment is not None:
-            os.environ.clear()
-            os.environ.update(environment)
+            _be_in(environment)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        code = run_module(module, [module, *arguments])
+        code = run_module(program, [program, *arguments]) if kind == "-m" else run_code(program, ["-c", *arguments])
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)
 
 
 def run_module(module: str, arguments: list[str]) -> int:
     """Call the `main` of a module as the interpreter would; returns the exit code."""
+    return _exit_code_of(lambda: importlib.import_module(module).main(), arguments)
+
+
+def run_code(code: str, arguments: list[str]) -> int:
+    """Run the text of a main module as the interpreter would; returns the exit code."""
+    return _exit_code_of(lambda: exec(code, {"__name__": "__main__"}), arguments)
+
+
+def _exit_code_of(main: Callable[[], object], arguments: list[str]) -> int:
     sys.argv = arguments
     try:
-        importlib.import_module(module).main()
+        main()
     except SystemExit as leaving:
+        if isinstance(leaving.code, str):
+            print(leaving.code, file=sys.stderr)
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except BaseException:
         traceback.print_exc()
@@ -99,11 +129,12 @@ def run_module(module: str, arguments: list[str]) -> int:
     return 0
 
 
-def serve(address: str) -> None:
-    """Fork a process for every request, until standard input ends.
+def serve(address: str, owner: int) -> None:
+    """Fork a process for every request, until the process `owner` ends.
 
     A request is answered by the id of the process, and by its exit code (negative: signal) when it has ended.
     """
+    owner_end = os.pidfd_open(owner)
     load_libraries()
     gc.collect()
     os.fsync = no_sync
@@ -113,7 +144,7 @@ def serve(address: str) -> None:
     listener.listen()
     print("ready", flush=True)
     commands: dict[int, tuple[int, socket.socket]] = {}  # by a descriptor of the process: its id, and who asked for it
-    while 0 not in (ready := select.select([0, listener.fileno(), *commands], [], [])[0]):
+    while owner_end not in (ready := select.select([owner_end, listener.fileno(), *commands], [], [])[0]):
         for descriptor in ready:
             with contextlib.suppress(ConnectionError):  # who asked may be gone
                 if descriptor == listener.fileno():
@@ -136,14 +167,16 @@ def _start(connection: socket.socket) -> int:
         request += connection.recv(1 << 16)
     child = os.fork()
     if child == 0:
-        _be_spa(files, **json.loads(request))
+        _be(files, **json.loads(request))
     for file in files:
         os.close(file)
     return child
 
 
-def _be_spa(files: list[int], folder: str, arguments: list[str], environment: dict[str, str], umask: int) -> None:
-    """Be `spa ARGUMENTS` in a folder, with standard output and error going to two files; never returns."""
+def _be(
+    files: list[int], folder: str, program: str, arguments: list[str], environment: dict[str, str], umask: int
+) -> None:
+    """Be `spa ARGUMENTS` or Python code in a folder, output and errors going to two files; never returns."""
     code = 1
     try:
         os.setsid()
@@ -152,42 +185,53 @@ def _be_spa(files: list[int], folder: str, arguments: list[str], environment: di
         for number, descriptor in enumerate([os.open(os.devnull, os.O_RDONLY), *files]):
             os.dup2(descriptor, number)
         os.closerange(3, 1024)
-        os.environ.clear()
-        os.environ.update(environment)
-        _read_anew(environment)
+        _be_in(environment)
         refused_calls.install_from(environment)  # what this process forks inherits it
         subprocess.Popen = ForkingPopen  # type: ignore[assignment,misc]
-        code = run_module("spa_recipes.cli.app", ["spa", *arguments])
+        spa = program == SPA
+        code = run_module("spa_recipes.cli.app", [SPA, *arguments]) if spa else run_code(program, ["-c", *arguments])
     finally:
         os._exit(code)
 
 
-def _read_anew(environment: Mapping[str, str]) -> None:
-    """Do what Python and huggingface_hub do with variables when they start."""
-    from huggingface_hub import constants
-
-    if coding := environment.get("PYTHONIOENCODING"):
-        sys.stdout.reconfigure(encoding=coding)  # type: ignore[union-attr]
+def _be_in(environment: Mapping[str, str]) -> None:
+    """Take these variables, and read anew those that Python and the libraries of Hugging Face read when they start."""
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(environment)
+    coding, _, errors = environment.get("PYTHONIOENCODING", "").partition(":")
+    if coding:
+        sys.stdout.reconfigure(encoding=coding, errors=errors or "strict")  # type: ignore[union-attr]
         sys.stderr.reconfigure(encoding=coding, errors="backslashreplace")  # type: ignore[union-attr]
-    if home := environment.get("HF_HOME"):
-        constants.HF_HOME, constants.HF_HUB_CACHE = home, str(Path(home) / "hub")
+    if any(name.startswith("HF_") and before.get(name) != environment.get(name) for name in {*before, *environment}):
+        import datasets.config
+        import huggingface_hub.constants
+
+        for constants in (huggingface_hub.constants, datasets.config):  # others look up there what they need
+            importlib.reload(constants)
 
 
 class Command:
-    """A `spa` command that was started.
+    """A command that was started.
+
+    Args:
+        program: `spa`, or Python code.
 
     Attributes:
         pid: its process id.
     """
 
-    def __init__(self, folder: Path, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, folder: Path, arguments: Sequence[str], environment: Mapping[str, str], program: str = SPA
+    ) -> None:
         umask = os.umask(0)
         os.umask(umask)
         self._out, self._err = (tempfile.TemporaryFile("w+b") for _ in range(2))  # noqa: SIM115
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(_address())
         request = {
-            "folder": str(folder), "arguments": list(arguments), "environment": dict(environment), "umask": umask,
+            "folder": str(folder), "program": program, "arguments": list(arguments), "environment": dict(environment),
+            "umask": umask,
         }  # fmt: skip
         files = [self._out.fileno(), self._err.fileno()]
         line = json.dumps(request).encode() + b"\n"
@@ -219,25 +263,41 @@ def _text(file: IO[bytes]) -> str:
     return file.read().decode()
 
 
+PLACE = "SPA_TESTS_SERVER"
+"""Variable with the process that owns the server of this test run, and the folder of its socket."""
+
+
+def share_server() -> None:
+    """Be the process that owns the server; those that inherit this one's environment use the same."""
+    folder = tempfile.mkdtemp(prefix="spa-tests-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ[PLACE] = f"{os.getpid()} {folder}"
+
+
 @functools.cache
 def _address() -> str:
-    """Start the server of this process at the first command; it ends when this process does."""
-    address = str(Path(tempfile.mkdtemp(prefix="spa-tests-")) / "socket")
-    server = subprocess.Popen(
-        [sys.executable, "-m", "tests.kit.forked", address],
-        cwd=ROOT,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    assert server.stdout is not None
-    assert server.stdout.readline() == b"ready\n"
-    _servers.append(server)
-    return address
+    """Address of the server, which the first command of all processes that share it starts."""
+    if PLACE not in os.environ:
+        share_server()
+    owner, _, folder = os.environ[PLACE].partition(" ")
+    address = Path(folder) / "socket"
+    with FileLock(address.with_suffix(".lock")):
+        if not address.exists():
+            server = subprocess.Popen(
+                [sys.executable, "-m", "tests.kit.forked", str(address), owner],
+                cwd=ROOT,
+                env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+            )
+            assert server.stdout is not None
+            assert server.stdout.readline() == b"ready\n"
+            _servers.append(server)
+    return str(address)
 
 
 _servers: list["subprocess.Popen[bytes]"] = []
-"""Keeps the pipe of the server open."""
+"""That of this process, if it started it: nobody waits for its end."""
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(sys.argv[1], int(sys.argv[2]))

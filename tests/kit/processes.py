@@ -25,12 +25,12 @@ def run_script(script: Path, *arguments: str | Path, processes: int = 1, seconds
     assert process.wait(timeout=seconds) == 0, said.read_text()
 
 
-def wait_for(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
-    """Wait until it holds."""
+def wait_for(condition: Callable[[], object], seconds: float = PATIENCE, *, every: float = 0.005) -> None:
+    """Wait until it holds; look every so many seconds."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.005)
+        time.sleep(every)
 
 
 def processes_of(folder: Path) -> list[int]:

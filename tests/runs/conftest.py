@@ -2,14 +2,19 @@
 
 import os
 import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
+from spa_recipes.recipe.schema import ForkExecutor
+from spa_recipes.run.executors import Executors
 from tests.kit.benchmark_world import make_world
 from tests.kit.cli import run_fresh, run_spa, umask
 from tests.kit.clusters import small
+from tests.kit.forked import ForkingCode, ForkingPopen
 from tests.kit.recipes import KEEPING, write_recipe
 
 
@@ -46,6 +51,22 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run_spa(folder, "run", "mini.yaml")
     assert done.returncode == 0, done.stderr + done.stdout
     return folder
+
+
+@pytest.fixture(scope="module")
+def executors() -> Iterator[Executors]:
+    """What starts the stages of the jobs that a file's tests run in this process; nothing is imported anew."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, "Popen", ForkingPopen)
+        shared = Executors(ForkExecutor(type="fork"))
+        yield shared
+        shared.close()
+
+
+@pytest.fixture
+def forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python code that a test runs as a process is a fork of this one."""
+    monkeypatch.setattr(subprocess, "Popen", ForkingCode)
 
 
 @pytest.fixture(scope="session")

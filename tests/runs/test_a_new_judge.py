@@ -1,12 +1,10 @@
 """A new judge is three edits: a section of the schema, a fragment of the plan, a function that gives rewards."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+from tests.kit.cli import run_python
 from tests.kit.recipes import mini, write_recipe
 
 PACKAGE = Path(__file__).parents[2] / "spa_recipes"
@@ -32,6 +30,18 @@ EDITS = {
 }
 
 
+WITH_THIS_PACKAGE = """
+import sys
+for name in [name for name in sys.modules if name.partition(".")[0] == "spa_recipes"]:
+    del sys.modules[name]
+sys.path.insert(0, "")
+from spa_recipes.cli.app import main
+sys.argv[0] = "spa"
+main()
+"""
+"""`spa` of the package in the current folder."""
+
+
 def test_a_new_judge_touches_three_files(tmp_path: Path) -> None:
     package = shutil.copytree(PACKAGE, tmp_path / "spa_recipes")
     for name, edits in EDITS.items():
@@ -42,14 +52,7 @@ def test_a_new_judge_touches_three_files(tmp_path: Path) -> None:
         (package / name).write_text(text)
     recipe = mini(judge={"type": "shortest"}, data={"prompts_per_iteration": [32]})
     write_recipe(tmp_path / "toy.yaml", recipe)
-    done = subprocess.run(
-        [sys.executable, "-m", "spa_recipes.cli", "run", "toy.yaml", "--until", "judge-1"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run_python(tmp_path, WITH_THIS_PACKAGE, "run", "toy.yaml", "--until", "judge-1")
     assert done.returncode == 0, done.stderr
     (pairs,) = (tmp_path / "runs" / "mini" / "stages").glob("*-judge-1-*/output/pairs.jsonl")
     rows = [json.loads(line) for line in pairs.read_text().splitlines()]

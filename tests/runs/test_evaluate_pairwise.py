@@ -1,6 +1,6 @@
 """`spa evaluate` for a win rate against another model, by each judge."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +10,10 @@ from spa_recipes.algo.winrate import confidence_interval
 from spa_recipes.benchmark_job import run_benchmark
 from spa_recipes.cli.progress import PlainReporter
 from spa_recipes.recipe.jobs import BenchmarkJob
-from spa_recipes.recipe.schema import ForkExecutor
 from spa_recipes.report.benchmarks import benchmark_lines
 from spa_recipes.run.executors import Executors
 from tests.kit.benchmark_world import lines_of, read
 from tests.kit.endpoint_server import EndpointServer
-
-
-@pytest.fixture(scope="module")
-def executors() -> Iterator[Executors]:
-    """One import of the libraries for all tests that run stages."""
-    shared = Executors(ForkExecutor(type="fork"))
-    yield shared
-    shared.close()
-
 
 Pairwise = Callable[..., tuple[list[dict[str, Any]], dict[str, Any]]]
 

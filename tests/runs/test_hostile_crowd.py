@@ -238,7 +238,7 @@ def test_of_twenty_simultaneous_starts_one_holds_the_run_and_the_others_say_so(t
     twenty = [
         start(tmp_path, "run", "mini.yaml", "--until", "data", **STOPPED_WHILE_WRITING) for _ in range(20)
     ]  # fmt: skip
-    wait_for(lambda: stopped_in(tmp_path))
+    wait_for(lambda: stopped_in(tmp_path), every=0.1)
     (holder,) = {int((tmp_path / "runs" / "mini" / ".holder").read_text().split()[-1])}
     others = [command for command in twenty if command.pid != holder]
     assert len(others) == 19
@@ -260,7 +260,7 @@ def test_two_runs_in_one_folder_at_the_same_time_share_nothing_half_written(tmp_
     write_recipe(tmp_path / "mini.yaml", mini())
     until = ("--until", "data", "--run-dir")
     first = start(tmp_path, "run", "mini.yaml", *until, "runs/first", **STOPPED_WHILE_WRITING)
-    wait_for(lambda: stopped_in(tmp_path))
+    wait_for(lambda: stopped_in(tmp_path), every=0.1)
     second = answer(tmp_path, "run", "mini.yaml", *until, "runs/second")
     assert second.code == 0, second.err
     assert "first" not in second.out

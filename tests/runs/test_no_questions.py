@@ -57,7 +57,8 @@ def test_the_documents_show_some() -> None:
 
 
 COMMANDS = [
-    ["run", "quickstart", "--until", "data"],
+    # Of this executor the first stage imports nothing heavy. Which one it is, is nothing to ask about.
+    ["run", "quickstart", "--until", "data", "--set", "compute.executor.type=local"],
     ["plan", "quickstart"],
     ["status"],
     ["status", "quickstart"],

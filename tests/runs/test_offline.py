@@ -1,9 +1,8 @@
 """Without a network, what is missing is one clear line."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
+
+from tests.kit.cli import run_python
 
 
 def test_offline_is_one_clear_line(tmp_path: Path) -> None:
@@ -18,8 +17,7 @@ for read in (lambda: read_pairs(DatasetSource(source="nobody/nothing")), lambda:
     except DataError as error:
         print(error)
 """
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    done = run_python(tmp_path, code, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
     lines = done.stdout.splitlines()
     assert len(lines) == 2, done.stdout + done.stderr
     for line, kind in zip(lines, ("dataset", "model"), strict=True):

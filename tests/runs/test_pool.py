@@ -16,6 +16,7 @@ from tests.kit.cli import run_spa
 from tests.kit.runs import attempts, outputs, stage_dir
 from tests.kit.stages import spec_of
 
+pytestmark = pytest.mark.usefixtures("forks")
 EXECUTOR = "compute.executor={type: accelerate, num_processes: 2}"
 
 

@@ -21,6 +21,7 @@ from tests.kit.plans import plan_of
 from tests.kit.processes import alive, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+FORKS = pytest.mark.usefixtures("forks")
 
 STAGE = """
 import json, os, sys, time
@@ -90,6 +91,7 @@ def attempts(folder: Path, stage: str) -> int:
     return len(list((folder / "mini").glob(f"stages/*-{stage}-????????/attempts/*")))
 
 
+@FORKS
 def test_independent_stages_overlap_and_nothing_else_differs(tmp_path: Path) -> None:
     """`evaluate-init` and `seed` each wait until the other one runs, which they would in vain if one came first."""
     outcome, told = run_plan(tmp_path, {"evaluate-init": "meet('seed')", "seed": "meet('evaluate-init')"})
@@ -100,6 +102,7 @@ def test_independent_stages_overlap_and_nothing_else_differs(tmp_path: Path) -> 
     assert "refine-1" in str((RunDir(tmp_path / "mini").final / "weights").resolve())
 
 
+@FORKS
 def test_a_failure_stops_the_stage_beside_it_and_a_resume_does_both(tmp_path: Path) -> None:
     bodies = {"evaluate-init": "time.sleep(99)", "seed": "meet('evaluate-init'); sys.exit('nothing to learn from')"}
     run = RunDir(tmp_path / "mini")
@@ -142,6 +145,7 @@ def test_a_runner_that_ends_takes_all_its_stages_with_it(tmp_path: Path, sign: s
     assert [attempts(tmp_path, name) for name in ("sft", *names)] == [1, 2, 2]
 
 
+@FORKS
 def test_a_run_that_was_stopped_by_until_says_what_is_left(tmp_path: Path) -> None:
     outcome, _ = run_plan(tmp_path, until="judge-1")
     assert not outcome.complete

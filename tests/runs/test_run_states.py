@@ -1,6 +1,5 @@
 """The states in which a run can be found, each with its documented answer: damaged, full, moved, read-only, crashed."""
 
-import ctypes
 import json
 import os
 import re
@@ -19,7 +18,7 @@ import pytest
 
 from spa_recipes.state import atomic
 from spa_recipes.state.stagedir import StageDir
-from tests.kit.cli import imported_by, run_spa, umask
+from tests.kit.cli import imported_by, run_python, run_spa, umask
 from tests.kit.recipes import KEEPING, merged, mini, write_recipe
 from tests.kit.runs import attempts, outputs, stage_dir
 
@@ -212,23 +211,21 @@ def test_relative_paths_are_those_of_the_current_folder(tmp_path: Path) -> None:
 # --- read-only ---
 
 
-def without_root_powers() -> None:
-    """Let the modes of files count for root too: drop CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH before exec."""
-    for capability in (1, 2):
-        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
+WITHOUT_ROOT_POWERS = """
+import ctypes, sys
+from spa_recipes.cli.app import main
+set_capabilities = ctypes.CDLL(None).capset
+none = (ctypes.c_uint32 * 6)()
+assert set_capabilities((ctypes.c_uint32 * 2)(0x20080522, 0), none) == 0
+sys.argv[0] = "spa"
+main()
+"""
+"""`spa` for which the modes of files count even if root calls it."""
 
 
 def run_bound(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     """The command line as a user whom the modes of files bind."""
-    return subprocess.run(
-        [sys.executable, "-m", "spa_recipes.cli", *arguments],
-        cwd=folder,
-        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200"},
-        preexec_fn=without_root_powers if os.getuid() == 0 else None,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return run_python(folder, WITHOUT_ROOT_POWERS, *arguments)
 
 
 @LINUX

@@ -1,6 +1,6 @@
 """`spa sample`, and `spa judge` by a reward model and by a judge in words: from prompts to labelled pairs."""
 
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,11 @@ from spa_recipes.cli.progress import PlainReporter
 from spa_recipes.data.sources import read_candidates, read_pairs
 from spa_recipes.judge_job import JudgeRequest, judge_pairs
 from spa_recipes.plan import Stage
-from spa_recipes.recipe.schema import DatasetSource, ForkExecutor
+from spa_recipes.recipe.schema import DatasetSource
 from spa_recipes.run.executors import Executors
 from spa_recipes.sample_job import load_sample_job, sample_prompts
 from spa_recipes.state.stagedir import Manifest
-from tests.kit.benchmark_world import lines_of, make_world
+from tests.kit.benchmark_world import lines_of
 from tests.kit.endpoint_server import EndpointServer
 from tests.kit.llm_judge import SHORT, longer, template
 
@@ -37,16 +37,8 @@ class StopsAfter(PlainReporter):
 
 
 @pytest.fixture(scope="module")
-def executors() -> Iterator[Executors]:
-    """One import of the libraries for all jobs."""
-    shared = Executors(ForkExecutor(type="fork"))
-    yield shared
-    shared.close()
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_world(tmp_path_factory.mktemp("world"))
+def world(benchmark_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(benchmark_world, tmp_path_factory.mktemp("world"), dirs_exist_ok=True))
 
 
 def sample(world: Path, out: str, executors: Executors, reporter: PlainReporter | None = None, n: int = 3) -> Path:

@@ -1,15 +1,13 @@
-"""Trainings in processes of their own: a fresh one that resumes, and two that train together."""
+"""Trainings in processes of their own: another one that resumes, and two that train together."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from spa_recipes.estimates import training_memory
+from tests.kit.cli import run_python
 from tests.kit.plans import plan_of
 from tests.kit.processes import run_script
 from tests.kit.training import (
@@ -29,17 +27,11 @@ train_pairs(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))
 """
 
 
-def test_a_fresh_process_resumes(policy: Path, tmp_path: Path) -> None:
+def test_another_process_resumes(policy: Path, tmp_path: Path) -> None:
     train_pairs(policy, tmp_path / "straight")
     with pytest.raises(KilledError):
         train_pairs(policy, tmp_path / "resumed", on_progress=dying_at(5))
-    root = str(Path(__file__).parents[2])
-    done = subprocess.run(
-        [sys.executable, "-c", RESUME, str(policy), str(tmp_path / "resumed")],
-        env={**os.environ, "PYTHONPATH": root, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    done = run_python(tmp_path, RESUME, policy, tmp_path / "resumed")
     assert done.returncode == 0, done.stderr
     assert same_weights(tmp_path / "straight" / "out", tmp_path / "resumed" / "out")
     traces = [(tmp_path / name / "out" / "pairs_trace.jsonl").read_text() for name in ("straight", "resumed")]

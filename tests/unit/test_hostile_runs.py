@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -65,15 +66,21 @@ DAMAGES: dict[str, Damage] = {
 }
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A good run with garbage, and another one. Tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("whole") / "runs"
+    leave_temporary(make_run(folder, plan_of(name="good")), plan_of(name="good"))
+    make_run(folder, plan_of(name="bad"))
+    return folder
+
+
 @pytest.fixture(params=DAMAGES.values(), ids=list(DAMAGES))
-def runs(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A good run with garbage, and a bad one that was touched later."""
-    folder = tmp_path / "runs"
-    good = make_run(folder, plan_of(name="good"))
-    leave_temporary(good, plan_of(name="good"))
-    bad = make_run(folder, plan_of(name="bad"))
-    request.param(bad)
-    os.utime(good.path / "events.jsonl", (1, 1))
+def runs(request: pytest.FixtureRequest, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of these runs, of which the other one is damaged and was touched later."""
+    folder = Path(shutil.copytree(whole, tmp_path / "runs", symlinks=True))
+    request.param(RunDir(folder / "bad"))
+    os.utime(folder / "good" / "events.jsonl", (1, 1))
     monkeypatch.chdir(tmp_path)
     return folder
 

@@ -185,16 +185,26 @@ def test_answers_that_are_all_the_same_need_no_question(tmp_path: Path) -> None:
     assert rewards_in(tmp_path) == [0.5, 0.5]
 
 
-ANSWERS = [[f"a{i}", f"b{i} b"] for i in range(36)]
-"""72 questions: shards of 64 and 8."""
+ANSWERS = [[f"a{i}", f"b{i} b"] for i in range(12)]
+"""24 questions: with `few`, shards of 16 and 8."""
 
 
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verdicts, "ENDPOINT_SHARD", 16)
+
+
+def test_a_shard_costs_at_most_64_answers() -> None:
+    assert verdicts.ENDPOINT_SHARD == 64
+
+
+@pytest.mark.usefixtures("few")
 @pytest.mark.parametrize(
     ("reply", "kind"), [(Reply(400, "no"), DataError), (Reply(503), TryAgainError), (Reply(401), RecipeError)]
 )
 def test_a_stage_that_failed_asks_only_what_is_missing(tmp_path: Path, reply: Reply, kind: type[Exception]) -> None:
     def fails(body: dict[str, Any]) -> str | Reply:
-        return reply if parts(body)[0] == "a34" else longer(body)
+        return reply if parts(body)[0] == "a10" else longer(body)
 
     with EndpointServer(fails) as server:
         with pytest.raises(kind) as caught:
@@ -204,12 +214,12 @@ def test_a_stage_that_failed_asks_only_what_is_missing(tmp_path: Path, reply: Re
         server.asked.clear()
         result = ask(tmp_path, server, ANSWERS)
     again = [parts(body) for body in server.asked]
-    assert len(again) == 72 - 64
-    assert not set(again) & set(first[:64])
-    assert rewards_in(tmp_path) == [0.0, 1.0] * 36
-    assert result.metrics["questions"] == 72
+    assert len(again) == 24 - 16
+    assert not set(again) & set(first[:16])
+    assert rewards_in(tmp_path) == [0.0, 1.0] * 12
+    assert result.metrics["questions"] == 24
     if kind is DataError:
-        assert str(caught.value).startswith("a question about one of the prompts p32 to p35: ")
+        assert str(caught.value).startswith("a question about one of the prompts p8 to p11: ")
 
 
 def test_the_result_does_not_depend_on_the_concurrency(tmp_path: Path) -> None:
