@@ -29,10 +29,10 @@ from spa_recipes.generation.packing import (
     packed_attention,
     padded,
 )
-from spa_recipes.generation.products import fast_products
 from spa_recipes.generation.threads import keep_freed_memory, side_by_side
 from spa_recipes.models.causal import TOLERANCE, reads_lengths
 from spa_recipes.models.dtype import in_float64
+from spa_recipes.models.products import fast_products
 
 __all__ = ["Rule", "Scored", "Values", "score", "scoring_pass", "sequence_logps", "token_logps"]
 

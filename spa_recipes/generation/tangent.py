@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 from spa_recipes.algo.logps import CHUNK_SIZE, LmHead
 from spa_recipes.algo.tangents import tiled_token_logps
 from spa_recipes.generation.engines import Progress
-from spa_recipes.generation.products import fast_products
 from spa_recipes.generation.scoring import CPU_WORDS, Rule, Scored, Values, score
 from spa_recipes.models.forward_mode import (
     Moving,
@@ -29,6 +28,7 @@ from spa_recipes.models.forward_mode import (
     own_rules,
     unpack,
 )
+from spa_recipes.models.products import fast_products
 from spa_recipes.models.update import Update, difference
 
 __all__ = ["LogRatio", "NoForwardModeError", "sequence_log_ratios"]

@@ -1156,8 +1156,8 @@ class Compute(Section):
     )
     onednn_products: bool = Field(
         True,
-        description="Let oneDNN multiply float32 matrices when log-probs or rewards are scored on a CPU with AVX-512, "
-        "where it is faster than torch's own choice; false leaves every product to torch.",
+        description="Let oneDNN multiply float32 matrices in training and in scoring on a CPU with AVX-512 where it is "
+        "faster than torch's own choice, which is on all but Intel's; false leaves every product to torch.",
     )
     stall_minutes: Annotated[float, Field(gt=0)] | None = Field(
         10.0,

@@ -43,6 +43,7 @@ def train_env(context: Context, model: Model, renderer: Renderer) -> TrainEnv:
         base=model_section(context, "base") if "base" in inputs else None,
         stack=context.input("adapter") if "adapter" in inputs else None,
         sharding=context.spec.runtime["sharding"],
+        onednn_products=context.spec.runtime["compute"]["onednn_products"],
         report_to=trackers,
         run_name=f"{context.spec.runtime['run']}/{context.spec.id}",
         on_progress=report,

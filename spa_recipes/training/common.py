@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -26,6 +27,7 @@ from spa_recipes.models.causal import reads_lengths
 from spa_recipes.models.dtype import dtype_name, torch_dtype
 from spa_recipes.models.loading import local_device
 from spa_recipes.models.lora_files import stack_up
+from spa_recipes.models.products import fast_products
 from spa_recipes.models.saving import Weights, save_model
 from spa_recipes.recipe.schema import SAVE_STEPS, Model, Training
 from spa_recipes.state import atomic
@@ -33,7 +35,13 @@ from spa_recipes.training.checkpoints import CheckpointCallback, check_launch, d
 from spa_recipes.training.env import OnProgress, TrainEnv, TrainResult
 from spa_recipes.training.order import as_dataset, steps_per_epoch
 from spa_recipes.training.preference import NoiseDetector
-from spa_recipes.training.sharding import LONGEST_WAIT_SECONDS, loading_whole, sharding_arguments, whole_weights
+from spa_recipes.training.sharding import (
+    LONGEST_WAIT_SECONDS,
+    in_use,
+    loading_whole,
+    sharding_arguments,
+    whole_weights,
+)
 
 TRAINING_LOG = "training_log.jsonl"
 _REWARDS = ("chosen", "rejected", "margins", "accuracies")
@@ -184,12 +192,20 @@ def fit(trainer: Trainer, env: TrainEnv, detector: NoiseDetector | None = None) 
     if checkpoint is not None and detector is not None:
         detector.load_state_dict(read_state(checkpoint))
     try:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        with _products(trainer, env):
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except Exception:
         if trainer.is_world_process_zero():
             drop_unfinished(env.checkpoint_dir)  # a full disk has room again, to say that it was full
         raise
     return 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+
+
+def _products(trainer: Trainer, env: TrainEnv) -> AbstractContextManager[Any]:
+    """Around a training: fast products where weights are whole and in float32; all else is left to torch."""
+    in_float32 = not (trainer.args.bf16 or trainer.args.fp16)
+    wanted = env.onednn_products and in_float32 and in_use() == "none"
+    return fast_products(trainer.args.device) if wanted else nullcontext()
 
 
 def save_trained(

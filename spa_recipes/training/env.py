@@ -39,6 +39,7 @@ class TrainEnv:
         base: QLoRA: the model whose weights are kept in 4 bits; None: the policy that is trained.
         stack: QLoRA: the adapter on `base` that makes it the policy that is trained; None where `base` is that itself.
         sharding: how the training is shared out; `none` also where accelerate's own configuration says it.
+        onednn_products: as in `compute` of a recipe.
         report_to: trackers of transformers; none by default.
         on_notice: called with what a person should know, such as a damaged checkpoint; on the first process.
     """
@@ -54,6 +55,7 @@ class TrainEnv:
     base: Model | None = None
     stack: Path | None = None
     sharding: Sharding = "none"
+    onednn_products: bool = True
     report_to: list[str] = field(default_factory=list)
     run_name: str | None = None
     on_progress: OnProgress = ignore_progress

@@ -13,8 +13,8 @@ import torch
 from torch.nn.functional import linear
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from spa_recipes.generation.products import fast_products
 from spa_recipes.generation.scoring import Scored
+from spa_recipes.models.products import fast_products
 
 PAD = 0
 PROMPT, RESPONSE = (20, 120), (20, 200)

@@ -2,14 +2,18 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from spa_recipes.models import products
 from spa_recipes.recipe.schema import Lora
 from spa_recipes.training.checkpoints import CheckpointCallback, newest_complete_checkpoint
+from spa_recipes.training.env import TrainResult
 from spa_recipes.training.run import train_sft
 from tests.kit.training import (
     KilledError,
@@ -57,6 +61,39 @@ def test_a_resumed_sft_is_the_same_bit_by_bit(policy: Path, tmp_path: Path) -> N
     assert (straight.metrics.pop("resumed_from_step"), resumed.metrics.pop("resumed_from_step")) == (0, 4)
     assert straight == resumed
     assert same_weights(tmp_path / "straight" / "out", tmp_path / "resumed" / "out")
+
+
+def train_by_onednn(policy: Path, folder: Path, **fields: Any) -> TrainResult:
+    rows, settings = make_texts(20), supervised(num_train_epochs=2, per_device_train_batch_size=4, save_steps=2)
+    return train_sft(policy, rows, settings, replace(make_env(policy, folder), **fields))
+
+
+def test_a_training_whose_products_are_onednns_is_resumed_bit_by_bit(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch is built without oneDNN")
+    by_torch = train_by_onednn(policy, tmp_path / "torch", onednn_products=False)
+    calls: list[tuple[int, ...]] = []
+    product = torch.ops.mkldnn._linear_pointwise
+
+    def counted(input_: torch.Tensor, *rest: Any) -> torch.Tensor:
+        calls.append(tuple(input_.shape))
+        return product(input_, *rest)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", counted)
+    monkeypatch.setattr(products, "_gains", lambda: True)
+    monkeypatch.setattr(products, "WORTH_A_GRADIENT", 1)
+    train_by_onednn(policy, tmp_path / "switched off", onednn_products=False)
+    assert calls == []
+    straight = train_by_onednn(policy, tmp_path / "straight")
+    # Ten micro-batches, seven layers, three products each: the backward pass is oneDNN's, too.
+    assert len(calls) == 10 * 7 * 3
+    with pytest.raises(KilledError):
+        train_by_onednn(policy, tmp_path / "resumed", on_progress=dying_at(5))
+    train_by_onednn(policy, tmp_path / "resumed")
+    assert same_weights(tmp_path / "straight" / "out", tmp_path / "resumed" / "out")
+    assert straight.metrics["train_loss"] == pytest.approx(by_torch.metrics["train_loss"], rel=1e-4)
 
 
 def test_checkpoints_say_what_is_in_them(interrupted: Path) -> None:

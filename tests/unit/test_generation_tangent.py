@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 
 from spa_recipes.errors import StageError
 from spa_recipes.generation import packing, scoring
-from spa_recipes.generation.products import fast_products
 from spa_recipes.generation.scoring import Scored, sequence_logps
 from spa_recipes.generation.tangent import NoForwardModeError, sequence_log_ratios
 from spa_recipes.models import forward_mode
+from spa_recipes.models.products import fast_products
 from spa_recipes.models.update import difference
 from tests.kit.float64 import InFloat64
 from tests.kit.scoring import build, ragged, with_shared_prompts

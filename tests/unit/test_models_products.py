@@ -1,5 +1,6 @@
-"""Products by oneDNN against float64, and what is left to torch."""
+"""Products by oneDNN and their gradients against float64, and what is left to torch."""
 
+import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,10 +9,10 @@ import torch
 from torch.nn.functional import linear
 from transformers import AutoModelForSequenceClassification
 
-from spa_recipes.generation import products
-from spa_recipes.generation.products import fast_products
 from spa_recipes.generation.rewards import sequence_rewards
 from spa_recipes.generation.scoring import sequence_logps
+from spa_recipes.models import products
+from spa_recipes.models.products import fast_products
 from spa_recipes.recipe.schema import Model
 from spa_recipes.stages import score
 from tests.kit.scoring import build, ragged
@@ -22,7 +23,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def gains(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a processor with AVX-512; oneDNN has code for every one."""
+    """As on a processor with AVX-512 that is not Intel's; oneDNN has code for every one."""
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this torch is built without oneDNN")
     monkeypatch.setattr(products, "_gains", lambda: True)
@@ -68,7 +69,25 @@ def test_a_processor_with_avx512_is_still_known_as_one() -> None:
     flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
     if not {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512cd", "fma"} <= flags:
         pytest.skip("this processor has no AVX-512")
-    assert products._gains() == torch.backends.mkldnn.is_available()
+    assert products._gains() == (torch.backends.mkldnn.is_available() and "GenuineIntel" not in flags)
+
+
+@pytest.mark.parametrize(("maker", "gains"), [("GenuineIntel", False), ("AuthenticAMD", True), (None, True)])
+def test_an_intel_processor_is_left_to_mkl(monkeypatch: pytest.MonkeyPatch, maker: str | None, gains: bool) -> None:
+    """MKL has AVX-512 code for it, and is the faster one there."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch is built without oneDNN")
+
+    def read_text(path: Path) -> str:
+        if maker is None:
+            raise FileNotFoundError(path)
+        return f"processor : 0\nvendor_id : {maker}\n"
+
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(Path, "read_text", read_text)
+    products._by_intel.cache_clear()
+    assert products._gains() == gains
+    products._by_intel.cache_clear()
 
 
 @pytest.mark.parametrize("rows", [1, 7, 300])
@@ -167,12 +186,74 @@ def test_other_tensors_are_left_to_torch(by_onednn: list[Product], input_: torch
     assert torch.equal(output, torch.full((len(input_), 3), 4.0, dtype=input_.dtype))
 
 
-def test_a_gradient_is_left_to_torch(by_onednn: list[Product]) -> None:
+# --- gradients
+
+
+@pytest.fixture
+def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if small layers gained as well."""
+    monkeypatch.setattr(products, "WORTH_A_GRADIENT", 1)
+
+
+def test_a_small_layer_that_is_trained_is_left_to_torch(
+    by_onednn: list[Product], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "WORTH_A_GRADIENT", 5 * 4 * 3)
     layer = torch.nn.Linear(4, 3)
     with fast_products(CPU):
-        layer(torch.ones(2, 4)).sum().backward()
+        layer(torch.ones(4, 4)).sum().backward()
+        assert by_onednn == []
+        layer(torch.ones(5, 4)).sum().backward()
+    assert len(by_onednn) == 2  # the input needs no gradient
+
+
+@pytest.mark.parametrize("shape", [(5, 48), (1, 9, 48), (2, 3, 48), (48,)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradients_are_those_of_float64(
+    by_onednn: list[Product], any_size: None, shape: tuple[int, ...], bias: bool
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    layer = torch.nn.Linear(48, 33, bias=bias)
+    input_ = torch.randn(shape, generator=generator, requires_grad=True)
+    wanted = torch.randn(*shape[:-1], 33, generator=generator)
+    leaves = [input_, *layer.parameters()]
+    with fast_products(CPU):
+        output = layer(input_)
+    ours = torch.autograd.grad((output * wanted).sum(), leaves)
+    assert len(by_onednn) == 3  # the backward pass is oneDNN's, also after the `with`
+    exact = copy.deepcopy(layer).double()
+    leaves_64 = [input_.detach().double().requires_grad_(), *exact.parameters()]
+    theirs = torch.autograd.grad((exact(leaves_64[0]) * wanted.double()).sum(), leaves_64)
+    for our, their in zip(ours, theirs, strict=True):
+        assert our.shape == their.shape
+        assert torch.allclose(our.double(), their, rtol=1e-5, atol=1e-5)
+
+
+def test_a_gradient_may_lie_in_memory_in_any_order(by_onednn: list[Product], any_size: None) -> None:
+    layer, input_ = torch.nn.Linear(4, 3), torch.randn(5, 2, 4)
+    for reduced in (lambda output: output.sum(), lambda output: (output.transpose(0, 1).contiguous() ** 2).sum()):
+        [expected] = torch.autograd.grad(reduced(layer(input_)), [layer.weight])
+        with fast_products(CPU):
+            [got] = torch.autograd.grad(reduced(layer(input_)), [layer.weight])
+        assert torch.allclose(got, expected, rtol=1e-5, atol=1e-5)
+    assert by_onednn
+
+
+def test_a_frozen_weight_costs_no_gradient(by_onednn: list[Product], any_size: None) -> None:
+    layer = torch.nn.Linear(4, 3).requires_grad_(False)
+    input_ = torch.randn(2, 4, requires_grad=True)
+    with fast_products(CPU):
+        layer(input_).sum().backward()
+    assert len(by_onednn) == 2
+    assert layer.weight.grad is None
+    assert torch.allclose(input_.grad, layer.weight.sum(dim=0).expand(2, 4))
+
+
+def test_under_autocast_products_are_left_to_torch(by_onednn: list[Product], any_size: None) -> None:
+    layer = torch.nn.Linear(4, 3)
+    with fast_products(CPU), torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.ones(2, 4)).dtype == torch.bfloat16
     assert by_onednn == []
-    assert layer.weight.grad is not None
 
 
 def test_other_devices_and_processors_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
