@@ -74,7 +74,7 @@ class _Linear(torch.autograd.Function):
         return _product(input_, weight_OI, bias_O)
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc,no-untyped-call]
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         input_, weight_OI = ctx.saved_tensors
         needs_input, needs_weight, needs_bias = ctx.needs_input_grad
