@@ -102,6 +102,7 @@ def test_margins_of_many_nats_are_subtracted(tmp_path: Path) -> None:
     assert "log-ratios: difference in bfloat16; " in text
 
 
+@pytest.mark.long  # test_qlora.py has the derivative along an adapter
 def test_an_adapter_over_its_base_is_judged_without_a_merge(world: Path, tmp_path: Path) -> None:
     from tests.kit.half import adapter_over
 

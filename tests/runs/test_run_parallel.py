@@ -127,7 +127,7 @@ run_plan(Path(sys.argv[1]), {"evaluate-init": "time.sleep(99)", "seed": "time.sl
 """
 
 
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("sign", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGTERM, signal.SIGKILL])
 def test_a_runner_that_ends_takes_all_its_stages_with_it(tmp_path: Path, sign: signal.Signals) -> None:
     runner = subprocess.Popen([sys.executable, "-c", RUNNER, str(tmp_path)], cwd=Path(__file__).parents[2])
     names = ("evaluate-init", "seed")

@@ -277,7 +277,7 @@ def small_disk(folder: Path, size: str) -> Iterator[None]:
 
 
 @LINUX
-@pytest.mark.parametrize("size", ["7m", "600k"])
+@pytest.mark.parametrize("size", ["7m", pytest.param("600k", marks=pytest.mark.long)])
 def test_a_disk_that_fills_up_in_a_stage(home: Path, tmp_path: Path, size: str) -> None:
     """In writing a second checkpoint, or the base model; then there is room."""
     small = tmp_path / "small"
