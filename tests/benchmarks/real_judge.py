@@ -339,7 +339,7 @@ def main() -> None:
     parser.add_argument("--reward-rate", type=float, default=1e-4, help="learning rate of the reward model")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--batch", type=int, default=8, help="pairs of an optimizer step")
-    parser.add_argument("--per-device", type=int, default=8, help="pairs that are in memory at a time in training")
+    parser.add_argument("--per-device", type=int, default=2, help="pairs that are in memory at a time in training")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
