@@ -53,7 +53,8 @@ class LastIteration:
         self.run = run
         stages = {stage.id: stage for stage in run.planned()}
         done = run.done([*stages.values()])
-        judged = [int(name.removeprefix("judge-")) for name in done if stages[name].kind == "judge"]
+        ends = (name.removeprefix("judge-") for name in done if stages[name].kind == "judge")
+        judged = [int(end) for end in ends if end.isdigit()]  # the peer's answers are not the run's
         if not judged:
             raise RecipeError(
                 "no iteration of the run is judged yet",

@@ -115,8 +115,27 @@ def largest_margins(margins: Sequence[float], keep: float) -> list[int]:
 
     The number of pairs is rounded, and at least one is kept; of equal margins the earlier ones are. keep = 1 keeps all.
     """
-    count = max(1, round(keep * len(margins)))
-    return sorted(sorted(range(len(margins)), key=lambda i: -abs(margins[i]))[:count])
+    return _largest([abs(margin) for margin in margins], keep)
+
+
+def smallest_losses(peer_margins: Sequence[float], forget_rate: float) -> list[int]:
+    """Indices, in ascending order, of the share 1 - f of the pairs that a peer finds easiest (co-teaching).
+
+    Easiest are the labels with the smallest loss -log sigmoid(m) under the peer, which falls with m: those with the
+    largest margins (arXiv 1804.06872). The number of pairs is rounded, and at least one is kept; of equal margins the
+    earlier ones are.
+
+    Args:
+        peer_margins: for each pair r(y_w) - r(y_l) by the peer's reward, below 0 where the peer would turn the label.
+        forget_rate: f, in [0, 1); 0 keeps all.
+    """
+    return _largest(peer_margins, 1.0 - forget_rate)
+
+
+def _largest(values: Sequence[float], share: float) -> list[int]:
+    """Indices, in ascending order, of a share of the values: the largest, and of equal ones the earlier."""
+    count = max(1, round(share * len(values)))
+    return sorted(sorted(range(len(values)), key=lambda i: -values[i])[:count])
 
 
 def _drawn(indices: list[int], tie_key: str) -> int:

@@ -106,7 +106,7 @@ def _print_places(prepared: api.Prepared, outcome: Outcome) -> None:
     if made is not None:
         say(f"model:  {run.final if outcome.complete else made}")
     for stage in plan.stages:
-        if stage.kind == "judge" and run.is_done(stage, plan):
+        if figures.is_numbered(stage.id, "judge") and run.is_done(stage, plan):
             say(f"pairs:  {run.stage_dir(stage, plan).output / 'pairs.jsonl'}")
     if not outcome.complete:
         ids = [stage.id for stage in outcome.left]

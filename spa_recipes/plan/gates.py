@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from spa_recipes.plan.benchmarks import is_of_benchmark
+from spa_recipes.plan.chains import PEER
 from spa_recipes.plan.graph import descendants
 from spa_recipes.plan.stages import Stage
 from spa_recipes.recipe.schema import Recipe
@@ -35,8 +36,9 @@ def _gated(recipe: Recipe, stages: Mapping[str, Stage]) -> dict[str, str]:
 def with_gates(recipe: Recipe, stages: Mapping[str, Stage]) -> tuple[Stage, ...]:
     """The stages with the edges of the stop rules.
 
-    Each stage waits for the one that may forbid it. Benchmarks measure the policy of the last iteration, and
-    those of their stages that do not read it wait for that iteration all the same: nobody needs them if it is not run.
+    Each stage waits for the one that may forbid it, and that of the peer's chain for that of the run's own. Benchmarks
+    measure the policy of the last iteration, and those of their stages that do not read it wait for that iteration all
+    the same: nobody needs them if it is not run.
     """
     gated = _gated(recipe, stages)
     if not gated:
@@ -49,6 +51,8 @@ def with_gates(recipe: Recipe, stages: Mapping[str, Stage]) -> tuple[Stage, ...]
     def after(stage: Stage) -> Iterable[str]:
         if stage.id in gated:
             yield gated[stage.id]
+        if stage.id.endswith(PEER) and (own := stage.id.removesuffix(PEER)) in gated:
+            yield own
         if is_of_benchmark(stage) and stage.id not in behind_last:
             yield last
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from spa_recipes.plan.adapters import sampled_with, stack
 from spa_recipes.plan.kinds import MODEL
 from spa_recipes.plan.log_ratios import LOG_RATIOS_INPUT, add_log_ratios, of_both_models
-from spa_recipes.plan.members import members_of, tells_reliability
+from spa_recipes.plan.members import members_judge, members_of, tells_reliability
 from spa_recipes.plan.models import Models, Named
 from spa_recipes.plan.stages import Builder, External, Input, StageOutput
 from spa_recipes.plan.verdicts import add_verdicts
@@ -29,15 +29,19 @@ class Iteration(NamedTuple):
     """What a judge knows of iteration i.
 
     Attributes:
+        chain: ends the ids of its stages: nothing in the run's own chain.
         policy: pi_{i-1}, which answered the prompts; `before` is its name.
         earlier: pi_{i-2}, and pi_init in the first iteration.
+        peer: the other chain's pi_{i-1}; None where there is one chain.
         prompts: fresh prompts, and `completions` their answers; `rows` counts the answers.
     """
 
     number: int
+    chain: str
     before: str
     policy: Input
     earlier: Named
+    peer: Named | None
     prompts: StageOutput
     completions: StageOutput
     rows: int
@@ -73,14 +77,19 @@ def implicit_reward(recipe: Recipe, build: Builder, models: Models) -> Label:
     judge = recipe.judge
     assert isinstance(judge, ImplicitRewardJudge)
     reference_of, judges_of = _reference(judge, build, models), _judges(judge, recipe, build, models)
-    # The labels depend on the log-ratios only. The models behind them are inputs.
-    settings = judge.model_copy(update={"method": "auto"})
+    # The labels depend on the log-ratios only, whose models are inputs; how many a peer leaves is another setting.
+    settings = judge.model_copy(update={"method": "auto", "peers": None})
     first = settings.model_copy(update={"consistency": False})  # where there is no earlier judge
     together = of_both_models(recipe.model, judge.method, with_noise=judge.min_margin_in_noise is not None)
-    members = {f"member{m}": member for m, member in enumerate(members_of(recipe.seed_training.members), 1)}
+    every = members_of(recipe) if members_judge(recipe) else []
+    every_member = {f"member{m}": member for m, member in enumerate(every, 1)}
+
+    def members_in(iteration: Iteration) -> dict[str, Named]:
+        """The members that read the answers of an iteration: they say nothing of the peer's."""
+        return {} if iteration.chain else every_member
 
     def judging_of(iteration: Iteration, who: tuple[Named, ...], tables: dict[str, Input]) -> Judging:
-        role, ensemble = _role(who, iteration, judge.keep), judge.policy == "members"
+        role, ensemble = _role(who, iteration, judge), judge.policy == "members"
         if _compared(judge, iteration):
             role += f"; {iteration.earlier.name} ranks them, too, for the consistency of the labels"
         of_members = {name: table for name, table in tables.items() if name.startswith("member")}
@@ -96,23 +105,26 @@ def implicit_reward(recipe: Recipe, build: Builder, models: Models) -> Label:
         reference, who = reference_of(iteration), judges_of(iteration)
         of_policies = [] if judge.policy == "members" else zip(("", "seed"), who, strict=False)
         inputs: dict[str, Input] = {}
+        tables: dict[Input, StageOutput] = {}
         compared = [("earlier", iteration.earlier)] if _compared(judge, iteration) else []
-        for prefix, judging in (*of_policies, *compared, *members.items()):
+        for prefix, judging in (*of_policies, *compared, *members_in(iteration).items(), *_reviewing(iteration)):
             adapter = stack("adapter", recipe, build, judging.model, models.init)
-            inputs[f"{prefix}_{LOG_RATIOS_INPUT}".lstrip("_")] = add_log_ratios(
-                build,
-                f"log-ratios-{iteration.number}-{prefix}".rstrip("-"),
-                f"log-ratios of the answers: {judging.name} against {reference.name}, the judge's reference",
-                model=models.settings,
-                method=judge.method,
-                inputs={
-                    "policy": reference.model if adapter else judging.model,
-                    "reference": reference.model,
-                    **adapter,
-                    "completions": iteration.completions,
-                },
-                rows=iteration.rows,
-            )
+            if judging.model not in tables:
+                tables[judging.model] = add_log_ratios(
+                    build,
+                    f"log-ratios-{iteration.number}-{prefix}".rstrip("-") + iteration.chain,
+                    f"log-ratios of the answers: {judging.name} against {reference.name}, the judge's reference",
+                    model=models.settings,
+                    method=judge.method,
+                    inputs={
+                        "policy": reference.model if adapter else judging.model,
+                        "reference": reference.model,
+                        **adapter,
+                        "completions": iteration.completions,
+                    },
+                    rows=iteration.rows,
+                )
+            inputs[f"{prefix}_{LOG_RATIOS_INPUT}".lstrip("_")] = tables[judging.model]
         return judging_of(iteration, who, inputs)
 
     def from_each(iteration: Iteration) -> Judging:
@@ -126,19 +138,23 @@ def implicit_reward(recipe: Recipe, build: Builder, models: Models) -> Label:
             scored += [("seed", other.model, f"{other.name}, which judges, too") for other in who[1:]]
         if _compared(judge, iteration):
             scored.append(("earlier", iteration.earlier.model, f"{iteration.earlier.name}, the judge before"))
-        scored += [(role, member.model, f"the member {member.name}") for role, member in members.items()]
+        scored += [(role, member.model, f"the member {member.name}") for role, member in members_in(iteration).items()]
+        scored += [(role, peer.model, f"{peer.name}, the peer") for role, peer in _reviewing(iteration)]
         inputs: dict[str, Input] = {}
+        tables: dict[Input, StageOutput] = {}
         for role, model, words in scored:
             by_token = role == "reference" and recipe.refine.token_credit is not None
-            stage = build.add(
-                f"score-{iteration.number}-{role}",
-                "score",
-                f"log-probs of the answers{' and their tokens' if by_token else ''} under {words}",
-                settings={**models.settings, **({"by_token": True} if by_token else {})},
-                inputs={"model": model, "completions": iteration.completions},
-                rows=iteration.rows,
-            )
-            inputs[f"{role}_logps"] = StageOutput(stage, "logps.parquet")
+            if model not in tables:  # the peer of the first iteration is a member
+                stage = build.add(
+                    f"score-{iteration.number}-{role}{iteration.chain}",
+                    "score",
+                    f"log-probs of the answers{' and their tokens' if by_token else ''} under {words}",
+                    settings={**models.settings, **({"by_token": True} if by_token else {})},
+                    inputs={"model": model, "completions": iteration.completions},
+                    rows=iteration.rows,
+                )
+                tables[model] = StageOutput(stage, "logps.parquet")
+            inputs[f"{role}_logps"] = tables[model]
         return judging_of(iteration, who, inputs)
 
     return from_both if together else from_each
@@ -242,7 +258,7 @@ def _judges(
     if judge.policy == "seed":
         return lambda iteration: (seed,)
     if judge.policy == "members":
-        members = tuple(members_of(recipe.seed_training.members))
+        members = tuple(members_of(recipe))
         return lambda iteration: members
     if judge.policy == "mean":
         return lambda iteration: (own(iteration), *([seed] if iteration.number > 1 else []))
@@ -255,14 +271,22 @@ def _compared(judge: ImplicitRewardJudge, iteration: Iteration) -> bool:
     return judge.consistency and iteration.number > 1
 
 
-def _role(who: tuple[Named, ...], iteration: Iteration, keep: float) -> str:
+def _reviewing(iteration: Iteration) -> list[tuple[str, Named]]:
+    """The policy of the other chain, which reviews the labels."""
+    return [] if iteration.peer is None else [("peer", iteration.peer)]
+
+
+def _role(who: tuple[Named, ...], iteration: Iteration, judge: ImplicitRewardJudge) -> str:
     """What a judge stage does, in words."""
     names = [judging.name for judging in who]
     if names == [iteration.before]:
         words = f"{iteration.before} labels its own answers"
     else:
         words = f"{' and '.join(names)} {'label' if names[1:] else 'labels'} the answers of {iteration.before}"
-    return words if keep == 1.0 else f"{words}; the {keep:.0%} with the largest margins are kept"
+    if judge.peers is not None and iteration.peer is not None:
+        kept = 1.0 - judge.peers.forget_rate_in(iteration.number)
+        return f"{words}; the {kept:.0%} whose labels {iteration.peer.name} finds most probable are kept"
+    return words if judge.keep == 1.0 else f"{words}; the {judge.keep:.0%} with the largest margins are kept"
 
 
 def _given_or_trained(judge: RewardModelJudge, recipe: Recipe, build: Builder, models: Models) -> Input:

@@ -120,6 +120,35 @@ class Kind(NamedTuple):
 _MODEL = {"model": Model, "chat_template_sha256": str}
 _TRAINED = (MODEL, ADAPTER)
 
+_REFINED = Kind(
+    "refine",
+    settings={
+        **_MODEL,
+        "training": RefineTraining,
+        "noise": Noise,
+        "lambda": float,
+        "p_detect": str,
+        "win_shares": bool,
+        "seed": int,
+        "iteration": int,
+    },
+    reads={"policy": "policy", "reference": "model", "judgments": "rows", "completions": "rows"},
+    may_read={
+        "adapter": "weights",
+        "base": "weights",
+        "seed_pairs": "rows",
+        "added_pairs": "rows",
+        "reference_logps": "rows",
+        "log_ratios": "rows",
+        "token_logps": "rows",
+    },
+    writes=_TRAINED,
+    work=("train",),
+    tokens="pair",
+    section="refine",
+)
+"""A training on judged pairs, in the run's own chain or in that of its peer."""
+
 KINDS: dict[str, Kind] = {
     # --- rows and models to start from
     "data": Kind(
@@ -179,34 +208,8 @@ KINDS: dict[str, Kind] = {
         tokens="pair",
         section="seed_training",
     ),
-    "refine": Kind(
-        "refine",
-        settings={
-            **_MODEL,
-            "training": RefineTraining,
-            "noise": Noise,
-            "lambda": float,
-            "p_detect": str,
-            "win_shares": bool,
-            "seed": int,
-            "iteration": int,
-        },
-        reads={"policy": "policy", "reference": "model", "judgments": "rows", "completions": "rows"},
-        may_read={
-            "adapter": "weights",
-            "base": "weights",
-            "seed_pairs": "rows",
-            "added_pairs": "rows",
-            "reference_logps": "rows",
-            "log_ratios": "rows",
-            "token_logps": "rows",
-        },
-        writes=_TRAINED,
-        work=("train",),
-        tokens="pair",
-        section="refine",
-        policy=True,
-    ),
+    "refine": _REFINED._replace(policy=True),
+    "peer": _REFINED,
     "extrapolate": Kind(
         "extrapolate",
         settings={**_MODEL, "factor": float},
@@ -313,6 +316,7 @@ KINDS: dict[str, Kind] = {
             "iteration": int,
             "gold_audit": bool,
             "labels_by": str,
+            "forget_rate": float,
         },
         reads={"completions": "rows", "prompts": "rows"},
         may_read={
@@ -324,6 +328,8 @@ KINDS: dict[str, Kind] = {
             "seed_log_ratios": "rows",
             "earlier_logps": "rows",
             "earlier_log_ratios": "rows",
+            "peer_logps": "rows",
+            "peer_log_ratios": "rows",
             "member*_logps": "rows",
             "member*_log_ratios": "rows",
             "rewards": "rows",

@@ -1,6 +1,7 @@
 """Members: seed policies beside pi_0, each from pi_init on its own part of the seed labels, which judge.
 
-pi_0 is trained on all seed labels and is the start of the chain, with members or without.
+pi_0 is trained on all seed labels and is the start of the chain, with members or without. The first member is the start
+of the peer's chain, where there is one.
 """
 
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from spa_recipes.plan.kinds import MODEL
 from spa_recipes.plan.log_ratios import of_both_models
 from spa_recipes.plan.models import Models, Named
 from spa_recipes.plan.stages import Builder, Input, StageOutput
-from spa_recipes.recipe.schema import Members, PreferenceTraining, Recipe
+from spa_recipes.recipe.schema import PreferenceTraining, Recipe
 
 
 def seed_settings(recipe: Recipe, models: Models) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def seed_inputs(recipe: Recipe, build: Builder, models: Models) -> dict[str, Inp
 def add_members(recipe: Recipe, build: Builder, models: Models) -> None:
     """The training of each member; none where pi_0 is the only one."""
     members = recipe.seed_training.members
-    for number, member in enumerate(members_of(members), 1):
+    for number, member in enumerate(members_of(recipe), 1):
         assert isinstance(member.model, StageOutput)
         rows = build.stages["seed"].rows
         disjoint = members.share == "disjoint"
@@ -102,8 +103,20 @@ def add_reliability(
     )
 
 
-def members_of(members: Members) -> list[Named]:
-    """The members with their names; none where there is one, which is pi_0."""
-    if members.count == 1:
+def members_of(recipe: Recipe) -> list[Named]:
+    """The members that something reads, with their names; none where there is one, which is pi_0.
+
+    All judge, or tell how reliable the judge is, or the first one alone is the start of the peer's chain.
+    """
+    count = recipe.seed_training.members.count
+    if count == 1:
         return []
-    return [Named(StageOutput(f"seed-member{m}", MODEL), f"pi_0^({m})") for m in range(1, members.count + 1)]
+    read = count if members_judge(recipe) else 1
+    return [Named(StageOutput(f"seed-member{m}", MODEL), f"pi_0^({m})") for m in range(1, read + 1)]
+
+
+def members_judge(recipe: Recipe) -> bool:
+    """Whether all members judge the answers of the iterations, for their labels or to tell how reliable these are."""
+    judge = recipe.judge
+    by_members = judge.type == "implicit_reward" and judge.policy == "members"
+    return by_members or tells_reliability(recipe)

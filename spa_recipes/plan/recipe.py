@@ -12,6 +12,7 @@ from spa_recipes.data.places import count_rows
 from spa_recipes.plan.adapters import sampled_with, stack, trained_on
 from spa_recipes.plan.added import add_labels, added_before, heldout_of
 from spa_recipes.plan.benchmarks import add_benchmarks
+from spa_recipes.plan.chains import Chain, chains_of, peers_of
 from spa_recipes.plan.control import CONTROL, add_control
 from spa_recipes.plan.gates import with_gates
 from spa_recipes.plan.judges import FRAGMENTS, Iteration, Judging, Label
@@ -55,11 +56,12 @@ def compile_plan(recipe: Recipe, memo: DigestMemo, commits: Commits | None = Non
     add_members(recipe, build, models)
     if recipe.iterations:
         label = FRAGMENTS[recipe.judge.type](recipe, build, models)
-    earlier = Named(models.init, "pi_init")
+    chain, other = chains_of(recipe, policy, models)
     for i in range(1, recipe.iterations + 1):
-        before = Named(policy, f"pi_{i - 1}")
-        policy = _add_iteration(i, before, earlier, label, recipe, build, models)
-        earlier = before
+        made = _add_iteration(i, chain, other, label, recipe, build, models)
+        if other is not None and i < recipe.iterations:  # nobody reads what the peer would learn in the last one
+            other = other.after(_add_iteration(i, other, chain, label, recipe, build, models))
+        chain, policy = chain.after(made), made.model
         _add_evaluation(str(i), f"pi_{i}", policy, recipe, build, models)
     if recipe.final.extrapolate:
         policy = _add_extrapolation(policy, recipe, build, models)
@@ -163,35 +165,45 @@ def _seed_rows(recipe: Recipe) -> int | None:
 
 
 def _add_iteration(
-    i: int, before: Named, earlier: Named, label: Label, recipe: Recipe, build: Builder, models: Models
-) -> Input:
-    """Generate, judge and refine of iteration i, from pi_{i-1}, the one before it being `earlier`; returns pi_i."""
+    i: int, chain: Chain, other: Chain | None, label: Label, recipe: Recipe, build: Builder, models: Models
+) -> Named:
+    """Generate, judge and refine of iteration i of a chain, whose pairs the other one chooses; returns pi_i."""
     prompts = StageOutput("data", f"prompts-{i}.jsonl")
     count, n = recipe.data.prompts_per_iteration[i - 1], recipe.sampling.n
-    policy = before.model
+    policy = chain.policy.model
     generate = build.add(
-        f"generate-{i}",
+        f"generate-{i}{chain.mark}",
         "generate",
-        f"{n} answers per fresh prompt, sampled from {before.name}",
+        f"{n} answers per fresh prompt, sampled from {chain.policy.name}",
         settings={**models.settings, "sampling": recipe.sampling, "seed": recipe.seed, "iteration": i},
         inputs={"policy": policy, **sampled_with(recipe, build, policy), "prompts": prompts},
         rows=count * n,
     )
     completions = StageOutput(generate, "completions.parquet")
-    iteration = Iteration(i, before.name, policy, earlier, prompts, completions, count * n)
+    peer = None if other is None else other.policy
+    answers = (prompts, completions, count * n)
+    iteration = Iteration(i, chain.mark, chain.policy.name, policy, chain.earlier, peer, *answers)
     judging = label(iteration)
-    kept = max(1, round(recipe.judge.keep * count)) if recipe.judge.type == "implicit_reward" else count
+    kept = max(1, round(_share_kept(i, recipe) * count))
     _add_judge(iteration, judging, recipe, build, rows=kept)
     if judging.members:
         count = recipe.seed_training.members.count
         add_reliability(i, count, judging.members, iteration.completions, build, rows=kept)
-    return _add_refine(iteration, judging, recipe, build, models, rows=kept)
+    return _add_refine(iteration, chain, judging, recipe, build, models, rows=kept)
+
+
+def _share_kept(i: int, recipe: Recipe) -> float:
+    """The share of the labelled pairs of iteration i that the judge stage keeps."""
+    if (peers := peers_of(recipe)) is not None:
+        return 1.0 - peers.forget_rate_in(i)
+    return recipe.judge.keep if recipe.judge.type == "implicit_reward" else 1.0
 
 
 def _add_judge(iteration: Iteration, judging: Judging, recipe: Recipe, build: Builder, *, rows: int) -> None:
     """The labels of an iteration, by the judge of the recipe."""
+    peers = peers_of(recipe)
     build.add(
-        f"judge-{iteration.number}",
+        f"judge-{iteration.number}{iteration.chain}",
         "judge",
         judging.role,
         settings={
@@ -200,6 +212,7 @@ def _add_judge(iteration: Iteration, judging: Judging, recipe: Recipe, build: Bu
             "iteration": iteration.number,
             "gold_audit": recipe.data.pairs.type == "sandbox",
             **({"labels_by": judging.labels_by} if judging.labels_by else {}),
+            **({"forget_rate": peers.forget_rate_in(iteration.number)} if peers is not None else {}),
         },
         inputs={"completions": iteration.completions, "prompts": iteration.prompts, **judging.inputs},
         rows=rows,
@@ -217,9 +230,9 @@ def _reference_logps(iteration: Iteration, recipe: Recipe, build: Builder, model
     if recipe.lambda_of(i) or recipe.model.dtype == "float32" or recipe.model.in_4bit:
         return {}
     stage = build.add(
-        f"score-{i}-policy",
+        f"score-{i}-policy{iteration.chain}",
         "score",
-        f"log-probs of the answers under {before}, the reference of refine-{i}",
+        f"log-probs of the answers under {before}, the reference of refine-{i}{iteration.chain}",
         settings=models.settings,
         inputs={"model": iteration.policy, "completions": iteration.completions},
         rows=iteration.rows,
@@ -228,8 +241,8 @@ def _reference_logps(iteration: Iteration, recipe: Recipe, build: Builder, model
 
 
 def _add_refine(
-    iteration: Iteration, judging: Judging, recipe: Recipe, build: Builder, models: Models, *, rows: int
-) -> Input:
+    iteration: Iteration, chain: Chain, judging: Judging, recipe: Recipe, build: Builder, models: Models, *, rows: int
+) -> Named:
     """Training on the labels of an iteration; returns pi_i."""
     i, before, policy = iteration.number, iteration.before, iteration.policy
     logps = _reference_logps(iteration, recipe, build, models)
@@ -240,10 +253,11 @@ def _add_refine(
     if (added := added_before(i, recipe)) is not None:
         replay["added_pairs"] = added
     credit = {"token_logps": judging.inputs["reference_logps"]} if recipe.refine.token_credit else {}
-    build.add(
-        f"refine-{i}",
-        "refine",
-        f"pi_{i}: refined DPO on the judged pairs, from {before}, reference {before}{source}{_variants(recipe, i)}",
+    made = chain.symbol.format(i)
+    stage = build.add(
+        f"refine-{i}{chain.mark}",
+        chain.kind,
+        f"{made}: refined DPO on the judged pairs, from {before}, reference {before}{source}{_variants(recipe, i)}",
         settings={
             **models.training,
             "training": recipe.refine,
@@ -258,7 +272,7 @@ def _add_refine(
             "policy": policy,
             "reference": policy,
             **trained_on(recipe, build, policy, models.init),
-            "judgments": StageOutput(f"judge-{i}", "judgments.jsonl"),
+            "judgments": StageOutput(f"judge-{i}{chain.mark}", "judgments.jsonl"),
             "completions": iteration.completions,
             **logps,
             **noise,
@@ -267,7 +281,7 @@ def _add_refine(
         },
         rows=rows,
     )
-    return StageOutput(f"refine-{i}", MODEL)
+    return Named(StageOutput(stage, MODEL), made)
 
 
 def _add_extrapolation(policy: Input, recipe: Recipe, build: Builder, models: Models) -> Input:

@@ -224,6 +224,7 @@ def recomputing_has_an_effect(recipe: schema.Recipe) -> Conflicts:
 
 VARIANTS = (
     "judge.keep",
+    "judge.peers",
     "judge.policy",
     "refine.loss",
     "refine.divergence",
@@ -457,6 +458,20 @@ def judge_of_pairs_is_given(job: jobs.JudgeJob) -> Conflicts:
         yield Conflict(
             ("judge.model_name_or_path",), f"the {judge.type} judge needs a model", f"give a folder or Hub id{also}"
         )
+
+
+OF_ITERATIONS = ("reference", "policy", "uncertainty_penalty", "consistency", "peers")
+"""Settings of the implicit reward that name other models of a run."""
+
+
+def judge_needs_no_run(job: jobs.JudgeJob) -> Conflicts:
+    """A judge of answers that are there already has the policy and the reference that the job names."""
+    judge = job.judge
+    if judge.type != "implicit_reward":
+        return
+    for name in OF_ITERATIONS:
+        if getattr(judge, name) != type(judge).model_fields[name].default:
+            yield Conflict((f"judge.{name}",), "has no effect without the iterations of a run", "remove it")
 
 
 def _without_run(benchmark: schema.Pairwise) -> Conflicts:

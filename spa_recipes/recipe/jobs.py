@@ -46,6 +46,7 @@ class JudgeJob(Job):
 
     RULES: ClassVar[rules.Rules] = (
         document_rules.judge_of_pairs_is_given,
+        document_rules.judge_needs_no_run,
         document_rules.verdict_leaves_room,
         document_rules.vllm_python_has_an_effect,
     )

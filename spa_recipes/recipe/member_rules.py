@@ -28,12 +28,16 @@ def members_judge(recipe: schema.Recipe) -> Conflicts:
     elif judge.policy not in ("previous", "seed", "mean", "members"):
         what = f"has no effect with judge.policy {judge.policy}, which learned nothing from the seed labels"
         yield Conflict((COUNT,), what, "remove it, or set judge.policy to members")
+    elif members.share == "bootstrap" and judge.peers is not None:
+        if members.count > 2:
+            what = "with judge.peers and bootstrap, only the first member is read: the peer's chain starts from it"
+            yield Conflict((COUNT,), what, "set it to 2")
     elif members.share == "bootstrap" and judge.policy != "members":
         what = (
             f"bootstrap has no effect with judge.policy {judge.policy}: only disjoint members tell how reliable it is"
         )
         yield Conflict(("seed_training.members.share", COUNT), what, "set it to disjoint, or judge.policy to members")
-    elif judge.policy != "members" and not _is_evaluated(recipe):
+    elif judge.policy != "members" and judge.peers is None and not _is_evaluated(recipe):
         what = (
             f"has no effect with judge.policy {judge.policy} and without an evaluation on held-out labels, by which the"
         )
@@ -57,6 +61,28 @@ def _ensemble_is_one(judge: schema.ImplicitRewardJudge, members: schema.Members)
             f"has no effect with judge.policy {judge.policy}, which is no ensemble",
             "set judge.policy to members, or remove it",
         )
+
+
+def peers_review(recipe: schema.Recipe) -> Conflicts:
+    """There are two chains, each labels its own answers, and nobody but the peer chooses among the pairs."""
+    judge, key = recipe.judge, "judge.peers"
+    if judge.type != "implicit_reward" or judge.peers is None:
+        return
+    if recipe.seed_training.members.count == 1:
+        what = "the peer's chain starts from a further seed policy, and there is none"
+        yield Conflict((key,), what, f"set {COUNT} to 2")
+    if judge.peers.forget_rate == 0:
+        what = "0 has no effect: both chains learn from all their pairs"
+        yield Conflict((f"{key}.forget_rate", key), what, f"raise it, or remove {key}")
+    if judge.policy != "previous":
+        what = f"each chain labels its own answers, and judge.policy {judge.policy} labels in its place"
+        yield Conflict((key, "judge.policy"), what, "remove it, or set judge.policy to previous")
+    if judge.keep < 1:
+        what = "chooses among the pairs, which the peer of judge.peers does"
+        yield Conflict(("judge.keep", key), what, f"remove it, or {key}")
+    if judge.consistency:
+        what = "weighs doubtful labels, which the peer of judge.peers leaves out"
+        yield Conflict(("judge.consistency", key), what, f"remove it, or {key}")
 
 
 def reliability_is_measured(recipe: schema.Recipe) -> Conflicts:

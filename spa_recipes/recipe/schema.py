@@ -563,6 +563,26 @@ Method = Literal["auto", "difference", "tangent"]
 """How the log-ratio of two models is computed."""
 
 
+class Peers(Section):
+    """Co-teaching: a second chain of policies, the peer, goes through the same iterations on answers of its own.
+
+    Its pi_0 is the first of `seed_training.members`. In iteration t each chain learns from those 1 - f_t of its pairs
+    whose labels have the smallest loss under the other chain's policy. The peer costs as much as all iterations but the
+    last, in which nobody reads what it would learn, and each chain costs a pass more over the other's answers.
+    """
+
+    forget_rate: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.2, description="f: share of its pairs that a chain does not learn from in the end."
+    )
+    num_gradual: PositiveInt = Field(
+        2, description="T_k: iterations over which the share rises linearly, f_t = f*min(t/T_k, 1)."
+    )
+
+    def forget_rate_in(self, iteration: int) -> float:
+        """f_t of an iteration t, counted from 1 (arXiv 1804.06872, where 1 - f_t is R(T))."""
+        return self.forget_rate * min(iteration / self.num_gradual, 1.0)
+
+
 class ImplicitRewardJudge(Section):
     """r(x, y) = beta * [log pi_{i-1}(y|x) - log pi_ref(y|x)]: the policy judges its own answers."""
 
@@ -598,6 +618,11 @@ class ImplicitRewardJudge(Section):
     )
     keep: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="Share of the pairs that is kept: those with the largest margins. The paper keeps all."
+    )
+    peers: Peers | None = Field(
+        None,
+        description="Co-teaching (arXiv 1804.06872): two chains of policies, each of which chooses the pairs that the "
+        "other one learns from. Needs `seed_training.members`. null: one chain, as in the paper.",
     )
     method: Method = Field(
         "auto",
@@ -1214,6 +1239,7 @@ class Recipe(Document):
         document_rules.judge_has_a_reference,
         document_rules.judge_is_another_one,
         member_rules.members_judge,
+        member_rules.peers_review,
         member_rules.reliability_is_measured,
         member_rules.consistency_compares_two,
         document_rules.qlora_is_possible,

@@ -15,7 +15,7 @@ from spa_recipes.plan import CARD, RECIPE_FILE, External, Input, Plan, Stage
 from spa_recipes.recipe.schema import Recipe
 from spa_recipes.report.answers import answers
 from spa_recipes.report.benchmarks import benchmark_lines
-from spa_recipes.report.figures import LARGE_COUNT, iterations
+from spa_recipes.report.figures import LARGE_COUNT, is_numbered, iterations
 from spa_recipes.report.policies import as_table, lines
 from spa_recipes.report.public import is_local, last_part, public_recipe
 from spa_recipes.report.warnings import warnings
@@ -102,7 +102,7 @@ def _card(plan: Plan, found: Mapping[str, Manifest], public: Mapping[str, Any], 
         stage=made.id,
         base=_base(plan),
         with_seed="seed" in found,
-        iterations=sum(1 for name in found if name.startswith("refine-")),
+        iterations=sum(is_numbered(name, "refine") for name in found),
         judge=_judge(public["judge"]),
         origins=_origins(plan, found),
         shares=_shares(found["data"].metrics) if "data" in found else [],
@@ -223,6 +223,8 @@ def _judge(judge: Mapping[str, Any]) -> str:
     """How the answers were labelled, from the recipe's section."""
     words = JUDGES.get(judge["type"], f"by the judge `{judge['type']}`")
     model = (judge.get("endpoint") or {}).get("model") or judge.get("model_name_or_path")
+    if judge.get("peers"):
+        words += ", keeps those whose labels a second chain of policies, trained beside it, doubts least (co-teaching)"
     return words.format(
         policy=POLICIES.get(judge.get("policy", "previous"), "a model from outside the run"),
         reference=REFERENCES.get(judge.get("reference", ""), "a reference model"),

@@ -12,7 +12,8 @@ from spa_recipes.state.stagedir import Manifest
 COUNT, LARGE_COUNT, PERCENT = "{}", "{:,}", "{:.1%}"
 SHORT, TENTHS, HUNDREDTHS, WHOLE = "{:.3g}", "{:.1f}", "{:.2f}", "{:.0f}"
 
-TRAINED = ("sft", "dpo", "member", "reward_model", "refine", "control")
+REFINED = ("refine", "peer")
+TRAINED = ("sft", "dpo", "member", "reward_model", *REFINED, "control")
 SAVED = (*TRAINED, "extrapolate")
 ANSWERED = ("generate", "evaluate", "answers")
 ASKED = ("verdicts", "endpoint_verdicts")
@@ -72,7 +73,7 @@ FIGURES: tuple[Figure, ...] = (
     ),
     Figure(
         "removed_ends",
-        ("sft", "dpo", "member", "candidates", "reward_model", "refine", "control", "evaluate"),
+        (*TRAINED, "candidates", "evaluate"),
         Shown("answers that brought an end of turn, which was removed", COUNT),
         silent_at_zero=True,
     ),
@@ -256,6 +257,25 @@ FIGURES: tuple[Figure, ...] = (
         silent_at_zero=True,
         iteration=Shown("dropped: small margins (judge.keep)", COUNT, place=1),
     ),
+    Figure(
+        "dropped_by_peer",
+        ("judge",),
+        Shown("dropped by the peer", COUNT),
+        silent_at_zero=True,
+        iteration=Shown("dropped: by the peer (judge.peers)", COUNT, place=1),
+    ),
+    Figure(
+        "peer_agreement",
+        ("judge",),
+        Shown("the peer agrees", PERCENT),
+        iteration=Shown("labels that the peer would give, too", PERCENT),
+    ),
+    Figure(
+        "dropped_accuracy_vs_gold",
+        ("judge",),
+        Shown("accuracy of dropped labels", PERCENT),
+        iteration=Shown("accuracy of the labels that the peer dropped, by the gold reward", PERCENT),
+    ),
     Figure("ties", ("judge",), Shown("ties", COUNT), silent_at_zero=True, iteration=Shown("ties", COUNT)),
     # What was trained
     Figure("train_loss", TRAINED, Shown("loss", SHORT)),
@@ -279,33 +299,33 @@ FIGURES: tuple[Figure, ...] = (
     ),
     Figure(
         "replayed_pairs",
-        ("refine",),
+        REFINED,
         Shown("replayed", COUNT),
         silent_at_zero=True,
         iteration=Shown("replayed seed pairs", COUNT, place=1),
     ),
-    Figure("flagged_pairs", ("refine",), iteration=Shown("flagged pairs", COUNT)),
-    Figure("flagged_of_all", ("refine",), Shown("flagged", PERCENT), iteration=Shown("flagged of all", PERCENT)),
+    Figure("flagged_pairs", REFINED, iteration=Shown("flagged pairs", COUNT)),
+    Figure("flagged_of_all", REFINED, Shown("flagged", PERCENT), iteration=Shown("flagged of all", PERCENT)),
     Figure(
         "flagged_judge_margin",
-        ("refine",),
+        REFINED,
         Shown("flagged margin", SHORT),
         iteration=Shown("judge's margin of flagged pairs", SHORT),
     ),
     Figure(
         "flag_precision",
-        ("refine",),
+        REFINED,
         Shown("flagged wrong", PERCENT),
         iteration=Shown("wrong among flagged", PERCENT),
     ),
-    Figure("flag_recall", ("refine",), Shown("of all wrong ones flagged", PERCENT)),
+    Figure("flag_recall", REFINED, Shown("of all wrong ones flagged", PERCENT)),
     Figure(
         "detector_noise",
-        ("refine",),
+        REFINED,
         Shown("rounding in p~", PERCENT),
         iteration=Shown("rounding in the spread of the detector's margins", PERCENT),
     ),
-    Figure("wrong_base_rate", ("refine",), Shown("wrong", PERCENT), iteration=Shown("wrong among all", PERCENT)),
+    Figure("wrong_base_rate", REFINED, Shown("wrong", PERCENT), iteration=Shown("wrong among all", PERCENT)),
     # What a policy is worth
     Figure(
         "mean_reward",

@@ -19,7 +19,7 @@ from spa_recipes.report.answers import answers
 from spa_recipes.report.benchmarks import benchmark_lines
 from spa_recipes.report.card import versions
 from spa_recipes.report.charts import Series, histogram, line_chart
-from spa_recipes.report.figures import LARGE_COUNT, columns, iterations
+from spa_recipes.report.figures import LARGE_COUNT, TRAINED, columns, iterations
 from spa_recipes.report.people import agreements
 from spa_recipes.report.policies import Line, as_table, lines, text_of
 from spa_recipes.report.samples import shown_samples
@@ -171,7 +171,7 @@ def _stage_rows(plan: Plan, run: RunDir, found: Mapping[str, Manifest]) -> list[
 def _curves(files: _Files) -> list[tuple[str, list[Markup]]]:
     """The curves of every training over its steps."""
     result = []
-    for stage in files.stages("sft", "dpo", "member", "reward_model", "refine", "control"):
+    for stage in files.stages(*TRAINED):
         log = files.log(stage.id)
         charts = []
         for y, curves in CURVES.items():

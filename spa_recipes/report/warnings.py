@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from spa_recipes.recipe.schema import PreferenceTraining, Recipe
 from spa_recipes.report.answers import CONTROL
-from spa_recipes.report.figures import PERCENT, interval, phrase, win_rate
+from spa_recipes.report.figures import PERCENT, REFINED, interval, phrase, win_rate
 from spa_recipes.report.trends import Trend, series
 from spa_recipes.state.stagedir import Manifest
 
@@ -58,7 +58,7 @@ def loss_stays(recipe: Recipe, found: Found) -> Iterator[str]:
         if loss > LN_2 + ABOVE_LN_2:
             yield f"the loss of {stage.id} is {loss:.3f}, above the ln 2 (0.693) that it began with: lower {rate}"
             continue
-        labels = ", or give more labels (data.seed_labels)" if stage.kind != "refine" else ""
+        labels = "" if stage.kind in REFINED else ", or give more labels (data.seed_labels)"
         yield (
             f"nothing was learned in {stage.id}: its loss stayed at ln 2 ({loss:.3f}) over {_steps(stage)}. Raise "
             f"{rate} or {epochs} ({settings.num_train_epochs}){labels}"
@@ -104,7 +104,7 @@ def rewards_fall(recipe: Recipe, found: Found) -> Iterator[str]:
         if section is None or chosen is None or rejected is None:
             continue
         if max(chosen, rejected) < 0 and -chosen > max(FALLS_FAR, chosen - rejected):
-            anchor = " or set refine.sft_weight" if stage.kind == "refine" else ""
+            anchor = " or set refine.sft_weight" if stage.kind in REFINED else ""
             yield (
                 f"{stage.id} runs away: it made chosen answers less probable, too (reward {chosen:.2f}; rejected "
                 f"{rejected:.2f}). Lower {section[0]}.learning_rate or {section[0]}.num_train_epochs, raise "
@@ -204,7 +204,7 @@ def _section(recipe: Recipe, stage: Manifest) -> tuple[str, PreferenceTraining] 
         return "seed_training", recipe.seed_training
     refine = recipe.refine
     plain = refine.loss == "sigmoid" and refine.divergence == "reverse_kl" and not refine.sft_weight
-    return ("refine", refine) if stage.kind == "refine" and plain and not refine.reference_mix else None
+    return ("refine", refine) if stage.kind in REFINED and plain and not refine.reference_mix else None
 
 
 def _figure(stage: Manifest, name: str) -> float | None:

@@ -32,6 +32,7 @@ from spa_recipes.stages.context import Context, Result
 from spa_recipes.stages.generate import is_empty
 from spa_recipes.stages.judge_rewards import REWARDS, Answer, Judged, earlier_rewards, gold_rewards, length_penalty
 from spa_recipes.stages.member_tables import ensemble_of, log_ratios_of, read_members
+from spa_recipes.stages.peer_review import PeerReview
 
 WARN_ABOVE = 0.1
 """Share of the margins within two standard errors of zero above which the stage warns."""
@@ -54,16 +55,18 @@ def run(context: Context) -> Result:
     penalty = length_penalty(settings["judge"], given.candidates)
     path = context.draft / "judgments.jsonl"
     margins = array("d")
+    review = PeerReview(settings["forget_rate"]) if "forget_rate" in settings else None
 
     def judged() -> Iterator[JudgmentRow]:
-        for judgment in _judgments(given, settings, penalty, dropped):
+        for judgment in _judgments(given, settings, penalty, dropped, review):
             margins.append(judgment["margin"])
             yield judgment
 
     write_jsonl(path, judged())
     if not margins:
         raise _no_pairs(context, dropped)
-    kept = largest_margins(margins, settings["judge"].get("keep", 1.0))
+    keep = settings["judge"].get("keep", 1.0)
+    kept = largest_margins(margins, keep) if review is None else review.chosen()
     if small := len(margins) - len(kept):
         wanted = set(kept)
         write_jsonl(path, (row for i, row in enumerate(iterate_rows(path, JudgmentRow)) if i in wanted))
@@ -72,7 +75,9 @@ def run(context: Context) -> Result:
     metrics = {"dropped_identical": dropped[_SAME], "dropped_empty": dropped[_EMPTY], "length_penalty": penalty}
     if settings["judge"].get("min_margin_in_noise") is not None:
         metrics["dropped_uncertain"] = dropped[_UNCERTAIN]
-    if small:
+    if review is not None:
+        metrics |= review.metrics(kept)
+    elif small:
         metrics["dropped_small_margin"] = small
     metrics |= figures.metrics(in_tokens=given.in_tokens)
     metrics |= _divergence(context, given)
@@ -81,19 +86,25 @@ def run(context: Context) -> Result:
     return Result(len(kept), 0, metrics)
 
 
-def _judgments(given: _Given, settings: dict[str, Any], penalty: float, dropped: Counter[str]) -> Iterator[JudgmentRow]:
-    """The judgment of each prompt that has one; the others are counted by their reason."""
+def _judgments(
+    given: _Given, settings: dict[str, Any], penalty: float, dropped: Counter[str], review: PeerReview | None
+) -> Iterator[JudgmentRow]:
+    """The judgment of each prompt that has one, which a peer may review; the others are counted by their reason."""
     least = settings["judge"].get("min_margin_in_noise")
     for prompt, answers in given.prompts():
         if not _has_candidates(answers):
             dropped[_EMPTY] += 1
             continue
-        judgment = _judge(settings, prompt, answers, penalty)
+        key = f"{settings['seed']}:{settings['iteration']}:{prompt['prompt_id']}"
+        asked = Judged(settings["judge"], prompt, answers, key, penalty)
+        judgment = _judge(asked, gold_audit=settings["gold_audit"])
         if answers[judgment["chosen"]].text == answers[judgment["rejected"]].text:
             dropped[_SAME] += 1
         elif least is not None and is_inside(judgment["margin"], judgment["standard_error"], least):
             dropped[_UNCERTAIN] += 1
         else:
+            if review is not None:
+                review.note(judgment, asked)
             yield judgment
 
 
@@ -162,6 +173,7 @@ class _Given:
             members = read_members(context, completions, self._reference)
             self._common = ensemble_of(members, context.spec.settings["judge"].get("uncertainty_penalty", 0.0))
         self._earlier = log_ratios_of("earlier", context, completions, self._reference)
+        self._peer = log_ratios_of("peer", context, completions, self._reference)
         tokens = pc.list_value_length(completions["response_ids"])
         self.in_tokens = bool(pc.any(pc.greater(tokens, 0)).as_py())
         place = completions.schema.get_field_index("response_ids")
@@ -190,8 +202,8 @@ class _Given:
             theirs = None if self._reference is None else self._reference[i]
             reward = None if self._rewards is None else self._rewards[i]
             log_ratio, error = self._log_ratio(i, ours, theirs)
-            before = None if self._earlier is None else self._earlier.values[i]
-            known = (ours, theirs, reward, log_ratio, error, before)
+            before, peer = (None if table is None else table.values[i] for table in (self._earlier, self._peer))
+            known = (ours, theirs, reward, log_ratio, error, before, peer)
             yield Answer(row["item"], row["sample"], row["text"], row["tokens"], *known)
 
     def _log_ratio(self, i: int, ours: float | None, theirs: float | None) -> tuple[float | None, float | None]:
@@ -208,15 +220,14 @@ class _Given:
         return (judges if self._seed is None else (judges + self._seed[i]) / 2) - theirs, None
 
 
-def _judge(settings: dict[str, Any], prompt: LabelledPrompt, answers: Sequence[Answer], penalty: float) -> JudgmentRow:
+def _judge(asked: Judged, *, gold_audit: bool) -> JudgmentRow:
     """Rewards of the answers and the pair that follows from them."""
-    judge = settings["judge"]
-    gold = gold_rewards(prompt, answers) if settings["gold_audit"] else None
-    key = f"{settings['seed']}:{settings['iteration']}:{prompt['prompt_id']}"
-    rewards = REWARDS[judge["type"]](Judged(judge, prompt, answers, key, penalty))
+    judge, prompt, answers = asked.judge, asked.prompt, asked.answers
+    gold = gold_rewards(prompt, answers) if gold_audit else None
+    rewards = REWARDS[judge["type"]](asked)
     candidates = _candidates(answers)
     try:
-        choice = select_pair(rewards[candidates], key)
+        choice = select_pair(rewards[candidates], asked.key)
     except ValueError as error:
         raise StageError(
             f"{error}: the pair cannot be labelled",
@@ -239,7 +250,7 @@ def _judge(settings: dict[str, Any], prompt: LabelledPrompt, answers: Sequence[A
         "label": prompt.get("label"),
     }
     if judge.get("consistency"):
-        before = earlier_rewards(Judged(judge, prompt, answers, key, penalty))
+        before = earlier_rewards(asked)
         judgment["rank_agreement"] = kendall_tau(*(found[candidates].tolist() for found in (before, rewards)))
     one, other = answers[chosen].error, answers[rejected].error
     if one is not None and other is not None:

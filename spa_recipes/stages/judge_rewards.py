@@ -8,6 +8,7 @@ import torch
 
 from spa_recipes.algo.judgment import balancing_length_penalty, implicit_reward
 from spa_recipes.data.rows import Prompt
+from spa_recipes.data.stage_rows import LabelledPrompt
 from spa_recipes.sandbox.gold import gold_reward
 
 
@@ -23,7 +24,7 @@ class Answer(NamedTuple):
             a table, or the difference of the two log-probs; the mean where two models judge, and the members' common
             one where they judge.
         error: standard error of the log-ratio in nats; None where it was not measured.
-        earlier: the log-ratio of the judge before; None where none is asked.
+        earlier, peer: the log-ratio of the judge before, and of the other chain's policy; None where none is asked.
     """
 
     item: int
@@ -36,6 +37,7 @@ class Answer(NamedTuple):
     log_ratio: float | None
     error: float | None
     earlier: float | None = None
+    peer: float | None = None
 
 
 class Judged(NamedTuple):
@@ -49,7 +51,7 @@ class Judged(NamedTuple):
     """
 
     judge: dict[str, Any]
-    prompt: Prompt
+    prompt: LabelledPrompt
     answers: Sequence[Answer]
     key: str
     length_penalty: float
@@ -65,6 +67,12 @@ def earlier_rewards(given: Judged) -> torch.Tensor:
     """The rewards by the judge of the iteration before, with the same length penalty."""
     before = [answer._replace(log_ratio=answer.earlier) for answer in given.answers]
     return of_implicit_reward(given._replace(answers=before))
+
+
+def peer_rewards(given: Judged) -> torch.Tensor:
+    """The rewards by the policy of the other chain, with the same length penalty."""
+    theirs = [answer._replace(log_ratio=answer.peer) for answer in given.answers]
+    return of_implicit_reward(given._replace(answers=theirs))
 
 
 def of_table(given: Judged) -> torch.Tensor:

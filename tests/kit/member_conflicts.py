@@ -41,6 +41,23 @@ OF_MEMBERS = {
     "judge:\n  reference: previous\n  consistency: true":
         "8: judge.consistency: compares two judges with one reference, and judge.reference previous is another one in "
         "each iteration; remove it, or set judge.reference to init",
+    "judge:\n  peers: {}":
+        "7: judge.peers: the peer's chain starts from a further seed policy, and there is none; set "
+        "seed_training.members.count to 2",
+    "seed_training: {members: {count: 2}}\njudge:\n  peers:\n    forget_rate: 0":
+        "9: judge.peers.forget_rate: 0 has no effect: both chains learn from all their pairs; raise it, or remove "
+        "judge.peers",
+    "seed_training: {members: {count: 2}}\njudge:\n  policy: members\n  peers: {}":
+        "9: judge.peers: each chain labels its own answers, and judge.policy members labels in its place; remove it, "
+        "or set judge.policy to previous",
+    "seed_training: {members: {count: 2}}\njudge:\n  peers: {}\n  keep: 0.5":
+        "9: judge.keep: chooses among the pairs, which the peer of judge.peers does; remove it, or judge.peers",
+    "seed_training: {members: {count: 2}}\njudge:\n  peers: {}\n  consistency: true":
+        "9: judge.consistency: weighs doubtful labels, which the peer of judge.peers leaves out; remove it, or "
+        "judge.peers",
+    "judge: {peers: {}}\nseed_training:\n  members:\n    share: bootstrap\n    count: 3":
+        "10: seed_training.members.count: with judge.peers and bootstrap, only the first member is read: the peer's "
+        "chain starts from it; set it to 2",
     "evaluation:\n  min_judge_reliability: 0.6":
         "7: evaluation.min_judge_reliability: needs an evaluation on held-out labels; set data.heldout above 0 and "
         "evaluation.enabled true",

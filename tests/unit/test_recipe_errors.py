@@ -52,7 +52,7 @@ APPENDED = {
     "judge: {betta: 0.1}": "6: judge.betta: unknown key; did you mean beta?",
     "judge: {zzz: 0.1}": "6: judge.zzz: unknown key; "
         "allowed for type implicit_reward: type, beta, reference, policy, uncertainty_penalty, consistency, keep, "
-        "method, recompute_policy_logps, length_penalty, min_margin_in_noise",
+        "peers, method, recompute_policy_logps, length_penalty, min_margin_in_noise",
     "judge: {beta: 0}": "6: judge.beta: must be a number above 0, not 0",
     "judge: {Type: gold}": "6: judge.Type: unknown key; did you mean type?",
     "noise: {threshold: {tau: 0.3}}": "6: noise.threshold.tau: unknown key; add type: fixed",

@@ -428,6 +428,8 @@ JUDGING: dict[str, dict[str, Any]] = {
     "reference": {"judge": {}},
     "judge.model_name_or_path": {"judge": {"type": "llm"}},
     "judge.max_tokens": {"judge": {"type": "llm", "model_name_or_path": "j", "max_tokens": 2048}},
+    "judge.policy": {"reference": "r", "judge": {"policy": "seed"}},
+    "judge.peers": {"reference": "r", "judge": {"peers": {}}},
 }
 TOO_LONG: dict[str, Any] = {**JOB, "prompts": {"source": "p"}, "sampling": {"max_tokens": 4096}}
 
