@@ -25,7 +25,7 @@ from spa_recipes.state.usage import File, files
 from spa_recipes.training.env import CHECKPOINT_MARKER
 
 _FOLDER = re.compile(r"\d{2,}-(?P<name>.+-[0-9a-f]{8})(?P<damaged>\.damaged-\d+)?")
-_BESIDE = {"control": "the control", "member": "a member"}
+_BESIDE = {"control": "the control", "member": "a member", "peer": "the peer's chain"}
 """Kinds of models that a run compares with or judges by, and that nothing delivers."""
 _KEEP = {"checkpoints": "keep_checkpoints", "shards": "keep_shards"}
 

@@ -13,7 +13,7 @@ from tests.kit.plans import plan_of
 from tests.kit.state import FIELDS
 
 WEIGHTS = 5000
-MAKERS = ("init_model", "sft", "dpo", "refine", "control", "member")
+MAKERS = ("init_model", "sft", "dpo", "refine", "control", "member", "peer")
 
 
 def commit(run: RunDir, plan: Plan, stage_id: str, **metrics: float) -> StageDir:

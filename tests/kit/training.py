@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from trl import DPOConfig
 
 from spa_recipes.recipe.schema import Model, PercentileThreshold, PreferenceTraining, SupervisedTraining
 from spa_recipes.sandbox.model import build_model
-from spa_recipes.training.env import Refinement, TrainEnv, TrainResult, ignore_progress
+from spa_recipes.training.env import PairLoss, Refinement, TrainEnv, TrainResult, ignore_progress
+from spa_recipes.training.pair_rows import PairCollator
+from spa_recipes.training.preference import SpaTrainer
 from spa_recipes.training.reward import train_reward_model
 from spa_recipes.training.run import train_preference
 
@@ -78,6 +82,40 @@ def make_pairs(count: int, seed: int = 0, *, reference: bool = True) -> list[dic
         if reference:
             rows[-1] |= {"ref_chosen_logps": -draw.uniform(5, 60), "ref_rejected_logps": -draw.uniform(5, 60)}
     return rows
+
+
+def trainer_of(
+    policy: Path, folder: Path, rows: list[dict[str, Any]], loss: PairLoss, *, beta: float, **more: Any
+) -> SpaTrainer:
+    """The trainer of pairs in float32, for a single step over all rows; `more` are arguments of it."""
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    return SpaTrainer(
+        AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32),
+        DPOConfig(
+            output_dir=str(folder),
+            beta=beta,
+            bf16=False,
+            use_cpu=True,
+            report_to="none",
+            max_length=None,
+            gradient_checkpointing=False,
+            remove_unused_columns=False,
+            precompute_ref_log_probs="ref_model" not in more,
+        ),
+        Dataset.from_list(rows),
+        global_batch_size=len(rows),
+        loss=loss,
+        processing_class=tokenizer,
+        data_collator=PairCollator(tokenizer.pad_token_id),
+        **{"detector": None, **more},
+    )
+
+
+def loss_of(trainer: SpaTrainer, rows: list[dict[str, Any]], cut: int) -> float:
+    """The trainer's loss of a step over these rows, which is computed `cut` rows at a time."""
+    parts = [{"row": n, **row} for n, row in enumerate(rows)]
+    batches = [trainer.data_collator(parts[start : start + cut]) for start in range(0, len(parts), cut)]
+    return float(sum(trainer.compute_loss(trainer.model, batch).item() for batch in batches))
 
 
 def make_texts(count: int, seed: int = 0) -> list[dict[str, Any]]:

@@ -253,7 +253,7 @@ def test_models_before_the_final_one_lose_their_weights_only(tmp_path: Path) -> 
 
 
 def test_models_beside_the_policies_lose_their_weights_with_them(tmp_path: Path) -> None:
-    plan = plan_of(control=True, seed_training={"members": {"count": 2}})
+    plan = plan_of(control=True, seed_training={"members": {"count": 2}}, judge={"peers": {}})
     run = make_run(tmp_path, plan)
     (found,) = gc.sweep([run], models=True)
     stages = {item.path.parts[-3][3:-9]: item.why for item, _ in found.items}
@@ -262,6 +262,7 @@ def test_models_beside_the_policies_lose_their_weights_with_them(tmp_path: Path)
         "refine-1": "weights of a policy before the final one",
         "seed-member1": "weights of a member",
         "seed-member2": "weights of a member",
+        "refine-1-b": "weights of the peer's chain",
         "control": "weights of the control",
     }
 

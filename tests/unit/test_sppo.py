@@ -8,8 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from pydantic import ValidationError
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import DPOConfig
+from transformers import AutoModelForCausalLM
 
 from spa_recipes.algo.variants import sppo_loss, win_probabilities
 from spa_recipes.data.tables import COMPLETIONS
@@ -17,11 +16,10 @@ from spa_recipes.estimates import needs
 from spa_recipes.stages.all_answers import orders_of, sppo_targets, with_others
 from spa_recipes.training.env import PairLoss
 from spa_recipes.training.order import PADDING_ROW
-from spa_recipes.training.pair_rows import PairCollator, longest_text, pair_lengths, pair_tokens, rows_of_answers
-from spa_recipes.training.preference import SpaTrainer
+from spa_recipes.training.pair_rows import longest_text, pair_lengths, pair_tokens, rows_of_answers
 from tests.kit import reference_math as plain
 from tests.kit.plans import plan_of
-from tests.kit.training import make_pairs
+from tests.kit.training import loss_of, make_pairs, trainer_of
 
 BETA = 0.2
 SPPO: dict[str, Any] = {"refine": {"loss": "sppo"}, "noise": {"enabled": False}}
@@ -89,34 +87,12 @@ def test_the_trainers_loss_is_that_of_plain_loops(policy: Path, tmp_path: Path, 
         before = [row["ref_chosen_logps"], row["ref_rejected_logps"], *row["ref_other_logps"]]
         slow += plain.sppo_loss(logps, before, p, eta=1 / BETA) / 6
         slow += sft_weight * -logps[0] / len(row["chosen_ids"]) / 6
-    tokenizer = AutoTokenizer.from_pretrained(policy)
-    collator = PairCollator(tokenizer.pad_token_id)
-    trainer = SpaTrainer(
-        AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32),
-        DPOConfig(
-            output_dir=str(tmp_path),
-            beta=BETA,
-            bf16=False,
-            use_cpu=True,
-            report_to="none",
-            max_length=None,
-            gradient_checkpointing=False,
-            remove_unused_columns=False,
-            precompute_ref_log_probs=True,
-        ),
-        Dataset.from_list(rows),
-        global_batch_size=6,
-        detector=None,
-        loss=PairLoss("sppo", sft_weight=sft_weight, targets=[[(w - 0.5) / BETA for w in p] for p in wins]),
-        processing_class=tokenizer,
-        data_collator=collator,
-    )
-    for cut in (6, 2):
-        parts = [{**row, "row": n} for n, row in enumerate(rows)]
-        batches = [collator(parts[start : start + cut]) for start in range(0, 6, cut)]
-        batches.append(collator([{**rows[2], "row": PADDING_ROW}]))  # does not count
-        total = sum(trainer.compute_loss(trainer.model, batch).item() for batch in batches)
-        assert total == pytest.approx(slow, rel=2e-5)
+    loss = PairLoss("sppo", sft_weight=sft_weight, targets=[[(w - 0.5) / BETA for w in p] for p in wins])
+    trainer = trainer_of(policy, tmp_path, rows, loss, beta=BETA)
+    padded = [*rows, {**rows[2], "row": PADDING_ROW}]  # which does not count
+    for given in (rows, padded):
+        for cut in (6, 2):
+            assert loss_of(trainer, given, cut) == pytest.approx(slow, rel=2e-5)
 
 
 def test_lengths_and_tokens_are_those_of_all_answers() -> None:

@@ -6,10 +6,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
-from datasets import Dataset
 from pydantic import ValidationError
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import DPOConfig
+from transformers import AutoModelForCausalLM
 
 from spa_recipes.algo.credit import normalised, token_rewards, token_weights
 from spa_recipes.data.tables import COMPLETIONS, LOGPS, read_token_logps, read_values, write_token_logps
@@ -18,11 +16,10 @@ from spa_recipes.generation.scoring import Scored, sequence_logps, token_logps
 from spa_recipes.recipe.schema import FixedThreshold, TokenCredit
 from spa_recipes.stages.token_credit import credit_of
 from spa_recipes.training.env import METHODS_LOSS, PairLoss, Refinement
-from spa_recipes.training.pair_rows import PairCollator
-from spa_recipes.training.preference import NoiseDetector, SpaTrainer
+from spa_recipes.training.preference import NoiseDetector
 from tests.kit import reference_math as plain
 from tests.kit.plans import plan_of
-from tests.kit.training import make_model, make_pairs
+from tests.kit.training import loss_of, make_model, make_pairs, trainer_of
 
 BETA, A = 0.2, 0.5
 CREDIT: dict[str, Any] = {"refine": {"token_credit": {"type": "tgdpo"}}}
@@ -107,36 +104,6 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("reference") / "model", seed=1)
 
 
-def trainer_of(policy: Path, folder: Path, rows: list[dict[str, Any]], loss: PairLoss, **more: Any) -> SpaTrainer:
-    tokenizer = AutoTokenizer.from_pretrained(policy)
-    return SpaTrainer(
-        AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32),
-        DPOConfig(
-            output_dir=str(folder),
-            beta=BETA,
-            bf16=False,
-            use_cpu=True,
-            report_to="none",
-            max_length=None,
-            gradient_checkpointing=False,
-            remove_unused_columns=False,
-            precompute_ref_log_probs="ref_model" not in more,
-        ),
-        Dataset.from_list(rows),
-        global_batch_size=6,
-        loss=loss,
-        processing_class=tokenizer,
-        data_collator=PairCollator(tokenizer.pad_token_id),
-        **{"detector": None, **more},
-    )
-
-
-def loss_of(trainer: SpaTrainer, rows: list[dict[str, Any]], cut: int) -> float:
-    parts = [{**row, "row": n} for n, row in enumerate(rows)]
-    batches = [trainer.data_collator(parts[start : start + cut]) for start in range(0, 6, cut)]
-    return float(sum(trainer.compute_loss(trainer.model, batch).item() for batch in batches))
-
-
 @pytest.mark.parametrize("kind", ["sigmoid", "ipo"])
 def test_the_trainers_loss_is_that_of_plain_loops(policy: Path, other: Path, tmp_path: Path, kind: Any) -> None:
     data, weight = Rows(policy, other), 0.3
@@ -144,7 +111,7 @@ def test_the_trainers_loss_is_that_of_plain_loops(policy: Path, other: Path, tmp
     for row, (chosen, _) in zip(data.rows, data.tokens, strict=True):  # the cloning term weighs no tokens
         slow += weight * -sum(logp for logp, _, _ in chosen) / len(row["chosen_ids"]) / 6
     loss = PairLoss(kind, sft_weight=weight, token_weights=data.weights(A))
-    trainer = trainer_of(policy, tmp_path, data.given(A), loss)
+    trainer = trainer_of(policy, tmp_path, data.given(A), loss, beta=BETA)
     for cut in (6, 2):
         assert loss_of(trainer, data.given(A), cut) == pytest.approx(slow, rel=2e-5)
 
@@ -158,7 +125,7 @@ def test_a_live_reference_and_the_decoupled_detection_weigh_tokens_too(
     reference = AutoModelForCausalLM.from_pretrained(other, dtype=torch.float32)
     detector = NoiseDetector(refinement, warmup_steps=0)
     loss = PairLoss(token_weights=data.weights(A))
-    trainer = trainer_of(policy, tmp_path, data.rows, loss, ref_model=reference, detector=detector)
+    trainer = trainer_of(policy, tmp_path, data.rows, loss, beta=BETA, ref_model=reference, detector=detector)
     assert loss_of(trainer, data.rows, 6) == pytest.approx(slow, rel=2e-5)
     (seen,) = trainer._seen
     assert seen.margin.tolist() == pytest.approx(data.margins(A), rel=1e-4, abs=1e-5)
@@ -175,21 +142,24 @@ def test_a_live_reference_and_the_decoupled_detection_weigh_tokens_too(
                 margin += sign * BETA * w * (plain.token_logp(mixed, ids, start + t) - ref)
         decoupled.append(plain.sigmoid(margin))
     assert seen.p_detect.tolist() == pytest.approx(decoupled, rel=1e-3, abs=1e-5)
-    plain_trainer = trainer_of(policy, tmp_path, data.rows, loss, ref_model=reference)
+    plain_trainer = trainer_of(policy, tmp_path, data.rows, loss, beta=BETA, ref_model=reference)
     assert loss_of(plain_trainer, data.rows, 2) == pytest.approx(slow, rel=2e-5)
 
 
 def test_without_a_it_is_dpo_exactly(policy: Path, other: Path, tmp_path: Path) -> None:
     data = Rows(policy, other)
     rows = data.given(0.0)
-    dpo = loss_of(trainer_of(policy, tmp_path, rows, METHODS_LOSS), rows, 6)
-    assert loss_of(trainer_of(policy, tmp_path, rows, PairLoss(token_weights=data.weights(0.0))), rows, 6) == dpo
+    dpo, weighed = (
+        loss_of(trainer_of(policy, tmp_path, rows, loss, beta=BETA), rows, 6)
+        for loss in (METHODS_LOSS, PairLoss(token_weights=data.weights(0.0)))
+    )
+    assert weighed == dpo
 
 
 def test_a_constant_reward_gives_dpo_with_another_beta_for_each_side(policy: Path, other: Path, tmp_path: Path) -> None:
     c = 0.4
     data = Rows(policy, other, rhat=c)
-    trainer = trainer_of(policy, tmp_path, data.given(A), PairLoss(token_weights=data.weights(A)))
+    trainer = trainer_of(policy, tmp_path, data.given(A), PairLoss(token_weights=data.weights(A)), beta=BETA)
     loss_of(trainer, data.given(A), 6)
     expected = [
         BETA * (1 + A * c) * sum(p - r for p, r, _ in chosen) - BETA * (1 - A * c) * sum(p - r for p, r, _ in rejected)

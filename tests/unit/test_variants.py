@@ -6,9 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import DPOConfig
+from transformers import AutoModelForCausalLM
 
 from spa_recipes.algo.refine import dpo_loss, dpo_margin, refined_loss
 from spa_recipes.algo.variants import divergence_margin, pair_loss, sft_loss
@@ -16,12 +14,11 @@ from spa_recipes.errors import DataError, StageError
 from spa_recipes.recipe.schema import FixedThreshold, RefineTraining
 from spa_recipes.stages import refine
 from spa_recipes.training.env import PairLoss, Refinement, Start
-from spa_recipes.training.pair_rows import PairCollator
-from spa_recipes.training.preference import NoiseDetector, SpaTrainer
+from spa_recipes.training.preference import NoiseDetector
 from spa_recipes.training.run import train_preference
 from tests.kit import reference_math as plain
 from tests.kit.plans import plan_of
-from tests.kit.training import make_env, make_pairs, preference, same_weights
+from tests.kit.training import loss_of, make_env, make_pairs, preference, same_weights, trainer_of
 
 MARGINS = [-40.0, -3.0, -0.1, 0.0, 0.2, 2.5, 60.0]
 KINDS = ["sigmoid", "ipo", "distill"]
@@ -173,33 +170,9 @@ def test_the_trainers_loss_is_that_of_plain_loops(
     if flags is not None:
         threshold = FixedThreshold(type="fixed", tau=flags)
         detector = NoiseDetector(Refinement(alpha, 0.0, threshold, warmup_ratio=0.0), warmup_steps=0)
-    tokenizer = AutoTokenizer.from_pretrained(policy)
-    collator = PairCollator(tokenizer.pad_token_id)
-    trainer = SpaTrainer(
-        AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32),
-        DPOConfig(
-            output_dir=str(tmp_path),
-            beta=BETA,
-            bf16=False,
-            use_cpu=True,
-            report_to="none",
-            max_length=None,
-            gradient_checkpointing=False,
-            remove_unused_columns=False,
-            precompute_ref_log_probs=True,
-        ),
-        Dataset.from_list(rows),
-        global_batch_size=6,
-        detector=detector,
-        loss=loss,
-        processing_class=tokenizer,
-        data_collator=collator,
-    )
+    trainer = trainer_of(policy, tmp_path, rows, loss, beta=BETA, detector=detector)
     for cut in (6, 2):
-        parts = [{**row, "row": n} for n, row in enumerate(rows)]
-        batches = [collator(parts[start : start + cut]) for start in range(0, 6, cut)]
-        total = sum(trainer.compute_loss(trainer.model, batch).item() for batch in batches)
-        assert total == pytest.approx(slow, rel=2e-5)
+        assert loss_of(trainer, rows, cut) == pytest.approx(slow, rel=2e-5)
     assert math.isfinite(slow)
     if flags is not None:
         assert 0 < sum(pairs.flagged.sum() for pairs in trainer._seen) < 12
