@@ -339,7 +339,8 @@ class PreferenceTraining(Training):
 class Members(Section):
     """Seed policies beside pi_0, trained from pi_init on parts of the seed labels. They judge, and are not refined.
 
-    Each costs its training, and one pass over the answers of every iteration.
+    Each costs its training, and one pass over the answers of every iteration. The peer's chain (`judge.peers`) starts
+    from the first one; where nothing else reads members, the others are not trained.
     """
 
     RULES: ClassVar[rules.Rules] = (rules.one_member_shares_nothing,)
