@@ -52,7 +52,8 @@ def logps(home: Path, stage: str, name: str) -> dict[tuple[int, int], float]:
 
 def test_sppo_learns_from_all_answers(run: Run) -> None:
     """Before the first step all log-ratios are 0, so that the loss is known from the judge's rewards alone."""
-    changes = {"sampling": {"n": 3}, "refine": {"loss": "sppo"}, "noise": {"enabled": False}}
+    refine = {"loss": "sppo", "warmup_ratio": 0.0}  # the only step has the whole learning rate
+    changes = {"sampling": {"n": 3}, "refine": refine, "noise": {"enabled": False}}
     home = run("sppo", "refine-1", ONE_STEP, changes)
     assert metrics(home, "refine-1", "sppo")["steps"] == 1
     rows = judgments(home, "judge-1", "sppo")
