@@ -14,15 +14,16 @@ from spa_recipes.state.digests import DigestMemo
 
 ROOT = Path(__file__).parents[2]
 STORE = ROOT / "tests" / "unit" / "golden_keys.json"
-RECIPES = ("quickstart", "ultrafeedback_3p3_24gb", "zero_label")
-"""The sandbox; LoRA and data from the Hub; no labels and another reference."""
+PAPERS = ("sampling.n=2", "judge.policy=previous", "refine.learning_rate=5e-5")
+RECIPES = {"quickstart": PAPERS, "ultrafeedback_3p3_24gb": (), "zero_label": ()}
+"""The sandbox, with the paper's settings; LoRA and data from the Hub; no labels and another reference."""
 
 
 def golden_keys() -> dict[str, dict[str, str]]:
     """The key of every stage, by recipe and stage."""
     found = {}
-    for name in RECIPES:
-        recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml").recipe
+    for name, settings in RECIPES.items():
+        recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml", settings).recipe
         plan = compile_plan(recipe, DigestMemo(Path("nowhere/.digests.json")))
         found[name] = {stage.id: stage.key for stage in plan.stages}
     return found

@@ -193,7 +193,10 @@ PLANS = {
     "sft_ultrachat": ["data", "sft", "evaluate-init"],
     "zero_label": ["data", "evaluate-init"],
     "reward_model_3p3": ["data", *SEED_JUDGES, "reward-model"],
-    **{name: ["data", *SEED_JUDGES] for name in ("llm_as_judge_3p3", "dice", "self_rewarding", "sppo", "cream")},
+    **{
+        name: ["data", *SEED_JUDGES]
+        for name in ("llm_as_judge_3p3", "dice", "self_rewarding", "sppo", "cream", "spa_plus")
+    },
     **{name: ["data", *SEED_JUDGES] for name in ("llama3_8b_3p3", "smollm2_135m")},
     **{f"ultrafeedback_3p3_{size}": ["data", *SEED_JUDGES] for size in ("1gpu", "8gpu", "24gb", "slurm")},
 }
@@ -214,6 +217,8 @@ def test_plans(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     rounds = [step.format(i=i) for i in range(1, recipe.iterations + 1) for step in steps]
     if path.stem == "cream":  # which reads the rankings of the judge before, from the second iteration on
         rounds.insert(rounds.index("log-ratios-2") + 1, "log-ratios-2-earlier")
+    if path.stem == "quickstart":  # whose judge stays pi_0, while pi_1 answers
+        rounds.insert(rounds.index("score-2-reference") + 1, "score-2-judging")
     plan = compile_plan(recipe, DigestMemo(tmp_path / "memo.json"))
     assert [stage.id for stage in plan.stages] == PLANS[path.stem] + rounds
     for stage in plan.stages:
