@@ -1,60 +1,69 @@
-"""The sweep behind the published table, and the record of what was measured.
+"""The sweeps behind the published tables, and the records of what was measured.
 
-python -m tests.kit.sweeps    writes the tables of the record into tests/benchmarks/README.md
+python -m tests.kit.sweeps    writes the tables of the records into tests/benchmarks/README.md
 """
 
 import csv
 import re
 from pathlib import Path
+from typing import NamedTuple
 
-from spa_recipes.recipe.sweep import Sweep, load_sweep
+from spa_recipes.recipe.sweep import LoadedSweep, load_sweep
 from spa_recipes.report.sweep import Measured, compared, differences_markdown, variants_markdown
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-SANDBOX = FOLDER / "sandbox.yaml"
-RECORD = FOLDER / "sandbox.csv"
-"""`values.csv` of that sweep."""
 _TABLES = re.compile(r"(?:\|.*\n)+")
 
 
-def sandbox() -> Sweep:
-    """The sweep of the published table."""
-    return load_sweep(SANDBOX).sweep
+class Published(NamedTuple):
+    """A sweep of the folder, whose `values.csv` is the record beside it, and the heading of its tables."""
+
+    name: str
+    heading: str
+
+    @property
+    def loaded(self) -> LoadedSweep:
+        """The sweep."""
+        return load_sweep(FOLDER / f"{self.name}.yaml")
+
+    def recorded(self) -> list[Measured]:
+        """The figures of each variant on each seed, as far as the record has them."""
+        sweep = self.loaded.sweep
+        with (FOLDER / f"{self.name}.csv").open(newline="") as file:
+            rows = [*csv.DictReader(file)]
+        found = [
+            Measured(
+                variant,
+                {
+                    int(row["seed"]): {name: float(row[name]) if row[name] else None for name in sweep.metrics}
+                    for row in rows
+                    if row["variant"] == variant.name
+                },
+            )
+            for variant in sweep.variants
+        ]
+        return [one for one in found if one.seeds]
+
+    def tables(self) -> list[str]:
+        """The tables of the record: the variants, and the differences of their win rates."""
+        sweep, measured = self.loaded.sweep, self.recorded()
+        return [
+            variants_markdown(sweep.metrics, measured),
+            differences_markdown(sweep.metrics[0], compared(sweep, measured)),
+        ]
 
 
-def recorded(sweep: Sweep) -> list[Measured]:
-    """The figures of each variant on each seed, as `values.csv` has them."""
-    with RECORD.open(newline="") as file:
-        rows = [*csv.DictReader(file)]
-    return [
-        Measured(
-            variant,
-            {
-                int(row["seed"]): {name: float(row[name]) if row[name] else None for name in sweep.metrics}
-                for row in rows
-                if row["variant"] == variant.name
-            },
-        )
-        for variant in sweep.variants
-    ]
-
-
-def published() -> list[str]:
-    """The tables of the record: the variants, and the differences of their win rates."""
-    sweep = sandbox()
-    measured = recorded(sweep)
-    return [
-        variants_markdown(sweep.metrics, measured),
-        differences_markdown(sweep.metrics[0], compared(sweep, measured)),
-    ]
+SANDBOX = Published("sandbox", "SPA against its controls")
+FRESH = Published("sandbox_fresh", "The best of each, on fresh seeds")
 
 
 def main() -> None:
     """Write the tables."""
     path = FOLDER / "README.md"
-    before, heading, after = path.read_text().partition("## SPA against its controls\n")
-    tables = iter(published())
-    path.write_text(before + heading + _TABLES.sub(lambda _: next(tables), after, count=2))
+    for one in (SANDBOX, FRESH):
+        before, heading, after = path.read_text().partition(f"## {one.heading}\n")
+        tables = iter(one.tables())
+        path.write_text(before + heading + _TABLES.sub(lambda _, tables=tables: next(tables), after, count=2))
 
 
 if __name__ == "__main__":

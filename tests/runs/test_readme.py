@@ -13,7 +13,7 @@ from spa_recipes.recipe.load import load_recipe
 from spa_recipes.recipe.sweep import load_sweep, recipe_of
 from tests.kit.cli import Spa
 from tests.kit.docs import form_table, stage_table, stored_form_table, stored_stage_table
-from tests.kit.sweeps import SANDBOX, published, recorded, sandbox
+from tests.kit.sweeps import FRESH, SANDBOX, Published
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
@@ -117,22 +117,28 @@ def test_the_job_that_it_shows_is_read(tmp_path: Path) -> None:
     assert load_job(str(tmp_path / "job.yaml")).benchmark.type == "mt_bench"
 
 
-def test_the_table_is_the_one_that_was_measured() -> None:
-    """`spa sweep tests/benchmarks/sandbox.yaml` wrote the record; the document shows it as it is."""
-    sweep = sandbox()
+@pytest.mark.parametrize("one", [SANDBOX, FRESH], ids=lambda one: one.name)
+def test_the_table_is_the_one_that_was_measured(one: Published) -> None:
+    """`spa sweep` wrote the record; the document shows it as it is."""
+    sweep = one.loaded.sweep
     assert len(sweep.seeds) >= 5
-    assert all([*one.seeds] == sweep.seeds for one in recorded(sweep))
-    for table in published():
+    for measured in one.recorded():
+        assert [*measured.seeds] == sweep.seeds
+    for table in one.tables():
         assert table in MEASURED, "run python -m tests.kit.sweeps"
     assert MEASURED_ON in MEASURED
 
 
-def test_the_record_is_that_of_the_sweep_and_its_recipes_load() -> None:
+@pytest.mark.parametrize("one", [SANDBOX, FRESH], ids=lambda one: one.name)
+def test_the_record_is_that_of_the_sweep_and_its_recipes_load(one: Published) -> None:
     """The variants of the record are those of the sweep, which can be run again."""
-    loaded = load_sweep(SANDBOX)
-    recipes = [recipe_of(loaded, variant, 1).recipe for variant in loaded.sweep.variants]
-    steps = {one.variant.name: one.seeds[1]["steps"] for one in recorded(loaded.sweep)}
-    for variant, recipe in zip(loaded.sweep.variants, recipes, strict=True):
+    loaded, seed = one.loaded, one.loaded.sweep.seeds[0]
+    steps = {measured.variant.name: measured.seeds[seed]["steps"] for measured in one.recorded()}
+    assert {loaded.sweep.control, *loaded.sweep.tested} <= steps.keys()
+    for variant in loaded.sweep.variants:
+        recipe = recipe_of(loaded, variant, seed).recipe
+        if variant.name not in steps:
+            continue
         if variant.policy in ("init", 0):  # rows per step, and passes over them
             training, labels = recipe.seed_training, recipe.data.seed_labels
             expected = math.ceil(labels / training.global_batch_size) * training.num_train_epochs
@@ -140,7 +146,7 @@ def test_the_record_is_that_of_the_sweep_and_its_recipes_load() -> None:
 
 
 def test_the_headline_is_what_was_measured() -> None:
-    measured = dict(re.findall(r"^\| ([^|]+) \| (\d+\.\d ± \d+\.\d) \|", published()[0], re.MULTILINE))
+    measured = dict(re.findall(r"^\| ([^|]+) \| (\d+\.\d ± \d+\.\d) \|", SANDBOX.tables()[0], re.MULTILINE))
     headline = (ROOT / "README.md").read_text().partition("## What it is worth")[2].partition("\n## ")[0]
     rows = dict(re.findall(r"^\| ([^|]+) \| (.* ± .*) \|$", headline, re.MULTILINE))
     for name, labels in {
