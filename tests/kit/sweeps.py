@@ -62,8 +62,17 @@ def main() -> None:
     path = FOLDER / "README.md"
     for one in (SANDBOX, FRESH):
         before, heading, after = path.read_text().partition(f"## {one.heading}\n")
-        tables = iter(one.tables())
-        path.write_text(before + heading + _TABLES.sub(lambda _, tables=tables: next(tables), after, count=2))
+        for table in one.tables():
+            old, rest = _split_at_table(after)
+            before, heading, after = before + heading, old + table, rest
+        path.write_text(before + heading + after)
+
+
+def _split_at_table(text: str) -> tuple[str, str]:
+    """The text before the first table, and that after it."""
+    found = _TABLES.search(text)
+    assert found is not None
+    return text[: found.start()], text[found.end() :]
 
 
 if __name__ == "__main__":

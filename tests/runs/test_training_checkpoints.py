@@ -79,7 +79,8 @@ def test_a_training_whose_products_are_onednns_is_resumed_bit_by_bit(
 
     def counted(input_: torch.Tensor, *rest: Any) -> torch.Tensor:
         calls.append(tuple(input_.shape))
-        return product(input_, *rest)
+        result: torch.Tensor = product(input_, *rest)
+        return result
 
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", counted)
     monkeypatch.setattr(products, "_gains", lambda: True)

@@ -246,6 +246,7 @@ def test_a_frozen_weight_costs_no_gradient(by_onednn: list[Product], any_size: N
         layer(input_).sum().backward()
     assert len(by_onednn) == 2
     assert layer.weight.grad is None
+    assert input_.grad is not None
     assert torch.allclose(input_.grad, layer.weight.sum(dim=0).expand(2, 4))
 
 
