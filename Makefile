@@ -1,5 +1,5 @@
 # Two commands do everything on a fresh machine with Python >= 3.11:
-#   make sandbox   sets up .venv and runs the whole method on the embedded sandbox (about two minutes)
+#   make sandbox   sets up .venv and runs the whole method on the embedded sandbox (two to three minutes)
 #   make test      sets up .venv and runs the tests
 # Both can be run again at any time. `make test-fast` runs the tests that need no other process.
 
