@@ -59,8 +59,8 @@ test-clusters: $(READY)
 	$(VENV)/bin/python $(PIP) -e ".[ray]"
 	$(VENV)/bin/python -m pytest -m "(slurm or ray) and not slow"
 
-# Trainings that DeepSpeed shares out over two processes of the CPU; it compiles nothing. It has an environment of its own
-# over the other one: where it is installed, accelerate imports it in every training.
+# Trainings that DeepSpeed shares out over two processes of the CPU. It has an environment of its own over the
+# other one: where it is installed, accelerate imports it in every training.
 test-sharding: $(READY) $(DEEPSPEED_READY)
 	PYTHONPATH="$(CURDIR)" $(DEEPSPEED_VENV)/bin/python -m pytest -m deepspeed
 

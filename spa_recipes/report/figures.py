@@ -60,6 +60,12 @@ class Figure(NamedTuple):
     of_a_coin: str = ""
 
 
+def _dropped(name: str, words: str, iteration: str) -> Figure:
+    """Pairs that a judge stage left out for one reason."""
+    shown = Shown(iteration, COUNT, place=1)
+    return Figure(name, ("judge",), Shown(words, COUNT), silent_at_zero=True, iteration=shown)
+
+
 FIGURES: tuple[Figure, ...] = (
     # What was read
     Figure("pairs", ("data",), Shown("pairs", COUNT)),
@@ -229,41 +235,11 @@ FIGURES: tuple[Figure, ...] = (
     Figure("length_gap", ("judge",), Shown("chosen longer by", SHORT)),
     Figure("length_gap_characters", ("judge",), Shown("characters that chosen ones are longer by", SHORT)),
     Figure("length_penalty", ("judge",), Shown("length penalty", SHORT), silent_at_zero=True),
-    Figure(
-        "dropped_identical",
-        ("judge",),
-        Shown("dropped as identical", COUNT),
-        silent_at_zero=True,
-        iteration=Shown("dropped: the same answers", COUNT, place=1),
-    ),
-    Figure(
-        "dropped_empty",
-        ("judge",),
-        Shown("dropped as empty", COUNT),
-        silent_at_zero=True,
-        iteration=Shown("dropped: empty answers", COUNT, place=1),
-    ),
-    Figure(
-        "dropped_uncertain",
-        ("judge",),
-        Shown("dropped as uncertain", COUNT),
-        silent_at_zero=True,
-        iteration=Shown("dropped: margins in the noise", COUNT, place=1),
-    ),
-    Figure(
-        "dropped_small_margin",
-        ("judge",),
-        Shown("dropped for small margins", COUNT),
-        silent_at_zero=True,
-        iteration=Shown("dropped: small margins (judge.keep)", COUNT, place=1),
-    ),
-    Figure(
-        "dropped_by_peer",
-        ("judge",),
-        Shown("dropped by the peer", COUNT),
-        silent_at_zero=True,
-        iteration=Shown("dropped: by the peer (judge.peers)", COUNT, place=1),
-    ),
+    _dropped("dropped_identical", "dropped as identical", "dropped: the same answers"),
+    _dropped("dropped_empty", "dropped as empty", "dropped: empty answers"),
+    _dropped("dropped_uncertain", "dropped as uncertain", "dropped: margins in the noise"),
+    _dropped("dropped_small_margin", "dropped for small margins", "dropped: small margins (judge.keep)"),
+    _dropped("dropped_by_peer", "dropped by the peer", "dropped: by the peer (judge.peers)"),
     Figure(
         "peer_agreement",
         ("judge",),
