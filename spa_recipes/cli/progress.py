@@ -14,7 +14,7 @@ from spa_recipes import api
 from spa_recipes.cli.terminal import Output, bold, coloured, cyan, green, lost_output, say, visible, yellow
 from spa_recipes.plan import Stage
 from spa_recipes.report import figures
-from spa_recipes.run.pace import pace_of
+from spa_recipes.run.pace import current_work, pace_of
 from spa_recipes.run.schedule import unfinished
 from spa_recipes.state.stagedir import Manifest
 from spa_recipes.units import human_seconds
@@ -114,8 +114,8 @@ class PlainReporter:
             _raise_if_lost()
             return
         now = time.monotonic()
-        steps = self._steps.setdefault(stage.id, [])
-        steps.append({"done": done, "total": total, "unit": unit, "note": note, "time": now})
+        line = {"done": done, "total": total, "unit": unit, "note": note, "time": now}
+        steps = self._steps[stage.id] = current_work([*self._steps.get(stage.id, []), line])
         if len(steps) > 2:  # the first one, the newest one, and the newest note
             steps[-1]["note"] = steps[-1]["note"] or steps[-2]["note"]
             del steps[1:-1]

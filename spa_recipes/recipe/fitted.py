@@ -24,6 +24,8 @@ TRAINED_BYTES = 20
 """Per parameter, of a training of all weights: float32 weight, gradient and two moments, and the reference."""
 SHARE = 0.8
 """Of the memory that is counted on."""
+MODELS_ANSWER = 512
+"""Tokens for an answer of a model, which writes more than people do: it learns little from answers that are cut."""
 TOKENS_AT_ONCE = 4096
 """Tokens of the pairs in one pass of a training, with room for activations."""
 
@@ -108,12 +110,12 @@ def parts_of(rows: int, unlabelled: int | None = None) -> Parts:
 
 
 def lengths_of(seen: Seen) -> Lengths:
-    """Room for nearly every row, within the model's context. Where it does not suffice, prompts get at most half."""
+    """Room for nearly every row and for what models write, within the context; prompts then get at most half of it."""
     prompt = _up(_quantile(seen.prompts, 0.99), 32)
-    answer = _up(_quantile(seen.answers, 0.95), 32)
-    longest = _up(seen.answers[-1], 32)
+    answer = max(MODELS_ANSWER, _up(_quantile(seen.answers, 0.95), 32))
+    longest = max(answer, _up(seen.answers[-1], 32))
     context = seen.context or 4096
-    if prompt + max(answer, longest) <= context:
+    if prompt + longest <= context:
         return Lengths(prompt, answer, prompt + longest)
     prompt = min(prompt, context // 2)
     return Lengths(prompt, min(answer, context - prompt), context)
@@ -177,7 +179,7 @@ def fitted_recipe(seen: Seen) -> str:
         *training,
         "",
         "sampling:",
-        _row("  max_tokens", lengths.answer, "as long as 95 % of your answers; what is longer is cut"),
+        _row("  max_tokens", lengths.answer, _answer_words(seen, lengths)),
         _backend(machine, lengths),
         "",
         "refine:",
@@ -240,7 +242,18 @@ def _both_words(seen: Seen, lengths: Lengths) -> str:
     limit = f"; the model has positions for {seen.context:,}" if seen.context else ""
     if seen.context == lengths.both:
         return f"all that the model has positions for; your longest answer has {seen.answers[-1]} tokens"
+    if seen.answers[-1] <= lengths.answer:
+        return f"prompt and an answer that the model writes (sampling.max_tokens){limit}"
     return f"prompt and your longest answer, {seen.answers[-1]} tokens{limit}"
+
+
+def _answer_words(seen: Seen, lengths: Lengths) -> str:
+    if lengths.answer < MODELS_ANSWER:
+        return "what the model's positions leave beside a prompt; what is longer is cut"
+    if lengths.answer > MODELS_ANSWER:
+        return "as long as 95 % of your answers; what is longer is cut"
+    usual = _quantile(seen.answers, 0.95)
+    return f"95 % of your answers have at most {usual}, but a model writes more; what is longer is cut"
 
 
 def _precision(machine: Machine) -> list[str]:

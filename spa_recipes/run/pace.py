@@ -13,7 +13,7 @@ class Pace(NamedTuple):
 
     Attributes:
         note: its newest note, such as its loss.
-        per_second: units per second since the attempt's first line; None while that cannot be told.
+        per_second: units per second since the first line of this work; None while that cannot be told.
     """
 
     done: int
@@ -32,7 +32,7 @@ class Pace(NamedTuple):
 
 def pace_of(lines: Sequence[dict[str, Any]]) -> Pace | None:
     """The pace of one process from its lines of progress; None if there are none."""
-    steps = [line for line in lines if "done" in line and "total" in line]
+    steps = current_work([line for line in lines if "done" in line and "total" in line])
     if not steps:
         return None
     first, last = steps[0], steps[-1]
@@ -40,6 +40,20 @@ def pace_of(lines: Sequence[dict[str, Any]]) -> Pace | None:
     seconds, done = last.get("time", 0.0) - first.get("time", 0.0), last["done"] - first["done"]
     rate = done / seconds if seconds > 0 and done > 0 else None
     return Pace(last["done"], last["total"], str(last["unit"]), notes[-1] if notes else "", rate)
+
+
+def current_work(steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines at the end that count the same things: a training counts answers under its reference, then its steps.
+
+    The time of one kind of work says nothing of another's.
+    """
+    found = [*steps[-1:]]
+    for line in reversed(steps[:-1]):
+        after = found[-1]
+        if (line["unit"], line["total"]) != (after["unit"], after["total"]) or line["done"] > after["done"]:
+            break
+        found.append(line)
+    return found[::-1]
 
 
 def pace_of_attempt(attempt: Path) -> Pace | None:

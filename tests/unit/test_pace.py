@@ -26,6 +26,14 @@ def test_the_rate_is_that_of_this_attempt() -> None:
     assert str(pace_of([line(1, 0.0), line(3, 60.0)])) == "3 of 100 steps, 30 s per step, about 48 min 30 s left"
 
 
+@pytest.mark.parametrize("before", [{"unit": "responses"}, {"total": 90}, {"done": 99}])
+def test_the_time_of_other_work_does_not_count(before: dict[str, Any]) -> None:
+    reference = [{**line(2, 0.0, "reference"), **before}, {**line(4, 400.0, "reference"), **before}]
+    assert str(pace_of([*reference, line(5, 410.0)])) == "5 of 100 steps"
+    told = [*reference, line(5, 410.0), line(6, 420.0, "loss 0.6"), line(9, 450.0)]
+    assert str(pace_of(told)) == "9 of 100 steps, loss 0.6, 10 s per step, about 15 min 10 s left"
+
+
 def test_without_a_second_line_nothing_is_foretold() -> None:
     assert str(pace_of([line(7, 3.0)])) == "7 of 100 steps"
     assert pace_of([{"notice": "x"}]) is None
@@ -53,6 +61,22 @@ def test_without_a_terminal_lines_come_at_a_sensible_pace(
     lines = capsys.readouterr().out.splitlines()
     assert [text.split()[1] for text in lines] == ["10", "70", "130", "190"]
     assert lines[1].split(maxsplit=1)[1] == "70 of 200 steps, loss 0.5, 1 steps/s, about 2 min 10 s left"
+
+
+def test_a_line_tells_the_pace_of_what_is_done_now(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    stage, reporter = plan_of().stage("seed"), PlainReporter()
+    for second, done, total, unit in ((0, 0, 50, "responses"), (400, 50, 50, "responses"), (410, 1, 30, "steps")):
+        clock[0] = float(second)
+        reporter.progress(stage, done, total, unit, "reference" if unit == "responses" else "")
+    for done in range(2, 10):
+        clock[0] += 10
+        reporter.progress(stage, done, 30, "steps", "")
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.split(maxsplit=1)[1] == "7 of 30 steps, 10 s per step, about 3 min 50 s left"
 
 
 def test_a_running_run_is_not_to_be_resumed(

@@ -98,6 +98,10 @@ def test_every_value_has_its_reason() -> None:
         ({"template": ""}, ["chat_template: zephyr.jinja"]),
         ({"template": "{% if enable_thinking %}"}, ["chat_template_kwargs: {enable_thinking: false}"]),
         ({"context": 512}, ["max_length: 512", "all that the model has positions for"]),
+        ({"context": 512}, ["max_tokens: 256", "what the model's positions leave beside a prompt"]),
+        ({"answers": [50, 150]}, ["max_tokens: 512", "95 % of your answers have at most 150, but a model writes more"]),
+        ({"answers": [50, 150]}, ["max_length: 832", "an answer that the model writes (sampling.max_tokens)"]),
+        ({"answers": [50, 600]}, ["max_tokens: 608", "as long as 95 % of your answers"]),
     ],
 )
 def test_what_was_seen_decides(facts: dict[str, object], words: list[str]) -> None:
