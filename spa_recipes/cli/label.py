@@ -9,6 +9,8 @@ from spa_recipes.cli.options import RunsDir
 from spa_recipes.errors import RecipeError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from spa_recipes.label.pairs import Source
     from spa_recipes.label.session import Session
 
@@ -63,13 +65,17 @@ def label(
         if model is not None or prompts is not None or set_:
             raise RecipeError("RUN goes without --model, --prompts and --set", fix="its answers are there already")
         out, source = _of_run(run, runs_dir, out, pick or "doubted", seed)
-        following = f"`spa resume {for_shell(run)}` adds labels in the run's folder to the iterations to come"
     else:
         if pick is not None:
             raise RecipeError("needs a RUN, whose judge doubts", where="--pick", fix="leave it out, or name a RUN")
         out, source = _of_model(model, prompts, out, seed, set_ or [])
-        asked = f"--model {for_shell(str(model))} --pairs {for_shell(out)} --prompts {for_shell(str(prompts))}"
-        following = f"`spa init my.yaml {asked}`"
+
+    def following(session: "Session") -> str:
+        if run is not None:
+            return f"`spa resume {for_shell(run)}` adds labels in the run's folder to the iterations to come"
+        fresh = f" --prompts {for_shell(str(prompts))}" if session.without_label else ""
+        return f"`spa init my.yaml --model {for_shell(str(model))} --pairs {for_shell(out)}{fresh}`"
+
     most = limit or (None if run is None else LIMIT)
     source = source._replace(pairs=source.pairs[:most])
     if source.dropped:
@@ -119,7 +125,7 @@ def _of_run(run: str, runs_dir: Path, out: Path | None, pick: str, seed: int) ->
     return out, iteration.pairs("random" if pick == "random" else "doubted", seed)
 
 
-def _serve(session: "Session", port: int | None, following: str) -> None:
+def _serve(session: "Session", port: int | None, following: "Callable[[Session], str]") -> None:
     """Show the page until the person ends the session, there or with Ctrl-C; then say what came of it."""
     import threading
 
@@ -138,4 +144,4 @@ def _serve(session: "Session", port: int | None, following: str) -> None:
             server.ended.wait()
         finally:
             server.shutdown()
-            say(*summary(session), f"next:    {following}")
+            say(*summary(session), f"next:    {following(session)}")

@@ -106,6 +106,13 @@ class Session:
         return Progress(len(self.showings) - left, len(self.showings))
 
     @property
+    def without_label(self) -> int:
+        """Pairs of the source, those that are not shown too, that nobody prefers an answer of."""
+        source = self.source
+        rows = [row for row in self.file.rows if row["origin"] == source.origin]
+        return source.total + source.dropped - len({row["id"] for row in rows if row["status"] == "preferred"})
+
+    @property
     def can_undo(self) -> bool:
         """Whether the last row of the file is one of these."""
         rows = self.file.rows

@@ -55,6 +55,7 @@ def test_from_prompts_to_labels_that_a_recipe_reads(here: Path) -> None:
         ask(address, "choose", {"number": number, "choice": "left"})
     ask(address, "end", {})
     assert command.wait() == 0
+    assert command.out().endswith("`spa init my.yaml --model one --pairs labels.jsonl --prompts prompts.jsonl`\n")
     source = DatasetSource(source=str(here / "labels.jsonl"))
     loaded = read_pairs(source)
     rows = lines_of(here / "labels.jsonl")

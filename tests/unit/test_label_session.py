@@ -93,6 +93,19 @@ def test_a_pair_is_answered_once_even_by_two_windows(tmp_path: Path) -> None:
         assert [row["choice"] for row in one.rows] == ["left"]
 
 
+def test_it_knows_whether_prompts_without_a_label_are_left(tmp_path: Path) -> None:
+    source = source_of(6)
+    with session(tmp_path / "l.jsonl", source, repeats=0.0) as one:
+        answer(one, "left", "tie", "skip", "left")
+        assert one.without_label == 4
+    with session(tmp_path / "l.jsonl", source._replace(pairs=source.pairs[:5], dropped=2), repeats=0.0) as one:
+        prefer(one, 0)
+        assert one.without_label == 5  # two dropped; one tied, one skipped, one not shown
+    with session(tmp_path / "m.jsonl", source) as one:
+        prefer(one, 1)
+        assert one.without_label == 0
+
+
 def test_a_skipped_pair_does_not_come_again(tmp_path: Path) -> None:
     with session(tmp_path / "l.jsonl", source_of(10)) as one:
         answer(one, *["skip"] * 10)
