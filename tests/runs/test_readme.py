@@ -13,7 +13,7 @@ from spa_recipes.recipe.load import load_recipe
 from spa_recipes.recipe.sweep import load_sweep, recipe_of
 from tests.kit.cli import Spa
 from tests.kit.docs import form_table, stage_table, stored_form_table, stored_stage_table
-from tests.kit.sweeps import FRESH, SANDBOX, Published
+from tests.kit.sweeps import PUBLISHED, SANDBOX, Published
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
@@ -117,7 +117,7 @@ def test_the_job_that_it_shows_is_read(tmp_path: Path) -> None:
     assert load_job(str(tmp_path / "job.yaml")).benchmark.type == "mt_bench"
 
 
-@pytest.mark.parametrize("one", [SANDBOX, FRESH], ids=lambda one: one.name)
+@pytest.mark.parametrize("one", PUBLISHED, ids=lambda one: one.name)
 def test_the_table_is_the_one_that_was_measured(one: Published) -> None:
     """`spa sweep` wrote the record; the document shows it as it is."""
     sweep = one.loaded.sweep
@@ -129,7 +129,7 @@ def test_the_table_is_the_one_that_was_measured(one: Published) -> None:
     assert MEASURED_ON in MEASURED
 
 
-@pytest.mark.parametrize("one", [SANDBOX, FRESH], ids=lambda one: one.name)
+@pytest.mark.parametrize("one", PUBLISHED, ids=lambda one: one.name)
 def test_the_record_is_that_of_the_sweep_and_its_recipes_load(one: Published) -> None:
     """The variants of the record are those of the sweep, which can be run again."""
     loaded, seed = one.loaded, one.loaded.sweep.seeds[0]
