@@ -19,6 +19,14 @@ def line(done: int, seconds: float, note: str = "", total: int = 100) -> dict[st
     return {"done": done, "total": total, "unit": "steps", "note": note, "time": seconds}
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that the clock shows."""
+    shown = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: shown[0])
+    return shown
+
+
 def test_the_rate_is_that_of_this_attempt() -> None:
     went_on = [line(40, 10.0), {"notice": "x"}, line(50, 15.0, "loss 0.6"), line(60, 20.0)]
     assert pace_of(went_on) == Pace(60, 100, "steps", "loss 0.6", 2.0)
@@ -49,10 +57,8 @@ def test_the_furthest_process_counts(tmp_path: Path) -> None:
 
 
 def test_without_a_terminal_lines_come_at_a_sensible_pace(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    clock = [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     stage, reporter = plan_of().stage("seed"), PlainReporter()
     for second in range(200):
         clock[0] = float(second)
@@ -63,11 +69,7 @@ def test_without_a_terminal_lines_come_at_a_sensible_pace(
     assert lines[1].split(maxsplit=1)[1] == "70 of 200 steps, loss 0.5, 1 steps/s, about 2 min 10 s left"
 
 
-def test_a_line_tells_the_pace_of_what_is_done_now(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    clock = [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+def test_a_line_tells_the_pace_of_what_is_done_now(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     stage, reporter = plan_of().stage("seed"), PlainReporter()
     for second, done, total, unit in ((0, 0, 50, "responses"), (400, 50, 50, "responses"), (410, 1, 30, "steps")):
         clock[0] = float(second)
