@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from spa_recipes.estimates.memory import Sharding
 from spa_recipes.estimates.shape import shape_of
+from spa_recipes.models.dtype import weight_bytes
 from spa_recipes.plan import Stage
 from spa_recipes.recipe.schema import SAVE_STEPS, Training
 
 if TYPE_CHECKING:
     from spa_recipes.recipe.jobs import AnyRecipe
 
-BYTES: dict[Sharding, int] = {"none": 12, "fsdp2": 16, "zero2": 20, "zero3": 16}
-"""Per trained parameter: float32 weight and two moments; shared out, also the weights as the launcher keeps them."""
+STATE_BYTES = 12
+"""Per trained parameter: float32 weight and two moments."""
 LARGE = 20 * 10**9
 """Bytes of a checkpoint that is written and kept as rarely as possible, unless the recipe says otherwise."""
 KEPT = 2
@@ -71,4 +72,17 @@ def _size(stage: Stage, recipe: AnyRecipe, sharding: Sharding | None) -> int | N
     if shape is None:
         return None
     trained = shape.parameters if lora is None else shape.adapter_parameters(lora)
-    return trained * (max(BYTES.values()) if sharding is None else BYTES[sharding])
+    return trained * bytes_per_parameter(sharding, weight_bytes(recipe.model.dtype))
+
+
+def bytes_per_parameter(sharding: Sharding | None, weight: int) -> int:
+    """Bytes of a checkpoint per trained parameter; the most of all ways of sharding where that is not known.
+
+    ZeRO-2 writes the module's weights, which every process has, twice besides: as its own and as transformers'.
+
+    Args:
+        weight: bytes of a weight in the precision of the model.
+    """
+    if sharding is None:
+        return STATE_BYTES + 2 * 4
+    return STATE_BYTES + (2 * weight if sharding == "zero2" else 0)

@@ -123,9 +123,11 @@ def _do(cell: str, rank: int, job: Mapping[str, Any]) -> None:
         if done == job["kill_at"]:
             os._exit(KILLED)
 
+    counts = _count_whole_layers() if "counted" in cell else {}
     try:
         result = _trained(cell, Path(job["policy"]), folder, job["sharding"], progress)
         left = {"metrics": result.metrics, "history": result.history, "along": result.detects_along_update}
+        left["most_whole_layers"] = {name: max(of_model) for name, of_model in counts.items()}
     except SpaError as error:
         left = {"error": error.what, "where": error.where, "fix": error.fix}
     (folder / f"result-{rank}.json").write_text(json.dumps({**left, "sharding": in_use()}))
@@ -189,6 +191,33 @@ def _lose_the_loss(after: int) -> None:
         return plain(trainer, *args) * (float("nan") if trainer.state.global_step == after else 1.0)
 
     setattr(SpaTrainer, "_loss", lost)  # noqa: B010
+
+
+def _count_whole_layers() -> dict[str, list[int]]:
+    """How many layers of the policy, and of its reference, are whole whenever one of them is about to be passed."""
+    from torch.distributed.tensor import DTensor
+
+    from spa_recipes.training.preference import SpaTrainer
+
+    plain = SpaTrainer._compute_loss
+    counts: dict[str, list[int]] = {}
+
+    def watch(name: str, layers: Any) -> None:
+        def count(*_: Any) -> None:
+            counts[name].append(sum(not isinstance(next(layer.parameters()), DTensor) for layer in layers))
+
+        counts[name] = []
+        for layer in layers:
+            layer.register_forward_pre_hook(count)  # behind the one that gathers its weights
+
+    def watched(trainer: Any, model: Any, *args: Any) -> Any:
+        if not counts:
+            watch("policy", model.model.layers)
+            watch("reference", trainer._given.model.layers)
+        return plain(trainer, model, *args)
+
+    setattr(SpaTrainer, "_compute_loss", watched)  # noqa: B010
+    return counts
 
 
 def _give_zeros_as_reference() -> None:

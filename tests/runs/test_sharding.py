@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from spa_recipes.estimates.checkpoints import bytes_per_parameter
+from spa_recipes.estimates.memory import Sharding
 from tests.kit.together import KILLED, results, train_together
 from tests.kit.training import same_weights, trace
 
@@ -17,7 +19,7 @@ KINDS = ("sft", "dpo", "refine0", "refine", "reward")
 PLAIN = (*KINDS, *(f"{kind}+lora" for kind in KINDS), "sft+ckpt", "refine+ckpt", "refine+lora+ckpt")
 QLORA = ("sft+qlora", "refine0+qlora", "refine+qlora")
 HALF = ("sft+bf16", "dpo+bf16", "refine0+bf16", "refine+bf16", "refine+lora+bf16", "reward+bf16")
-FEW = ("refine", "refine+lora+bf16", "refine+zeros")
+FEW = ("refine+counted", "refine+lora+bf16", "refine+zeros")
 """What the default run does: a live reference, half precision with derivatives, and a wrong reference."""
 KILL_AT = 3  # the checkpoint before it is of step 2; the threshold's window is in use by then
 
@@ -87,6 +89,12 @@ def test_policy_and_live_reference_are_shared_out(few: Path) -> None:
             assert left["sharding"] == "fsdp2"
             assert left["history"][0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
             assert abs(left["history"][0]["rewards/margins"]) < 1e-4
+
+
+def test_policy_and_reference_are_gathered_layer_by_layer(few: Path) -> None:
+    """Of two layers, one is whole when one is passed; a model that is shared out as one piece has both."""
+    for left in results(few, "refine+counted"):
+        assert left["most_whole_layers"] == {"policy": 1, "reference": 1}
 
 
 def test_the_detector_differentiates_where_weights_are_shared_out(few: Path) -> None:
@@ -175,6 +183,24 @@ def test_a_killed_training_goes_on(sharding: str, policy: Path, tmp_path: Path) 
     for cell in RESUMED:
         assert results(tmp_path / "killed", cell)[0]["metrics"]["resumed_from_step"] == KILL_AT - 1
     check_equal(tmp_path / "killed", tmp_path / "straight", RESUMED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", WAYS)
+@pytest.mark.parametrize("cell", ["sft", "sft+bf16"])
+def test_a_checkpoint_takes_the_bytes_that_were_estimated(sharding: Sharding, cell: str, tmp_path: Path) -> None:
+    from spa_recipes.sandbox.model import build_model
+
+    policy = tmp_path / "policy"
+    policy.mkdir()
+    shape = {"hidden_size": 256, "num_layers": 2, "num_heads": 2, "intermediate_size": 512}
+    build_model(policy, **shape, initializer_range=0.3, seed=0)  # large beside the names and places of its tensors
+    parameters = sum(tensor.numel() for tensor in load_file(policy / "model.safetensors").values())
+    assert train_together(tmp_path, policy, [cell], sharding, kill_at=KILL_AT) == KILLED
+    (checkpoint,) = (tmp_path / cell / "checkpoints").glob("checkpoint-*")
+    size = sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file())
+    estimate = bytes_per_parameter(sharding, weight=2 if "bf16" in cell else 4)
+    assert size / parameters == pytest.approx(estimate, rel=0.06)
 
 
 @pytest.mark.slow

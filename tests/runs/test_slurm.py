@@ -55,10 +55,10 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def submit(folder: Path, *options: str) -> str:
+def submit(folder: Path, *options: str, run: str = "mini") -> str:
     done = spa(folder, "submit", "mini.yaml", *options)
     assert done.code == 0, done.err
-    return str(json.loads((folder / "runs" / "mini" / ".job").read_text())["slurm"])
+    return str(json.loads((folder / "runs" / run / ".job").read_text())["slurm"])
 
 
 def shown(job: str, name: str) -> str:
@@ -72,15 +72,15 @@ def limit(job: str, minutes: int) -> None:
     subprocess.run(["scontrol", "update", f"jobid={job}", f"timelimit={minutes}"], check=True)
 
 
-def log(folder: Path) -> str:
-    return "\n".join(path.read_text() for path in (folder / "runs" / "mini").glob("slurm-*.log"))
+def log(folder: Path, run: str = "mini") -> str:
+    return "\n".join(path.read_text() for path in (folder / "runs" / run).glob("slurm-*.log"))
 
 
-def completed(folder: Path, job: str) -> str:
+def completed(folder: Path, job: str, run: str = "mini") -> str:
     at_work = ("", "RUNNING", "PENDING", "COMPLETING", "CONFIGURING")
     wait_for(lambda: shown(job, "JobState") not in at_work, 900)
-    assert shown(job, "JobState") == "COMPLETED", log(folder)
-    return log(folder)
+    assert shown(job, "JobState") == "COMPLETED", log(folder, run)
+    return log(folder, run)
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +166,13 @@ def test_a_rehearsal_takes_a_few_rows_through_every_stage_on_the_nodes(tmp_path:
     done = subprocess.run(command, cwd=tmp_path, env=environment_with(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr + done.stdout
     check_rehearsal(tmp_path, done.stdout)
+
+
+@pytest.mark.slow
+def test_a_rehearsal_that_is_submitted_does_so_in_a_job(tmp_path: Path) -> None:
+    write_recipe(tmp_path / "mini.yaml", small(TWO))
+    job = submit(tmp_path, "--rehearse", run="rehearsals/mini")
+    check_rehearsal(tmp_path, completed(tmp_path, job, run="rehearsals/mini"))
 
 
 def _idle() -> int:
