@@ -20,8 +20,8 @@ from spa_recipes.cli.terminal import (
 from spa_recipes.data.asked import check_counted
 from spa_recipes.errors import DataError, RecipeError, SpaError
 from spa_recipes.estimates import SCORING, TRAINING, Hardware, Need, gpu_of, needs, parameters_of, seconds_of, steps_of
-from spa_recipes.plan import KINDS, Plan
-from spa_recipes.recipe.schema import Recipe
+from spa_recipes.plan import KINDS, Plan, Stage
+from spa_recipes.recipe.schema import Recipe, Training
 from spa_recipes.run.disk import free_bytes
 from spa_recipes.run.fit import hardware_for, in_words, is_tight, misfit, not_shared_out
 from spa_recipes.run.packages import missing_packages, missing_tasks
@@ -64,6 +64,7 @@ def print_plan(prepared: api.Prepared, *, diff: bool, verbose: bool = False, ove
         say("")
     _print_problems(plan, hardware)
     _print_misfits(planned, plan, hardware)
+    _print_idle([one.view.stage for one in planned])
     _print_totals([one for one in planned if one.view.state != "done"], prepared, hardware)
     print_powers(plan, run.path, overrides)
 
@@ -117,6 +118,20 @@ def _print_misfits(planned: Sequence[_Planned], plan: Plan, hardware: Hardware |
     stages = [one.view.stage for one in planned if one.view.stage.id not in misfits]
     if tight := [stage.id for stage in stages if is_tight(stage, plan, hardware)]:
         say(yellow(f"! {', '.join(tight)} may not fit where rows are as long as model.max_length"))
+
+
+def _print_idle(stages: Sequence[Stage]) -> None:
+    """Trainings of one step, in which the learning rate rises from 0."""
+    if idle := [stage.id for stage in stages if steps_of(stage) == 1 and _rises(stage.settings["training"])]:
+        say(
+            yellow(f"! nothing is learned in one step at learning rate 0, the warm-up's first: {', '.join(idle)}"),
+            "  lower global_batch_size, or set warmup_ratio to 0",
+        )
+
+
+def _rises(training: Training) -> bool:
+    """Whether the first step has a learning rate of 0."""
+    return training.warmup_ratio > 0 and training.lr_scheduler_type != "constant"
 
 
 def _print_totals(left: Sequence[_Planned], prepared: api.Prepared, hardware: Hardware | None) -> None:

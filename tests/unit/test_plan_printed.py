@@ -60,6 +60,14 @@ def test_a_size_that_is_not_known_is_not_zero(tmp_path: Path, capsys: pytest.Cap
     assert any(line.startswith("disk:   ") and "GB for results" in line for line in known)
 
 
+def test_a_training_whose_only_step_has_rate_0_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one_step = {"global_batch_size": 48, "per_device_train_batch_size": 16}
+    said = "nothing is learned in one step at learning rate 0, the warm-up's first"
+    assert f"! {said}: refine-1, refine-2" in printed(capsys, tmp_path, refine=one_step)
+    for learns in ({"warmup_ratio": 0.0}, {"lr_scheduler_type": "constant"}, {"num_train_epochs": 2}):
+        assert not any(said in line for line in printed(capsys, tmp_path, refine=one_step | learns))
+
+
 def test_verbose_has_inputs_keys_and_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = "\n".join(printed(capsys, tmp_path, verbose=True))
     for words in ("key              ", "needs            rows 48, steps 3, tokens <= 12.3k", "seed/model"):
