@@ -30,6 +30,13 @@ def label(folder: Path, *arguments: str) -> tuple[Command, str]:
     return command, found[0]
 
 
+def prefer_all_left(address: str) -> None:
+    """Prefer the left answer of every pair that is left, and end."""
+    while (number := ask(address, "state")["number"]) is not None:
+        ask(address, "choose", {"number": number, "choice": "left"})
+    ask(address, "end", {})
+
+
 def test_from_prompts_to_labels_that_a_recipe_reads(here: Path) -> None:
     arguments = (
         "--model",
@@ -51,9 +58,7 @@ def test_from_prompts_to_labels_that_a_recipe_reads(here: Path) -> None:
     command, address = label(here, *arguments)
     assert "done before" in command.out()  # nothing is sampled again
     assert ask(address, "state")["done"] == 4
-    while (number := ask(address, "state")["number"]) is not None:
-        ask(address, "choose", {"number": number, "choice": "left"})
-    ask(address, "end", {})
+    prefer_all_left(address)
     assert command.wait() == 0
     assert command.out().endswith("`spa init my.yaml --model one --pairs labels.jsonl --prompts prompts.jsonl`\n")
     source = DatasetSource(source=str(here / "labels.jsonl"))
@@ -65,6 +70,12 @@ def test_from_prompts_to_labels_that_a_recipe_reads(here: Path) -> None:
     ]  # fmt: skip
     check_skipped(loaded, source, "data.pairs", most=0.0)  # they are no fault of the file
     assert loaded.rows[0]["chosen"] == rows[0]["chosen"]
+
+    (here / "labels.jsonl").unlink()
+    command, address = label(here, *arguments)
+    prefer_all_left(address)
+    assert command.wait() == 0
+    assert command.out().endswith("`spa init my.yaml --model one --pairs labels.jsonl`\n")  # no prompt is left over
 
 
 @pytest.fixture(scope="module")
