@@ -11,7 +11,9 @@ wins" prefers the answer with more characters.
 
 Accuracy is the share of held-out pairs where the judge prefers what the data prefers. The length-balanced part of the
 held-out pairs has as many pairs whose longer answer is preferred as others, with ratios of lengths as near as there
-are: a judge that looks at lengths alone is right on half of it.
+are: a judge that looks at lengths alone is right on half of it. In the part that is read alike the two answers of a
+pair have as many tokens up to `--max-length`, mostly since both are cut off there: what is read has no lengths to judge
+by.
 
 What is done is found again in `--work` by model, data and settings: a command that was stopped goes on. Small sizes
 come first. `results.md` in that folder has the tables of what is there. The version of the package is not looked at:
@@ -29,6 +31,7 @@ from statistics import fmean, pstdev
 from typing import Any, NamedTuple
 
 from spa_recipes import api
+from spa_recipes.data.chat import Renderer, load_tokenizer
 from spa_recipes.judge_job import JudgeRequest, judge_pairs
 from spa_recipes.plan import MODEL, Stage
 from spa_recipes.recipe.schema import ForkExecutor
@@ -126,6 +129,16 @@ def balanced(pairs: Sequence[Pair]) -> list[int]:
     return sorted(found)
 
 
+def read_alike(pairs: Sequence[Pair], renderer: Renderer) -> list[int]:
+    """Places of the pairs whose answers have as many tokens, as far as they are read."""
+    alike = []
+    for i, pair in enumerate(pairs):
+        given = renderer.render_given([{"role": "user", "content": pair["prompt"]}], [pair[side] for side in SIDES])
+        if len({len(answer.ids) for answer in given.answers}) == 1:
+            alike.append(i)
+    return alike
+
+
 def rightness(pairs: Sequence[Pair], labelled: Sequence[dict[str, Any]]) -> list[float]:
     """Of each pair whether the row that `spa judge` wrote of it prefers the same answer; half right at a margin of 0.
 
@@ -141,8 +154,14 @@ def rightness(pairs: Sequence[Pair], labelled: Sequence[dict[str, Any]]) -> list
     return right
 
 
+def _places(pairs: Sequence[Pair], renderer: Renderer) -> list[list[int]]:
+    return [list(range(len(pairs))), balanced(pairs), read_alike(pairs, renderer)]
+
+
 class World:
     """The rows, the settings, and what was done with them.
+
+    `parts` has for each seed the places of all its held-out pairs, of the length-balanced ones and of those read alike.
 
     Args:
         options: those of the command.
@@ -153,6 +172,8 @@ class World:
         self.options, self._executors = options, executors
         self.kept = Kept(options.work, where(options.threads), only_look=executors is None)
         self.rows = usable([json.loads(line) for line in options.data.read_text().splitlines()])
+        lengths = {"max_prompt_length": options.max_prompt_length, "max_length": options.max_length}
+        renderer = Renderer(load_tokenizer(options.model), **lengths)
         self._made_by = {"model": file_digest(options.model / "model.safetensors"), "data": file_digest(options.data)}
         for seed in options.seeds:
             prompts = len({row["prompt"] for row in self.rows})
@@ -166,6 +187,8 @@ class World:
                 if not file.exists() or file.read_text() != text:  # another command may be reading it
                     file.parent.mkdir(parents=True, exist_ok=True)
                     file.write_text(text)
+
+        self.parts = {seed: _places(self.heldout(seed), renderer) for seed in options.seeds}
 
     def heldout(self, seed: int) -> list[Pair]:
         """The held-out pairs of a seed."""
@@ -269,16 +292,16 @@ def write(options: argparse.Namespace) -> str:
     return text
 
 
-LENGTHS_HEAD = ["| seed | held-out pairs | of them length-balanced |", "|---|---|---|"]
+LENGTHS_HEAD = ["| seed | held-out pairs | of them length-balanced | of them read alike |", "|---|---|---|---|"]
 HEAD = [
-    "| labels | judge | accuracy, % | of each seed | of the length-balanced part, % | of each seed | s per pair |",
-    "|---|---|---|---|---|---|---|",
+    "| labels | judge | accuracy, % | of each seed | length-balanced, % | of each seed | read alike, % | of each seed "
+    "| s per pair |",
+    "|---|---|---|---|---|---|---|---|---|",
 ]
 
 
 def _lengths(world: World, seed: int) -> str:
-    pairs = world.heldout(seed)
-    return f"| {seed} | {len(pairs)} | {len(balanced(pairs))} |"
+    return f"| {seed} | {' | '.join(str(len(places)) for places in world.parts[seed])} |"
 
 
 def _found(world: World, judge: str, size: int) -> dict[int, Outcome]:
@@ -316,9 +339,9 @@ def _difference(world: World, size: int, found: dict[str, dict[int, Outcome]]) -
 
 
 def _parts(world: World, values: dict[int, list[float]]) -> list[dict[int, list[float]]]:
-    """The values of all held-out pairs of each seed, and those of the length-balanced part."""
-    places = {seed: balanced(world.heldout(seed)) for seed in values}
-    return [values, {seed: [values[seed][i] for i in places[seed]] for seed in values}]
+    """The values of all held-out pairs of each seed, and those of each part of them."""
+    of_seeds = [[[values[seed][i] for i in places] for places in world.parts[seed]] for seed in values]
+    return [dict(zip(values, part, strict=True)) for part in zip(*of_seeds, strict=True)]
 
 
 def main() -> None:

@@ -1,8 +1,10 @@
-"""The parts of the benchmark of judges that are easy to get wrong: which pairs are held out, and which are balanced."""
+"""The parts of the benchmark of judges that are easy to get wrong: pairs that are held out, balanced, or read alike."""
 
 import pytest
 
-from tests.benchmarks.real_judge import balanced, length_ratio, longer_wins, rightness, split, usable
+from spa_recipes.data.chat import Renderer
+from tests.benchmarks.real_judge import balanced, length_ratio, longer_wins, read_alike, rightness, split, usable
+from tests.kit.chat_templates import FAMILIES, tokenizer_of
 
 
 def pair(prompt: str, chosen: int | str, rejected: int | str) -> dict[str, str]:
@@ -50,6 +52,12 @@ def test_lengths_alone_are_right_on_half_of_the_balanced_part() -> None:
 
 def test_the_rarer_kind_may_be_the_longer_one() -> None:
     assert balanced([pair("", *sides) for sides in ((10, 20), (10, 30), (21, 10))]) == [0, 2]
+
+
+def test_answers_that_end_behind_what_is_read_are_read_alike() -> None:
+    renderer = Renderer(tokenizer_of(FAMILIES["yi"]), max_prompt_length=40, max_length=60)
+    pairs = [pair("a", 5, 3), pair("b", 50, 500), pair("c", 3, 3), pair("d", 1, 500)]
+    assert read_alike(pairs, renderer) == [1, 2]
 
 
 def test_a_judge_is_right_where_it_prefers_what_the_data_prefers() -> None:
