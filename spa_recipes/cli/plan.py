@@ -64,8 +64,9 @@ def print_plan(prepared: api.Prepared, *, diff: bool, verbose: bool = False, ove
         say("")
     _print_problems(plan, hardware)
     _print_misfits(planned, plan, hardware)
-    _print_idle([one.view.stage for one in planned])
-    _print_totals([one for one in planned if one.view.state != "done"], prepared, hardware)
+    left = [one for one in planned if one.view.state != "done"]
+    _print_idle([one.view.stage for one in left])
+    _print_totals(left, prepared, hardware)
     print_powers(plan, run.path, overrides)
 
 
