@@ -154,10 +154,6 @@ def rightness(pairs: Sequence[Pair], labelled: Sequence[dict[str, Any]]) -> list
     return right
 
 
-def _places(pairs: Sequence[Pair], renderer: Renderer) -> list[list[int]]:
-    return [list(range(len(pairs))), balanced(pairs), read_alike(pairs, renderer)]
-
-
 class World:
     """The rows, the settings, and what was done with them.
 
@@ -174,6 +170,7 @@ class World:
         self.rows = usable([json.loads(line) for line in options.data.read_text().splitlines()])
         lengths = {"max_prompt_length": options.max_prompt_length, "max_length": options.max_length}
         renderer = Renderer(load_tokenizer(options.model), **lengths)
+        self.parts: dict[int, list[list[int]]] = {}
         self._made_by = {"model": file_digest(options.model / "model.safetensors"), "data": file_digest(options.data)}
         for seed in options.seeds:
             prompts = len({row["prompt"] for row in self.rows})
@@ -187,8 +184,7 @@ class World:
                 if not file.exists() or file.read_text() != text:  # another command may be reading it
                     file.parent.mkdir(parents=True, exist_ok=True)
                     file.write_text(text)
-
-        self.parts = {seed: _places(self.heldout(seed), renderer) for seed in options.seeds}
+            self.parts[seed] = [list(range(len(heldout))), balanced(heldout), read_alike(heldout, renderer)]
 
     def heldout(self, seed: int) -> list[Pair]:
         """The held-out pairs of a seed."""

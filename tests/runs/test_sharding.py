@@ -35,13 +35,18 @@ WAYS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def build_policy(folder: Path, hidden_size: int, intermediate_size: int) -> Path:
+    """A policy of two layers in a folder."""
     from spa_recipes.sandbox.model import build_model
 
-    folder = tmp_path_factory.mktemp("policy")
-    build_model(folder, hidden_size=32, num_layers=2, num_heads=2, intermediate_size=48, initializer_range=0.3, seed=0)
+    sizes = {"hidden_size": hidden_size, "intermediate_size": intermediate_size}
+    build_model(folder, **sizes, num_layers=2, num_heads=2, initializer_range=0.3, seed=0)
     return folder
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_policy(tmp_path_factory.mktemp("policy"), hidden_size=32, intermediate_size=48)
 
 
 def losses(folder: Path, cell: str) -> list[float]:
@@ -189,12 +194,8 @@ def test_a_killed_training_goes_on(sharding: str, policy: Path, tmp_path: Path) 
 @pytest.mark.parametrize("sharding", WAYS)
 @pytest.mark.parametrize("cell", ["sft", "sft+bf16"])
 def test_a_checkpoint_takes_the_bytes_that_were_estimated(sharding: Sharding, cell: str, tmp_path: Path) -> None:
-    from spa_recipes.sandbox.model import build_model
-
-    policy = tmp_path / "policy"
-    policy.mkdir()
-    shape = {"hidden_size": 256, "num_layers": 2, "num_heads": 2, "intermediate_size": 512}
-    build_model(policy, **shape, initializer_range=0.3, seed=0)  # large beside the names and places of its tensors
+    (folder := tmp_path / "policy").mkdir()
+    policy = build_policy(folder, hidden_size=256, intermediate_size=512)  # large beside the names of its tensors
     parameters = sum(tensor.numel() for tensor in load_file(policy / "model.safetensors").values())
     assert train_together(tmp_path, policy, [cell], sharding, kill_at=KILL_AT) == KILLED
     (checkpoint,) = (tmp_path / cell / "checkpoints").glob("checkpoint-*")
